@@ -1,0 +1,40 @@
+# The only verbs to know: format, check, test, demo, bench.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+CXX_SOURCES := $(CORE_SOURCES) $(shell find tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
+
+.PHONY: install format check test demo bench clean
+
+install: $(INSTALLED)
+
+# Reinstalls when the build description or a core source changed; ninja rebuilds only those objects.
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	touch $@
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
+
+test: install
+	$(BIN)/python -m pytest
+
+demo: install
+	$(BIN)/dataeff demo
+
+bench: install
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+clean:
+	rm -rf build dist $(VENV) demo-report

@@ -1,0 +1,37 @@
+"""DataEff: GPU training that does not wait for bytes.
+
+Three systems over one substrate of tiers (device, host, disk) and checked transfers:
+feature gathering (`dataeff.FeatureTable`), a compiler for relational GNN layers (`dataeff.rgnn`,
+`dataeff.nn`) and activation offloading (`dataeff.ActivationOffload`).
+
+Importing it initialises no CUDA, starts no thread and writes no file; the systems are imported
+when they are first named.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dataeff import _ops  # noqa: F401  (registers torch.ops.dataeff.*)
+from dataeff._version import __version__
+
+if TYPE_CHECKING:
+    pass  # each lazily imported name stands here once more, for type checkers and editors
+
+# name -> the module it is imported from when it is first used
+_LAZY: dict[str, str] = {}
+
+__all__ = ["__version__", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'dataeff' has no attribute {name!r}")
+    value = importlib.import_module(module)
+    return value if module.rpartition(".")[2] == name else getattr(value, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

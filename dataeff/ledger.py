@@ -1,0 +1,121 @@
+"""Tiers, and the account of what moved between them.
+
+Every transfer of bytes between two tiers is entered in the ledger of the object that ordered it
+(`FeatureTable.stats()` and `ActivationOffload.report()` read it), and, while a timeline is kept, with
+its start and end, so that a report can draw transfers against compute.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+
+class Tier(str, Enum):
+    """Where bytes are: GPU memory, host memory, or files."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stretch of time on one track, in nanoseconds of `time.perf_counter_ns`.
+
+    Attributes:
+        track: what it is drawn beside, e.g. `store`, `load`, `gather`, `compute`, `wait`.
+        name: what it was for.
+        start_ns: when it began.
+        end_ns: when it ended.
+        nbytes: bytes moved; 0 for compute and waits.
+    """
+
+    track: str
+    name: str
+    start_ns: int
+    end_ns: int
+    nbytes: int = 0
+
+
+class Ledger:
+    """Counts transfers by (source tier, target tier); thread-safe.
+
+    Args:
+        max_spans: how many spans the timeline holds at most; 0 keeps none. Later ones are counted in
+            `num_dropped_spans`.
+    """
+
+    def __init__(self, max_spans: int = 0) -> None:
+        self.max_spans = max_spans
+        self.spans: list[Span] = []
+        self.num_dropped_spans = 0
+        self._lock = threading.Lock()
+        self._nbytes: defaultdict[tuple[Tier, Tier], int] = defaultdict(int)
+        self._count: defaultdict[tuple[Tier, Tier], int] = defaultdict(int)
+
+    def transfer(self, source: Tier, target: Tier, nbytes: int, count: int = 1) -> None:
+        """Enters `count` finished transfers of `nbytes` in all."""
+        with self._lock:
+            self._nbytes[source, target] += nbytes
+            self._count[source, target] += count
+
+    def nbytes(self, source: Tier, target: Tier) -> int:
+        """Bytes moved from `source` to `target` so far."""
+        with self._lock:
+            return self._nbytes.get((source, target), 0)
+
+    def count(self, source: Tier, target: Tier) -> int:
+        """Transfers from `source` to `target` so far."""
+        with self._lock:
+            return self._count.get((source, target), 0)
+
+    def span(self, track: str, name: str, start_ns: int, end_ns: int, nbytes: int = 0) -> None:
+        """Draws one span on the timeline, when one is kept."""
+        if not self.max_spans:
+            return
+        with self._lock:
+            if len(self.spans) < self.max_spans:
+                self.spans.append(Span(track, name, start_ns, end_ns, nbytes))
+            else:
+                self.num_dropped_spans += 1
+
+    @contextmanager
+    def timed(self, track: str, name: str, nbytes: int = 0) -> Iterator[None]:
+        """Draws the time its block takes (host clock: asynchronous device work is not awaited)."""
+        start_ns = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            self.span(track, name, start_ns, time.perf_counter_ns(), nbytes)
+
+    def chrome_trace(self, path: str | Path) -> None:
+        """Writes the timeline in Chrome's trace-event format (`chrome://tracing`, Perfetto)."""
+        with self._lock:
+            spans = list(self.spans)
+        tracks = {track: i for i, track in enumerate(dict.fromkeys(span.track for span in spans))}
+        events: list[dict[str, object]] = [
+            {"ph": "M", "name": "thread_name", "pid": 0, "tid": tid, "args": {"name": track}}
+            for track, tid in tracks.items()
+        ]
+        events += [
+            {
+                "ph": "X",
+                "name": span.name,
+                "cat": span.track,
+                "pid": 0,
+                "tid": tracks[span.track],
+                "ts": span.start_ns / 1e3,
+                "dur": (span.end_ns - span.start_ns) / 1e3,
+                "args": {"nbytes": span.nbytes},
+            }
+            for span in spans
+        ]
+        Path(path).write_text(json.dumps({"traceEvents": events}))
