@@ -101,14 +101,15 @@ def ninja_file(target: Path, build_dir: Path, nvcc: Path | None) -> str:
     define = "-DDATAEFF_WITH_CUDA=1" if nvcc else ""
     # cudart's static symbols stay private: torch's own copy in the same process must not bind them.
     link = (
-        f"{nvcc} -ccbin {cxx} -shared -cudart static -Xlinker --exclude-libs,ALL -Xcompiler -pthread"
+        f"{nvcc} -ccbin {cxx} -shared -cudart static -Xlinker --exclude-libs,ALL"
         if nvcc
         else f"{cxx} -shared -pthread {link_extra}"
     )
     lines = [
         "ninja_required_version = 1.5",
         "rule cxx",
-        f"  command = {cxx} {CXX_FLAGS} {define} {includes} {cxx_extra} -MMD -MF $out.d -c $in -o $out",
+        f"  command = {cxx} {CXX_FLAGS} {define} {includes} {cxx_extra} "
+        "-MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "  description = C++ $in",

@@ -1,8 +1,8 @@
 """Tiers, and the account of what moved between them.
 
 Every transfer of bytes between two tiers is entered in the ledger of the object that ordered it
-(`FeatureTable.stats()` and `ActivationOffload.report()` read it), and, while a timeline is kept, with
-its start and end, so that a report can draw transfers against compute.
+(`FeatureTable.stats()` and `ActivationOffload.report()` read it), and, while a timeline is kept,
+with its start and end, so that a report can draw transfers against compute.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Ledger:
     """Counts transfers by (source tier, target tier); thread-safe.
 
     Args:
-        max_spans: how many spans the timeline holds at most; 0 keeps none. Later ones are counted in
-            `num_dropped_spans`.
+        max_spans: how many spans the timeline holds at most; 0 keeps none. Later ones are counted
+            in `num_dropped_spans`.
     """
 
     def __init__(self, max_spans: int = 0) -> None:

@@ -1,0 +1,3 @@
+# Types of the compiled core, one section per folder of csrc/.
+
+cuda_built: bool
