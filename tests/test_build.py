@@ -1,0 +1,89 @@
+"""The core builds with and without CUDA, only what changed is compiled again, errors are plain."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LOAD = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("_core", sys.argv[1])
+core = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(core)
+print(core.cuda_built)
+"""
+
+
+def build(folder, **environment):
+    """Builds the core into `folder`; returns the finished process."""
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--build-lib", str(folder / "lib")],
+        cwd=ROOT,
+        env={**os.environ, "DATAEFF_BUILD_DIR": str(folder / "objects"), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def cuda_built(folder):
+    """Loads the module that was built, in a process of its own."""
+    (module,) = (folder / "lib" / "dataeff").glob("_core*.so")
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(module)], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip() == "True"
+
+
+def test_without_cuda_then_nothing_left_to_do(tmp_path):
+    first = build(tmp_path, DATAEFF_CUDA="0")
+    assert first.returncode == 0, first.stderr
+    assert not cuda_built(tmp_path)
+    again = build(tmp_path, DATAEFF_CUDA="0")
+    assert again.returncode == 0
+    assert "no work to do" in again.stdout
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_with_cuda_for_one_architecture(tmp_path):
+    done = build(tmp_path, DATAEFF_CUDA="1", DATAEFF_CUDA_ARCHS="90")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert cuda_built(tmp_path)
+    assert "arch=compute_90,code=sm_90" in (tmp_path / "objects" / "build.ninja").read_text()
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_an_unknown_architecture_is_named(tmp_path):
+    done = build(tmp_path, DATAEFF_CUDA="1", DATAEFF_CUDA_ARCHS="12345")
+    assert done.returncode != 0
+    assert "12345" in done.stderr
+
+
+def test_cuda_wished_but_no_nvcc(tmp_path):
+    code = (
+        "import sys; sys.argv = ['setup.py', 'build_ext']\n"
+        "import pathlib, shutil\n"
+        "shutil.which = lambda name: None\n"
+        "exists = pathlib.Path.exists\n"
+        "pathlib.Path.exists = lambda p, **kw: p.name != 'nvcc' and exists(p, **kw)\n"
+        "exec(compile(open('setup.py').read(), str(pathlib.Path('setup.py').resolve()), 'exec'),"
+        " {'__file__': 'setup.py', '__name__': '__main__'})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "DATAEFF_CUDA": "1", "DATAEFF_BUILD_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "nvcc was not found" in done.stderr and "DATAEFF_CUDA=0" in done.stderr
+
+
+def test_a_misspelt_wish_is_named(tmp_path):
+    done = build(tmp_path, DATAEFF_CUDA="yes")
+    assert done.returncode != 0
+    assert "'yes' is not one of auto, 0, 1" in done.stderr
