@@ -1,0 +1,250 @@
+"""Times the providers of a case, interleaved round by round so that noise meets all alike.
+
+Every provider's result is compared with the first one's before the clock starts. Round r starts
+with provider r, so that none always runs after the same other. Reported is the median over rounds
+with the distance between the quartiles; the garbage collector is off while the clock runs.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.bench.record import Record, Run
+
+MIN_ROUNDS = 3
+MAX_CALLS_PER_SAMPLE = 1000
+
+
+class DisagreementError(RuntimeError):
+    """Two providers of one case returned different results: neither's time means anything."""
+
+
+@dataclass
+class Lane:
+    """One provider in a running case: its step and the seconds per call sampled so far."""
+
+    provider: Provider
+    step: Step
+    num_calls: int = 1
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds per call."""
+        return statistics.median(self.samples)
+
+    @property
+    def quartile_distance_s(self) -> float:
+        """Seconds between the first and the third quartile of the samples."""
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return high - low
+
+    def rate(self, amount: int) -> float:
+        """`amount` per second at the median."""
+        return amount / self.median_s
+
+
+def run_workload(
+    workload: str, cases: Iterable[Case], options: Options, say: Callable[[str], None]
+) -> list[Record]:
+    """Runs all cases and returns their records; `say` gets a line when a case starts."""
+    run = Run.here(options.device)
+    records: list[Record] = []
+    for case in cases:
+        say(f"{workload}: {case.size}")
+        records += run_case(workload, case, options, run)
+    return records
+
+
+def run_case(workload: str, case: Case, options: Options, run: Run) -> list[Record]:
+    """Prepares, compares, times and closes the providers of one case.
+
+    Raises:
+        DisagreementError: a provider's result is not the first provider's.
+    """
+    torch.manual_seed(options.seed)
+    inputs = case.inputs()
+    with ExitStack() as open_steps:
+        lanes, skipped = _prepare(case, inputs, options.seed, open_steps)
+        _compare(workload, case, lanes)
+        with _no_garbage_collection():
+            for lane in lanes:
+                _warm_up(lane, options)
+            _rounds(lanes, options)
+        record = _Recorder(workload, case, run)
+        records = [record.skipped(provider, reason) for provider, reason in skipped]
+        for lane in lanes:
+            records += record.measured(lane, [c for c in lanes if c.provider.role == "ceiling"])
+            records += record.peak(lane, options.device)
+        return records
+
+
+def _prepare(
+    case: Case, inputs: Any, seed: int, open_steps: ExitStack
+) -> tuple[list[Lane], list[tuple[Provider, str]]]:
+    lanes, skipped = [], []
+    for provider in (*case.providers, *case.ceilings):
+        torch.manual_seed(seed)
+        try:
+            step = provider.prepare(inputs)
+        except Unavailable as reason:
+            skipped.append((provider, str(reason)))
+            continue
+        if step.close is not None:
+            open_steps.callback(step.close)
+        lanes.append(Lane(provider, step))
+    return lanes, skipped
+
+
+def _call(step: Step) -> Any:
+    if step.before is not None:
+        step.before()
+    return step.call()
+
+
+def _compare(workload: str, case: Case, lanes: list[Lane]) -> None:
+    compared = [lane for lane in lanes if lane.provider.role != "ceiling"]
+    if not compared:
+        return
+    expected = _call(compared[0].step)
+    for lane in compared[1:]:
+        actual = _call(lane.step)
+        try:
+            case.assert_same(expected, actual)
+        except AssertionError as difference:
+            raise DisagreementError(
+                f"{workload}, {case.size}: {lane.provider.name} returns something else than "
+                f"{compared[0].provider.name}: {difference}"
+            ) from difference
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _sample(lane: Lane, device: torch.device) -> float:
+    """Seconds per call over `num_calls` calls; the device is idle at both ends."""
+    if lane.step.before is not None:
+        lane.step.before()
+    _synchronize(device)
+    start_ns = time.perf_counter_ns()
+    for _ in range(lane.num_calls):
+        lane.step.call()
+    _synchronize(device)
+    return (time.perf_counter_ns() - start_ns) / 1e9 / lane.num_calls
+
+
+def _warm_up(lane: Lane, options: Options) -> None:
+    elapsed_s = [_sample(lane, options.device) for _ in range(options.num_warmups)][-1]
+    # What `before` prepares holds for one call only, so such a step is not repeated in a sample.
+    if lane.step.before is None:
+        wanted = math.ceil(options.min_sample_s / max(elapsed_s, 1e-9))
+        lane.num_calls = min(max(wanted, 1), MAX_CALLS_PER_SAMPLE)
+
+
+def _rounds(lanes: list[Lane], options: Options) -> None:
+    deadline = time.perf_counter() + options.budget_s
+    for index in range(options.num_rounds):
+        if index >= MIN_ROUNDS and time.perf_counter() > deadline:
+            return
+        first = index % max(len(lanes), 1)
+        for lane in (*lanes[first:], *lanes[:first]):
+            lane.samples.append(_sample(lane, options.device))
+        gc.collect()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Off while the clock runs; what the rounds leave behind is collected between them."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()  # so that the collections between rounds look only at what the rounds made
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_enabled:
+            gc.enable()
+
+
+class _Recorder:
+    """Turns the lanes of one case into records."""
+
+    def __init__(self, workload: str, case: Case, run: Run) -> None:
+        self.workload, self.case, self.run = workload, case, run
+
+    def _record(
+        self, provider: Provider, metric: str, value: float | None, unit: str, note: str = ""
+    ) -> Record:
+        return self.run.record(
+            workload=self.workload,
+            provider=provider.name,
+            role=provider.role,
+            metric=metric,
+            value=value,
+            unit=unit,
+            size=self.case.size,
+            note=note,
+        )
+
+    def skipped(self, provider: Provider, reason: str) -> Record:
+        return self._record(provider, "skipped", None, "1", reason)
+
+    def measured(self, lane: Lane, ceilings: list[Lane]) -> list[Record]:
+        """Time, spread, rates, shares of the ceilings, and what the step itself reports."""
+        figures = [
+            ("time_s", lane.median_s, "s"),
+            ("time_spread_s", lane.quartile_distance_s, "s"),
+            ("num_rounds", float(len(lane.samples)), "1"),
+        ]
+        nbytes = self.case.nbytes if lane.step.nbytes is None else lane.step.nbytes
+        flops = self.case.flops if lane.step.flops is None else lane.step.flops
+        if lane.provider.role == "ceiling":  # a copy's operations or a product's bytes bound nobody
+            nbytes, flops = lane.step.nbytes or 0, lane.step.flops or 0
+        if nbytes:
+            figures.append(("bandwidth_gbs", lane.rate(nbytes) / 1e9, "GB/s"))
+        if flops:
+            figures.append(("rate_gflops", lane.rate(flops) / 1e9, "GFLOP/s"))
+        if lane.provider.role != "ceiling":
+            figures += self._shares(lane, nbytes, flops, ceilings)
+        if lane.step.metrics is not None:
+            figures += [(name, value, unit) for name, (value, unit) in lane.step.metrics().items()]
+        return [self._record(lane.provider, *figure) for figure in figures]
+
+    @staticmethod
+    def _shares(
+        lane: Lane, nbytes: int, flops: int, ceilings: list[Lane]
+    ) -> list[tuple[str, float, str]]:
+        shares = []
+        for ceiling in ceilings:
+            for mine, bound in ((nbytes, ceiling.step.nbytes), (flops, ceiling.step.flops)):
+                if mine and bound:
+                    share = lane.rate(mine) / ceiling.rate(bound)
+                    shares.append((f"share_of_{ceiling.provider.name}", share, "1"))
+        return shares
+
+    def peak(self, lane: Lane, device: torch.device) -> list[Record]:
+        """Device memory that one call takes at its peak, beyond what was held before it."""
+        if device.type != "cuda" or lane.provider.role == "ceiling":
+            return []
+        if lane.step.before is not None:
+            lane.step.before()
+        _synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        lane.step.call()
+        _synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) - held
+        return [self._record(lane.provider, "peak_device_nbytes", float(peak), "B")]

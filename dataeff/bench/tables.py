@@ -1,0 +1,179 @@
+"""Tables of records: for the terminal (rich) and for README.md (Markdown)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from dataeff.bench.record import Record
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = dict[str, Record]  # metric -> record, of one provider at one size
+
+
+def by_provider(records: Iterable[Record]) -> dict[str, dict[str, Row]]:
+    """Groups records: size -> provider -> metric -> record, in the order they stand in."""
+    grouped: dict[str, dict[str, Row]] = {}
+    for record in records:
+        row = grouped.setdefault(record.size, {}).setdefault(record.provider, {})
+        row[record.metric] = record
+    return grouped
+
+
+def best_peer_s(providers: dict[str, Row]) -> float | None:
+    """The shortest time among the peers of one size."""
+    times = [
+        row["time_s"].value for row in providers.values() if _timed(row) and _role(row) == "peer"
+    ]
+    return min((value for value in times if value is not None), default=None)
+
+
+def ratio(row: Row, peer_s: float | None) -> str:
+    """How many times as fast as the best peer."""
+    value = row["time_s"].value
+    if peer_s is None or not value or _role(row) != "ours":
+        return ""
+    return f"{peer_s / value:.2f}x"
+
+
+def _timed(row: Row) -> bool:
+    return "time_s" in row
+
+
+def _role(row: Row) -> str:
+    return next(iter(row.values())).role
+
+
+def duration(value_s: float) -> str:
+    """Seconds with three digits in the unit that suits."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
+        if value_s >= scale:
+            return f"{value_s / scale:.3g} {unit}" if value_s < 1000 else f"{value_s:.0f} s"
+    return f"{value_s / 1e-9:.3g} ns"
+
+
+def rate(row: Row) -> str:
+    """Bandwidth or operations per second, whichever was recorded."""
+    shown = []
+    for metric in ("bandwidth_gbs", "rate_gflops"):
+        if metric in row and row[metric].value is not None:
+            shown.append(f"{row[metric].value:.4g} {row[metric].unit}")
+    return ", ".join(shown)
+
+
+def shares(row: Row) -> str:
+    """`85 % of memcpy`, one per ceiling."""
+    return ", ".join(
+        f"{100 * record.value:.0f} % of {metric.removeprefix('share_of_')}"
+        for metric, record in row.items()
+        if metric.startswith("share_of_") and record.value is not None
+    )
+
+
+def extras(row: Row) -> str:
+    """What a provider reported beside the time."""
+    usual = ("time_s", "time_spread_s", "num_rounds", "bandwidth_gbs", "rate_gflops", "skipped")
+    return ", ".join(
+        f"{metric}={_amount(record)}"
+        for metric, record in row.items()
+        if metric not in usual and not metric.startswith("share_of_")
+    )
+
+
+def _amount(record: Record) -> str:
+    if record.value is None:
+        return ""
+    if record.unit == "B":
+        for scale, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+            if record.value >= scale:
+                return f"{record.value / scale:.3g} {unit}"
+    if record.unit == "s":
+        return duration(record.value)
+    return f"{record.value:.4g}" + ("" if record.unit == "1" else f" {record.unit}")
+
+
+def terminal_table(workload: str, records: Sequence[Record]) -> Table:
+    """One table of a run: every size and provider, and why some were skipped."""
+    from rich.table import Table
+
+    first = records[0]
+    table = Table(
+        title=f"{workload} on {first.device}, {first.threads} threads", title_justify="left"
+    )
+    for heading in ("size", "provider"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("median", "spread", "rate", "share of ceiling", "vs best peer"):
+        table.add_column(heading, justify="right")
+    table.add_column("more", overflow="fold")
+    for size, providers in by_provider(records).items():
+        peer_s = best_peer_s(providers)
+        for index, (name, row) in enumerate(providers.items()):
+            table.add_row(size if index == 0 else "", *_cells(name, row, peer_s))
+        table.add_section()
+    return table
+
+
+def _cells(name: str, row: Row, peer_s: float | None) -> tuple[str, ...]:
+    if not _timed(row):
+        return (name, "", "", "", "", "", f"skipped: {row['skipped'].note}")
+    median, spread = (row[metric].value or 0.0 for metric in ("time_s", "time_spread_s"))
+    label = f"({name})" if _role(row) == "ceiling" else name
+    cells = (duration(median), f"± {duration(spread / 2)}", rate(row), shares(row))
+    return (label, *cells, ratio(row, peer_s), extras(row))
+
+
+def markdown_table(records: Sequence[Record]) -> str:
+    """One workload's records as Markdown: a row per size and provider, CPU and GPU side by side.
+
+    Columns of a kind of device without a record stay empty, and a line says so.
+    """
+    kinds = ("cpu", "cuda")
+    of_kind = {kind: [r for r in records if r.device.startswith(kind)] for kind in kinds}
+    grouped = {kind: by_provider(found) for kind, found in of_kind.items()}
+    lines = [
+        "| size | provider | CPU | vs best peer | share of ceiling "
+        "| GPU | vs best peer | share of ceiling |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    keys = dict.fromkeys(
+        (size, provider)
+        for kind in kinds
+        for size, providers in grouped[kind].items()
+        for provider, row in providers.items()
+        if _role(row) != "ceiling"
+    )
+    for size, provider in keys:
+        cells = [
+            c for kind in kinds for c in _markdown_cells(grouped[kind].get(size, {}), provider)
+        ]
+        lines.append(f"| {size} | {provider} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(_provenance(kind, of_kind[kind]) for kind in kinds)])
+
+
+def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, str, str]:
+    row = providers.get(provider)
+    if row is None:
+        return ("", "", "")
+    if not _timed(row):
+        return ("skipped", "", "")
+    return (
+        duration(row["time_s"].value or 0.0),
+        ratio(row, best_peer_s(providers)),
+        shares(row),
+    )
+
+
+def _provenance(kind: str, records: Sequence[Record]) -> str:
+    label = "GPU" if kind == "cuda" else "CPU"
+    if not records:
+        return f"{label}: no record yet, so its columns are empty."
+    last = max(records, key=lambda record: record.time)
+    packages = ", ".join(
+        f"{name} {last.versions[name]}" for name in ("torch", "triton") if name in last.versions
+    )
+    return (
+        f"{label}: {last.device.partition(': ')[2]}, {last.threads} threads, {packages}, "
+        f"commit {last.commit or 'unknown'}, {last.time[:10]}."
+    )

@@ -1,0 +1,31 @@
+import importlib.util
+
+import pytest
+
+from dataeff import bench
+
+
+def test_only_importable_workloads_are_offered(monkeypatch):
+    real = importlib.util.find_spec
+
+    def only_gather(name, package=None):
+        if name.startswith("dataeff.bench."):
+            return object() if name == "dataeff.bench.gather" else None
+        return real(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", only_gather)
+    assert list(bench.workloads()) == ["gather"]
+
+
+@pytest.mark.parametrize("name", list(bench.workloads()))
+def test_listing_a_workload_is_cheap_and_names_ours_and_a_peer(name):
+    for quick in (True, False):
+        listed = list(bench.cases(name, bench.Options(quick=quick)))
+        assert listed
+        assert len({case.size for case in listed}) == len(listed)
+        for case in listed:
+            roles = [provider.role for provider in case.providers]
+            assert "ours" in roles and "peer" in roles
+            names = [provider.name for provider in (*case.providers, *case.ceilings)]
+            assert len(set(names)) == len(names)
+            assert all(ceiling.role == "ceiling" for ceiling in case.ceilings)

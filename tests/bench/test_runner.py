@@ -1,0 +1,211 @@
+import gc
+
+import pytest
+import torch
+
+from dataeff.bench import (
+    Case,
+    DisagreementError,
+    Options,
+    Provider,
+    Step,
+    Unavailable,
+    run_case,
+    runner,
+)
+from dataeff.bench.record import Run
+
+CPU = torch.device("cpu")
+
+
+class Clock:
+    """Stands in for `time`: only the work moves it."""
+
+    def __init__(self):
+        self.now_ns = 0
+
+    def perf_counter_ns(self):
+        return self.now_ns
+
+    def perf_counter(self):
+        return self.now_ns / 1e9
+
+    def work(self, name, seconds, calls, result=0):
+        def call():
+            calls.append(name)
+            self.now_ns += round(seconds * 1e9)
+            return result
+
+        return call
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(runner, "time", clock)
+    return clock
+
+
+def run(case, **options):
+    options = Options(quick=True, device=CPU, **options)
+    records = run_case("gather", case, options, Run.here(CPU))
+    return {(record.provider, record.metric): record for record in records}
+
+
+def provider(name, call, role="peer", **step):
+    return Provider(name, lambda inputs: Step(call, **step), role=role)
+
+
+def test_medians_rates_and_shares_come_from_the_same_rounds(clock):
+    calls = []
+    case = Case(
+        size="n=1",
+        inputs=lambda: None,
+        providers=(
+            provider("peer", clock.work("peer", 0.4, calls)),
+            provider("ours", clock.work("ours", 0.2, calls), role="ours"),
+        ),
+        ceilings=(
+            provider("memcpy", clock.work("memcpy", 0.1, calls), role="ceiling", nbytes=400),
+        ),
+        nbytes=400,
+    )
+    found = run(case)
+    assert found["peer", "time_s"].value == pytest.approx(0.4)
+    assert found["ours", "bandwidth_gbs"].value == pytest.approx(2000 / 1e9)
+    assert found["memcpy", "bandwidth_gbs"].value == pytest.approx(4000 / 1e9)
+    assert found["ours", "share_of_memcpy"].value == pytest.approx(0.5)
+    assert found["ours", "time_spread_s"].value == pytest.approx(0, abs=1e-12)
+    assert ("memcpy", "share_of_memcpy") not in found
+
+
+def test_rounds_are_interleaved_and_start_with_another_provider_each_time(clock):
+    calls = []
+    names = ("a", "b", "c")
+    case = Case(
+        size="",
+        inputs=lambda: None,
+        providers=tuple(provider(name, clock.work(name, 0.1, calls)) for name in names),
+    )
+    run(case)
+    compared_and_warm = 3 + 3
+    rounds = calls[compared_and_warm:]
+    assert ["".join(rounds[i : i + 3]) for i in range(0, len(rounds), 3)] == [
+        *("abc", "bca", "cab", "abc", "bca"),
+    ]
+
+
+def test_the_budget_ends_the_rounds_but_not_before_three(clock):
+    case = Case(
+        size="", inputs=lambda: None, providers=(provider("slow", clock.work("slow", 100.0, [])),)
+    )
+    assert run(case)["slow", "num_rounds"].value == 3
+
+
+def test_short_calls_are_repeated_within_a_sample(clock):
+    calls = []
+    case = Case(
+        size="", inputs=lambda: None, providers=(provider("fast", clock.work("f", 1e-4, calls)),)
+    )
+    found = run(case)
+    assert found["fast", "time_s"].value == pytest.approx(1e-4)
+    assert len(calls) == 1 + 1 + 5 * 10  # compared, warmed up, five rounds of 1 ms
+
+
+def test_before_runs_ahead_of_every_call_and_is_not_timed(clock):
+    order = []
+
+    def before():
+        order.append("before")
+        clock.now_ns += 10**9
+
+    call = clock.work("call", 1e-4, order)
+    found = run(Case(size="", inputs=lambda: None, providers=(provider("p", call, before=before),)))
+    assert found["p", "time_s"].value == pytest.approx(1e-4)
+    assert order == ["before", "call"] * (len(order) // 2)
+
+
+def test_different_results_stop_the_run_and_every_step_is_closed():
+    closed = []
+    case = Case(
+        size="n=2",
+        inputs=lambda: None,
+        providers=(
+            provider("torch", lambda: torch.tensor([1.0, 2.0]), close=lambda: closed.append(1)),
+            provider("ours", lambda: torch.tensor([1.0, 2.5]), close=lambda: closed.append(2)),
+        ),
+    )
+    with pytest.raises(DisagreementError, match=r"gather, n=2: ours returns .* torch"):
+        run(case)
+    assert sorted(closed) == [1, 2]
+
+
+def test_tolerance_and_own_comparison_replace_equality():
+    a, b = (lambda: {"y": torch.tensor([1.0])}), (lambda: {"y": torch.tensor([1.001])})
+    providers = (provider("a", a), provider("b", b))
+    case = Case(size="", inputs=lambda: None, providers=providers, tolerance=(1e-2, 0.0))
+    assert ("b", "time_s") in run(case)
+    seen = []
+    case = Case(size="", inputs=lambda: None, providers=providers, same=lambda x, y: seen.append(x))
+    assert ("b", "time_s") in run(case) and len(seen) == 1
+
+
+def test_what_cannot_run_is_recorded_with_its_reason():
+    def declines(inputs):
+        raise Unavailable("there is no CUDA device")
+
+    case = Case(
+        size="",
+        inputs=lambda: None,
+        providers=(
+            Provider("absent", lambda inputs: Step(int), requires=("no_such_package",)),
+            Provider("declines", declines),
+            provider("runs", int),
+        ),
+    )
+    found = run(case)
+    assert found["absent", "skipped"].note == "the package no_such_package is not installed"
+    assert found["declines", "skipped"].note == "there is no CUDA device"
+    assert found["declines", "skipped"].value is None
+    assert ("runs", "time_s") in found
+
+
+def test_an_error_that_is_not_unavailable_is_not_hidden():
+    def broken(inputs):
+        raise RuntimeError("broken")
+
+    case = Case(size="", inputs=lambda: None, providers=(Provider("p", broken),))
+    with pytest.raises(RuntimeError, match="broken"):
+        run(case)
+
+
+def test_inputs_and_every_set_up_are_seeded():
+    def make(inputs):
+        weight = torch.randn(3)
+        return Step(lambda: (weight, inputs))
+
+    case = Case(
+        size="", inputs=lambda: torch.randn(3), providers=(Provider("a", make), Provider("b", make))
+    )
+    run(case, seed=7)  # equality of the results is what is checked
+    torch.manual_seed(7)
+    assert torch.equal(case.inputs(), torch.manual_seed(7) and torch.randn(3))
+
+
+def test_garbage_is_not_collected_while_the_clock_runs(clock):
+    states = []
+
+    def call():
+        states.append(gc.isenabled())
+        clock.now_ns += 10**9
+
+    run(Case(size="", inputs=lambda: None, providers=(provider("p", call),)))
+    assert states[0] and not any(states[1:])
+    assert gc.isenabled()
+
+
+def test_a_step_reports_its_own_figures():
+    step = {"metrics": lambda: {"peak_saved_nbytes": (5.0, "B")}}
+    found = run(Case(size="", inputs=lambda: None, providers=(provider("p", int, **step),)))
+    assert found["p", "peak_saved_nbytes"].value == 5.0
+    assert found["p", "peak_saved_nbytes"].unit == "B"
