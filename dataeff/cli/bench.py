@@ -1,0 +1,118 @@
+"""`dataeff bench`: ours beside its peers on this machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dataeff.bench import workloads, write
+from dataeff.cli import UserError
+
+if TYPE_CHECKING:
+    from dataeff.bench import Options, Record
+
+NAMES = (*workloads(), "all")
+
+
+def command(
+    name: Annotated[str, typer.Argument(help=f"One of {', '.join(NAMES)}.")],
+    json: Annotated[Path | None, typer.Option(help="Write the records to this file.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw them to this file (.png, .svg, .pdf).")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds.")] = False,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", help="Where files go; the temporary directory by default."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; cuda by default when there is a GPU.")
+    ] = None,
+) -> None:
+    """Time one workload against its peers and this machine's ceilings."""
+    if name not in NAMES:
+        raise UserError(f"unknown benchmark {name!r}: choose from {', '.join(NAMES)}")
+    known = workloads()
+    chosen = list(known) if name == "all" else [name]
+    options = _options(quick, directory, device)
+    plots = _plot_paths(plot, chosen)
+    for option, path in (("--json", json), *(("--plot", path) for path in plots.values())):
+        _check_writable(option, path)
+    records: list[Record] = []
+    for one in chosen:
+        found = known[one](options, say=_say)
+        _show(one, found)
+        if one in plots:
+            _draw(found, plots[one])
+        records += found
+        if json is not None:  # after each, so that an interrupted run keeps what it has
+            write(records, json)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _options(quick: bool, directory: Path | None, device: str | None) -> Options:
+    import torch
+
+    from dataeff.bench import Options
+
+    directory = directory or Path(tempfile.gettempdir())
+    if not directory.is_dir():
+        raise UserError(f"--dir: {directory} is not a directory")
+    if device is None:
+        return Options(quick=quick, directory=directory)
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device: {device!r} is neither cpu nor cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: torch sees no CUDA device here; `dataeff doctor` says why")
+    return Options(quick=quick, directory=directory, device=torch.device(device))
+
+
+def _plot_paths(plot: Path | None, chosen: list[str]) -> dict[str, Path]:
+    """One file per workload: as named for one, with the workload's name added for several."""
+    if plot is None:
+        return {}
+    if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot: {plot} ends in none of .png, .svg, .pdf")
+    if find_spec("matplotlib") is None:
+        raise UserError("--plot needs matplotlib: pip install 'dataeff[demo]'")
+    if len(chosen) == 1:
+        return {chosen[0]: plot}
+    return {one: plot.with_name(f"{plot.stem}-{one}{plot.suffix}") for one in chosen}
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    """Says so before minutes are spent on records that could not be kept."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{option}: the folder {folder} does not exist")
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder, not a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"{option}: {path} is not writable")
+
+
+def _show(workload: str, records: list[Record]) -> None:
+    from rich.console import Console
+
+    from dataeff.bench.tables import terminal_table
+
+    console = Console()
+    if not console.is_terminal:  # a pipe or a log file has no width to fold at
+        console = Console(width=200)
+    console.print(terminal_table(workload, records))
+
+
+def _draw(records: list[Record], path: Path) -> None:
+    from dataeff.bench.plot import plot
+
+    plot(records, path)

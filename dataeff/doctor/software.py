@@ -1,0 +1,187 @@
+"""Python, the packages, and the compilers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from dataeff.doctor.finding import Finding
+
+AREA = "software"
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
+OLDEST_TORCH = (2, 10)
+
+
+def findings() -> list[Finding]:
+    """Python, torch, Triton, the core, optional packages, and compilers."""
+    return [
+        python(),
+        torch_version(),
+        triton(),
+        core(),
+        package(
+            "torch-geometric", "dataeff.integrations.pyg and PyG as a peer in benchmarks", "pyg"
+        ),
+        package("matplotlib", "plots in `dataeff bench --plot` and in the demo's report", "demo"),
+        compiler(),
+        nvcc(),
+    ]
+
+
+def python() -> Finding:
+    """Python is one that is tested."""
+    version = sys.version_info[:2]
+    return Finding(
+        "Python",
+        ok=OLDEST_PYTHON <= version <= NEWEST_PYTHON,
+        value=platform.python_version(),
+        cost="dataeff is tested on Python 3.10 to 3.13 only",
+        remedy="make a virtual environment with one of these",
+        area=AREA,
+        essential=version < OLDEST_PYTHON,
+    )
+
+
+def torch_version() -> Finding:
+    """Torch is recent enough."""
+    version = str(torch.__version__)
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    return Finding(
+        "torch",
+        ok=numbers >= OLDEST_TORCH,
+        value=version,
+        cost="dataeff needs torch 2.10 or later",
+        remedy="pip install --upgrade 'torch>=2.10'",
+        area=AREA,
+        essential=True,
+    )
+
+
+def triton() -> Finding:
+    """Triton is installed: the relational kernels for GPUs are written in it."""
+    version = installed("triton")
+    return Finding(
+        "Triton",
+        ok=version is not None,
+        value=version or "not installed",
+        cost="dataeff.rgnn has no GPU kernels: layers run in plain PyTorch there",
+        remedy="pip install triton (Linux; torch's CUDA wheels bring it)",
+        area=AREA,
+    )
+
+
+def core() -> Finding:
+    """The compiled core can be loaded, and has its CUDA half."""
+    try:
+        cuda_built = importlib.import_module("dataeff._core").cuda_built
+    except ImportError as error:
+        return Finding(
+            "compiled core",
+            ok=False,
+            value=f"cannot be loaded: {error}",
+            cost="nothing but pure Python works",
+            remedy="reinstall with a C++20 compiler: pip install --force-reinstall dataeff",
+            area=AREA,
+            essential=True,
+        )
+    return Finding(
+        "compiled core",
+        ok=cuda_built,
+        value="with CUDA" if cuda_built else "built without CUDA",
+        cost="feature gathering and sampling cannot use a GPU",
+        remedy="put nvcc on the PATH and reinstall with DATAEFF_CUDA=1",
+        area=AREA,
+    )
+
+
+def package(name: str, gives: str, extra: str) -> Finding:
+    """An optional package is installed."""
+    version = installed(name)
+    return Finding(
+        name,
+        ok=version is not None,
+        value=version or "not installed",
+        cost=f"no {gives}",
+        remedy=f"pip install 'dataeff[{extra}]'",
+        area=AREA,
+    )
+
+
+def installed(name: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def compiler() -> Finding:
+    """A C++ compiler is there and takes C++20."""
+    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
+    found = next((path for name in names if name and (path := shutil.which(name))), None)
+    if found is None:
+        value, ok = "not found", False
+    else:
+        version = first_line([found, "--version"])
+        ok = compiles_cpp20(found)
+        value = f"{version} ({found})" if ok else f"{version} does not compile C++20 ({found})"
+    return Finding(
+        "C++ compiler",
+        ok=ok,
+        value=value,
+        cost="dataeff cannot be built from source here, nor can torch.compile make CPU code",
+        remedy="apt install g++ (11 or later), or point CXX at a compiler that knows C++20",
+        area=AREA,
+    )
+
+
+def compiles_cpp20(compiler: str) -> bool:
+    """Whether it takes a small program in C++20."""
+    program = "#include <span>\nint main() { std::span<int> s; return static_cast<int>(s.size()); }"
+    command = [compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
+    done = subprocess.run(command, input=program, capture_output=True, text=True, check=False)
+    return done.returncode == 0
+
+
+def nvcc() -> Finding:
+    """The CUDA compiler is there, where setup.py looks for it."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
+    on_path = shutil.which("nvcc")
+    found = next((path for path in candidates if path.exists()), Path(on_path) if on_path else None)
+    release = ""
+    if found is not None:
+        match = re.search(r"release ([\d.]+)", output_of([str(found), "--version"]))
+        release = f"{match[1] if match else 'version unknown'} ({found})"
+    return Finding(
+        "nvcc",
+        ok=found is not None,
+        value=release or "not found",
+        cost="an install from source gets no CUDA gather and no CUDA sampling",
+        remedy="install the CUDA toolkit, or point CUDA_HOME at it",
+        area=AREA,
+    )
+
+
+def output_of(command: list[str]) -> str:
+    """What a program prints, or why it does not run."""
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=20
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+
+
+def first_line(command: list[str]) -> str:
+    """The first line of what a program prints."""
+    return output_of(command).partition("\n")[0]

@@ -1,0 +1,87 @@
+import importlib
+import sys
+
+import pytest
+
+from dataeff.doctor import software
+
+
+@pytest.mark.parametrize(
+    ("version", "ok", "essential"),
+    [
+        ((3, 9), False, True),
+        ((3, 10), True, False),
+        ((3, 13), True, False),
+        ((3, 14), False, False),
+    ],
+)
+def test_python_bounds(monkeypatch, version, ok, essential):
+    monkeypatch.setattr(sys, "version_info", (*version, 0))
+    found = software.python()
+    assert (found.ok, found.essential) == (ok, essential)
+
+
+@pytest.mark.parametrize(
+    ("version", "ok"),
+    [("2.9.1", False), ("2.10.0", True), ("2.13.0+cpu", True), ("3.0.0a0+git1", True)],
+)
+def test_torch_bounds(monkeypatch, version, ok):
+    monkeypatch.setattr("torch.__version__", version)
+    found = software.torch_version()
+    assert found.ok is ok and found.essential and found.value == version
+
+
+def test_missing_package_names_cost_and_extra():
+    found = software.package("no-such-package", "plots", "demo")
+    assert not found.ok and found.value == "not installed"
+    assert found.cost == "no plots" and found.remedy == "pip install 'dataeff[demo]'"
+
+
+def test_core_that_does_not_load_is_essential(monkeypatch):
+    def broken(name):
+        raise ImportError("undefined symbol: f")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    found = software.core()
+    assert found.essential and not found.ok and "undefined symbol: f" in found.value
+
+
+def test_core_without_cuda_is_not_essential(monkeypatch):
+    monkeypatch.setattr("dataeff._core.cuda_built", False)
+    found = software.core()
+    assert not found.ok and not found.essential and "DATAEFF_CUDA=1" in found.remedy
+
+
+def fake_program(folder, name, script):
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_no_compiler_on_an_empty_path(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    found = software.compiler()
+    assert not found.ok and found.value == "not found"
+
+
+def test_a_compiler_that_refuses_cpp20_is_not_enough(monkeypatch, tmp_path):
+    old = fake_program(tmp_path, "oldcxx", 'test "$1" = --version && echo "old 4.8" || exit 1')
+    monkeypatch.setenv("CXX", str(old))
+    found = software.compiler()
+    assert not found.ok and "old 4.8 does not compile C++20" in found.value
+
+
+def test_nvcc_is_found_by_cuda_home_and_its_release_read(monkeypatch, tmp_path):
+    (tmp_path / "bin").mkdir()
+    fake_program(tmp_path / "bin", "nvcc", "echo 'Cuda compilation tools, release 13.1, V13.1.80'")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    found = software.nvcc()
+    assert found.ok and found.value.startswith("13.1 (")
+
+
+def test_every_finding_of_this_machine_says_what_a_missing_thing_costs():
+    for found in software.findings():
+        assert found.name and found.value and found.area == "software"
+        assert found.cost and found.remedy

@@ -1,0 +1,136 @@
+import builtins
+import json
+import subprocess
+import sys
+
+import pytest
+
+import dataeff
+from dataeff.bench import Record, read
+from dataeff.cli import main
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output, standard error."""
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    code = exited.value.code
+    out, err = capsys.readouterr()
+    return (0 if code is None else code), out, err
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"dataeff {dataeff.__version__}\n", "")
+
+
+def test_help_lists_the_commands(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "doctor" in out and "bench" in out
+
+
+def test_only_installed_commands_are_offered(monkeypatch):
+    from dataeff.cli import app
+
+    for name in app.COMMANDS:
+        assert name in [
+            *(command.name for command in app.app.registered_commands),
+            *(group.name for group in app.app.registered_groups),
+        ]
+    monkeypatch.setattr(app, "COMMANDS", {"absent": "dataeff.no_such_room"})
+    before = len(app.app.registered_commands)
+    app._add_commands()
+    assert len(app.app.registered_commands) == before
+
+
+def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch, capsys):
+    real_import = builtins.__import__
+
+    def no_typer(name, *rest, **more):
+        if name == "typer":
+            raise ModuleNotFoundError("No module named 'typer'", name="typer")
+        return real_import(name, *rest, **more)
+
+    for name in [name for name in sys.modules if name.startswith("dataeff.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", no_typer)
+    code, _, _ = run(capsys, "--help")
+    assert "typer" in code and "pip install 'dataeff[demo]'" in code and "\n" not in code
+
+
+def test_help_imports_no_heavy_package():
+    probe = (
+        "import sys, dataeff.cli\n"
+        "try: dataeff.cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'matplotlib', 'torch_geometric', 'triton', 'scipy', 'transformers'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    with_torch = "import sys, torch; print(sorted({'triton', 'scipy'} & set(sys.modules)))"
+    bare = subprocess.run([sys.executable, "-c", with_torch], capture_output=True, text=True)
+    ours = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert ours.stderr == bare.stdout  # nothing beyond what torch itself brings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "nope"], "unknown benchmark 'nope': choose from"),
+        (["bench", "all", "--json", "/no/such/folder/out.json"], "folder /no/such/folder"),
+        (["bench", "all", "--json", "/tmp"], "/tmp is a folder, not a file"),
+        (["bench", "all", "--plot", "out.xyz"], "out.xyz ends in none of"),
+        (["bench", "all", "--dir", "/no/such/dir"], "/no/such/dir is not a directory"),
+        (["bench", "all", "--device", "tpu"], "'tpu' is neither cpu nor cuda"),
+        (["doctor", "--dir", "/no/such/dir"], "/no/such/dir is not a directory"),
+    ],
+)
+def test_a_user_s_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert code == 2 and message in err
+    assert err.startswith("dataeff: ") and err.count("\n") == 1 and out == ""
+
+
+def a_workload(options, say):
+    say("fake: n=1")
+    shared = ("1", "n=1", "cpu: x", {"torch": "2.13.0"}, "", "2026-01-02T03:04:05+00:00", 2)
+    times = [("torch", "peer", 0.2), ("dataeff", "ours", 0.1)]
+    return [
+        Record("fake", name, role, metric, value, *shared)
+        for name, role, seconds in times
+        for metric, value in (("time_s", seconds), ("time_spread_s", 0.0))
+    ]
+
+
+@pytest.fixture
+def fake_workload(monkeypatch):
+    from dataeff.cli import bench
+
+    monkeypatch.setattr(bench, "NAMES", ("fake", "all"))
+    monkeypatch.setattr(bench, "workloads", lambda: {"fake": a_workload})
+
+
+def test_bench_prints_a_table_writes_records_and_draws(fake_workload, capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    out_json, out_png = tmp_path / "out.json", tmp_path / "out.png"
+    with pytest.raises(SystemExit):
+        main(["bench", "fake", "--quick", "--json", str(out_json), "--plot", str(out_png)])
+    out, err = capsys.readouterr()
+    assert "2.00x" in out and "fake: n=1" in err
+    assert [record.provider for record in read(out_json)] == ["torch"] * 2 + ["dataeff"] * 2
+    assert out_png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_doctor_prints_json(capsys, tmp_path):
+    code, out, _ = run(capsys, "doctor", "--json", "--dir", str(tmp_path))
+    report = json.loads(out)
+    assert code == 0 and report["ok"] is True
+    names = [finding["name"] for finding in report["findings"]]
+    assert {"Python", "torch", "GPU", "io_uring", "GPUDirect Storage"} <= set(names)
+
+
+def test_doctor_exits_with_1_when_something_essential_is_broken(monkeypatch, capsys, tmp_path):
+    from dataeff.doctor import Finding
+
+    broken = Finding("compiled core", False, "cannot load", "all", "reinstall", essential=True)
+    monkeypatch.setattr("dataeff.doctor.examine", lambda directory: [broken])
+    code, out, _ = run(capsys, "doctor", "--dir", str(tmp_path))
+    assert code == 1 and "reinstall" in out
