@@ -1,9 +1,84 @@
 #include "bindings.h"
 
+#include <pybind11/stl.h>
+
+#include "memory/extent_map.h"
+#include "memory/host_mapping.h"
+
 namespace py = pybind11;
 
 namespace dataeff {
+namespace {
 
-void bind_memory(py::module_& m) {}
+// The handle that Python holds. Buffer exports hold the mapping itself, so that closing the handle
+// never pulls memory from under a tensor.
+struct HostBuffer {
+  std::shared_ptr<HostMapping> mapping;
+
+  const HostMapping& get() const {
+    if (!mapping) throw std::invalid_argument("this HostBuffer is closed");
+    return *mapping;
+  }
+};
+
+int get_buffer(PyObject* self, Py_buffer* view, int flags) {
+  try {
+    const auto& buffer = py::cast<HostBuffer&>(py::handle(self));
+    const HostMapping& mapping = buffer.get();
+    if (PyBuffer_FillInfo(view, self, mapping.data(), mapping.nbytes(), /*readonly=*/0, flags)) {
+      return -1;
+    }
+    view->internal = new std::shared_ptr<HostMapping>(buffer.mapping);
+    return 0;
+  } catch (const std::exception& e) {
+    view->obj = nullptr;
+    PyErr_SetString(PyExc_BufferError, e.what());
+    return -1;
+  }
+}
+
+void release_buffer(PyObject*, Py_buffer* view) {
+  delete static_cast<std::shared_ptr<HostMapping>*>(view->internal);
+}
+
+void set_buffer_slots(PyHeapTypeObject* type) {
+  type->as_buffer.bf_getbuffer = get_buffer;
+  type->as_buffer.bf_releasebuffer = release_buffer;
+  type->ht_type.tp_as_buffer = &type->as_buffer;
+}
+
+}  // namespace
+
+void bind_memory(py::module_& m) {
+  py::class_<HostBuffer>(m, "HostBuffer", py::custom_type_setup(set_buffer_slots))
+      .def(py::init([](int64_t nbytes, bool shared, std::optional<int> fd) {
+             return HostBuffer{fd ? HostMapping::attach(*fd, nbytes)
+                                  : HostMapping::create(nbytes, shared)};
+           }),
+           py::arg("nbytes"), py::arg("shared") = false, py::kw_only(), py::arg("fd") = py::none())
+      .def_property_readonly(
+          "data_ptr",
+          [](const HostBuffer& self) { return reinterpret_cast<uintptr_t>(self.get().data()); })
+      .def_property_readonly("nbytes", [](const HostBuffer& self) { return self.get().nbytes(); })
+      .def_property_readonly("capacity_nbytes",
+                             [](const HostBuffer& self) { return self.get().capacity(); })
+      .def_property_readonly("fd", [](const HostBuffer& self) { return self.get().fd(); })
+      .def_property_readonly("closed", [](const HostBuffer& self) { return !self.mapping; })
+      .def("close", [](HostBuffer& self) { self.mapping.reset(); });
+
+  py::class_<ExtentMap>(m, "ExtentMap")
+      .def(py::init<int64_t, int64_t>(), py::arg("capacity"), py::arg("alignment"))
+      .def("allocate", &ExtentMap::allocate, py::arg("nbytes"))
+      .def("free", &ExtentMap::free, py::arg("offset"))
+      .def("grow", &ExtentMap::grow, py::arg("capacity"))
+      .def("rounded", &ExtentMap::rounded, py::arg("nbytes"))
+      .def_property_readonly("capacity", &ExtentMap::capacity)
+      .def_property_readonly("used", &ExtentMap::used)
+      .def_property_readonly("peak", &ExtentMap::peak)
+      .def_property_readonly("num_used", &ExtentMap::num_used)
+      .def_property_readonly("num_free", &ExtentMap::num_free)
+      .def_property_readonly("largest_free", &ExtentMap::largest_free)
+      .def_property_readonly("tail_free", &ExtentMap::tail_free);
+}
 
 }  // namespace dataeff

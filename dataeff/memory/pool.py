@@ -1,0 +1,162 @@
+"""A pool of host memory: one slab, extents of exact size, a byte budget."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+
+from dataeff import _core
+from dataeff.memory.host_buffer import HostBuffer, tensor_over
+
+PAGE_BYTES = 4096
+
+
+class PooledBuffer:
+    """A page-aligned stretch of a pool's slab, of exactly `nbytes` bytes; its last page is padded.
+
+    Hand it back with `release()` (or leave its `with` block) once no transfer and no tensor uses
+    it: the memory goes to the next `acquire`.
+    """
+
+    __slots__ = ("_pool", "_view", "data_ptr", "nbytes", "offset")
+
+    def __init__(self, pool: BufferPool, view: memoryview, data_ptr: int, offset: int) -> None:
+        self._pool: BufferPool | None = pool
+        self._view = view
+        self.data_ptr = data_ptr
+        self.nbytes = view.nbytes
+        self.offset = offset
+
+    def tensor(
+        self, dtype: torch.dtype = torch.uint8, shape: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """A CPU tensor over this memory; valid until `release()`.
+
+        Raises:
+            ValueError: the shape needs more bytes than there are, or the buffer was released.
+        """
+        if self._pool is None:
+            raise ValueError("this buffer was released")
+        return tensor_over(self._view, dtype, shape)
+
+    def release(self) -> None:
+        """Hands the memory back; a second call does nothing."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool._release(self.offset)
+
+    def __enter__(self) -> PooledBuffer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class BufferPool:
+    """Reuses one slab of host memory for buffers of any size, without rounding to powers of two.
+
+    The slab is mapped once and committed as it is touched; buffers are best-fit extents of it, in
+    whole pages, so a step that asks for the same sizes as the step before finds its old places.
+    Thread-safe.
+
+    Args:
+        budget_nbytes: size of the slab: the most that can be out at one time.
+        shared: whether forked children and other processes share the memory.
+
+    Attributes:
+        buffer: the slab, for example to register it with CUDA as a whole.
+        num_waits: calls of `acquire` that had to wait for memory.
+    """
+
+    def __init__(self, budget_nbytes: int, shared: bool = False) -> None:
+        self.buffer = HostBuffer(budget_nbytes, shared=shared)
+        self.budget_nbytes = self.buffer.capacity_nbytes
+        self.num_waits = 0
+        self._extents = _core.ExtentMap(self.budget_nbytes, PAGE_BYTES)
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def acquire(self, nbytes: int, timeout_s: float | None = None) -> PooledBuffer:
+        """A buffer of `nbytes` bytes, its contents undefined; waits until one is free.
+
+        Args:
+            nbytes: how many bytes.
+            timeout_s: the longest wait; 0 does not wait, None waits for ever.
+
+        Raises:
+            ValueError: more than the whole budget, or the pool is closed.
+            TimeoutError: not free in time.
+        """
+        if nbytes > self.budget_nbytes:
+            raise ValueError(f"{nbytes} bytes are more than the pool's {self.budget_nbytes}")
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            waited = False
+            while (offset := self._try_allocate(nbytes)) is None:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(
+                        f"no {nbytes} bytes free within {timeout_s} s: {self._extents.used} of "
+                        f"{self.budget_nbytes} in use, largest free part "
+                        f"{self._extents.largest_free}"
+                    )
+                self.num_waits += not waited
+                waited = True
+                self._changed.wait(left)
+            view = memoryview(self.buffer)[offset : offset + nbytes]
+            return PooledBuffer(self, view, self.buffer.data_ptr + offset, offset)
+
+    def _try_allocate(self, nbytes: int) -> int | None:
+        if self._closed:
+            raise ValueError("this BufferPool is closed")
+        return self._extents.allocate(nbytes)
+
+    def _release(self, offset: int) -> None:
+        with self._changed:
+            self._extents.free(offset)
+            self._changed.notify_all()
+
+    @property
+    def used_nbytes(self) -> int:
+        """Bytes that are out now, in whole pages."""
+        with self._changed:
+            return self._extents.used
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most that was out at one time."""
+        with self._changed:
+            return self._extents.peak
+
+    @property
+    def largest_free_nbytes(self) -> int:
+        """The largest buffer that `acquire` would give without waiting."""
+        with self._changed:
+            return self._extents.largest_free
+
+    def close(self) -> None:
+        """Refuses further `acquire`; the slab is unmapped when the last tensor over it is gone."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self.buffer.close()
+
+    def __enter__(self) -> BufferPool:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

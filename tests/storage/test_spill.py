@@ -1,0 +1,132 @@
+import errno
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from dataeff.memory import HostBuffer
+from dataeff.storage import SpillFile, open_engine
+from dataeff.storage import spill as spill_module
+
+
+def test_the_file_has_no_name(tmp_path):
+    with SpillFile(tmp_path) as spill:
+        assert spill.allocate(5000).nbytes == 8192
+        assert list(tmp_path.iterdir()) == []
+        assert os.fstat(spill.fd).st_nlink == 0
+
+
+@pytest.mark.parametrize("flag", ["O_TMPFILE", "O_DIRECT"])
+def test_file_systems_that_lack_something(tmp_path, monkeypatch, flag):
+    real = os.open
+    refusal = {"O_TMPFILE": errno.EOPNOTSUPP, "O_DIRECT": errno.EINVAL}[flag]
+    bits = getattr(os, flag)
+
+    def refusing(path, flags, *args):
+        if flags & bits == bits:
+            raise OSError(refusal, os.strerror(refusal))
+        return real(path, flags, *args)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with SpillFile(tmp_path) as spill, open_engine() as engine:
+        assert spill.direct == (flag != "O_DIRECT")
+        assert list(tmp_path.iterdir()) == []
+        buffer = HostBuffer(10_000)
+        buffer.tensor().fill_(9)
+        extent = spill.allocate(10_000)
+        engine.write(spill.fd, buffer.data_ptr, 10_000, extent.offset).wait()
+        buffer.tensor().zero_()
+        engine.read(spill.fd, buffer.data_ptr, 10_000, extent.offset).wait()
+        assert buffer.tensor().eq(9).all()
+
+
+def test_a_thousand_steps_do_not_grow(tmp_path):
+    with SpillFile(tmp_path) as spill:
+        sizes = [1 + 98_765 * i % 900_000 for i in range(40)]
+        num_fds = len(os.listdir("/proc/self/fd"))
+        for step in range(1000):
+            extents = [spill.allocate(size) for size in sizes]
+            for extent in extents if step % 2 else reversed(extents):
+                spill.free(extent)
+            if step == 0:
+                first = spill.file_nbytes
+        assert spill.file_nbytes == first
+        assert spill.used_nbytes == 0
+        assert len(os.listdir("/proc/self/fd")) == num_fds
+
+
+def test_growth_is_reserved_on_the_disk(tmp_path):
+    with SpillFile(tmp_path) as spill:
+        spill.allocate(1 << 20)
+        if spill.reserved:
+            assert os.fstat(spill.fd).st_blocks * 512 >= spill.file_nbytes
+
+
+def test_the_budget(tmp_path):
+    with SpillFile(tmp_path, capacity_bytes=100_000) as spill:
+        extents = [spill.allocate(20_000) for _ in range(4)]
+        with pytest.raises(OSError, match="81920 of 100000 in use") as error:
+            spill.allocate(20_000)
+        assert error.value.errno == errno.ENOSPC
+        assert error.value.filename == str(tmp_path)
+        assert spill.file_nbytes <= 100_000
+        spill.free(extents[1])
+        assert spill.allocate(20_000) == extents[1]
+
+
+def test_a_full_disk_is_found_by_allocate(tmp_path, monkeypatch):
+    real, limit = spill_module._core.reserve_file, 10 << 20
+
+    def full(fd, offset, nbytes):
+        if offset + nbytes > limit:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, offset, nbytes)
+
+    monkeypatch.setattr(spill_module._core, "reserve_file", full)
+    with SpillFile(tmp_path) as spill:
+        extents = [spill.allocate(4 << 20) for _ in range(2)]  # less than it would like to reserve
+        with pytest.raises(OSError, match="No space") as error:
+            spill.allocate(4 << 20)
+        assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path)
+        assert os.fstat(spill.fd).st_size == spill.file_nbytes == 8 << 20
+        assert spill.allocate(2 << 20).offset == 8 << 20
+        spill.free(extents[0])
+        assert spill.allocate(4 << 20) == extents[0]
+
+
+def test_bad_directories(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        SpillFile(tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError):
+        SpillFile(tmp_path / "file")
+
+
+def test_misuse(tmp_path):
+    spill = SpillFile(tmp_path)
+    extent = spill.allocate(1)
+    spill.free(extent)
+    with pytest.raises(ValueError, match="freed before"):
+        spill.free(extent)
+    spill.close()
+    spill.close()
+    with pytest.raises(ValueError, match="closed"):
+        spill.allocate(1)
+
+
+def test_a_killed_process_leaves_nothing(tmp_path):
+    script = f"""
+    import os, signal, torch
+    from dataeff.storage import SpillFile, open_engine
+    spill, engine = SpillFile({str(tmp_path)!r}), open_engine()
+    x = torch.ones(4 << 20)
+    for _ in range(4):
+        engine.write(spill.fd, x.data_ptr(), x.nbytes, spill.allocate(x.nbytes).offset)
+    os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=60)
+    assert done.returncode == -9
+    assert list(Path(tmp_path).iterdir()) == []
