@@ -98,3 +98,68 @@ class Engine:
 def make_threads_engine(num_threads: int, faults: FaultPlan | None) -> Engine: ...
 def direct_alignment(fd: int) -> tuple[bool, int, int]: ...
 def reserve_file(fd: int, offset: int, nbytes: int) -> bool: ...
+
+# csrc/sampling: addresses are integers, ids are `id_nbytes` wide.
+
+def build_csc(
+    id_nbytes: int,
+    src: int,
+    dst: int,
+    num_edges: int,
+    num_src_nodes: int,
+    num_dst_nodes: int,
+    order: int,
+    colptr: int,
+    row: int,
+    e_id: int,
+) -> bool: ...
+def check_csc(
+    id_nbytes: int,
+    colptr: int,
+    num_dst_nodes: int,
+    row: int,
+    num_edges: int,
+    num_src_nodes: int,
+) -> None: ...
+def sorted_in_columns(
+    id_nbytes: int, colptr: int, num_dst_nodes: int, value_nbytes: int, value: int
+) -> bool: ...
+
+class RelationSpec:
+    def __init__(
+        self,
+        *,
+        src_type: int,
+        dst_type: int,
+        colptr: int,
+        row: int,
+        e_id: int,
+        etype: int,
+        weight: int,
+        time: int,
+        fanouts: list[list[int]],
+    ) -> None: ...
+
+class Sample:
+    def nodes_per_hop(self, type: int) -> list[int]: ...
+    def edges_per_hop(self, relation: int) -> list[int]: ...
+    def write_nodes(self, type: int, id: int, tree: int, num_threads: int) -> None: ...
+    def write_edges(
+        self, relation: int, src: int, dst: int, e_id: int, etype: int, num_threads: int
+    ) -> None: ...
+
+class NeighborSampler:
+    def __init__(
+        self,
+        *,
+        id_nbytes: int,
+        num_nodes: list[int],
+        relations: list[RelationSpec],
+        num_hops: int,
+        replace: bool,
+        disjoint: bool,
+        last: bool,
+    ) -> None: ...
+    def sample(
+        self, seeds: list[tuple[int, int, int]], random_seed: int, num_threads: int
+    ) -> Sample: ...

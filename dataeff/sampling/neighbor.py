@@ -1,0 +1,251 @@
+"""Sampled neighbourhoods of one node set, its edges typed or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dataeff import _core
+from dataeff.sampling.csc import CSCGraph, id_tensor
+
+Fanouts = Sequence[int | Sequence[int]]
+
+
+@dataclass
+class SampledSubgraph:
+    """The edges through which information reaches the seeds, with nodes numbered from 0.
+
+    Attributes:
+        n_id: global ids of the nodes, [num_nodes], int64; the seeds first, in the order given,
+            then the others in order of discovery.
+        edge_index: local ids, [2, num_edges], int64; row 0 is the source (the sampled neighbour),
+            row 1 the target. Edges of one hop are contiguous and their targets ascend.
+        e_id: which edge of the graph each one is, [num_edges], int64.
+        edge_type: relation of each edge, [num_edges], int64, or None.
+        batch: the seed whose tree each node belongs to, [num_nodes], int64; None unless disjoint.
+        num_sampled_nodes: the seeds, then the nodes that each hop added.
+        num_sampled_edges: edges per hop.
+    """
+
+    n_id: Tensor
+    edge_index: Tensor
+    e_id: Tensor
+    edge_type: Tensor | None
+    batch: Tensor | None
+    num_sampled_nodes: list[int]
+    num_sampled_edges: list[int]
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds are local nodes 0 ... num_seeds - 1."""
+        return self.num_sampled_nodes[0]
+
+
+def address(tensor: Tensor | None) -> int:
+    """The address of a tensor's first byte, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def checked_fanouts(fanouts: Fanouts, num_relations: int | None) -> list[list[int]]:
+    """Brings fan-outs to one list per hop, of one number or of one per relation.
+
+    Raises:
+        TypeError: a fan-out is not an integer.
+        ValueError: a fan-out is below -1, or a hop has not one number per relation.
+    """
+    checked = []
+    for hop, entry in enumerate(fanouts):
+        per_type: list[int] = list(entry) if isinstance(entry, Sequence) else [entry]
+        for fanout in per_type:
+            if not isinstance(fanout, int) or isinstance(fanout, bool):
+                raise TypeError(f"fan-out {fanout!r} of hop {hop} is not an integer")
+            if fanout < -1:
+                raise ValueError(f"fan-out {fanout} of hop {hop} is below -1, which means all")
+        if isinstance(entry, Sequence) and len(per_type) != num_relations:
+            raise ValueError(
+                f"hop {hop} has {len(per_type)} fan-outs but the graph has "
+                f"{num_relations or 'no'} relations"
+            )
+        checked.append(per_type)
+    if not checked:
+        raise ValueError("fanouts must name at least one hop")
+    return checked
+
+
+def relation_spec(
+    graph: CSCGraph, fanouts: list[list[int]], src_type: int = 0, dst_type: int = 0
+) -> _core.RelationSpec:
+    """What the core needs to know of one relation; `graph` must outlive the sampler."""
+    return _core.RelationSpec(
+        src_type=src_type,
+        dst_type=dst_type,
+        colptr=address(graph.colptr),
+        row=address(graph.row),
+        e_id=address(graph.e_id),
+        etype=address(graph.edge_type),
+        weight=address(graph.edge_weight),
+        time=address(graph.edge_time),
+        fanouts=fanouts,
+    )
+
+
+class NeighborSampler:
+    """Samples the multi-hop neighbourhood of seed nodes (GraphSAGE, arXiv 1706.02216, section 3.1).
+
+    For each node that hop `h` starts from, `fanouts[h]` of the edges into it are taken: all when
+    there are no more than that, else uniformly without replacement (or with, see `replace`). When
+    the graph has weights, edges are drawn in proportion to them; when it has times, only edges not
+    later than the seed's time are taken, and each seed grows a tree of its own.
+
+    The random numbers are a hash of (seed, hop, node, slot): the same seed gives the same sample
+    whatever the number of threads, which is torch's (`torch.set_num_threads`).
+
+    Args:
+        graph: the graph; it is not copied.
+        fanouts: edges to take per hop, or per hop and relation; -1 takes all.
+        replace: take exactly `fanouts[h]` edges, the same one perhaps several times, wherever there
+            is one to take.
+        disjoint: keep the seeds' neighbourhoods apart; a node in two of them stands twice.
+        last: with times, take the latest edges instead of a uniform choice.
+        seed: random seed of samples that do not name their own.
+
+    Raises:
+        TypeError: a fan-out is not an integer.
+        ValueError: fan-outs do not fit the graph, or the options contradict one another.
+    """
+
+    def __init__(
+        self,
+        graph: CSCGraph,
+        fanouts: Fanouts,
+        *,
+        replace: bool = False,
+        disjoint: bool = False,
+        last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if graph.num_src_nodes != graph.num_dst_nodes:
+            raise ValueError(
+                f"sources and targets must be one node set, but the graph has {graph.num_src_nodes}"
+                f" and {graph.num_dst_nodes}: use HeteroNeighborSampler"
+            )
+        temporal = graph.edge_time is not None
+        typed = graph.edge_type is not None
+        self.graph = graph
+        self.fanouts = checked_fanouts(fanouts, graph.num_relations if typed else None)
+        self.disjoint = disjoint or temporal
+        self.seed = seed
+        check_options(graph, self.fanouts, replace=replace, last=last)
+        self._core = _core.NeighborSampler(
+            id_nbytes=graph.index_dtype.itemsize,
+            num_nodes=[graph.num_dst_nodes],
+            relations=[relation_spec(graph, self.fanouts)],
+            num_hops=len(self.fanouts),
+            replace=replace,
+            disjoint=self.disjoint,
+            last=last,
+        )
+
+    def sample(
+        self, seeds: Tensor, *, seed: int | None = None, seed_time: Tensor | None = None
+    ) -> SampledSubgraph:
+        """Samples the neighbourhood of `seeds`.
+
+        Args:
+            seeds: node ids, [num_seeds], int32/int64, host; repeated ones are expanded each.
+            seed: random seed, by default the sampler's own.
+            seed_time: latest time of the edges in each seed's tree, [num_seeds], integers.
+
+        Raises:
+            IndexError: a seed is not a node of the graph.
+            TypeError: seeds are neither int32 nor int64.
+            ValueError: the graph has times and `seed_time` is missing, or the other way round.
+        """
+        seeds = id_tensor("seeds", seeds).long()
+        if (seed_time is None) != (self.graph.edge_time is None):
+            raise ValueError("seed_time is needed for a graph with edge_time, and only there")
+        if seed_time is not None:
+            seed_time = checked_seed_time(seed_time, seeds)
+        threads = torch.get_num_threads()
+        drawn = self._core.sample(
+            seeds=[(seeds.data_ptr(), address(seed_time), seeds.numel())],
+            random_seed=(self.seed if seed is None else seed) % 2**64,
+            num_threads=threads,
+        )
+        n_id, batch = read_nodes(drawn, 0, self.disjoint, threads)
+        edge_index, e_id, edge_type = read_edges(
+            drawn, 0, self.graph.edge_type is not None, threads
+        )
+        return SampledSubgraph(
+            n_id=n_id,
+            edge_index=edge_index,
+            e_id=e_id,
+            edge_type=edge_type,
+            batch=batch,
+            num_sampled_nodes=drawn.nodes_per_hop(0),
+            num_sampled_edges=drawn.edges_per_hop(0),
+        )
+
+
+def check_options(graph: CSCGraph, fanouts: list[list[int]], *, replace: bool, last: bool) -> None:
+    """Refuses options that contradict one another or the graph.
+
+    Raises:
+        ValueError: which two do not go together.
+    """
+    if last and graph.edge_time is None:
+        raise ValueError("last=True takes the latest edges, but the graph has no edge_time")
+    if last and (replace or graph.edge_weight is not None):
+        raise ValueError("last=True leaves nothing to chance: replace and edge_weight exclude it")
+    if not any(len(per_type) > 1 for per_type in fanouts):
+        return
+    if graph.edge_time is not None:
+        raise ValueError("fan-outs per relation need edges sorted by type, times need them by time")
+    if graph.edge_type is not None and not graph.sorted_in_columns(graph.edge_type):
+        raise ValueError("fan-outs per relation need the edges of a column sorted by type")
+
+
+def checked_seed_time(seed_time: Tensor, seeds: Tensor) -> Tensor:
+    """Seed times as contiguous int64, one per seed.
+
+    Raises:
+        TypeError: they are not integers.
+        ValueError: there is not one per seed.
+    """
+    if seed_time.dtype.is_floating_point:
+        raise TypeError(f"seed_time must be an integer tensor, not {seed_time.dtype}")
+    if seed_time.shape != seeds.shape:
+        raise ValueError(f"{seeds.numel()} seeds but seed_time of shape {tuple(seed_time.shape)}")
+    return seed_time.to("cpu", torch.int64).contiguous()
+
+
+def read_nodes(
+    drawn: _core.Sample, node_type: int, disjoint: bool, threads: int
+) -> tuple[Tensor, Tensor | None]:
+    """The nodes of one type: global ids, and the tree of each when trees are disjoint."""
+    n_id = torch.empty(sum(drawn.nodes_per_hop(node_type)), dtype=torch.int64)
+    batch = torch.empty_like(n_id) if disjoint else None
+    drawn.write_nodes(type=node_type, id=address(n_id), tree=address(batch), num_threads=threads)
+    return n_id, batch
+
+
+def read_edges(
+    drawn: _core.Sample, relation: int, typed: bool, threads: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The edges of one relation: local ids of both ends, edge ids, edge types."""
+    num_edges = sum(drawn.edges_per_hop(relation))
+    edge_index = torch.empty(2, num_edges, dtype=torch.int64)
+    e_id = torch.empty(num_edges, dtype=torch.int64)
+    edge_type = torch.empty(num_edges, dtype=torch.int64) if typed else None
+    drawn.write_edges(
+        relation=relation,
+        src=address(edge_index),
+        dst=address(edge_index) + num_edges * 8,
+        e_id=address(e_id),
+        etype=address(edge_type),
+        num_threads=threads,
+    )
+    return edge_index, e_id, edge_type
