@@ -1,0 +1,68 @@
+#include <algorithm>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "check.h"
+#include "errors.h"
+#include "memory/extent_map.h"
+#include "memory/host_mapping.h"
+
+using dataeff::ExtentMap;
+using dataeff::HostMapping;
+
+TEST(extents_agree_with_a_map_of_units) {
+  constexpr int64_t kUnits = 200, kUnit = 16;
+  std::mt19937 random(7);
+  ExtentMap extents(kUnits * kUnit, kUnit);
+  std::vector<bool> taken(kUnits);
+  std::vector<std::pair<int64_t, int64_t>> out;  // first unit, number of units
+  for (int step = 0; step < 20'000; ++step) {
+    if (random() % 2) {
+      const int64_t nbytes = random() % (30 * kUnit);
+      if (const auto offset = extents.allocate(nbytes)) {
+        const int64_t first = *offset / kUnit, count = extents.rounded(nbytes) / kUnit;
+        for (int64_t i = first; i < first + count; ++i) {
+          CHECK(!taken[i]);
+          taken[i] = true;
+        }
+        out.emplace_back(first, count);
+      } else {
+        CHECK(extents.largest_free() < extents.rounded(nbytes));
+      }
+    } else if (!out.empty()) {
+      std::swap(out[random() % out.size()], out.back());
+      const auto [first, count] = out.back();
+      out.pop_back();
+      extents.free(first * kUnit);
+      std::fill_n(taken.begin() + first, count, false);
+    }
+    CHECK_EQ(extents.used(), std::count(taken.begin(), taken.end(), true) * kUnit);
+    CHECK_EQ(extents.num_used(), static_cast<int64_t>(out.size()));
+  }
+  for (const auto& [first, count] : out) extents.free(first * kUnit);
+  CHECK_EQ(extents.num_free(), 1);
+  CHECK_THROWS(extents.free(0), std::invalid_argument);
+}
+
+TEST(mappings_hold_whole_pages) {
+  for (bool shared : {false, true}) {
+    for (int64_t nbytes : {int64_t{0}, int64_t{1}, int64_t{4097}, dataeff::kHugePageBytes + 1}) {
+      const auto mapping = HostMapping::create(nbytes, shared);
+      CHECK_EQ(mapping->nbytes(), nbytes);
+      CHECK_EQ(mapping->capacity() % dataeff::kPageBytes, 0);
+      CHECK_EQ(reinterpret_cast<uintptr_t>(mapping->data()) % dataeff::kPageBytes, 0u);
+      std::memset(mapping->data(), 1, mapping->capacity());
+    }
+  }
+}
+
+TEST(an_attached_mapping_is_the_same_memory) {
+  const auto mapping = HostMapping::create(5000, true);
+  const auto other = HostMapping::attach(mapping->fd(), 5000);
+  mapping->data()[4999] = 42;
+  CHECK_EQ(other->data()[4999], 42);
+  CHECK_THROWS(HostMapping::attach(mapping->fd(), 9000), std::invalid_argument);
+  CHECK_THROWS(HostMapping::attach(-1, 1), dataeff::OsError);
+  CHECK_THROWS(HostMapping::create(-1, false), std::invalid_argument);
+}

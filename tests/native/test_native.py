@@ -1,0 +1,100 @@
+"""Builds the core's C++ with its native tests under each sanitizer, and runs them.
+
+Needs only a C++20 compiler. Objects are kept in build/native/, named by what they were made of.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build" / "native"
+STEMS = sorted(path.stem for path in HERE.glob("test_*.cpp"))
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "thread": ["-fsanitize=thread"],
+}
+FLAGS = ["-std=c++20", "-O1", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra"]
+ADDR_NO_RANDOMIZE = 0x0040000
+
+
+def compiler() -> str:
+    found = shutil.which(os.environ.get("CXX", "c++"))
+    if found is None:
+        pytest.skip("no C++ compiler on the PATH")
+    return found
+
+
+def sources() -> list[Path]:
+    """The core without its Python bindings, and the tests."""
+    core = [
+        path
+        for path in (ROOT / "csrc").rglob("*.cpp")
+        if path.name not in ("bindings.cpp", "core.cpp")
+    ]
+    return sorted(core) + sorted(HERE.glob("*.cpp"))
+
+
+@cache
+def digest_of_headers() -> str:
+    headers = sorted([*(ROOT / "csrc").rglob("*.h"), *HERE.glob("*.h")])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in headers)).hexdigest()
+
+
+def compile_one(source: Path, flags: list[str]) -> Path:
+    made_of = [*flags, str(source), digest_of_headers(), source.read_text()]
+    obj = BUILD / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]}.o"
+    if not obj.exists():
+        partial = obj.with_suffix(f".{os.getpid()}")
+        command = [*flags, f"-I{ROOT / 'csrc'}", f"-I{HERE}", "-c", str(source), "-o", str(partial)]
+        run([compiler(), *command])
+        partial.replace(obj)
+    return obj
+
+
+def run(command: list[str], **kwargs) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **kwargs)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=SANITIZERS)
+def native_tests(request, tmp_path_factory):
+    """The test program, built under one sanitizer."""
+    flags = [*FLAGS, *SANITIZERS[request.param]]
+    folder = tmp_path_factory.mktemp(f"native-{request.param}")
+    probe = folder / "probe.cpp"
+    probe.write_text("int main() { return 0; }\n")
+    linked = subprocess.run(
+        [compiler(), *flags, str(probe), "-o", str(folder / "probe")], capture_output=True
+    )
+    if linked.returncode != 0:
+        pytest.skip(f"{compiler()} has no {request.param} sanitizer: {linked.stderr.decode()}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        objects = list(threads.map(lambda source: str(compile_one(source, flags)), sources()))
+    program = folder / "native_tests"
+    run([compiler(), *flags, *objects, "-o", str(program), "-ldl"])
+    return program
+
+
+def keep_addresses() -> None:
+    # Older ThreadSanitizers refuse to start where the kernel randomises more address bits than
+    # they expect.
+    ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_native(native_tests, stem, tmp_path):
+    out = run([str(native_tests), stem], cwd=tmp_path, timeout=240, preexec_fn=keep_addresses)
+    assert out.strip().endswith(" 0 failed")
