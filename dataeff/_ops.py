@@ -10,3 +10,13 @@ from __future__ import annotations
 import torch
 
 library = torch.library.Library("dataeff", "DEF")
+
+# rgnn: a whole layer is one operator; dataeff.rgnn.operators implements them when it is imported.
+library.define(
+    "rgnn_forward(Tensor[] inputs, Tensor token, int layer_id, str spec, SymInt[] sizes,"
+    " int wanted) -> (Tensor[], Tensor[])"
+)
+library.define(
+    "rgnn_backward(Tensor[] grads, Tensor[] inputs, Tensor[] outputs, Tensor[] saved,"
+    " Tensor token, int layer_id, str spec, SymInt[] sizes, int wanted) -> Tensor[]"
+)

@@ -1,0 +1,238 @@
+"""`Graph`: a relational graph and the index structures that compiled layers walk.
+
+Edges are kept sorted by (destination, relation), so both a destination's edges and a (destination,
+relation) pair's edges are contiguous. Pairs are numbered by relation first, so a typed product over
+pairs needs no further sort. Every structure is built on the graph's device when first asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff.rgnn.structure import Segments, Structure
+from dataeff.rgnn.view import SIZE_ORDER
+
+_TOKENS = itertools.count()
+_LIVE: weakref.WeakValueDictionary[int, Graph] = weakref.WeakValueDictionary()
+
+
+class Graph:
+    """A directed graph whose edges carry a relation.
+
+    Args:
+        edge_index: sources and destinations, [2, num_edges], int32 or int64, any device.
+        edge_type: relation of each edge, [num_edges]; None for a single relation.
+        num_nodes: nodes of a graph whose sources and destinations are the same set.
+        num_src_nodes: source nodes of a sampled block; its destinations are the first
+            `num_dst_nodes` of them, as neighbour samplers number them, or a separate set when the
+            layer is given separate features for them.
+        num_dst_nodes: destination nodes of a block.
+        num_relations: relations; the largest relation id plus one by default.
+        node_type: type of each source node, [num_src_nodes]; optional.
+        num_node_types: node types; the largest plus one by default.
+        validate: check every id (on a GPU this waits for the device once).
+
+    Raises:
+        IndexError: a node id or relation id out of range; the message names it.
+        ValueError: wrong shapes, devices, or missing sizes.
+        TypeError: ids that are not int32 or int64.
+    """
+
+    def __init__(
+        self,
+        edge_index: Tensor,
+        edge_type: Tensor | None = None,
+        *,
+        num_nodes: int | None = None,
+        num_src_nodes: int | None = None,
+        num_dst_nodes: int | None = None,
+        num_relations: int | None = None,
+        node_type: Tensor | None = None,
+        num_node_types: int | None = None,
+        validate: bool = True,
+    ) -> None:
+        if edge_index.dim() != 2 or edge_index.shape[0] != 2:
+            raise ValueError(f"edge_index must be [2, num_edges], got {list(edge_index.shape)}")
+        _check_ids("edge_index", edge_index)
+        self.num_src_nodes = _first_given(num_src_nodes, num_nodes, "num_src_nodes or num_nodes")
+        self.num_dst_nodes = _first_given(num_dst_nodes, num_nodes, "num_dst_nodes or num_nodes")
+        self.num_edges = int(edge_index.shape[1])
+        self.device = edge_index.device
+        if edge_type is None:
+            edge_type = edge_index.new_zeros(self.num_edges)
+            num_relations = num_relations or 1
+        _check_ids("edge_type", edge_type)
+        if edge_type.shape != (self.num_edges,):
+            raise ValueError(
+                f"edge_type must be [{self.num_edges}] like the edges, got {list(edge_type.shape)}"
+            )
+        if edge_type.device != self.device:
+            raise ValueError(f"edge_type is on {edge_type.device}, edge_index on {self.device}")
+        self.num_relations = num_relations if num_relations is not None else _count(edge_type)
+        self.num_node_types = 0
+        if node_type is not None:
+            _check_ids("node_type", node_type)
+            if node_type.shape != (self.num_src_nodes,):
+                raise ValueError(
+                    f"node_type must be [{self.num_src_nodes}], got {list(node_type.shape)}"
+                )
+            self.num_node_types = (
+                num_node_types if num_node_types is not None else _count(node_type)
+            )
+        if validate:
+            _check_range("source node", edge_index[0], self.num_src_nodes)
+            _check_range("destination node", edge_index[1], self.num_dst_nodes)
+            _check_range("relation", edge_type, self.num_relations)
+            if node_type is not None:
+                _check_range("node type", node_type, self.num_node_types)
+        self.edge_index = edge_index
+        self.edge_type = edge_type
+        self.node_type = node_type
+        self._structure: Structure | None = None
+        # The operator finds this object again by a token that travels as a tensor, so that
+        # torch.compile does not specialise on which graph it is.
+        self._id = next(_TOKENS)
+        _LIVE[self._id] = self
+        self.token = torch.tensor([self._id])
+
+    @property
+    def structure(self) -> Structure:
+        """Sorted edges and unique pairs, built at first use."""
+        if self._structure is None:
+            self._structure = Structure(self)
+        return self._structure
+
+    def prepare(self) -> Graph:
+        """Build the sorted edges and pairs now (before torch.compile traces a layer)."""
+        _ = self.structure
+        return self
+
+    @property
+    def num_src_pairs(self) -> int:
+        """Distinct (source, relation) pairs."""
+        return self.structure.num_src_pairs
+
+    @property
+    def num_dst_pairs(self) -> int:
+        """Distinct (destination, relation) pairs."""
+        return self.structure.num_dst_pairs
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each domain, in the order of `SIZE_ORDER`."""
+        return (
+            self.num_src_nodes,
+            self.num_dst_nodes,
+            self.num_edges,
+            self.num_src_pairs,
+            self.num_dst_pairs,
+            self.num_relations,
+            self.num_node_types,
+        )
+
+    def num_rows(self, domain: str) -> int:
+        """Rows of a domain."""
+        if domain == "one":
+            return 1
+        return self.sizes[SIZE_ORDER.index("edge" if domain == "given" else domain)]
+
+    def index(self, name: str) -> Tensor:
+        """For each row of the map's source, the row it leads to; [rows]."""
+        return self.structure.index(name)
+
+    def segments(self, name: str) -> Segments:
+        """For each row of the map's target, the rows that lead to it."""
+        return self.structure.segments(name)
+
+    @property
+    def src_pair_ratio(self) -> float:
+        """Distinct (source, relation) pairs over edges: what compaction leaves to compute."""
+        return self.num_src_pairs / max(self.num_edges, 1)
+
+    @property
+    def dst_pair_ratio(self) -> float:
+        """Distinct (destination, relation) pairs over edges."""
+        return self.num_dst_pairs / max(self.num_edges, 1)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index structures built so far."""
+        return self._structure.nbytes if self._structure is not None else 0
+
+    def to(self, device: torch.device | str) -> Graph:
+        """The same graph on another device, with nothing built yet."""
+        return Graph(
+            self.edge_index.to(device),
+            self.edge_type.to(device),
+            num_src_nodes=self.num_src_nodes,
+            num_dst_nodes=self.num_dst_nodes,
+            num_relations=self.num_relations,
+            node_type=None if self.node_type is None else self.node_type.to(device),
+            num_node_types=self.num_node_types or None,
+            validate=False,
+        )
+
+    def __repr__(self) -> str:
+        nodes = (
+            f"num_nodes={self.num_src_nodes}"
+            if self.num_src_nodes == self.num_dst_nodes
+            else f"num_src_nodes={self.num_src_nodes}, num_dst_nodes={self.num_dst_nodes}"
+        )
+        return (
+            f"Graph({nodes}, num_edges={self.num_edges}, num_relations={self.num_relations},"
+            f" device={self.device})"
+        )
+
+
+def graph_of(token: Tensor) -> Graph:
+    """The graph that a token stands for.
+
+    Raises:
+        RuntimeError: the graph no longer exists.
+    """
+    graph = _LIVE.get(int(token))
+    if graph is None:
+        raise RuntimeError(
+            "the graph of this layer call no longer exists; keep a reference to the rgnn.Graph"
+            " until backward has run"
+        )
+    return graph
+
+
+def _first_given(first: int | None, second: int | None, what: str) -> int:
+    value = first if first is not None else second
+    if value is None:
+        raise ValueError(f"the graph needs {what}")
+    if value < 0:
+        raise ValueError(f"{what} is {value}, which is negative")
+    return value
+
+
+def _check_ids(name: str, ids: Any) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {ids.dtype}")
+
+
+def _count(ids: Tensor) -> int:
+    return int(ids.max()) + 1 if ids.numel() else 0
+
+
+def _check_range(what: str, ids: Tensor, limit: int) -> None:
+    if ids.numel() == 0:
+        return
+    low, high = torch.stack(torch.aminmax(ids)).tolist()
+    if low < 0 or high >= limit:
+        wrong = low if low < 0 else high
+        position = int((ids == wrong).nonzero()[0])
+        raise IndexError(
+            f"{what} {wrong} at edge {position} is out of range: the graph has {limit}"
+            if what != "node type"
+            else f"node type {wrong} of node {position} is out of range: there are {limit}"
+        )

@@ -1,0 +1,199 @@
+"""`rgnn.layer`: a Python function becomes a compiled, differentiable layer."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff.rgnn.graph import Graph
+from dataeff.rgnn.ir import Program
+from dataeff.rgnn.language import Argument, GraphSymbol, Symbol, Value
+from dataeff.rgnn.plan import LAYERS, Plan, Request, plan_for
+from dataeff.rgnn.tracer import LayerTypeError, RowCounts, Tracer
+from dataeff.rgnn.verify import verify
+
+
+class Layer:
+    """A layer function, compiled for the shapes and graphs it is called with.
+
+    Calling it takes an `rgnn.Graph`, then the function's own arguments. Floating tensors become
+    symbols; everything else (numbers, strings, None) is a constant of the trace. All tensors have
+    one floating dtype and the graph's device. It is differentiable once in every tensor.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.name = function.__name__
+        names = list(inspect.signature(function).parameters)
+        if not names:
+            raise TypeError(f"layer {self.name} needs the graph as its first parameter")
+        self.parameters = tuple(names[1:])
+        self.defaults = {
+            n: p.default
+            for n, p in inspect.signature(function).parameters.items()
+            if p.default is not inspect.Parameter.empty
+        }
+        self.id = len(LAYERS)
+        LAYERS.append(self)
+
+    def __call__(self, graph: Graph, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer; [num_dst_nodes, ...] or whatever the function returns.
+
+        Raises:
+            LayerTypeError: an operation does not fit its operands, with the layer's line.
+            TypeError: dtypes differ, or an argument is missing or unknown.
+            ValueError: a tensor has the wrong number of rows, or stands on another device.
+        """
+        tensors, statics = self.bind(graph, args, kwargs)
+        names = tuple(tensors)
+        inputs = list(tensors.values())
+        needs_grad = torch.is_grad_enabled()
+        wanted = 0
+        for position, tensor in enumerate(inputs):
+            if needs_grad and tensor.requires_grad:
+                wanted |= 1 << position
+        spec = repr((names, statics))
+        sizes = list(graph.sizes)
+        if wanted == 0:
+            found, _ = torch.ops.dataeff.rgnn_forward(inputs, graph.token, self.id, spec, sizes, 0)
+            outputs = tuple(found)
+        else:
+            result: tuple[Any, ...] = _Apply.apply(
+                graph.token, self.id, spec, sizes, wanted, *inputs
+            )  # type: ignore[no-untyped-call]
+            outputs = result[: result[-1]]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def bind(
+        self, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], tuple[tuple[str, Any], ...]]:
+        """Sort the arguments of a call into tensors and constants."""
+        if len(args) > len(self.parameters):
+            raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
+        given = dict(zip(self.parameters, args, strict=False))
+        for name, value in kwargs.items():
+            if name in given or name not in self.parameters:
+                raise TypeError(f"{self.name} got an unexpected or repeated argument {name!r}")
+            given[name] = value
+        tensors: dict[str, Tensor] = {}
+        statics: list[tuple[str, Any]] = []
+        for name in self.parameters:
+            value = given[name] if name in given else self.defaults.get(name, inspect._empty)
+            if value is inspect._empty:
+                raise TypeError(f"{self.name} misses argument {name!r}")
+            if isinstance(value, Tensor):
+                tensors[name] = value
+            else:
+                statics.append((name, value))
+        _check_tensors(self.name, tensors, graph)
+        return tensors, tuple(statics)
+
+    def trace(
+        self, shapes: dict[str, tuple[int, ...]], statics: dict[str, Any], rows: RowCounts
+    ) -> Program:
+        """The inter-operator program of this layer for these shapes; inputs in argument order."""
+        tracer = Tracer(shapes, rows)
+        arguments = {name: Argument(tracer, name) for name in shapes}
+        result = self.function(GraphSymbol(tracer), **arguments, **statics)
+        values = list(_returned(self.name, result))
+        return verify(tracer.builder.program(v.id for v in values))
+
+    def plan(self, graph: Graph, *args: Any, **kwargs: Any) -> Plan:
+        """The compiled plan of a call with these arguments, with gradients of every tensor."""
+        tensors, statics = self.bind(graph, args, kwargs)
+        spec = repr((tuple(tensors), statics))
+        wanted = (1 << len(tensors)) - 1
+        return plan_for(
+            Request.of(self.id, spec, list(tensors.values()), list(graph.sizes), wanted)
+        )
+
+    def explain(self, graph: Graph, *args: Any, **kwargs: Any) -> str:
+        """What the compiler made of a call: programs after each pass, kernels, bytes and flops."""
+        from dataeff.rgnn.explain import explain
+
+        return explain(self, graph, args, kwargs)
+
+
+def layer(function: Callable[..., Any]) -> Layer:
+    """Compile a function of the layer language.
+
+    ```python
+    @rgnn.layer
+    def rgcn(g, x, W):
+        return g.sum(rgnn.linear(g.src(x), W[g.etype]))
+    ```
+    """
+    return Layer(function)
+
+
+class _Apply(torch.autograd.Function):
+    """The layer's operator with the generated backward program behind it."""
+
+    @staticmethod
+    def forward(
+        token: Tensor, layer_id: int, spec: str, sizes: list[int], wanted: int, *inputs: Tensor
+    ) -> tuple[Any, ...]:
+        outputs, saved = torch.ops.dataeff.rgnn_forward(
+            list(inputs), token, layer_id, spec, sizes, wanted
+        )
+        return (*outputs, *saved, len(outputs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        token, ctx.layer_id, ctx.spec, ctx.sizes, ctx.wanted, *tensors = inputs
+        ctx.num_inputs, ctx.num_outputs = len(tensors), output[-1]
+        ctx.mark_non_differentiable(*output[output[-1] : -1])
+        ctx.set_materialize_grads(True)
+        ctx.save_for_backward(token, *tensors, *output[:-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        token, *rest = ctx.saved_tensors
+        inputs, rest = rest[: ctx.num_inputs], rest[ctx.num_inputs :]
+        outputs, saved = rest[: ctx.num_outputs], rest[ctx.num_outputs :]
+        found = torch.ops.dataeff.rgnn_backward(
+            list(grads[: ctx.num_outputs]),
+            inputs,
+            outputs,
+            saved,
+            token,
+            ctx.layer_id,
+            ctx.spec,
+            ctx.sizes,
+            ctx.wanted,
+        )
+        gradients = iter(found)
+        wanted = [next(gradients) if ctx.wanted >> i & 1 else None for i in range(ctx.num_inputs)]
+        return (None, None, None, None, None, *wanted)
+
+
+def _check_tensors(name: str, tensors: dict[str, Tensor], graph: Graph) -> None:
+    if not tensors:
+        raise TypeError(f"{name} got no tensor")
+    first = next(iter(tensors))
+    dtype = tensors[first].dtype
+    for key, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name}: argument {key} is {tensor.dtype}; layers compute with floats")
+        if tensor.dtype != dtype:
+            raise TypeError(f"{name}: argument {key} is {tensor.dtype}, but {first} is {dtype}")
+        if tensor.device != graph.device:
+            raise ValueError(
+                f"{name}: argument {key} is on {tensor.device}, but the graph on {graph.device}"
+            )
+
+
+def _returned(name: str, result: Any) -> Iterator[Value]:
+    for value in result if isinstance(result, tuple) else (result,):
+        if not isinstance(value, Symbol):
+            raise LayerTypeError(f"layer {name} returned {value!r} instead of a value")
+        if not isinstance(value, Value):
+            raise LayerTypeError(f"layer {name} returned {value!r} unchanged")
+        yield value

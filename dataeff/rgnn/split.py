@@ -1,0 +1,87 @@
+"""Cut a joint program into what forward runs and what backward runs.
+
+A forward value that backward reads is kept if computing it again would cost a product or a
+reduction; elementwise values and gathers are recomputed, so no edge-sized value is stored for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dataeff.rgnn.ir import Builder, Program
+from dataeff.rgnn.passes.dce import eliminate_dead_code
+
+HEAVY = ("linear", "linear_t", "outer", "einsum", "sum", "max", "logsumexp")
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Forward and backward programs.
+
+    `forward` returns the layer's outputs, then the values named `saved:k` among the inputs of
+    `backward`; `kept_outputs` are the outputs that backward reads as `output:k`.
+    """
+
+    forward: Program
+    backward: Program | None
+    num_outputs: int
+    kept_outputs: tuple[int, ...]
+
+
+def split(joint: Program, num_outputs: int) -> Halves:
+    """Split a joint program whose first `num_outputs` results are the layer's outputs."""
+    outputs = joint.outputs[:num_outputs]
+    if len(joint.outputs) == num_outputs:
+        return Halves(eliminate_dead_code(joint), None, num_outputs, ())
+    forward = _ancestors(joint, outputs)
+    kept: dict[int, str] = {}
+    for value in _read_by_backward(joint, forward, joint.outputs[num_outputs:]):
+        if value in outputs:
+            kept[value] = f"output:{outputs.index(value)}"
+        else:
+            kept[value] = f"saved:{sum(n.startswith('saved') for n in kept.values())}"
+    saved = [v for v, name in kept.items() if name.startswith("saved")]
+    whole = Program(joint.ops, (*outputs, *saved))
+    backward = eliminate_dead_code(_with_inputs(joint, kept, num_outputs))
+    positions = tuple(outputs.index(v) for v, n in kept.items() if n.startswith("output"))
+    return Halves(eliminate_dead_code(whole), backward, num_outputs, positions)
+
+
+def _ancestors(program: Program, roots: tuple[int, ...]) -> set[int]:
+    found: set[int] = set()
+    stack = list(roots)
+    while stack:
+        value = stack.pop()
+        if value not in found:
+            found.add(value)
+            stack.extend(program[value].args)
+    return found
+
+
+def _read_by_backward(joint: Program, forward: set[int], roots: tuple[int, ...]) -> list[int]:
+    """Forward values to keep, in order."""
+    kept: set[int] = set()
+    seen: set[int] = set()
+    stack = list(roots)
+    while stack:
+        value = stack.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in forward and joint[value].kind in HEAVY:
+            kept.add(value)
+        else:
+            stack.extend(joint[value].args)
+    return sorted(kept)
+
+
+def _with_inputs(joint: Program, kept: dict[int, str], num_outputs: int) -> Program:
+    """The backward half: kept values become inputs."""
+    builder = Builder()
+    new: list[int] = []
+    for op in joint.ops:
+        if op.id in kept:
+            new.append(builder.emit("input", attrs=(kept[op.id],), type=op.type, line=op.line))
+        else:
+            new.append(builder.copy(op, tuple(new[a] for a in op.args)))
+    return builder.program(new[o] for o in joint.outputs[num_outputs:])

@@ -1,0 +1,81 @@
+"""Random graphs, the layers that tests compile, and their formulas in plain PyTorch."""
+
+import torch
+from hypothesis import strategies as st
+
+from dataeff import rgnn
+
+
+@st.composite
+def graphs(draw):
+    """Random graphs: empty relations, isolated nodes, loops, repeated edges, hubs, no edges."""
+    nodes = draw(st.integers(1, 12))
+    relations = draw(st.integers(1, 5))
+    edges = draw(st.integers(0, 40))
+    shown = draw(st.integers(1, relations))  # the others stay empty
+    reach = draw(st.integers(1, nodes))  # destinations beyond stay isolated
+    seed = draw(st.integers(0, 2**16))
+    g = torch.Generator().manual_seed(seed)
+    src = torch.randint(0, nodes, (edges,), generator=g)
+    dst = torch.randint(0, reach, (edges,), generator=g)
+    if draw(st.booleans()):
+        src = torch.zeros_like(src)
+    etype = torch.randint(0, shown, (edges,), generator=g)
+    return torch.stack([src, dst]), etype, nodes, relations
+
+
+@rgnn.layer
+def rgcn(g, x, W):
+    return g.sum(rgnn.linear(g.src(x), W[g.etype]))
+
+
+@rgnn.layer
+def rgcn_mean(g, x, W, root, bias):
+    h = g.mean_per_relation(rgnn.linear(g.src(x), W[g.etype]))
+    return h + rgnn.linear(x, root) + bias
+
+
+@rgnn.layer
+def rgat(g, x, W, a_src, a_dst):
+    z_src = rgnn.linear(g.src(x), W[g.etype])
+    z_dst = rgnn.linear(g.dst(x), W[g.etype])
+    score = rgnn.leaky_relu(rgnn.dot(z_src, a_src[g.etype]) + rgnn.dot(z_dst, a_dst[g.etype]), 0.2)
+    return g.sum(rgnn.edge_softmax(score) * z_src)
+
+
+@rgnn.layer
+def gated(g, x, W, U, c, e):
+    """In no paper: a typed gate from both ends and an edge attribute, maximum and mean mixed."""
+    z = rgnn.tanh(rgnn.linear(g.src(x), W[g.etype]))
+    gate = rgnn.sigmoid(rgnn.dot(rgnn.linear(g.dst(x), U), z) * c[g.etype] + g.edge(e))
+    return rgnn.concat(g.max(z), g.mean(gate * z)) / (1.0 + g.in_degree())
+
+
+def rgcn_loop(edge_index, etype, x, W):
+    out = x.new_zeros(x.shape[0], W.shape[2])
+    for (s, d), r in zip(edge_index.t().tolist(), etype.tolist(), strict=True):
+        out = out.index_add(0, torch.tensor([d]), (x[s] @ W[r])[None])
+    return out
+
+
+def rgat_dense(edge_index, etype, x, W, a_src, a_dst):
+    src, dst = edge_index
+    z_src = torch.einsum("ei,eio->eo", x[src], W[etype])
+    z_dst = torch.einsum("ei,eio->eo", x[dst], W[etype])
+    score = (z_src * a_src[etype]).sum(-1) + (z_dst * a_dst[etype]).sum(-1)
+    score = torch.nn.functional.leaky_relu(score, 0.2)
+    out = []
+    for node in range(x.shape[0]):
+        mine = dst == node
+        out.append((torch.softmax(score[mine], 0)[:, None] * z_src[mine]).sum(0))
+    return torch.stack(out)
+
+
+def rgcn_mean_dense(edge_index, etype, x, W, root, bias):
+    out = x @ root + bias
+    for r in range(W.shape[0]):
+        src, dst = edge_index[:, etype == r]
+        total = torch.zeros_like(x).index_add(0, dst, x[src])
+        count = torch.bincount(dst, minlength=x.shape[0]).clamp(min=1).to(x.dtype)
+        out = out + (total / count[:, None]) @ W[r]
+    return out

@@ -1,0 +1,80 @@
+import pytest
+import torch
+from hypothesis import given
+from rgnn_layers import graphs
+
+from dataeff import rgnn
+
+
+@given(graphs())
+def test_every_map_agrees_with_its_segments(case):
+    edge_index, etype, nodes, relations = case
+    g = rgnn.Graph(edge_index, etype, num_nodes=nodes, num_relations=relations)
+    for name in (
+        "edge.dst",
+        "edge.src",
+        "edge.etype",
+        "edge.src_pair",
+        "edge.dst_pair",
+        "src_pair.src",
+        "src_pair.etype",
+        "dst_pair.dst",
+        "dst_pair.etype",
+        "edge.given",
+    ):
+        index, s = g.index(name).tolist(), g.segments(name)
+        seen = []
+        for row, (b, e) in enumerate(zip(s.begin.tolist(), s.end.tolist(), strict=True)):
+            members = list(range(b, e)) if s.items is None else s.items[b:e].tolist()
+            assert all(index[m] == row for m in members)
+            assert members == sorted(members) or name == "edge.etype"  # that one is by source
+            seen += members
+        assert sorted(seen) == list(range(len(index)))
+
+
+@given(graphs())
+def test_pairs_are_unique_and_factor_the_edge_maps(case):
+    edge_index, etype, nodes, relations = case
+    g = rgnn.Graph(edge_index, etype, num_nodes=nodes, num_relations=relations)
+    order = g.index("edge.given").long()
+    assert torch.equal(g.index("edge.src").long(), edge_index[0][order])
+    assert torch.equal(g.index("edge.dst").long(), edge_index[1][order])
+    for side, end in (("src", 0), ("dst", 1)):
+        pair = g.index(f"edge.{side}_pair").long()
+        assert torch.equal(g.index(f"{side}_pair.{side}").long()[pair], edge_index[end][order])
+        assert torch.equal(g.index(f"{side}_pair.etype").long()[pair], etype[order])
+        expected = len(set(zip(edge_index[end].tolist(), etype.tolist(), strict=True)))
+        assert g.num_rows(f"{side}_pair") == expected
+        types = g.index(f"{side}_pair.etype").tolist()
+        assert types == sorted(types)
+
+
+def test_ids_are_int32_and_sizes_are_reported(small):
+    assert small.index("edge.src").dtype == torch.int32
+    assert small.nbytes > 60 * 4
+    assert 0 < small.src_pair_ratio <= 1
+    assert "num_edges=60" in repr(small)
+
+
+def test_a_wrong_id_is_named():
+    edges = torch.tensor([[0, 1], [1, 7]])
+    with pytest.raises(IndexError, match="destination node 7 at edge 1"):
+        rgnn.Graph(edges, num_nodes=3)
+    with pytest.raises(IndexError, match="source node -1 at edge 0"):
+        rgnn.Graph(torch.tensor([[-1], [0]]), num_nodes=3)
+    with pytest.raises(IndexError, match="relation 5 at edge 0"):
+        rgnn.Graph(torch.tensor([[0], [0]]), torch.tensor([5]), num_nodes=3, num_relations=2)
+    with pytest.raises(TypeError, match="int32 or int64"):
+        rgnn.Graph(edges.float(), num_nodes=9)
+    with pytest.raises(ValueError, match=r"\[2\] like the edges"):
+        rgnn.Graph(edges, torch.tensor([0]), num_nodes=9)
+    with pytest.raises(ValueError, match="num_nodes"):
+        rgnn.Graph(edges)
+
+
+def test_a_dead_graph_is_reported(small):
+    from dataeff.rgnn.graph import graph_of
+
+    assert graph_of(small.token) is small
+    with pytest.raises(RuntimeError, match="no longer exists"):
+        graph_of(torch.tensor([-1]))

@@ -1,0 +1,177 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from rgnn_layers import gated, graphs, rgat, rgat_dense, rgcn, rgcn_loop, rgcn_mean, rgcn_mean_dense
+
+from dataeff import rgnn
+
+
+def leaf(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+def arguments(layer, nodes, relations, width=3, out=4):
+    x, W = leaf(nodes, width), leaf(relations, width, out)
+    return {
+        rgcn: (x, W),
+        rgcn_mean: (x, W, leaf(width, out), leaf(out)),
+        rgat: (x, W, leaf(relations, out), leaf(relations, out)),
+    }[layer]
+
+
+@pytest.mark.parametrize(
+    ("layer", "plain"),
+    [(rgcn, rgcn_loop), (rgcn_mean, rgcn_mean_dense), (rgat, rgat_dense)],
+    ids=["rgcn", "rgcn_mean", "rgat"],
+)
+@given(graphs())
+@settings(max_examples=25, deadline=None)
+def test_layer_equals_its_formula(layer, plain, case):
+    edge_index, etype, nodes, relations = case
+    args = arguments(layer, nodes, relations)
+    g = rgnn.Graph(edge_index, etype, num_nodes=nodes)
+    ours, theirs = layer(g, *args), plain(edge_index, etype, *args)
+    if layer is rgcn:
+        theirs = theirs[:nodes]
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    weight = torch.randn_like(theirs)
+    got = torch.autograd.grad((ours * weight).sum(), args)
+    if not theirs.requires_grad:
+        assert all((a == 0).all() for a in got)
+        return
+    want = torch.autograd.grad((theirs * weight).sum(), args, allow_unused=True)
+    for a, b, t in zip(got, want, args, strict=True):
+        torch.testing.assert_close(a, torch.zeros_like(t) if b is None else b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("layer", [rgcn, rgcn_mean, rgat], ids=lambda f: f.name)
+def test_gradcheck(layer, small):
+    args = arguments(layer, 20, 4)
+    assert torch.autograd.gradcheck(lambda *a: layer(small, *a), args)
+
+
+def test_gradcheck_of_a_layer_in_no_paper(small):
+    args = (leaf(20, 3), leaf(4, 3, 4), leaf(3, 4), leaf(4), leaf(60))
+    assert torch.autograd.gradcheck(lambda *a: gated(small, *a), args)
+    assert gated(small, *args).shape == (20, 8)
+
+
+def test_only_wanted_gradients_are_computed(small):
+    x, W, a, b = (t.detach() for t in arguments(rgat, 20, 4))
+    W.requires_grad_()
+    rgat(small, x, W, a, b).sum().backward()
+    assert W.grad is not None and x.grad is None
+
+
+def test_double_backward_is_refused(small):
+    x, W = leaf(20, 3), leaf(4, 3, 4)
+    (dx,) = torch.autograd.grad(rgcn(small, x, W).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
+def test_large_scores_survive_the_softmax(small):
+    x, W, a, b = arguments(rgat, 20, 4)
+    y = rgat(small, x, W, a * 1e4, b * 1e4)
+    y.sum().backward()
+    assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+
+
+def test_block_with_destinations_first():
+    src, dst = torch.tensor([3, 4, 0, 2]), torch.tensor([0, 1, 1, 0])
+    etype = torch.tensor([0, 1, 0, 1])
+    block = rgnn.Graph(torch.stack([src, dst]), etype, num_src_nodes=5, num_dst_nodes=2)
+    whole = rgnn.Graph(torch.stack([src, dst]), etype, num_nodes=5)
+    args = arguments(rgat, 5, 2)
+    y = rgat(block, *args)
+    assert y.shape == (2, 4)
+    torch.testing.assert_close(y, rgat(whole, *args)[:2])
+    assert torch.autograd.gradcheck(lambda *a: rgat(block, *a), args)
+    root = arguments(rgcn_mean, 5, 2)
+    torch.testing.assert_close(rgcn_mean(block, *root), rgcn_mean(whole, *root)[:2])
+
+
+def test_more_relations_in_the_weights_than_in_the_graph(small):
+    x, W, a, b = arguments(rgat, 20, 9)
+    torch.testing.assert_close(rgat(small, x, W, a, b), rgat(small, x, W[:4], a[:4], b[:4]))
+
+
+def test_same_bits_every_time(small):
+    args = arguments(rgat, 20, 4)
+    runs = [torch.autograd.grad(rgat(small, *args).sum(), args) for _ in range(3)]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+class TestRefusals:
+    def test_wrong_domain_names_the_line_and_both_types(self, small):
+        @rgnn.layer
+        def bad(g, x):
+            return g.src(x) + g.sum(g.src(x))
+
+        with pytest.raises(rgnn.LayerTypeError, match=r"test_layer.py:\d+: return g.src") as error:
+            bad(small, torch.randn(20, 3))
+        assert "dst[3]" in str(error.value) or "edge" in str(error.value)
+
+    def test_wrong_shape_names_both(self, small):
+        with pytest.raises(rgnn.LayerTypeError, match=r"edge\[7\].*etype\[3x4\]"):
+            rgcn(small, torch.randn(20, 7), torch.randn(4, 3, 4))
+
+    def test_wrong_rows(self, small):
+        with pytest.raises(ValueError, match=r"shape \[19, 3\].* needs 20 rows"):
+            rgcn(small, torch.randn(19, 3), torch.randn(4, 3, 4))
+        with pytest.raises(ValueError, match="at least 4 rows"):
+            rgcn(small, torch.randn(20, 3), torch.randn(3, 3, 4))
+
+    def test_dtypes(self, small):
+        with pytest.raises(TypeError, match=r"W is torch.float64, but x is torch.float32"):
+            rgcn(small, torch.randn(20, 3), torch.randn(4, 3, 4).double())
+        with pytest.raises(TypeError, match="int64"):
+            rgcn(small, torch.zeros(20, 3, dtype=torch.long), torch.randn(4, 3, 4))
+
+    def test_arguments(self, small):
+        with pytest.raises(TypeError, match="misses argument 'W'"):
+            rgcn(small, torch.randn(20, 3))
+        with pytest.raises(TypeError, match="unexpected"):
+            rgcn(small, torch.randn(20, 3), V=torch.randn(1))
+
+    def test_used_in_two_domains(self, small):
+        @rgnn.layer
+        def twice(g, x):
+            return g.sum(g.src(x) * g.edge(x))
+
+        with pytest.raises(rgnn.LayerTypeError, match=r"used as a edge.* but as a node"):
+            twice(small, torch.randn(20))
+
+
+# Dynamo makes an instance of the autograd function while it traces it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiles_without_a_graph_break(small):
+    args = arguments(rgat, 20, 4)
+    small.prepare()
+    compiled = torch.compile(lambda *a: rgat(small, *a) * 2, fullgraph=True, backend="aot_eager")
+    y = compiled(*args)
+    torch.testing.assert_close(y, rgat(small, *args) * 2)
+    got = torch.autograd.grad(y.sum(), args)
+    want = torch.autograd.grad((rgat(small, *args) * 2).sum(), args)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_operators_pass_opcheck(small):
+    x, W, a, b = (t.detach() for t in arguments(rgat, 20, 4))
+    sizes = list(small.sizes)
+    spec = repr((("x", "W", "a_src", "a_dst"), ()))
+    forward = ([x, W, a, b], small.token, rgat.id, spec, sizes, 15)
+    torch.library.opcheck(torch.ops.dataeff.rgnn_forward.default, forward)
+    outputs, saved = torch.ops.dataeff.rgnn_forward(*forward)
+    grads = [torch.randn_like(outputs[0])]
+    torch.library.opcheck(
+        torch.ops.dataeff.rgnn_backward.default,
+        (grads, [x, W, a, b], outputs, saved, *forward[1:]),
+    )
+
+
+def test_explain_shows_the_programs(small):
+    text = rgat.explain(small, *arguments(rgat, 20, 4))
+    assert "== traced ==" in text and "== backward ==" in text and "logsumexp[edge.dst]" in text

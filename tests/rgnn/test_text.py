@@ -1,0 +1,39 @@
+import pytest
+import torch
+from rgnn_layers import gated, rgat, rgcn_mean
+
+from dataeff.rgnn.ir import Program, Type
+from dataeff.rgnn.text import parse, render
+from dataeff.rgnn.verify import verify
+
+
+def plans(small):
+    x, W = torch.randn(20, 5), torch.randn(4, 5, 6)
+    yield rgat.plan(small, x, W, torch.randn(4, 6), torch.randn(4, 6))
+    yield rgcn_mean.plan(small, x, W, torch.randn(5, 6), torch.randn(6))
+    yield gated.plan(small, x, W, torch.randn(5, 6), torch.randn(4), torch.randn(60))
+
+
+def test_text_round_trips_for_forward_and_backward(small):
+    for plan in plans(small):
+        for program in (plan.traced, plan.forward, plan.backward):
+            assert parse(render(program)) == program
+
+
+def test_parser_refuses_what_does_not_hold():
+    with pytest.raises(ValueError, match="not the next operation"):
+        parse("%1 = input[x]() : node[4]\nreturn %1\n")
+    with pytest.raises(ValueError, match="states"):
+        parse("%0 = input[x]() : node[4]\n%1 = relu(%0) : node[5]\nreturn %1\n")
+    with pytest.raises(ValueError, match="returns nothing"):
+        parse("%0 = input[x]() : node[4]\n")
+
+
+def test_verifier_finds_a_broken_program(small):
+    program = next(plans(small)).traced
+    ops = list(program.ops)
+    broken = type(ops[3])(3, ops[3].kind, ops[3].args, ops[3].attrs, Type("edge", (9,)))
+    with pytest.raises(ValueError, match="should have"):
+        verify(Program((*ops[:3], broken, *ops[4:]), program.outputs))
+    with pytest.raises(ValueError, match="does not exist"):
+        verify(Program(program.ops, (99,)))
