@@ -17,10 +17,13 @@ from dataeff import _ops  # noqa: F401  (registers torch.ops.dataeff.*)
 from dataeff._version import __version__
 
 if TYPE_CHECKING:
-    pass  # each lazily imported name stands here once more, for type checkers and editors
+    # each lazily imported name stands here once more, for type checkers and editors
+    from dataeff import rgnn as rgnn
 
 # name -> the module it is imported from when it is first used
-_LAZY: dict[str, str] = {}
+_LAZY: dict[str, str] = {
+    "rgnn": "dataeff.rgnn",
+}
 
 __all__ = ["__version__", *_LAZY]
 
