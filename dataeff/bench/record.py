@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -129,7 +130,12 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout this package is imported from, or an empty string."""
+    """The commit of the checkout this package is imported from, or an empty string.
+
+    DATAEFF_COMMIT names it for a copy of the tree without its history.
+    """
+    if named := os.environ.get("DATAEFF_COMMIT"):
+        return named
     package = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:

@@ -149,7 +149,9 @@ def markdown_table(records: Sequence[Record]) -> str:
             c for kind in kinds for c in _markdown_cells(grouped[kind].get(size, {}), provider)
         ]
         lines.append(f"| {size} | {provider} | " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", *(_provenance(kind, of_kind[kind]) for kind in kinds)])
+    return "\n".join(
+        [*lines, "", "<br>\n".join(_provenance(kind, of_kind[kind]) for kind in kinds)]
+    )
 
 
 def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, str, str]:

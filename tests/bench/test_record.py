@@ -65,7 +65,11 @@ def test_absent_packages_have_no_version(monkeypatch):
 
 
 def test_commit_is_of_this_checkout_only(monkeypatch, tmp_path):
+    monkeypatch.delenv("DATAEFF_COMMIT", raising=False)
     assert re.fullmatch(r"([0-9a-f]{12,}(-dirty)?)?", commit())
+    monkeypatch.setenv("DATAEFF_COMMIT", "abc")
+    assert commit() == "abc"
+    monkeypatch.delenv("DATAEFF_COMMIT")
     # Imported from a folder that no repository tracks, there is no commit to name.
     monkeypatch.setattr("dataeff.bench.record.__file__", str(tmp_path / "bench" / "record.py"))
     assert commit() == ""

@@ -1,0 +1,76 @@
+"""The scripts that turn records into files and README tables."""
+
+import importlib.util
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dataeff.bench import Record, read, write
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECORD = Record(
+    *("gather", "dataeff", "ours", "time_s", 0.005, "s", "rows=1", "cpu: AMD EPYC"),
+    *({"torch": "2.13.0"}, "abc", "2026-01-02T03:04:05+00:00", 2),
+)
+
+
+def test_merged_records_are_named_after_device_and_day(tmp_path):
+    merge_results = script("merge_results")
+    gpu = replace(RECORD, device="cuda: NVIDIA H100 80GB HBM3")
+    write([gpu], tmp_path / "a.json")
+    write([replace(gpu, workload="rgnn")], tmp_path / "b.json")
+    merged = merge_results.merge([tmp_path / "a.json", tmp_path / "b.json"], tmp_path / "results")
+    assert merged.name == "nvidia-h100-80gb-hbm3-2026-01-02.json"
+    assert [record.workload for record in read(merged)] == ["gather", "rgnn"]
+    assert merge_results.result_name(RECORD.device, RECORD.time) == "cpu-amd-epyc-2026-01-02.json"
+
+
+def test_records_of_two_devices_are_not_merged(tmp_path):
+    write([RECORD, replace(RECORD, device="cuda: H100")], tmp_path / "a.json")
+    with pytest.raises(ValueError, match="one device"):
+        script("merge_results").merge([tmp_path / "a.json"], tmp_path)
+
+
+README = """before
+<!-- table: gather -->
+old
+<!-- end -->
+between
+<!-- table: rgnn -->
+<!-- end -->
+"""
+
+
+def test_tables_replace_what_is_between_the_markers():
+    make_tables = script("make_tables")
+    filled = make_tables.fill(README, [RECORD])
+    assert "old" not in filled and "| rows=1 | dataeff | 5 ms |" in filled
+    assert filled.startswith("before\n<!-- table: gather -->\n") and "\nbetween\n" in filled
+    assert "No record of `rgnn` yet." in filled
+    assert make_tables.fill(filled, [RECORD]) == filled
+
+
+def test_the_last_run_counts():
+    later = replace(RECORD, value=0.001, time="2026-02-02T00:00:00+00:00")
+    other = replace(RECORD, device="cuda: H100")
+    assert script("make_tables").latest([later, RECORD, other], "gather") == [later, other]
+
+
+def test_committed_results_can_be_read():
+    for path in (BENCHMARKS / "results").glob("*.json"):
+        assert read(path), path
+
+
+def test_gpu_check_is_valid_bash():
+    subprocess.run(["bash", "-n", BENCHMARKS / "gpu_check.sh"], check=True)
