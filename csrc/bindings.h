@@ -9,5 +9,6 @@ void bind_memory(pybind11::module_& m);
 void bind_storage(pybind11::module_& m);
 void bind_gather(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
+void bind_parallel(pybind11::module_& m);
 
 }  // namespace dataeff

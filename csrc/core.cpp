@@ -28,4 +28,5 @@ PYBIND11_MODULE(_core, m) {
   dataeff::bind_storage(m);
   dataeff::bind_gather(m);
   dataeff::bind_sampling(m);
+  dataeff::bind_parallel(m);
 }

@@ -163,3 +163,7 @@ class NeighborSampler:
     def sample(
         self, seeds: list[tuple[int, int, int]], random_seed: int, num_threads: int
     ) -> Sample: ...
+
+# parallel/
+
+def parallel_for_address() -> int: ...
