@@ -1,0 +1,142 @@
+"""Launches the typed GEMM kernels: tile maps, schedules, index widths, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff.rgnn.schedule import GemmSchedule, dw_schedule, gemm_schedule
+from dataeff.rgnn.tilemap import TileMap, build_tile_map, max_extra_tiles
+
+INT32_MAX = 2**31 - 1
+
+
+def interpreting() -> bool:
+    """Whether the kernels run in Triton's interpreter and so take CPU tensors."""
+    try:
+        from dataeff.kernels import typed_gemm
+        from dataeff.kernels.interpreter import is_interpreted
+    except ImportError:  # Triton has no build for this platform
+        return False
+    return bool(is_interpreted(typed_gemm.typed_gemm_kernel))
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    seg_ptr: Tensor,
+    num_rows: int,
+    gather: Tensor | None,
+    row_scale: Tensor | None,
+    tile_map: TileMap | None = None,
+) -> Tensor:
+    """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
+    from dataeff.kernels.typed_gemm import typed_gemm_kernel
+
+    num_types, num_heads, num_in, num_out = weight.shape
+    y = x.new_empty(num_rows, num_heads, num_out)
+    if y.numel() == 0:
+        return y
+    if num_in == 0:
+        return y.zero_()
+    x = x if x.stride(2) == 1 else x.contiguous()
+    if tile_map is None:
+        block = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types).block_m
+        tile_map = build_tile_map(seg_ptr, num_rows, block)
+    schedule = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types, tile_map.block)
+    grid = (tile_map.num_tiles * -(-num_out // schedule.block_n), num_heads)
+    typed_gemm_kernel[grid](
+        x, weight, y, seg_ptr, tile_map.types, tile_map.rows, gather, row_scale,
+        *x.stride()[:2], *weight.stride(), *y.stride()[:2], *_scale_strides(row_scale, num_heads),
+        **_constants(num_in, num_out, gather, row_scale, x, y),
+        BLOCK_M=schedule.block_m, BLOCK_N=schedule.block_n, BLOCK_K=schedule.block_k,
+        **_options(schedule),
+    )  # fmt: skip
+    return y
+
+
+def weight_gradient(
+    x: Tensor,
+    dy: Tensor,
+    seg_ptr: Tensor,
+    num_rows: int,
+    gather: Tensor | None,
+    row_scale: Tensor | None,
+    chunk_map: TileMap | None = None,
+) -> Tensor:
+    """`typed_gemm_dw` with heads: x [N, heads, in], dy [rows, heads, out]."""
+    from dataeff.kernels.typed_gemm import reduce_partials_kernel, typed_gemm_dw_kernel
+
+    num_types, (num_heads, num_in), num_out = seg_ptr.numel() - 1, x.shape[1:], dy.shape[2]
+    size = num_heads * num_in * num_out
+    dw = x.new_empty(num_types, num_heads, num_in, num_out)
+    if dw.numel() == 0:
+        return dw
+    if num_rows == 0:
+        return dw.zero_()
+    x = x if x.stride(2) == 1 else x.contiguous()
+    dy = dy if dy.stride(2) == 1 else dy.contiguous()
+    schedule = dw_schedule(x.dtype, num_in, num_out)
+    if chunk_map is None:
+        chunk_map = build_tile_map(seg_ptr, num_rows, schedule.chunk_rows(num_rows, num_types))
+    sums = torch.float64 if x.dtype == torch.float64 else torch.float32
+    first = dw if dw.dtype == sums else torch.empty_like(dw, dtype=sums)
+    extra = dw.new_empty(max(max_extra_tiles(num_rows, chunk_map.block), 1), size, dtype=sums)
+    blocks = -(-num_in // schedule.block_m) * -(-num_out // schedule.block_n)
+    typed_gemm_dw_kernel[(chunk_map.num_tiles * blocks, num_heads)](
+        x, dy, first, extra, seg_ptr, chunk_map.types, chunk_map.rows, chunk_map.extra_ptr,
+        gather, row_scale, chunk_map.block, num_heads,
+        *x.stride()[:2], *dy.stride()[:2], *_scale_strides(row_scale, num_heads),
+        **_constants(num_in, num_out, gather, row_scale, x, dy),
+        BLOCK_I=schedule.block_m, BLOCK_O=schedule.block_n, BLOCK_R=schedule.block_k,
+        **_options(schedule),
+    )  # fmt: skip
+    block = min(1024, 1 << (size - 1).bit_length())
+    reduce_partials_kernel[(num_types, -(-size // block))](
+        first, extra, dw, seg_ptr, chunk_map.extra_ptr,
+        SIZE=size, IN_PLACE=first is dw, BLOCK=block, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return dw
+
+
+def float32_precision() -> str:
+    """`tf32` or `ieee`, as torch's own matrix products would use on CUDA."""
+    # "none", not set for matmul, already stands for torch's general setting.
+    precision: str = torch.backends.cuda.matmul.fp32_precision
+    return "tf32" if precision == "tf32" else "ieee"
+
+
+def _constants(
+    num_in: int, num_out: int, gather: Tensor | None, row_scale: Tensor | None, *rows: Tensor
+) -> dict[str, Any]:
+    return {
+        "IN": num_in,
+        "OUT": num_out,
+        "HAS_GATHER": gather is not None,
+        "HAS_SCALE": row_scale is not None,
+        "INT64": any(_span(tensor) > INT32_MAX for tensor in rows),
+        "PRECISION": float32_precision() if rows[0].dtype == torch.float32 else "ieee",
+    }
+
+
+def _span(tensor: Tensor) -> int:
+    """The largest element offset from the tensor's start, and one."""
+    return sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+
+
+def _scale_strides(row_scale: Tensor | None, num_heads: int) -> tuple[int, int]:
+    if row_scale is None:
+        return 0, 0
+    return row_scale.stride(0), row_scale.stride(1) if row_scale.shape[1] == num_heads else 0
+
+
+def _options(schedule: GemmSchedule) -> dict[str, Any]:
+    # enable_fp_fusion: contraction to fused multiply-adds, said aloud because Triton 3.9 warns
+    # that its default will change.
+    return {
+        "num_warps": schedule.num_warps,
+        "num_stages": schedule.num_stages,
+        "enable_fp_fusion": True,
+    }

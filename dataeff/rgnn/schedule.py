@@ -1,0 +1,58 @@
+"""Tile sizes, warps and stages of the typed GEMM kernels, from shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class GemmSchedule:
+    """One kernel's tiles: block_m x block_n of the result, block_k along the sum."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+    def chunk_rows(self, num_rows: int, num_types: int) -> int:
+        """Rows that one program of the weight gradient sums: a multiple of block_k.
+
+        Enough chunks to fill the largest GPUs some times over, few enough that a chunk's rows
+        outweigh the partial result it writes.
+        """
+        even = -(-num_rows // 512)
+        blocks = max(-(-even // self.block_k), 8)
+        return self.block_k * (1 << (blocks - 1).bit_length())
+
+
+def gemm_schedule(
+    dtype: torch.dtype,
+    num_in: int,
+    num_out: int,
+    num_rows: int,
+    num_types: int,
+    block_m: int | None = None,
+) -> GemmSchedule:
+    """The forward kernel's schedule; `block_m` is that of a tile map already built."""
+    if block_m is None:
+        mean_rows = num_rows / max(num_types, 1)
+        block_m = 64 if mean_rows >= 48 else 32 if mean_rows >= 24 else 16
+    wide = dtype.itemsize >= 4
+    block_n = min(_tile(num_out), 64 if wide else 128)
+    block_k = min(_tile(num_in), 32 if wide else 64)
+    return GemmSchedule(block_m, block_n, block_k, num_warps=4, num_stages=3)
+
+
+def dw_schedule(dtype: torch.dtype, num_in: int, num_out: int) -> GemmSchedule:
+    """The weight gradient's schedule: block_m over inputs, block_n over outputs, block_k rows."""
+    wide = dtype.itemsize >= 4
+    block_m, block_n = min(_tile(num_in), 64), min(_tile(num_out), 64)
+    return GemmSchedule(block_m, block_n, 32 if wide else 64, num_warps=4, num_stages=3)
+
+
+def _tile(features: int) -> int:
+    """The power of two that holds these features, no less than tensor cores take."""
+    return max(16, 1 << (features - 1).bit_length())

@@ -1,0 +1,168 @@
+"""Compiles generated C++ with the system compiler and keeps the result by content.
+
+    library = compile_cpp(PARALLEL_HEADER + source)      # a ctypes.CDLL
+    library.kernel.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+
+An object is found again by the source, the flags, the compiler's version and the CPU it was made
+for. `<key>.cpp` is the readable source, `<key>.<digest>.so` the object, named by its own content:
+a truncated or altered file does not carry the name of what it holds and is built anew. Files
+appear by rename, so two processes that build the same thing never see half of it.
+
+For parallel loops, start the source with `PARALLEL_HEADER` (see `cpp_parallel` for the choice and
+the figures behind it) and pass `torch.get_num_threads()` as their number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataeff.rgnn import cpp_parallel
+from dataeff.rgnn.cpp_parallel import PARALLEL_HEADER
+
+__all__ = ["PARALLEL_HEADER", "CompileError", "CompilerMissing", "cache_dir", "compile_cpp"]
+
+# -ffast-math is left out: it assumes there is no inf or nan, and a masked softmax makes both.
+# -fopenmp-simd allows `#pragma omp simd reduction(...)`, which reorders one sum where it is asked.
+BASE_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
+    *("-fopenmp-simd", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-Wall"),
+)
+
+_libraries: dict[str, ctypes.CDLL] = {}
+
+
+class CompilerMissing(RuntimeError):
+    """No C++ compiler was found."""
+
+
+class CompileError(RuntimeError):
+    """The compiler refused a generated source; the message is the compiler's."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A C++ compiler: the command's words, and the version that it prints."""
+
+    command: tuple[str, ...]
+    version: str
+
+
+def compile_cpp(source: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """Compiles and loads a C++ source, or loads what an earlier call or process compiled.
+
+    Args:
+        source: one translation unit; what is called from outside is `extern "C"` with default
+            visibility.
+        flags: added after `BASE_FLAGS`, so they win.
+
+    Raises:
+        CompilerMissing: there is no compiler.
+        CompileError: the compiler refused the source.
+    """
+    compiler = find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
+    key = _key(source, flags, compiler)
+    if key not in _libraries:
+        folder = cache_dir()
+        path = _kept(folder, key) or _build(folder, key, source, flags, compiler)
+        library = ctypes.CDLL(str(path))
+        cpp_parallel.bind(library)
+        _libraries[key] = library
+    return _libraries[key]
+
+
+@functools.cache
+def find_compiler(wish: str | None, path: str | None) -> Compiler:
+    """The compiler in $CXX, which may hold flags as well, else the first usual name on the PATH."""
+    for name in [wish] if wish else ["c++", "g++", "clang++"]:
+        words = name.split()
+        program = shutil.which(words[0], path=path)
+        if program is None:
+            continue
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+        if said.returncode == 0:
+            return Compiler((program, *words[1:]), said.stdout)
+    looked = f"CXX={wish} does not run" if wish else "none of c++, g++, clang++ is on the PATH"
+    raise CompilerMissing(
+        f"no C++ compiler: {looked}. Install one (Debian: apt-get install g++; conda: "
+        "conda install gxx) or point CXX at it; without one the layers run on plain PyTorch"
+    )
+
+
+def cache_dir() -> Path:
+    """Where sources and objects are kept: DATAEFF_CACHE_DIR, else ~/.cache/dataeff, in cpp/."""
+    return _writable(os.environ.get("DATAEFF_CACHE_DIR") or _user_cache())
+
+
+def _user_cache() -> str:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "dataeff")
+
+
+@functools.cache
+def _writable(root: str) -> Path:
+    folder = Path(root) / "cpp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        private = Path(tempfile.mkdtemp(prefix="dataeff-cpp-"))
+        warnings.warn(
+            f"{folder} cannot be written ({error.strerror}), so compiled kernels go to {private} "
+            "and are compiled again by the next process; set DATAEFF_CACHE_DIR to keep them",
+            stacklevel=3,
+        )
+        return private
+
+
+@functools.cache
+def _cpu() -> str:
+    """What -march=native depends on, so that a shared home never serves another CPU's object."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.machine() + platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return platform.machine() + "".join(sorted({x for x in lines if x.startswith(wanted)}))
+
+
+def _key(source: str, flags: Sequence[str], compiler: Compiler) -> str:
+    parts = [source, *BASE_FLAGS, *flags, *compiler.command, compiler.version, _cpu()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _kept(folder: Path, key: str) -> Path | None:
+    for path in sorted(folder.glob(f"{key}.*.so")):
+        if path.name == f"{key}.{_digest(path)}.so":
+            return path
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _build(folder: Path, key: str, source: str, flags: Sequence[str], compiler: Compiler) -> Path:
+    with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=folder) as scratch:
+        written, made = Path(scratch) / f"{key}.cpp", Path(scratch) / "kernel.so"
+        written.write_text(source)
+        command = [*compiler.command, *BASE_FLAGS, *flags, str(written), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        readable = written.replace(folder / written.name)
+        if done.returncode != 0:
+            raise CompileError(
+                f"{compiler.command[0]} refused {readable} (exit {done.returncode}):\n{done.stderr}"
+            )
+        return made.replace(folder / f"{key}.{_digest(made)}.so")

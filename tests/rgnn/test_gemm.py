@@ -1,0 +1,238 @@
+import contextlib
+from dataclasses import dataclass
+
+import pytest
+import torch
+from dataeff.kernels import interpreter
+from dataeff.kernels import typed_gemm as kernels
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dataeff.rgnn.gemm import (
+    typed_gemm,
+    typed_gemm_dw,
+    typed_gemm_dw_reference,
+    typed_gemm_reference,
+)
+from dataeff.rgnn.gemm_triton import float32_precision
+from dataeff.rgnn.tilemap import build_tile_map
+
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 2e-5,
+    torch.bfloat16: 3e-2,
+    torch.float16: 4e-3,
+}
+
+
+@dataclass
+class Case:
+    x: Tensor
+    weight: Tensor
+    dy: Tensor
+    seg_ptr: Tensor
+    options: dict[str, Tensor]
+
+
+def make_case(
+    counts, num_in, num_out, dtype, heads=0, gather=False, scale=False, seed=0, index=torch.int32
+):
+    torch.manual_seed(seed)
+    rows, shape = sum(counts), [heads] if heads else []
+    table = max(rows // 2, 1) if gather else rows
+    options = {}
+    if gather:
+        options["gather"] = torch.randint(table, (rows,), dtype=index)
+    if scale:
+        options["row_scale"] = torch.rand(rows, *shape)
+        if dtype == torch.float64:
+            options["row_scale"] = options["row_scale"].double()
+    return Case(
+        torch.randn(table, *shape, num_in, dtype=dtype),
+        torch.randn(len(counts), *shape, num_in, num_out, dtype=dtype) / max(num_in, 1) ** 0.5,
+        torch.randn(rows, *shape, num_out, dtype=dtype),
+        torch.tensor([0, *counts], dtype=index).cumsum(0, dtype=index),
+        options,
+    )
+
+
+cases = st.builds(
+    make_case,
+    counts=st.lists(st.integers(0, 3) | st.integers(0, 40), min_size=1, max_size=6),
+    num_in=st.integers(1, 40),
+    num_out=st.integers(1, 40),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    heads=st.sampled_from([0, 0, 1, 3]),
+    gather=st.booleans(),
+    scale=st.booleans(),
+    seed=st.integers(0, 1000),
+    index=st.sampled_from([torch.int32, torch.int64]),
+)
+
+
+@contextlib.contextmanager
+def backend(name):
+    if name == "cpu":
+        yield
+    else:
+        with interpreter.interpreted(kernels):
+            yield
+
+
+def assert_close(actual, expected, scale):
+    assert actual.dtype == expected.dtype
+    torch.testing.assert_close(
+        actual, expected, rtol=TOLERANCE[actual.dtype], atol=TOLERANCE[actual.dtype] * scale
+    )
+
+
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+@settings(max_examples=25, deadline=None)
+@given(case=cases)
+def test_forward_equals_reference(name, case):
+    expected = typed_gemm_reference(case.x, case.weight, case.seg_ptr, **case.options)
+    with backend(name):
+        actual = typed_gemm(case.x, case.weight, case.seg_ptr, **case.options)
+    assert_close(actual, expected, scale=4)
+
+
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+@settings(max_examples=25, deadline=None)
+@given(case=cases)
+def test_weight_gradient_equals_reference(name, case):
+    wide = case.x.dtype.itemsize == 2
+    x, dy = (case.x.float(), case.dy.float()) if wide else (case.x, case.dy)
+    expected = typed_gemm_dw_reference(x, dy, case.seg_ptr, **case.options).to(case.x.dtype)
+    with backend(name):
+        actual = typed_gemm_dw(case.x, case.dy, case.seg_ptr, **case.options)
+    assert_close(actual, expected, scale=20)
+
+
+def test_references_are_each_others_derivatives():
+    case = make_case([3, 0, 5], 4, 3, torch.float64, heads=2, gather=True, scale=True)
+    weight = case.weight.requires_grad_()
+    y = typed_gemm_reference(case.x, weight, case.seg_ptr, **case.options)
+    (expected,) = torch.autograd.grad(y, weight, case.dy)
+    actual = typed_gemm_dw_reference(case.x, case.dy, case.seg_ptr, **case.options)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+@pytest.mark.parametrize("counts", [[0], [0, 0, 0], [1], [0] * 30 + [2] + [0] * 9, [1] * 25])
+def test_few_or_no_rows(name, counts):
+    case = make_case(counts, 5, 7, torch.float32, gather=True, scale=True)
+    with backend(name):
+        y = typed_gemm(case.x, case.weight, case.seg_ptr, **case.options)
+        dw = typed_gemm_dw(case.x, case.dy, case.seg_ptr, **case.options)
+    assert_close(y, typed_gemm_reference(case.x, case.weight, case.seg_ptr, **case.options), 1)
+    expected = typed_gemm_dw_reference(case.x, case.dy, case.seg_ptr, **case.options)
+    assert_close(dw, expected, 1)
+
+
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+def test_no_types_and_no_features(name):
+    empty = torch.zeros(1, dtype=torch.int32)
+    with backend(name):
+        y = typed_gemm(torch.zeros(0, 4), torch.zeros(0, 4, 3), empty)
+        no_in = typed_gemm(torch.zeros(6, 0), torch.zeros(1, 0, 3), torch.tensor([0, 6]))
+        dw = typed_gemm_dw(torch.zeros(6, 4), torch.zeros(6, 0), torch.tensor([0, 6]))
+    assert y.shape == (0, 3)
+    torch.testing.assert_close(no_in, torch.zeros(6, 3))
+    assert dw.shape == (1, 4, 0)
+
+
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+def test_strided_inputs_are_read_in_place_or_copied(name):
+    case = make_case([7, 20, 4], 12, 10, torch.float32)
+    transposed = case.weight.transpose(1, 2).contiguous().transpose(1, 2)
+    columns = torch.randn(31, 24)[:, ::2]
+    wide = torch.randn(31, 40)[:, 5:17]
+    for x in (columns, wide, columns.t().contiguous().t()):
+        with backend(name):
+            y = typed_gemm(x, transposed, case.seg_ptr)
+            dw = typed_gemm_dw(x, case.dy, case.seg_ptr)
+        assert_close(y, typed_gemm_reference(x, case.weight, case.seg_ptr), 4)
+        assert_close(dw, typed_gemm_dw_reference(x, case.dy, case.seg_ptr), 20)
+
+
+@pytest.mark.parametrize("name", ["cpu", "triton"])
+def test_same_inputs_give_the_same_bits(name):
+    case = make_case([300, 0, 41], 9, 6, torch.float32, gather=True)
+    with backend(name):
+        first, second = (
+            typed_gemm_dw(case.x, case.dy, case.seg_ptr, **case.options) for _ in range(2)
+        )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("block", [16, 64])
+def test_split_relations_and_kept_maps(block):
+    case = make_case([0, 400, 3, 65, 64], 20, 17, torch.float32, gather=True, scale=True)
+    chunks = build_tile_map(case.seg_ptr, 532, block)
+    with backend("triton"):
+        dw = typed_gemm_dw(case.x, case.dy, case.seg_ptr, chunk_map=chunks, **case.options)
+        y = typed_gemm(case.x, case.weight, case.seg_ptr, tile_map=chunks, **case.options)
+    expected = typed_gemm_dw_reference(case.x, case.dy, case.seg_ptr, **case.options)
+    assert_close(dw, expected, 20)
+    assert_close(y, typed_gemm_reference(case.x, case.weight, case.seg_ptr, **case.options), 4)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, on nan
+def test_large_values_stay_in_their_own_rows():
+    # A tile's padded lanes read a row of the same tile: inf there must reach no other row.
+    x = torch.ones(5, 4)
+    x[1] = torch.inf
+    x[3] = torch.nan
+    seg_ptr = torch.tensor([0, 2, 5])
+    with backend("triton"):
+        y = typed_gemm(x, torch.ones(2, 4, 3), seg_ptr)
+        dw = typed_gemm_dw(torch.ones(5, 4), y, seg_ptr)
+    assert y[[0, 2, 4]].eq(4).all() and y[1].isinf().all() and y[3].isnan().all()
+    assert dw[0].isinf().all() and dw[1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"weight": torch.zeros(2, 5, 3)}, ValueError, "input features"),
+        ({"weight": torch.zeros(3, 4, 3)}, ValueError, "3 entries for 3 types"),
+        ({"weight": torch.zeros(4, 3)}, ValueError, r"\[4, 3\]"),
+        ({"weight": torch.zeros(2, 4, 3).double()}, TypeError, "float32 and torch.float64"),
+        ({"x": torch.zeros(6, 4).long()}, TypeError, "int64"),
+        ({"seg_ptr": torch.tensor([0.0, 2.0, 6.0])}, TypeError, "float32"),
+        ({"seg_ptr": torch.tensor([0, 2, 7])}, ValueError, "0 to 7"),
+        ({"seg_ptr": torch.tensor([0, 8, 6])}, ValueError, "type 1 goes from 8 to 6"),
+        ({"gather": torch.zeros(6)}, TypeError, "float32"),
+        ({"gather": torch.tensor([0, 1, 2, 3, 4, 6])}, IndexError, "holds 6.*0 to 5"),
+        ({"gather": torch.tensor([0, 1, -2, 3, 4, 5])}, IndexError, "holds -2"),
+        ({"row_scale": torch.zeros(5)}, ValueError, r"\[5\]"),
+        ({"x": torch.zeros(6, 4, device="meta")}, ValueError, "meta.*weight on cpu"),
+    ],
+)
+def test_bad_input_is_refused(change, error, words):
+    given_ = {
+        "x": torch.zeros(6, 4),
+        "weight": torch.zeros(2, 4, 3),
+        "seg_ptr": torch.tensor([0, 2, 6]),
+    }
+    with pytest.raises(error, match=words):
+        typed_gemm(**(given_ | change))
+
+
+def test_weight_gradient_refuses_other_row_counts():
+    with pytest.raises(ValueError, match="dy has 5 rows, x or gather 6"):
+        typed_gemm_dw(torch.zeros(6, 4), torch.zeros(5, 3), torch.tensor([0, 6]))
+    with pytest.raises(ValueError, match="heads"):
+        typed_gemm_dw(torch.zeros(6, 2, 4), torch.zeros(6, 3, 3), torch.tensor([0, 6]))
+
+
+def test_precision_follows_torch():
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            matmul.fp32_precision = precision
+            assert float32_precision() == precision
+    finally:
+        matmul.fp32_precision = before

@@ -1,0 +1,143 @@
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dataeff.rgnn import cpp_parallel, toolchain
+from dataeff.rgnn.toolchain import CompileError, CompilerMissing, compile_cpp
+
+EXPORT = 'extern "C" __attribute__((visibility("default"))) '
+ANSWER = EXPORT + "int answer() { return %d; }\n"
+SUM = (
+    toolchain.PARALLEL_HEADER
+    + EXPORT
+    + """
+void twice(const double* in, double* out, int64_t size, int64_t grain, int64_t num_threads) {
+  dataeff::parallel_for(size, grain, num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) out[i] += 2 * in[i];
+  });
+}
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATAEFF_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(toolchain, "_libraries", {})
+    return tmp_path / "cpp"
+
+
+def test_source_and_object_are_kept_and_found_again(cache, monkeypatch):
+    assert compile_cpp(ANSWER % 42).answer() == 42
+    (source,) = cache.glob("*.cpp")
+    (made,) = cache.glob("*.so")
+    assert source.read_text() == ANSWER % 42
+    assert len(list(cache.iterdir())) == 2  # nothing else is left behind
+    stamp = made.stat().st_mtime_ns
+    monkeypatch.setattr(toolchain, "_libraries", {})
+    assert compile_cpp(ANSWER % 42).answer() == 42
+    assert made.stat().st_mtime_ns == stamp
+
+
+def test_source_flags_and_compiler_each_make_their_own_object(cache, monkeypatch):
+    compile_cpp(ANSWER % 1)
+    compile_cpp(ANSWER % 2)
+    assert compile_cpp(ANSWER % 2, flags=["-DX"]).answer() == 2
+    monkeypatch.setenv("CXX", "c++ -O1")
+    assert compile_cpp(ANSWER % 2).answer() == 2
+    assert len(list(cache.glob("*.so"))) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "empty"])
+def test_a_damaged_object_is_built_again(cache, monkeypatch, damage):
+    compile_cpp(ANSWER % 7)
+    (made,) = cache.glob("*.so")
+    whole = made.read_bytes()
+    bad = {"cut": whole[:1000], "altered": whole[:-1] + b"\x55", "empty": b""}[damage]
+    made.unlink()  # a new file: this process still has the old one mapped
+    made.write_bytes(bad)
+    monkeypatch.setattr(toolchain, "_libraries", {})
+    assert compile_cpp(ANSWER % 7).answer() == 7
+    (made,) = cache.glob("*.so")
+    assert made.read_bytes() != bad
+
+
+def test_two_processes_at_once(cache):
+    call = f"print(compile_cpp({ANSWER % 9!r}).answer())"
+    code = f"from dataeff.rgnn.toolchain import compile_cpp; {call}"
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [run.communicate(timeout=120)[0] for run in runs] == ["9\n", "9\n"]
+    assert sorted(path.suffix for path in cache.iterdir())[0] == ".cpp"
+
+
+def test_compile_error_shows_the_message_and_the_source(cache):
+    with pytest.raises(CompileError, match="no_such_type") as caught:
+        compile_cpp("no_such_type x;")
+    (source,) = cache.glob("*.cpp")
+    assert str(source) in str(caught.value)
+
+
+def test_missing_compiler_names_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(CompilerMissing, match="apt-get install"):
+        compile_cpp(ANSWER % 1)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CompilerMissing, match="no-such-compiler"):
+        compile_cpp(ANSWER % 1)
+
+
+def test_unwritable_cache_warns_and_compiles(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DATAEFF_CACHE_DIR", str(tmp_path / "file" / "below"))
+    with pytest.warns(UserWarning, match="DATAEFF_CACHE_DIR"):
+        assert compile_cpp(ANSWER % 3).answer() == 3
+
+
+def twice(library, size, grain, num_threads):
+    values, out = torch.arange(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    args = [ctypes.c_void_p(values.data_ptr()), ctypes.c_void_p(out.data_ptr())]
+    library.twice(*args, *map(ctypes.c_int64, (size, grain, num_threads)))
+    return torch.equal(out, 2 * values)
+
+
+@pytest.mark.parametrize("team", ["torch", "core", "none"])
+def test_parallel_loop_visits_every_index_once(team, monkeypatch):
+    library = compile_cpp(SUM)
+    if team == "core":
+        monkeypatch.setattr(cpp_parallel, "torch_gomp_parallel", lambda: None)
+        cpp_parallel.bind(library)
+    elif team == "none":
+        library.dataeff_bind_parallel(None, None)
+    for size, grain, num_threads in [
+        (0, 1, 4),
+        (1, 1, 4),
+        (1000, 7, 3),
+        (1000, 0, 2),
+        (99, 200, 8),
+    ]:
+        assert twice(library, size, grain, num_threads)
+
+
+def test_one_openmp_runtime_in_the_process():
+    compile_cpp(SUM)
+    with open("/proc/self/maps") as maps:
+        runtimes = {line.split()[-1] for line in maps if "gomp" in line or "libomp" in line}
+    assert len(runtimes) <= 1
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # fork beside threads
+def test_a_forked_child_runs_its_loops():
+    library = compile_cpp(SUM)
+    assert twice(library, 1000, 10, 2)  # torch's team has its threads now
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if twice(library, 1000, 10, 2) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
