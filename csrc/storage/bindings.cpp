@@ -7,6 +7,7 @@
 
 #include "errors.h"
 #include "storage/alignment.h"
+#include "storage/crc32c.h"
 #include "storage/engine.h"
 
 namespace py = pybind11;
@@ -131,6 +132,20 @@ void bind_storage(py::module_& m) {
     const Alignment alignment = alignment_of(fd);
     return py::make_tuple(alignment.direct, alignment.memory, alignment.block);
   });
+  const auto checksum = [](auto* function) {
+    return [function](uintptr_t data_ptr, int64_t nbytes, uint32_t initial) {
+      if (nbytes < 0 || (data_ptr == 0 && nbytes > 0)) {
+        throw std::invalid_argument("nbytes=" + std::to_string(nbytes) + " at address " +
+                                    std::to_string(data_ptr) + " cannot be summed");
+      }
+      py::gil_scoped_release release;
+      return function(reinterpret_cast<const void*>(data_ptr), nbytes, initial);
+    };
+  };
+  m.def("crc32c", checksum(crc32c), py::arg("data_ptr"), py::arg("nbytes"), py::arg("initial") = 0);
+  m.def("crc32c_by_table", checksum(crc32c_by_table), py::arg("data_ptr"), py::arg("nbytes"),
+        py::arg("initial") = 0);
+  m.def("crc32c_in_hardware", crc32c_in_hardware);
   m.def("reserve_file", reserve_file, py::arg("fd"), py::arg("offset"), py::arg("nbytes"),
         py::call_guard<py::gil_scoped_release>());
 }
