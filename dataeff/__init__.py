@@ -19,9 +19,11 @@ from dataeff._version import __version__
 if TYPE_CHECKING:
     # each lazily imported name stands here once more, for type checkers and editors
     from dataeff import rgnn as rgnn
+    from dataeff.features import FeatureTable as FeatureTable
 
 # name -> the module it is imported from when it is first used
 _LAZY: dict[str, str] = {
+    "FeatureTable": "dataeff.features",
     "rgnn": "dataeff.rgnn",
 }
 

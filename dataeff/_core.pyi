@@ -2,6 +2,31 @@
 
 cuda_built: bool
 
+# gather/: pointers are addresses; `table` is (address, num_rows, row_nbytes, row_stride)
+
+def gather_cpu(
+    table: int,
+    num_rows: int,
+    row_nbytes: int,
+    row_stride: int,
+    index: int,
+    index_size: int,
+    index_itemsize: int,
+    out: int,
+    num_threads: int,
+) -> None: ...
+def scatter_cpu(
+    table: int,
+    num_rows: int,
+    row_nbytes: int,
+    row_stride: int,
+    index: int,
+    index_size: int,
+    index_itemsize: int,
+    rows: int,
+    num_threads: int,
+) -> None: ...
+
 # memory/
 
 class HostBuffer:

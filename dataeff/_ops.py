@@ -8,6 +8,9 @@ call (`torch.library.custom_op` costs about 14). Autograd is added where the ope
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
+from dataeff import _core
 
 library = torch.library.Library("dataeff", "DEF")
 
@@ -20,3 +23,134 @@ library.define(
     "rgnn_backward(Tensor[] grads, Tensor[] inputs, Tensor[] outputs, Tensor[] saved,"
     " Tensor token, int layer_id, str spec, SymInt[] sizes, int wanted) -> Tensor[]"
 )
+
+# --- features: row gather and scatter ---------------------------------------------------------
+
+library.define("gather(Tensor table, Tensor index) -> Tensor")
+library.define("gather_out(Tensor table, Tensor index, Tensor(a!) out) -> ()")
+library.define("scatter_rows_(Tensor(a!) table, Tensor index, Tensor rows) -> ()")
+
+_INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def _row_table(table: Tensor) -> tuple[int, int, int, int]:
+    """Address, number of rows, bytes of a row, bytes from one row to the next."""
+    if table.dim() == 0:
+        raise ValueError(
+            "a table needs at least one dimension, its rows; got a 0-dimensional tensor"
+        )
+    if not (table.is_contiguous() or _rows_contiguous(table)):
+        raise ValueError(
+            f"each row of a table must be contiguous; got shape {tuple(table.shape)} with strides "
+            f"{table.stride()}: pass table.contiguous()"
+        )
+    itemsize = table.element_size()
+    num_rows = table.shape[0]
+    row_nbytes = table.shape[1:].numel() * itemsize
+    row_stride = table.stride(0) * itemsize if num_rows > 1 else row_nbytes
+    return table.data_ptr(), num_rows, row_nbytes, row_stride
+
+
+def _rows_contiguous(table: Tensor) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(table.shape[1:]), reversed(table.stride()[1:]), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _check_index(index: Tensor) -> Tensor:
+    if index.dtype not in _INDEX_DTYPES:
+        raise TypeError(f"an index is int32 or int64, got {index.dtype}: use index.long()")
+    return index.contiguous()
+
+
+def _check_rows(rows: Tensor, table: Tensor, index: Tensor, name: str) -> None:
+    if rows.dtype != table.dtype:
+        raise TypeError(f"{name} is {rows.dtype} but the table is {table.dtype}")
+    shape = (*index.shape, *table.shape[1:])
+    if tuple(rows.shape) != shape:
+        raise ValueError(
+            f"{name} has shape {tuple(rows.shape)}; an index of shape {tuple(index.shape)} into a "
+            f"table of shape {tuple(table.shape)} needs {shape}"
+        )
+    if rows.device != index.device:
+        raise ValueError(f"{name} is on {rows.device} but the index is on {index.device}")
+
+
+def _check_on_host(table: Tensor, index: Tensor) -> None:
+    if table.device.type != "cpu":
+        raise ValueError(
+            f"the table is on {table.device} but the index is on {index.device}: move the index"
+        )
+
+
+def _gather_into_cpu(table: Tensor, index: Tensor, out: Tensor) -> None:
+    _check_on_host(table, index)
+    index = _check_index(index)
+    _core.gather_cpu(
+        *_row_table(table),
+        index.data_ptr(),
+        index.numel(),
+        index.element_size(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def _new_rows(table: Tensor, index: Tensor) -> Tensor:
+    return index.new_empty((*index.shape, *table.shape[1:]), dtype=table.dtype)
+
+
+def _gather_cpu(table: Tensor, index: Tensor) -> Tensor:
+    out = _new_rows(table, index)
+    _gather_into_cpu(table, index, out)
+    return out
+
+
+def _gather_out_cpu(table: Tensor, index: Tensor, out: Tensor) -> None:
+    _check_rows(out, table, index, "out")
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous; got strides {out.stride()}")
+    _gather_into_cpu(table, index, out)
+
+
+def _scatter_rows_cpu(table: Tensor, index: Tensor, rows: Tensor) -> None:
+    _check_on_host(table, index)
+    index = _check_index(index)
+    _check_rows(rows, table, index, "rows")
+    if table.shape[0] > 1 and table.stride(0) == 0 and table.numel():
+        raise ValueError("the table's rows share memory (stride 0): pass table.clone()")
+    rows = rows.contiguous()
+    _core.scatter_cpu(
+        *_row_table(table),
+        index.data_ptr(),
+        index.numel(),
+        index.element_size(),
+        rows.data_ptr(),
+        torch.get_num_threads(),
+    )
+
+
+def _gather_fake(table: Tensor, index: Tensor) -> Tensor:
+    _check_index(index)
+    return _new_rows(table, index)
+
+
+def _gather_out_fake(table: Tensor, index: Tensor, out: Tensor) -> None:
+    _check_index(index)
+    _check_rows(out, table, index, "out")
+
+
+def _scatter_rows_fake(table: Tensor, index: Tensor, rows: Tensor) -> None:
+    _check_index(index)
+    _check_rows(rows, table, index, "rows")
+
+
+library.impl("gather", _gather_cpu, "CPU")
+library.impl("gather_out", _gather_out_cpu, "CPU")
+library.impl("scatter_rows_", _scatter_rows_cpu, "CPU")
+torch.library.register_fake("dataeff::gather", _gather_fake, lib=library)
+torch.library.register_fake("dataeff::gather_out", _gather_out_fake, lib=library)
+torch.library.register_fake("dataeff::scatter_rows_", _scatter_rows_fake, lib=library)

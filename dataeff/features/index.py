@@ -1,0 +1,59 @@
+"""From what a user writes between brackets to row numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+RowSelection: TypeAlias = "Tensor | int | slice | range | Sequence[int] | Sequence[bool] | Any"
+
+
+def row_index(selection: RowSelection, num_rows: int) -> Tensor:
+    """Turns a selection of rows into row numbers, reading it as `torch.Tensor.__getitem__` does.
+
+    Args:
+        selection: an int32 or int64 tensor of any shape; a bool tensor [num_rows]; an int; a slice;
+            a range, list or NumPy array of these.
+        num_rows: rows of the table.
+
+    Returns:
+        Row numbers, still unchecked against the table, on the selection's device.
+
+    Raises:
+        TypeError: a dtype or kind that selects no rows.
+        IndexError: a mask whose length is not the number of rows.
+    """
+    if isinstance(selection, slice):
+        return torch.arange(*_slice_bounds(selection, num_rows))
+    if selection is None or selection is Ellipsis or isinstance(selection, (tuple, str)):
+        raise TypeError(
+            "a table is indexed by rows alone, with a tensor, int, slice or list; "
+            f"got {selection!r}"
+        )
+    if isinstance(selection, (list, range)) and not len(selection):
+        return torch.empty(0, dtype=torch.int64)
+    index = selection if isinstance(selection, Tensor) else torch.as_tensor(selection)
+    if index.dtype == torch.bool:
+        return _mask_rows(index, num_rows)
+    if index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"an index is int32, int64 or a bool mask, got {index.dtype}")
+    return index
+
+
+def _slice_bounds(selection: slice, num_rows: int) -> tuple[int, int, int]:
+    start, stop, step = selection.indices(num_rows)
+    if step < 0:
+        raise ValueError(f"slice step must be positive, as in torch; got {step}")
+    return start, max(start, stop), step
+
+
+def _mask_rows(mask: Tensor, num_rows: int) -> Tensor:
+    if tuple(mask.shape) != (num_rows,):
+        raise IndexError(
+            f"the mask has shape {tuple(mask.shape)} but the table has {num_rows} rows: "
+            f"a mask needs shape ({num_rows},)"
+        )
+    return mask.nonzero().squeeze(1)

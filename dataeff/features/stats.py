@@ -1,0 +1,51 @@
+"""What a table has delivered, and from which tier."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from dataeff.ledger import Ledger, Tier
+
+
+@dataclass(frozen=True)
+class TableStats:
+    """Counts since the table was made: proof of what moved.
+
+    Attributes:
+        num_gathers: gathers carried out, prefetches and indexings among them.
+        num_rows: rows they delivered.
+        nbytes: bytes delivered, by way: `"host->host"`, `"host->device"`.
+    """
+
+    num_gathers: int
+    num_rows: int
+    nbytes: dict[str, int] = field(default_factory=dict)
+
+
+class Account:
+    """A table's running account; thread-safe."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger()
+        self._lock = threading.Lock()
+        self._num_gathers = 0
+        self._num_rows = 0
+
+    def gathered(self, num_rows: int, source: Tier, target: Tier, nbytes: int) -> None:
+        """Enters one gather."""
+        self.ledger.transfer(source, target, nbytes)
+        with self._lock:
+            self._num_gathers += 1
+            self._num_rows += num_rows
+
+    def stats(self) -> TableStats:
+        """The counts so far."""
+        ways = {
+            f"{source.value}->{target.value}": self.ledger.nbytes(source, target)
+            for source in Tier
+            for target in Tier
+            if self.ledger.count(source, target)
+        }
+        with self._lock:
+            return TableStats(self._num_gathers, self._num_rows, ways)

@@ -1,0 +1,206 @@
+"""`FeatureTable`: rows in host memory, gathered to where the index lives."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff.features.gather import gather, scatter_
+from dataeff.features.index import RowSelection, row_index
+from dataeff.features.prefetch import Prefetch, prefetch_in_thread, prefetch_on_stream
+from dataeff.features.stats import Account, TableStats
+from dataeff.ledger import Tier
+
+
+class FeatureTable:
+    """A table of rows in host memory whose gathers run where the index lives.
+
+    `table[index]` is `x[index]`, whatever the device of the index: on the CPU by a threaded gather,
+    on CUDA by a kernel that reads the rows in place over the bus, so that the CPU touches no row
+    and no staging copy is made. `x` is neither copied nor moved; the table keeps it alive, and what
+    is written into `x` is seen by later gathers. Before its first CUDA gather the memory is
+    registered with the driver (pinned in place), and released by `close()` or with the table.
+
+    Source: PyTorch-Direct (arXiv 2101.07956), section 4.
+
+    Args:
+        x: features, [num_rows, ...], any dtype, host memory; each row contiguous, rows at any
+            stride.
+
+    Raises:
+        TypeError: `x` is no tensor.
+        ValueError: `x` is not in host memory, has no dimension, or has rows that are not
+            contiguous; or it asks for gradients, which a gather of features does not pass on.
+
+    Example:
+        >>> table = dataeff.FeatureTable(torch.arange(6.0).view(3, 2))
+        >>> table[torch.tensor([2, -3])]
+        tensor([[4., 5.],
+                [0., 1.]])
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}")
+        if x.device.type != "cpu":
+            raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
+        if x.requires_grad:
+            raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
+        self._x: Tensor | None = x
+        self._account = Account()
+        self._executor: ThreadPoolExecutor | None = None
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        # A layout that cannot be gathered is refused here, not at the first batch.
+        gather(x, torch.empty(0, dtype=torch.int64))
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    @property
+    def x(self) -> Tensor:
+        """The tensor the table was made of.
+
+        Raises:
+            RuntimeError: the table is closed.
+        """
+        if self._x is None:
+            raise RuntimeError("this table is closed")
+        return self._x
+
+    @property
+    def shape(self) -> torch.Size:
+        """[num_rows, ...]."""
+        return self.x.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return self.x.dtype
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def __repr__(self) -> str:
+        what = "closed" if self._x is None else f"{list(self.shape)}, {self.dtype}"
+        return f"{type(self).__name__}({what})"
+
+    # --- reading and writing ------------------------------------------------------------------
+
+    def __getitem__(self, selection: RowSelection) -> Tensor:
+        """Rows by number, mask, slice or list, as `x[selection]`, but always a new tensor."""
+        return self.gather(row_index(selection, len(self)))
+
+    def gather(self, index: Tensor, out: Tensor | None = None) -> Tensor:
+        """Gathers rows to where the index is: `out[i] = x[index[i]]`.
+
+        Args:
+            index: any shape, int32 or int64, each in [-num_rows, num_rows).
+            out: contiguous, [*index.shape, *x.shape[1:]], the table's dtype, on the index's
+                device; new by default.
+
+        Returns:
+            `out`, or the new tensor.
+
+        Raises:
+            IndexError: an index is out of range; nothing is written then. On CUDA it is raised by a
+                later call on the device, and the row of the wrong index is zero.
+            TypeError: an index or out of the wrong dtype.
+            ValueError: a wrong shape, device or layout.
+            RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
+                says why and what helps).
+        """
+        rows = gather(self.x, index, out)
+        if not torch.compiler.is_compiling():
+            self._enter(index, rows)
+        return rows
+
+    def scatter_(self, index: Tensor, rows: Tensor) -> FeatureTable:
+        """Writes rows into the table: `x[index[i]] = rows[i]`; of equal indices the last one stays.
+
+        Args:
+            index: any shape, int32 or int64, any device.
+            rows: [*index.shape, *x.shape[1:]], the table's dtype, on the index's device. From CUDA
+                both are first copied to the host, which waits for the current stream.
+
+        Returns:
+            The table.
+
+        Raises:
+            IndexError: an index is out of range; nothing is written then.
+            TypeError: a wrong dtype.
+            ValueError: a wrong shape or device.
+            RuntimeError: the table is closed.
+        """
+        if rows.device != index.device:
+            raise ValueError(f"rows is on {rows.device} but the index is on {index.device}")
+        scatter_(self.x, index.cpu(), rows.cpu())
+        return self
+
+    def prefetch(self, index: Tensor) -> Prefetch:
+        """Starts a gather that runs beside the caller: in a thread, or on a CUDA stream of its own.
+
+        Args:
+            index: as in `gather`; not to be changed before `wait()`.
+
+        Returns:
+            A `Prefetch`; its `wait()` gives the rows or raises what the gather raised.
+
+        Raises:
+            RuntimeError: the table is closed.
+        """
+        x = self.x
+        if index.device.type == "cpu":
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
+            return prefetch_in_thread(self._executor, lambda: self._prefetched(x, index))
+        if index.device not in self._streams:
+            self._streams[index.device] = torch.cuda.Stream(index.device)
+        return prefetch_on_stream(self._streams[index.device], index, lambda: self.gather(index))
+
+    def _prefetched(self, x: Tensor, index: Tensor) -> Tensor:
+        # Holds x itself: a table closed while this runs must not take the memory away under it.
+        rows = gather(x, index)
+        self._enter(index, rows)
+        return rows
+
+    # --- the account --------------------------------------------------------------------------
+
+    def _enter(self, index: Tensor, rows: Tensor) -> None:
+        target = Tier.HOST if rows.device.type == "cpu" else Tier.DEVICE
+        self._account.gathered(index.numel(), Tier.HOST, target, rows.nbytes)
+
+    def stats(self) -> TableStats:
+        """What the table has delivered so far, and from which tier."""
+        return self._account.stats()
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Waits for the prefetch under way, cancels those not begun, and lets go of `x`."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+        for stream in self._streams.values():
+            stream.synchronize()
+        self._streams.clear()
+        self._x = None
+
+    def __enter__(self) -> FeatureTable:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"x": self.x}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["x"])  # type: ignore[misc]

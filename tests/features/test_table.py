@@ -1,0 +1,268 @@
+"""`FeatureTable` against plain indexing, and what it does with bad input."""
+
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dataeff
+from dataeff.features.gather import gather
+
+ROWS = 20
+
+
+@pytest.fixture
+def x():
+    return torch.rand(ROWS, 3, 5)
+
+
+SELECTIONS = [
+    7,
+    -ROWS,
+    slice(None),
+    slice(3, 15, 4),
+    slice(-4, None),
+    slice(12, 3),
+    range(2, 9),
+    [],
+    [1, -2, 1],
+    [True, False] * (ROWS // 2),
+    np.array([3, 4, -1]),
+    np.array([3, 4], dtype=np.int32),
+    np.int64(4),
+    torch.tensor(6),
+    torch.tensor([[0, -1], [5, 5]]),
+    torch.arange(ROWS, dtype=torch.int32),
+    torch.arange(ROWS) % 3 == 0,
+    torch.zeros(ROWS, dtype=torch.bool),
+    torch.empty(0, 4, dtype=torch.long),
+]
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda s: repr(s)[:40])
+def test_selects_what_the_tensor_selects(x, selection):
+    rows = dataeff.FeatureTable(x)[selection]
+    plain = list(selection) if isinstance(selection, range) else selection
+    assert torch.equal(rows, x[plain])
+
+
+@given(
+    st.slices(ROWS).filter(lambda s: s.step is None or s.step > 0),
+)
+@settings(deadline=None)
+def test_any_slice(selection):
+    x = torch.arange(ROWS)
+    assert torch.equal(dataeff.FeatureTable(x)[selection], x[selection])
+
+
+@pytest.mark.parametrize(
+    ("selection", "error", "words"),
+    [
+        (torch.tensor([1.0]), TypeError, "float32"),
+        (torch.tensor([1], dtype=torch.uint8), TypeError, "uint8"),
+        ([0.5], TypeError, "float"),
+        ((1, 2), TypeError, "rows alone"),
+        (None, TypeError, "None"),
+        (..., TypeError, "Ellipsis"),
+        ("3", TypeError, "'3'"),
+        (ROWS, IndexError, f"index {ROWS} .* {ROWS} rows"),
+        (-ROWS - 1, IndexError, f"index -{ROWS + 1} "),
+        ([True], IndexError, r"\(1,\).*needs shape \(20,\)"),
+        (torch.ones(ROWS, 3, dtype=torch.bool), IndexError, r"\(20, 3\)"),
+        (slice(None, None, -1), ValueError, "-1"),
+    ],
+)
+def test_a_wrong_selection_is_named_and_the_table_goes_on(x, selection, error, words):
+    table = dataeff.FeatureTable(x)
+    with pytest.raises(error, match=words):
+        table[selection]
+    assert torch.equal(table[0], x[0])
+
+
+def test_reads_in_place_and_keeps_the_memory_alive():
+    x = torch.zeros(4, 2)
+    table = dataeff.FeatureTable(x)
+    assert table.x.data_ptr() == x.data_ptr()
+    x[2] = 5
+    del x
+    assert table[2].tolist() == [5, 5]
+
+
+def test_what_it_is(x):
+    table = dataeff.FeatureTable(x.half())
+    assert (len(table), table.shape, table.dtype) == (ROWS, (ROWS, 3, 5), torch.float16)
+    assert repr(table) == "FeatureTable([20, 3, 5], torch.float16)"
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        ([[1.0]], TypeError, "list"),
+        (torch.rand(3, 3, device="meta"), ValueError, "meta"),
+        (torch.rand(3, 3, requires_grad=True), ValueError, "detach"),
+        (torch.rand(3, 4).t(), ValueError, "contiguous"),
+        (torch.tensor(3.0), ValueError, "0-dimensional"),
+    ],
+)
+def test_what_no_table_is_made_of(x, error, words):
+    with pytest.raises(error, match=words):
+        dataeff.FeatureTable(x)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (5, 0), (5,), (1, 1)])
+def test_small_and_empty_shapes(shape):
+    x = torch.rand(shape)
+    table = dataeff.FeatureTable(x)
+    index = torch.arange(shape[0])
+    assert torch.equal(table[index], x)
+    assert table[index[:0]].shape == (0, *shape[1:])
+
+
+def test_gather_into_a_buffer(x):
+    out = torch.empty(4, 3, 5)
+    index = torch.tensor([4, 4, 0, -1])
+    assert dataeff.FeatureTable(x).gather(index, out=out) is out
+    assert torch.equal(out, x[index])
+
+
+def test_scatter_writes_the_rows(x):
+    table, index = dataeff.FeatureTable(x), torch.tensor([3, -1])
+    rows = torch.rand(2, 3, 5)
+    assert table.scatter_(index, rows) is table
+    assert torch.equal(x[index], rows)
+    with pytest.raises(TypeError, match="float64"):
+        table.scatter_(index, rows.double())
+    with pytest.raises(ValueError, match="needs"):
+        table.scatter_(index, rows[:1])
+    with pytest.raises(ValueError, match="meta"):
+        table.scatter_(index, rows.to("meta"))
+
+
+def test_stats_count_what_was_delivered(x):
+    table = dataeff.FeatureTable(x)
+    table[torch.arange(6).view(2, 3)]
+    table.prefetch(torch.tensor([1])).wait()
+    with pytest.raises(IndexError):
+        table[99]
+    stats = table.stats()
+    assert (stats.num_gathers, stats.num_rows) == (2, 7)
+    assert stats.nbytes == {"host->host": 7 * 15 * 4}
+
+
+def test_prefetch_gives_rows_or_the_error(x):
+    table = dataeff.FeatureTable(x)
+    good, bad = table.prefetch(torch.tensor([5, -5])), table.prefetch(torch.tensor([50]))
+    assert torch.equal(good.wait(), x[[5, -5]])
+    assert good.wait() is good.wait()
+    with pytest.raises(IndexError, match="50"):
+        bad.wait()
+    table.close()
+
+
+def test_close_finishes_what_runs_and_cancels_the_rest(x, monkeypatch):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow_gather(*args):
+        started.set()
+        go_on.wait(30)
+        return gather(*args)
+
+    table = dataeff.FeatureTable(x)
+    monkeypatch.setattr("dataeff.features.table.gather", slow_gather)
+    running, waiting = (table.prefetch(torch.tensor([i])) for i in range(2))
+    started.wait(30)
+    threading.Timer(0.05, go_on.set).start()
+    table.close()
+    assert torch.equal(running.wait(), x[[0]])
+    with pytest.raises(RuntimeError, match="closed before this prefetch began"):
+        waiting.wait()
+
+
+def test_a_closed_table_says_so(x):
+    with dataeff.FeatureTable(x) as table:
+        pass
+    for use in (lambda: table[0], table.prefetch, len, lambda: table.shape):
+        with pytest.raises(RuntimeError, match="closed"):
+            use(*([torch.tensor([0])] if use == table.prefetch else [table] if use is len else []))
+    table.close()
+    assert repr(table) == "FeatureTable(closed)"
+
+
+def test_concurrent_gathers_and_closes(x):
+    tables = [dataeff.FeatureTable(x) for _ in range(4)]
+    index, failures = torch.randint(-ROWS, ROWS, (500,)), []
+
+    def use(table):
+        try:
+            for _ in range(50):
+                if not torch.equal(table[index], x[index]):
+                    failures.append("wrong rows")
+        except RuntimeError as error:
+            if "closed" not in str(error):
+                failures.append(error)
+
+    threads = [threading.Thread(target=use, args=(table,)) for table in tables for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for table in tables[:2]:
+        table.close()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_pickles(x):
+    copy = pickle.loads(pickle.dumps(dataeff.FeatureTable(x)))
+    assert torch.equal(copy[[1, 2]], x[[1, 2]])
+
+
+def _write_a_row(table, done):
+    table.scatter_(torch.tensor([0]), torch.full((1, 3, 5), 9.0))
+    done.put(table[1].tolist())
+
+
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_workers_share_the_memory(x, method):
+    context = torch.multiprocessing.get_context(method)
+    x = x.share_memory_() if method == "fork" else x
+    table, done = dataeff.FeatureTable(x), context.SimpleQueue()
+    worker = context.Process(target=_write_a_row, args=(table, done))
+    worker.start()
+    seen = done.get()
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert seen == x[1].tolist()
+    assert (table[0] == 9.0).all()
+
+
+def test_gathers_release_the_interpreter_lock():
+    table, index = dataeff.FeatureTable(torch.rand(4096, 256)), torch.randint(4096, (20_000,))
+    turns, stop = [0], threading.Event()
+
+    def count():
+        while not stop.is_set():
+            turns[0] += 1
+
+    other = threading.Thread(target=count)
+    other.start()
+    for _ in range(20):
+        table[index]
+    stop.set()
+    other.join()
+    assert turns[0] > 0
+
+
+def test_compiles_as_one_graph(x):
+    table = dataeff.FeatureTable(x)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def step(index):
+        return table[index].sum(0) + table.gather(index + 1).sum(0)
+
+    index = torch.tensor([0, 3])
+    torch.testing.assert_close(step(index), x[index].sum(0) + x[index + 1].sum(0))
