@@ -1,0 +1,221 @@
+"""The disk tier for tensors that live in host memory: their own pages go to the spill file.
+
+O_DIRECT wants address, length and offset aligned. The aligned middle of a storage is written
+straight from where it lies, without a copy; the few bytes before and after it stay in memory.
+A storage read back gets an address with the same remainder, so its middle can be read in place
+and every kernel finds the alignment it had before.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+import torch
+
+from dataeff import _core
+from dataeff.ledger import Tier
+from dataeff.storage import Engine, Extent, SpillFile, Transfer
+
+ALIGNMENT = 4096
+SMALLEST_NBYTES = 16 * 1024  # below this the unaligned ends would be most of the storage
+
+
+class SpillSet:
+    """Spill files in several directories and the engine that serves them.
+
+    Args:
+        directories: where to spill; one unlinked file is opened in each.
+        engine: what `dataeff.storage.open_engine` returned; closed with the set.
+        capacity_bytes: the most that each file may take.
+    """
+
+    def __init__(
+        self,
+        directories: Sequence[str | os.PathLike[str]],
+        engine: Engine,
+        capacity_bytes: int | None = None,
+    ) -> None:
+        if not directories:
+            raise ValueError("spill: at least one directory is needed")
+        self.engine = engine
+        self.names = [os.fspath(directory) for directory in directories]
+        self.files: list[SpillFile] = []
+        try:
+            self.files.extend(SpillFile(name, capacity_bytes) for name in self.names)
+        except OSError:
+            self.close()
+            raise
+        self._in_flight = [0] * len(self.files)
+
+    def begin_write(self, address: int, nbytes: int) -> Written:
+        """Writes `nbytes` at `address` to the file with the least in flight.
+
+        Raises OSError(ENOSPC) when no file has room.
+        """
+        for index in sorted(range(len(self.files)), key=lambda i: self._in_flight[i]):
+            try:
+                extent = self.files[index].allocate(nbytes)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                continue
+            return Written(self, index, extent, address, nbytes)
+        raise OSError(errno.ENOSPC, f"no room for {nbytes} bytes in any spill file", self.names[0])
+
+    def close(self) -> None:
+        """Closes the engine and the files; no transfer may be under way."""
+        self.engine.close()
+        while self.files:
+            self.files.pop().close()
+
+
+class Written:
+    """One extent of one spill file, being written or complete."""
+
+    def __init__(
+        self, spills: SpillSet, index: int, extent: Extent, address: int, nbytes: int
+    ) -> None:
+        self._spills, self._index, self._extent = spills, index, extent
+        self.nbytes = nbytes
+        self._file = spills.files[index]
+        self._transfer = spills.engine.write(self._file.fd, address, nbytes, extent.offset)
+        spills._in_flight[index] += nbytes
+
+    def done(self) -> bool:
+        """Whether the write has ended, well or not."""
+        return bool(self._transfer.done())
+
+    def finish(self) -> tuple[int, int]:
+        """Waits for the write; returns when it began and ended. Raises OSError if it failed."""
+        try:
+            self._transfer.wait()
+        except OSError as error:
+            self._end()
+            raise self._named(error, "write") from error
+        self._end()
+        return self._transfer.start_ns, self._transfer.end_ns
+
+    def cancel(self) -> bool:
+        """Stops the write if it has not begun."""
+        if not self._transfer.cancel():
+            return False
+        self._end()
+        return True
+
+    def begin_read(self, address: int) -> Transfer:
+        """Begins to read the extent to `address`; returns the engine's transfer."""
+        return self._spills.engine.read(self._file.fd, address, self.nbytes, self._extent.offset)
+
+    def failed_read(self, error: OSError, what: str = "") -> OSError:
+        """`error` again, with the file and the offset in it."""
+        return self._named(error, "read", what)
+
+    def release(self) -> None:
+        """Frees the extent for reuse."""
+        self._file.free(self._extent)
+
+    def _end(self) -> None:
+        self._spills._in_flight[self._index] -= self.nbytes
+
+    def _named(self, error: OSError, verb: str, what: str = "") -> OSError:
+        number = error.errno or errno.EIO
+        reason = what or os.strerror(number)
+        return OSError(
+            number,
+            f"cannot {verb} {self.nbytes} bytes at offset {self._extent.offset} of the spill file "
+            f"in {self._spills.names[self._index]}: {reason}",
+        )
+
+
+class DiskCopy:
+    """A host storage on disk: the aligned middle in a spill file, the ends in memory."""
+
+    tier = Tier.DISK
+
+    def __init__(self, spills: SpillSet, storage: torch.UntypedStorage, checksum: bool) -> None:
+        lead = -storage.data_ptr() % ALIGNMENT
+        body = (storage.nbytes() - lead) // ALIGNMENT * ALIGNMENT
+        flat = flat_bytes(storage)
+        self._nbytes = storage.nbytes()
+        self._head, self._tail = flat[:lead].clone(), flat[lead + body :].clone()
+        self.host_nbytes = self._head.numel() + self._tail.numel()
+        self._crc = _crc(flat[lead : lead + body]) if checksum else None
+        self._source: torch.UntypedStorage | None = storage  # the engine reads it until finish()
+        self._written = spills.begin_write(storage.data_ptr() + lead, body)
+
+    def done(self) -> bool:
+        """Whether the write has ended."""
+        return self._written.done()
+
+    def finish(self) -> tuple[int, int]:
+        """Waits for the write. Raises OSError naming the file when it failed."""
+        try:
+            return self._written.finish()
+        finally:
+            self._source = None
+
+    def cancel(self) -> bool:
+        """Stops the write if it has not begun."""
+        if not self._written.cancel():
+            return False
+        self._source = None
+        return True
+
+    def load(self) -> DiskLoad:
+        """Begins to read the bytes into a new storage."""
+        return DiskLoad(self._written, self._head, self._tail, self._crc, self._nbytes)
+
+    def release(self) -> None:
+        """Frees the extent."""
+        self._written.release()
+
+
+class DiskLoad:
+    """The way back of a `DiskCopy`."""
+
+    def __init__(
+        self,
+        written: Written,
+        head: torch.Tensor,
+        tail: torch.Tensor,
+        crc: int | None,
+        nbytes: int,
+    ) -> None:
+        buffer = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
+        self.storage = buffer.untyped_storage()
+        lead = head.numel()
+        self.shift = -(buffer.data_ptr() + lead) % ALIGNMENT
+        data = buffer[self.shift : self.shift + nbytes]
+        data[:lead] = head
+        data[nbytes - tail.numel() :] = tail
+        self._body = data[lead : nbytes - tail.numel()]
+        self._written, self._crc = written, crc
+        self._transfer = written.begin_read(self._body.data_ptr())
+
+    def done(self) -> bool:
+        """Whether the read has ended."""
+        return bool(self._transfer.done())
+
+    def finish(self) -> tuple[int, int]:
+        """Waits for the read. Raises OSError naming file and offset, also on a wrong checksum."""
+        try:
+            self._transfer.wait()
+        except EOFError as error:
+            raise self._written.failed_read(OSError(errno.EIO), str(error)) from error
+        except OSError as error:
+            raise self._written.failed_read(error) from error
+        if self._crc is not None and _crc(self._body) != self._crc:
+            raise self._written.failed_read(OSError(errno.EIO), "checksum mismatch")
+        return self._transfer.start_ns, self._transfer.end_ns
+
+
+def flat_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
+    """All bytes of `storage`: [nbytes], uint8, the same memory."""
+    empty = torch.empty(0, dtype=torch.uint8, device=storage.device)
+    return empty.set_(storage, 0, (storage.nbytes(),), (1,))
+
+
+def _crc(data: torch.Tensor) -> int:
+    return _core.crc32c(data.data_ptr(), data.numel())

@@ -1,0 +1,135 @@
+"""What an offload did, in numbers that add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+
+@dataclass
+class Counters:
+    """Running totals, in bytes of whole storages; guarded by the cache's lock."""
+
+    num_packed: int = 0
+    num_unpacked: int = 0
+    bytes_packed: int = 0
+    bytes_deduplicated: int = 0
+    bytes_excluded: int = 0
+    bytes_kept: int = 0
+    bytes_written: int = 0
+    bytes_host: int = 0
+    bytes_cancelled: int = 0
+    bytes_failed: int = 0
+    bytes_read: int = 0
+    bytes_forwarded: int = 0
+    num_store_errors: int = 0
+    num_load_errors: int = 0
+    num_replans: int = 0
+    peak_saved_bytes: int = 0
+    exposed_wait_s: float = 0.0
+    transfer_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class OffloadReport:
+    """What was saved for backward since the object was made, and where it went.
+
+    Every count is in bytes of whole storages: a tensor that is a view of a larger storage keeps
+    all of it alive, so all of it is what saving costs. When nothing is in flight,
+    `bytes_packed = bytes_deduplicated + bytes_kept + bytes_written + bytes_host + bytes_cancelled
+    + bytes_failed`.
+
+    Attributes:
+        num_packed: tensors saved for backward, parameters and caller-owned inputs left out.
+        num_unpacked: times backward asked for one of them.
+        bytes_packed: bytes of their storages, one term per saved tensor.
+        bytes_deduplicated: of these, bytes in storages that were already saved.
+        bytes_excluded: bytes of parameters, buffers and inputs, which are alive anyway.
+        bytes_kept: bytes left in memory on purpose: too small, kept by the policy, or of a kind
+            that is not moved (sparse, quantised, tensor subclasses).
+        bytes_written: bytes written to disk.
+        bytes_host: bytes copied to the host tier.
+        bytes_cancelled: bytes whose queued transfer was stopped because backward came first.
+        bytes_failed: bytes kept in memory because a tier was full or failed.
+        bytes_read: bytes brought back from a tier.
+        bytes_forwarded: bytes given to backward from memory although they had been sent to a tier:
+            still in flight, or alive because somebody else holds the tensor.
+        num_store_errors: stores that failed (the tensors stayed in memory).
+        num_load_errors: prefetches that failed; the read is tried again when backward asks.
+        num_replans: times backward left the predicted order.
+        peak_saved_bytes: the most bytes of memory held for backward at once, over all tiers in
+            memory: tensors kept or waiting for their store to finish, tensors prefetched or being
+            read, staging buffers and the host tier. Bytes in files are not in it; nor are
+            parameters and inputs, nor a tensor that only the model itself still holds.
+        saved_bytes: the same, now.
+        exposed_wait_s: time forward or backward stood still for a transfer.
+        transfer_s: time transfers took, summed over transfers.
+        hidden_s: `transfer_s` less what was exposed: the part that ran beside compute.
+        reason: one sentence why nothing was offloaded; empty when something was.
+    """
+
+    num_packed: int
+    num_unpacked: int
+    bytes_packed: int
+    bytes_deduplicated: int
+    bytes_excluded: int
+    bytes_kept: int
+    bytes_written: int
+    bytes_host: int
+    bytes_cancelled: int
+    bytes_failed: int
+    bytes_read: int
+    bytes_forwarded: int
+    num_store_errors: int
+    num_load_errors: int
+    num_replans: int
+    peak_saved_bytes: int
+    exposed_wait_s: float
+    transfer_s: float
+    saved_bytes: int
+    hidden_s: float
+    reason: str
+
+    @property
+    def bytes_offloaded(self) -> int:
+        """Bytes that left memory, to whichever tier."""
+        return self.bytes_written + self.bytes_host
+
+    def __str__(self) -> str:
+        rows = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        lines = [f"{name:<20} {_readable(name, value)}" for name, value in rows if value != ""]
+        return "\n".join(lines)
+
+
+def make_report(counters: Counters, saved_bytes: int, min_bytes: int) -> OffloadReport:
+    """Freezes the counters into a report."""
+    return OffloadReport(
+        **vars(counters),
+        saved_bytes=saved_bytes,
+        hidden_s=max(0.0, counters.transfer_s - counters.exposed_wait_s),
+        reason=_why_nothing(counters, min_bytes),
+    )
+
+
+def _why_nothing(counters: Counters, min_bytes: int) -> str:
+    if counters.bytes_written or counters.bytes_host:
+        return ""
+    if not counters.num_packed:
+        return (
+            "Nothing was saved for backward while the offload was active: run the forward pass "
+            "inside `with offload:` and with gradients enabled."
+        )
+    if counters.bytes_failed:
+        return "Every store failed or found its tier full, so all tensors stayed in memory."
+    if counters.bytes_cancelled:
+        return "Backward asked for every tensor before its transfer had begun."
+    return (
+        f"All {counters.num_packed} saved tensors were kept: the policy keeps them, their kind is "
+        f"not moved, or their storages are smaller than min_bytes={min_bytes}."
+    )
+
+
+def _readable(name: str, value: object) -> str:
+    if name.endswith(("bytes", "_s")) or name.startswith("bytes"):
+        assert isinstance(value, (int, float))
+        return f"{value:.3f} s" if name.endswith("_s") else f"{value / 2**20:.1f} MiB"
+    return str(value)

@@ -1,0 +1,99 @@
+"""What backward will ask for next.
+
+One forward pass makes a `Tape`: the storages it saved, in order. Backward asks for them in nearly
+the reverse order; the first backward over a tape is recorded, and a later tape with the same
+sizes is predicted to be read in the recorded order.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dataeff.offload.saved import SavedStorage
+
+_REMEMBERED_SHAPES = 16
+
+
+class Tape:
+    """The storages of one pass, and a cursor in the order they are expected to be asked for."""
+
+    def __init__(self, memory: Orders) -> None:
+        self._memory = memory
+        self._saved: list[weakref.ref[SavedStorage]] = []
+        self._sizes: list[int] = []
+        self._asked: dict[int, None] = {}  # positions in the order of their first unpack
+        self._expected: list[int] = []
+        self._rank: dict[int, int] = {}
+        self._cursor = 0
+        self.num_replans = 0
+        self.nbytes = 0  # of all storages of the pass
+        self.largest = 0  # bytes of the largest
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def started(self) -> bool:
+        """Whether backward has begun to read this tape."""
+        return bool(self._asked)
+
+    def append(self, saved: SavedStorage) -> int:
+        """Enters `saved` as the next of the pass; returns its position."""
+        self._saved.append(weakref.ref(saved))
+        self._sizes.append(saved.nbytes)
+        self.nbytes += saved.nbytes
+        self.largest = max(self.largest, saved.nbytes)
+        self._expected = []
+        return len(self._sizes) - 1
+
+    def ask(self, position: int) -> None:
+        """Backward unpacks the storage at `position`: moves the cursor behind it."""
+        if not self._expected:
+            self._expect()
+        self._asked.setdefault(position)
+        rank = self._rank.get(position)
+        if rank is None or rank not in (self._cursor, self._cursor - 1):
+            self.num_replans += 1
+        if rank is not None:
+            self._cursor = rank + 1
+
+    def upcoming(self) -> Iterator[SavedStorage]:
+        """The storages expected next, nearest first, that are still needed."""
+        for position in self._expected[self._cursor :]:
+            saved = self._saved[position]()
+            if saved is not None and position not in self._asked:
+                yield saved
+
+    def finish(self) -> None:
+        """The pass is over: the order in which backward asked is expected of the next one."""
+        if self._asked:
+            self._memory.learn(self._sizes, list(self._asked))
+
+    def _expect(self) -> None:
+        self._expected = self._memory.recall(self._sizes)
+        self._rank = {position: rank for rank, position in enumerate(self._expected)}
+        self._cursor = 0
+
+
+class Orders:
+    """Recorded backward orders by the sizes of the pass; the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self._orders: OrderedDict[tuple[int, ...], list[int]] = OrderedDict()
+
+    def learn(self, sizes: list[int], order: list[int]) -> None:
+        """Remembers that a pass with these sizes was read in this order."""
+        key = tuple(sizes)
+        self._orders[key] = order
+        self._orders.move_to_end(key)
+        if len(self._orders) > _REMEMBERED_SHAPES:
+            self._orders.popitem(last=False)
+
+    def recall(self, sizes: list[int]) -> list[int]:
+        """The recorded order for such a pass, or the reverse of saving when there is none."""
+        known = self._orders.get(tuple(sizes))
+        return list(known) if known is not None else list(range(len(sizes) - 1, -1, -1))
