@@ -1,0 +1,98 @@
+"""A small GPT, and the comparison that every test of the offload comes down to."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        b, t, w = x.shape
+        split = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        q, k, v = (z.view(b, t, self.heads, -1).transpose(1, 2) for z in split)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(y.transpose(1, 2).reshape(b, t, w))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class TinyGPT(nn.Module):
+    def __init__(self, vocab=64, width=64, layers=3, heads=4, seq=64):
+        super().__init__()
+        self.tok, self.pos = nn.Embedding(vocab, width), nn.Parameter(torch.zeros(seq, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.head = nn.Linear(width, vocab)
+
+    def forward(self, tokens):
+        x = self.tok(tokens) + self.pos
+        for block in self.blocks:
+            x = block(x)
+        return F.cross_entropy(self.head(x).flatten(0, 1), tokens.roll(-1, 1).flatten())
+
+
+def make_mlp():
+    layers = [m for _ in range(4) for m in (nn.Linear(128, 128), nn.GELU())]
+    model = nn.Sequential(*layers)
+    return model, lambda: model(torch.ones(128, 128).cumsum(0) / 128).square().mean()
+
+
+def make_conv():
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(inplace=True), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, stride=2), nn.GroupNorm(4, 32), nn.SiLU(inplace=True), nn.Flatten(),
+        nn.LazyLinear(10),
+    )  # fmt: skip
+    x = torch.linspace(-1, 1, 4 * 3 * 32 * 32).view(4, 3, 32, 32)
+    model(x)
+    return model, lambda: model(x).logsumexp(1).sum()
+
+
+def make_gpt():
+    model = TinyGPT()
+    tokens = torch.arange(4 * 64).view(4, 64) * 7 % 64
+    return model, lambda: model(tokens)
+
+
+MODELS = {"mlp": make_mlp, "conv": make_conv, "gpt": make_gpt}
+
+
+@pytest.fixture(params=sorted(MODELS))
+def model_and_loss(request):
+    torch.manual_seed(0)
+    return MODELS[request.param]()
+
+
+@pytest.fixture
+def gpt_and_loss():
+    torch.manual_seed(0)
+    return make_gpt()
+
+
+@pytest.fixture
+def gradients():
+    """gradients(model, run): what `run()` leaves in the parameters, from clean ones."""
+
+    def collect(model, run):
+        model.zero_grad(set_to_none=True)
+        run()
+        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    return collect
+
+
+@pytest.fixture
+def assert_same():
+    def check(got, expected):
+        assert len(got) == len(expected)
+        for a, b in zip(got, expected, strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or torch.equal(a, b)
+
+    return check
