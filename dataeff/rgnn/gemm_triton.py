@@ -78,7 +78,7 @@ def weight_gradient(
         return dw.zero_()
     x = x if x.stride(2) == 1 else x.contiguous()
     dy = dy if dy.stride(2) == 1 else dy.contiguous()
-    schedule = dw_schedule(x.dtype, num_in, num_out)
+    schedule = dw_schedule(x.dtype, num_in, num_out, float32_precision())
     if chunk_map is None:
         chunk_map = build_tile_map(seg_ptr, num_rows, schedule.chunk_rows(num_rows, num_types))
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32

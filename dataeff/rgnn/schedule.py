@@ -46,11 +46,16 @@ def gemm_schedule(
     return GemmSchedule(block_m, block_n, block_k, num_warps=4, num_stages=3)
 
 
-def dw_schedule(dtype: torch.dtype, num_in: int, num_out: int) -> GemmSchedule:
+def dw_schedule(
+    dtype: torch.dtype, num_in: int, num_out: int, precision: str = "ieee"
+) -> GemmSchedule:
     """The weight gradient's schedule: block_m over inputs, block_n over outputs, block_k rows."""
-    wide = dtype.itemsize >= 4
     block_m, block_n = min(_tile(num_in), 64), min(_tile(num_out), 64)
-    return GemmSchedule(block_m, block_n, 32 if wide else 64, num_warps=4, num_stages=3)
+    if dtype.itemsize >= 4 and precision == "ieee":
+        # Exact float32 keeps both operands of each multiply-add in registers: 32 rows on 4 warps
+        # spill on sm_80 to sm_100, 16 rows on 8 warps take 128 registers.
+        return GemmSchedule(block_m, block_n, 16, num_warps=8, num_stages=3)
+    return GemmSchedule(block_m, block_n, 128 // dtype.itemsize, num_warps=4, num_stages=3)
 
 
 def _tile(features: int) -> int:
