@@ -177,6 +177,23 @@ class CSCGraph:
         """Number of nodes; of both sides together they are numbered from 0 each."""
         return max(self.num_src_nodes, self.num_dst_nodes)
 
+    def with_index_dtype(self, index_dtype: torch.dtype) -> CSCGraph:
+        """This graph with ids of `index_dtype`; itself when they are already.
+
+        Raises:
+            TypeError: neither int32 nor int64.
+            ValueError: the ids do not fit.
+        """
+        if index_dtype == self.index_dtype:
+            return self
+        graph = CSCGraph.__new__(CSCGraph)
+        graph._set_size((self.num_src_nodes, self.num_dst_nodes), self.num_edges, index_dtype)
+        graph.colptr, graph.row = self.colptr.to(index_dtype), self.row.to(index_dtype)
+        graph.e_id = None if self.e_id is None else self.e_id.to(index_dtype)
+        graph.num_relations = self.num_relations
+        graph._set_values(self.edge_type, self.edge_weight, self.edge_time)
+        return graph
+
     def sorted_in_columns(self, values: Tensor) -> bool:
         """Whether `values` ([num_edges], int32/int64, in the order of `row`) ascend per column."""
         return _core.sorted_in_columns(

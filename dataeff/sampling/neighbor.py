@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class NeighborSampler:
     later than the seed's time are taken, and each seed grows a tree of its own.
 
     The random numbers are a hash of (seed, hop, node, slot): the same seed gives the same sample
-    whatever the number of threads, which is torch's (`torch.set_num_threads`).
+    whatever the number of threads. Samplers may be pickled, and shared by threads.
 
     Args:
         graph: the graph; it is not copied.
@@ -132,25 +133,41 @@ class NeighborSampler:
                 f"sources and targets must be one node set, but the graph has {graph.num_src_nodes}"
                 f" and {graph.num_dst_nodes}: use HeteroNeighborSampler"
             )
-        temporal = graph.edge_time is not None
         typed = graph.edge_type is not None
         self.graph = graph
         self.fanouts = checked_fanouts(fanouts, graph.num_relations if typed else None)
-        self.disjoint = disjoint or temporal
+        self.replace = replace
+        self.disjoint = disjoint or graph.edge_time is not None
+        self.last = last
         self.seed = seed
         check_options(graph, self.fanouts, replace=replace, last=last)
-        self._core = _core.NeighborSampler(
-            id_nbytes=graph.index_dtype.itemsize,
-            num_nodes=[graph.num_dst_nodes],
-            relations=[relation_spec(graph, self.fanouts)],
+        self._core = self._make_core()
+
+    def _make_core(self) -> _core.NeighborSampler:
+        return _core.NeighborSampler(
+            id_nbytes=self.graph.index_dtype.itemsize,
+            num_nodes=[self.graph.num_dst_nodes],
+            relations=[relation_spec(self.graph, self.fanouts)],
             num_hops=len(self.fanouts),
-            replace=replace,
+            replace=self.replace,
             disjoint=self.disjoint,
-            last=last,
+            last=self.last,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_core"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._core = self._make_core()
+
     def sample(
-        self, seeds: Tensor, *, seed: int | None = None, seed_time: Tensor | None = None
+        self,
+        seeds: Tensor,
+        *,
+        seed: int | None = None,
+        seed_time: Tensor | None = None,
+        num_threads: int | None = None,
     ) -> SampledSubgraph:
         """Samples the neighbourhood of `seeds`.
 
@@ -158,6 +175,7 @@ class NeighborSampler:
             seeds: node ids, [num_seeds], int32/int64, host; repeated ones are expanded each.
             seed: random seed, by default the sampler's own.
             seed_time: latest time of the edges in each seed's tree, [num_seeds], integers.
+            num_threads: threads that share the work, by default torch's number.
 
         Raises:
             IndexError: a seed is not a node of the graph.
@@ -169,7 +187,7 @@ class NeighborSampler:
             raise ValueError("seed_time is needed for a graph with edge_time, and only there")
         if seed_time is not None:
             seed_time = checked_seed_time(seed_time, seeds)
-        threads = torch.get_num_threads()
+        threads = torch.get_num_threads() if num_threads is None else num_threads
         drawn = self._core.sample(
             seeds=[(seeds.data_ptr(), address(seed_time), seeds.numel())],
             random_seed=(self.seed if seed is None else seed) % 2**64,

@@ -1,0 +1,198 @@
+"""Sampled neighbourhoods of a graph with several node sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff import _core
+from dataeff.sampling.csc import CSCGraph, id_tensor
+from dataeff.sampling.neighbor import (
+    address,
+    check_options,
+    checked_fanouts,
+    checked_seed_time,
+    read_edges,
+    read_nodes,
+    relation_spec,
+)
+
+EdgeType = tuple[str, str, str]
+
+
+@dataclass
+class HeteroSampledSubgraph:
+    """As `SampledSubgraph`, by node type (n_id, batch, num_sampled_nodes) or by edge type.
+
+    Every type of the graph has its entry, an empty one where nothing was sampled. `batch` is None
+    unless the sample is disjoint; trees are numbered through all types, in the graph's order.
+    """
+
+    n_id: dict[str, Tensor]
+    edge_index: dict[EdgeType, Tensor]
+    e_id: dict[EdgeType, Tensor]
+    batch: dict[str, Tensor] | None
+    num_sampled_nodes: dict[str, list[int]]
+    num_sampled_edges: dict[EdgeType, list[int]]
+
+
+class HeteroNeighborSampler:
+    """Samples neighbourhoods over one CSC graph per edge type (source type, name, target type).
+
+    At each hop and for each edge type, the nodes of its target type that the hop before reached
+    take up to `fanout` of their edges, as `NeighborSampler` does for one node set; the new nodes of
+    all types together start the next hop. Edge types are visited in the order of `graphs`.
+
+    Args:
+        graphs: the edges of each type; graphs of one node type must agree on its size.
+        fanouts: edges to take per hop, for all edge types or for each.
+        replace: with replacement.
+        disjoint: a tree of its own for each seed; implied when a graph has times.
+        last: take the latest edges instead of a uniform choice; every graph then needs times.
+        seed: random seed of samples that do not name their own.
+
+    Raises:
+        TypeError: a fan-out is not an integer.
+        ValueError: graphs disagree on a number of nodes, fan-outs are missing or of several
+            lengths, or the options contradict one another.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[EdgeType, CSCGraph],
+        fanouts: Sequence[int] | Mapping[EdgeType, Sequence[int]],
+        *,
+        replace: bool = False,
+        disjoint: bool = False,
+        last: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not graphs:
+            raise ValueError("a heterogeneous graph needs at least one edge type")
+        wide = any(graph.index_dtype == torch.int64 for graph in graphs.values())
+        index_dtype = torch.int64 if wide else torch.int32
+        self.graphs = {key: graph.with_index_dtype(index_dtype) for key, graph in graphs.items()}
+        self.num_nodes = _sizes(self.graphs)
+        self.fanouts = _fanouts_by_type(self.graphs, fanouts)
+        self.replace = replace
+        self.temporal = any(graph.edge_time is not None for graph in graphs.values())
+        self.disjoint = disjoint or self.temporal
+        self.last = last
+        self.seed = seed
+        for key, graph in self.graphs.items():
+            check_options(graph, self.fanouts[key], replace=replace, last=last)
+        self._core = self._make_core()
+
+    def _make_core(self) -> _core.NeighborSampler:
+        place = {node_type: i for i, node_type in enumerate(self.num_nodes)}
+        return _core.NeighborSampler(
+            id_nbytes=next(iter(self.graphs.values())).index_dtype.itemsize,
+            num_nodes=list(self.num_nodes.values()),
+            relations=[
+                relation_spec(graph, self.fanouts[key], place[key[0]], place[key[2]])
+                for key, graph in self.graphs.items()
+            ],
+            num_hops=len(next(iter(self.fanouts.values()))),
+            replace=self.replace,
+            disjoint=self.disjoint,
+            last=self.last,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_core"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._core = self._make_core()
+
+    def sample(
+        self,
+        seeds: Mapping[str, Tensor],
+        *,
+        seed: int | None = None,
+        seed_time: Mapping[str, Tensor] | None = None,
+        num_threads: int | None = None,
+    ) -> HeteroSampledSubgraph:
+        """Samples the neighbourhood of `seeds`.
+
+        Args:
+            seeds: node ids by node type, each [num_seeds], int32/int64, host.
+            seed: random seed, by default the sampler's own.
+            seed_time: latest time of the edges in each seed's tree, by node type.
+            num_threads: threads that share the work, by default torch's number.
+
+        Raises:
+            IndexError: a seed is not a node of its type.
+            KeyError: a node type is not in the graph.
+            TypeError: seeds are neither int32 nor int64.
+            ValueError: graphs have times and `seed_time` is missing, or the other way round.
+        """
+        if unknown := set(seeds) - set(self.num_nodes):
+            raise KeyError(
+                f"seeds of types {sorted(unknown)}, but there are {list(self.num_nodes)}"
+            )
+        if (seed_time is None) == self.temporal:
+            raise ValueError("seed_time is needed for graphs with edge_time, and only there")
+        none = torch.empty(0, dtype=torch.int64)
+        ids = [id_tensor(f"seeds[{t!r}]", seeds.get(t, none)).long() for t in self.num_nodes]
+        times: list[Tensor | None] = [None] * len(ids)
+        if seed_time is not None:
+            times = [
+                checked_seed_time(seed_time.get(t, none), own)
+                for t, own in zip(self.num_nodes, ids, strict=True)
+            ]
+        threads = torch.get_num_threads() if num_threads is None else num_threads
+        drawn = self._core.sample(
+            seeds=[(address(i), address(t), i.numel()) for i, t in zip(ids, times, strict=True)],
+            random_seed=(self.seed if seed is None else seed) % 2**64,
+            num_threads=threads,
+        )
+        return self._read(drawn, threads)
+
+    def _read(self, drawn: _core.Sample, threads: int) -> HeteroSampledSubgraph:
+        nodes = {
+            node_type: read_nodes(drawn, i, self.disjoint, threads)
+            for i, node_type in enumerate(self.num_nodes)
+        }
+        edges = {key: read_edges(drawn, i, False, threads) for i, key in enumerate(self.graphs)}
+        return HeteroSampledSubgraph(
+            n_id={key: n_id for key, (n_id, _) in nodes.items()},
+            edge_index={key: edge_index for key, (edge_index, _, _) in edges.items()},
+            e_id={key: e_id for key, (_, e_id, _) in edges.items()},
+            batch={key: batch for key, (_, batch) in nodes.items() if batch is not None}
+            if self.disjoint
+            else None,
+            num_sampled_nodes={key: drawn.nodes_per_hop(i) for i, key in enumerate(nodes)},
+            num_sampled_edges={key: drawn.edges_per_hop(i) for i, key in enumerate(edges)},
+        )
+
+
+def _sizes(graphs: Mapping[EdgeType, CSCGraph]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for key, graph in graphs.items():
+        for node_type, size in ((key[0], graph.num_src_nodes), (key[2], graph.num_dst_nodes)):
+            if sizes.setdefault(node_type, size) != size:
+                raise ValueError(
+                    f"{key} has {size} nodes of type {node_type!r}, other edge types have "
+                    f"{sizes[node_type]}: give each CSCGraph num_nodes=(sources, targets)"
+                )
+    return sizes
+
+
+def _fanouts_by_type(
+    graphs: Mapping[EdgeType, CSCGraph],
+    fanouts: Sequence[int] | Mapping[EdgeType, Sequence[int]],
+) -> dict[EdgeType, list[list[int]]]:
+    if not isinstance(fanouts, Mapping):
+        fanouts = dict.fromkeys(graphs, fanouts)
+    if set(fanouts) != set(graphs):
+        raise ValueError(
+            f"fan-outs for {list(fanouts)}, but the graph's edge types are {list(graphs)}"
+        )
+    if len({len(own) for own in fanouts.values()}) != 1:
+        raise ValueError("every edge type needs a fan-out for the same number of hops")
+    return {key: checked_fanouts(fanouts[key], None) for key in graphs}
