@@ -51,4 +51,9 @@ class Engine {
 // Blocking pread and pwrite on `num_threads` threads of its own.
 std::shared_ptr<Engine> make_threads_engine(int num_threads, std::shared_ptr<FaultPlan> faults);
 
+// One thread that keeps up to `queue_depth` requests of 1 MiB with the kernel. Throws OsError with
+// a reason where io_uring is missing or forbidden. Memory that direct I/O cannot reach in place is
+// copied by that one thread: with such memory the threads engine is faster.
+std::shared_ptr<Engine> make_uring_engine(int queue_depth, std::shared_ptr<FaultPlan> faults);
+
 }  // namespace dataeff

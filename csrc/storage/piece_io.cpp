@@ -8,6 +8,8 @@
 #include <thread>
 #include <utility>
 
+#include "errors.h"
+
 namespace dataeff {
 namespace {
 
@@ -36,7 +38,12 @@ PieceIo::PieceIo(Piece piece, BounceBuffer& bounce, FaultPlan* faults)
   const bool reachable = reinterpret_cast<uintptr_t>(target_) % alignment.memory == 0 &&
                          length_ % alignment.block == 0;
   if (reachable) return;
-  base_ = bounce.data();
+  try {
+    base_ = bounce.data();
+  } catch (const OsError& e) {  // no memory: the first attempt reports it
+    refusal_ = e.code();
+    return;
+  }
   length_ = round_up(length_, alignment.block);
   if (transfer().op == Op::kWrite) {
     std::memcpy(base_, target_, piece_.nbytes);
@@ -47,6 +54,7 @@ PieceIo::PieceIo(Piece piece, BounceBuffer& bounce, FaultPlan* faults)
 PieceIo::Attempt PieceIo::next() {
   Attempt attempt{base_ + moved_, length_ - moved_, transfer().offset + piece_.begin + moved_};
   if (faults_) attempt.fault = faults_->next(transfer().op);
+  if (refusal_) attempt.fault.error = refusal_;
   attempt.pause = attempt.fault.delay + back_off(num_retries_);
   if (attempt.fault.max_nbytes) {
     // The kernel is asked for whole blocks; `advance` then reports the shorter count.

@@ -56,6 +56,7 @@ class PieceIo {
   char* base_;          // where attempts read and write: `target_` or the bounce buffer
   int64_t length_;      // bytes that attempts move in all: padded to whole blocks when bounced
   int64_t moved_ = 0;
+  int refusal_ = 0;      // errno when there was no memory to bounce through
   int num_retries_ = 0;  // in a row, without progress
 };
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataeff._core import Engine, FaultPlan, Transfer
-from dataeff.storage.engine import open_engine
+from dataeff.storage.engine import open_engine, uring_refusal
 from dataeff.storage.spill import Extent, SpillFile
 
-__all__ = ["Engine", "Extent", "FaultPlan", "SpillFile", "Transfer", "open_engine"]
+__all__ = ["Engine", "Extent", "FaultPlan", "SpillFile", "Transfer", "open_engine", "uring_refusal"]

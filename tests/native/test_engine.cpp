@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "check.h"
+#include "errors.h"
 #include "storage/engine.h"
 
 using namespace dataeff;
@@ -34,8 +36,20 @@ class ScratchFile {
 
 using MakeEngine = std::shared_ptr<Engine> (*)(int, std::shared_ptr<FaultPlan>);
 
-// Every engine that runs here. A test that needs another one adds it.
-std::vector<MakeEngine> engines() { return {make_threads_engine}; }
+// Every engine that runs here.
+const std::vector<MakeEngine>& engines() {
+  static const std::vector<MakeEngine> all = [] {
+    std::vector<MakeEngine> runnable{make_threads_engine};
+    try {
+      make_uring_engine(1, nullptr);
+      runnable.push_back(make_uring_engine);
+    } catch (const OsError& e) {
+      std::printf("(no io_uring: %s) ", e.what());
+    }
+    return runnable;
+  }();
+  return all;
+}
 
 void wait(Transfer& transfer) {
   CHECK(transfer.wait_for(seconds(120)));

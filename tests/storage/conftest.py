@@ -1,8 +1,12 @@
 import pytest
 
-from dataeff.storage import open_engine
+from dataeff.storage import open_engine, uring_refusal
 
-ENGINES = ["threads"]
+REFUSAL = uring_refusal()
+ENGINES = [
+    "threads",
+    pytest.param("io_uring", marks=pytest.mark.skipif(REFUSAL is not None, reason=str(REFUSAL))),
+]
 
 
 @pytest.fixture(params=ENGINES)

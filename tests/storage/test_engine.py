@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataeff.memory import HostBuffer
-from dataeff.storage import FaultPlan, SpillFile, open_engine
+from dataeff.storage import FaultPlan, SpillFile, open_engine, uring_refusal
 
 PIECE = 1 << 20
 
@@ -136,7 +136,7 @@ def test_cancel_only_what_has_not_begun(kind, spill):
     faults = FaultPlan().add("write", delay_s=0.2, times=1)
     source = filled(4096)
     extents = [spill.allocate(4096) for _ in range(3)]
-    with open_engine(kind, num_threads=1, faults=faults) as engine:
+    with open_engine(kind, num_threads=1, queue_depth=1, faults=faults) as engine:
         first, second, third = (
             engine.write(spill.fd, source.data_ptr, 4096, extent.offset) for extent in extents
         )
@@ -155,7 +155,7 @@ def test_cancel_only_what_has_not_begun(kind, spill):
 
 
 def test_closing_finishes_what_was_asked(kind, spill):
-    engine = open_engine(kind, num_threads=2)
+    engine = open_engine(kind, num_threads=2, queue_depth=2)
     source, extents = filled(PIECE), [spill.allocate(PIECE) for _ in range(20)]
     transfers = [
         engine.write(spill.fd, source.data_ptr, PIECE, extent.offset) for extent in extents
@@ -171,13 +171,12 @@ def test_closing_finishes_what_was_asked(kind, spill):
 
 def test_closing_with_cancel_leaves_nothing_pending(kind, spill):
     faults = FaultPlan().add("any", delay_s=0.05)
-    engine = open_engine(kind, num_threads=1, faults=faults)
+    engine = open_engine(kind, num_threads=1, queue_depth=1, faults=faults)
     source, extents = filled(100), [spill.allocate(100) for _ in range(50)]
     transfers = [engine.write(spill.fd, source.data_ptr, 100, extent.offset) for extent in extents]
     engine.close(cancel=True)
     assert all(transfer.done() for transfer in transfers)
-    if kind == "threads":
-        assert sum(transfer.cancelled() for transfer in transfers) >= 48
+    assert sum(transfer.cancelled() for transfer in transfers) >= 48
 
 
 def test_waiting_releases_the_interpreter_and_hears_signals(kind, spill):
@@ -261,3 +260,51 @@ def test_unknown_kinds_and_numbers():
         open_engine("carrier pigeon")
     with pytest.raises(ValueError, match="num_threads=0"):
         open_engine("threads", num_threads=0)
+    with pytest.raises(ValueError, match="queue_depth=0"):
+        open_engine("io_uring", queue_depth=0)
+
+
+def test_auto_takes_what_there_is():
+    with open_engine("auto") as engine:
+        assert engine.name == ("threads" if uring_refusal() else "io_uring")
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(errno.EPERM, "forbidden to this process"), (errno.ENOSYS, "has no io_uring")],
+)
+def test_a_kernel_that_refuses_io_uring(code, text):
+    done = run_without_io_uring(code)
+    if done.returncode == 77:
+        pytest.skip(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert text in done.stdout and done.stdout.endswith("threads\n")
+
+
+def run_without_io_uring(code):
+    """A process whose seccomp filter answers io_uring_setup with `code`, as containers do."""
+    script = f"""
+    import ctypes, struct, sys
+    filters = b"".join(struct.pack("HBBI", *row) for row in [
+        (0x20, 0, 0, 0),              # load the system call's number
+        (0x15, 0, 1, 425),            # io_uring_setup?
+        (0x06, 0, 0, 0x00050000 | {code}),  # answer with the errno
+        (0x06, 0, 0, 0x7FFF0000),     # allow
+    ])
+    buffer = ctypes.create_string_buffer(filters, len(filters))
+    program = struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer))
+    libc = ctypes.CDLL(None)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):
+        print("seccomp filters are not allowed here")
+        sys.exit(77)
+    from dataeff.storage import open_engine, uring_refusal
+    print(uring_refusal())
+    try:
+        open_engine("io_uring")
+    except OSError as error:
+        assert error.errno == {code}, error
+    print(open_engine("auto").name)
+    """
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60
+    )

@@ -55,7 +55,7 @@ def test_a_thousand_steps_do_not_grow(tmp_path):
                 first = spill.file_nbytes
         assert spill.file_nbytes == first
         assert spill.used_nbytes == 0
-        assert len(os.listdir("/proc/self/fd")) == num_fds
+        assert len(os.listdir("/proc/self/fd")) <= num_fds  # garbage of others may go meanwhile
 
 
 def test_growth_is_reserved_on_the_disk(tmp_path):
