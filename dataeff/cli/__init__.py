@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(
             f"The dataeff command needs the package {missing.name}, which is not installed: "
-            "pip install 'dataeff[demo]'"
+            "pip install 'dataeff[demo]', or in a clone pip install '.[demo]'"
         )
     try:
         app(arguments)
