@@ -96,6 +96,7 @@ def _amount(record: Record) -> str:
 
 def terminal_table(workload: str, records: Sequence[Record]) -> Table:
     """One table of a run: every size and provider, and why some were skipped."""
+    from rich.markup import escape  # `x[index]` is a provider, not a style
     from rich.table import Table
 
     first = records[0]
@@ -110,7 +111,8 @@ def terminal_table(workload: str, records: Sequence[Record]) -> Table:
     for size, providers in by_provider(records).items():
         peer_s = best_peer_s(providers)
         for index, (name, row) in enumerate(providers.items()):
-            table.add_row(size if index == 0 else "", *_cells(name, row, peer_s))
+            cells = (size if index == 0 else "", *_cells(name, row, peer_s))
+            table.add_row(*(escape(cell) for cell in cells))
         table.add_section()
     return table
 
@@ -127,7 +129,8 @@ def _cells(name: str, row: Row, peer_s: float | None) -> tuple[str, ...]:
 def markdown_table(records: Sequence[Record]) -> str:
     """One workload's records as Markdown: a row per size and provider, CPU and GPU side by side.
 
-    Columns of a kind of device without a record stay empty, and a line says so.
+    Columns of a kind of device without a record stay empty, and a line says so. Providers that
+    were timed nowhere are left out.
     """
     kinds = ("cpu", "cuda")
     of_kind = {kind: [r for r in records if r.device.startswith(kind)] for kind in kinds}
@@ -142,7 +145,7 @@ def markdown_table(records: Sequence[Record]) -> str:
         for kind in kinds
         for size, providers in grouped[kind].items()
         for provider, row in providers.items()
-        if _role(row) != "ceiling"
+        if _role(row) != "ceiling" and _timed(row)
     )
     for size, provider in keys:
         cells = [

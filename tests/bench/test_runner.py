@@ -79,6 +79,25 @@ def test_medians_rates_and_shares_come_from_the_same_rounds(clock):
     assert ("memcpy", "share_of_memcpy") not in found
 
 
+def test_a_ceiling_s_rate_is_its_best_round(clock):
+    durations = iter([9.0, 9.0, 4.0, 1.0, 4.0])  # warmed up, then rounds until the budget ends
+
+    def disturbed():
+        clock.now_ns += round(next(durations, 4.0) * 1e9)
+
+    case = Case(
+        size="",
+        inputs=lambda: None,
+        providers=(provider("ours", clock.work("ours", 2.0, []), role="ours"),),
+        ceilings=(provider("memcpy", disturbed, role="ceiling", nbytes=10**9),),
+        nbytes=10**9,
+    )
+    found = run(case)
+    assert found["memcpy", "time_s"].value == pytest.approx(4.0)
+    assert found["memcpy", "bandwidth_gbs"].value == pytest.approx(1.0)
+    assert found["ours", "share_of_memcpy"].value == pytest.approx(0.5)
+
+
 def test_rounds_are_interleaved_and_start_with_another_provider_each_time(clock):
     calls = []
     names = ("a", "b", "c")

@@ -53,6 +53,7 @@ def test_terminal_table_compares_with_the_best_peer_and_says_why_one_was_skipped
     ours = next(line for line in text.splitlines() if "dataeff" in line)
     assert "4.00x" in ours and "5 ms" in ours and "20 GB/s" in ours and "50 % of memcpy" in ours
     assert "the package cupy is not installed" in text
+    assert "x[index]" in text  # not taken for a style
 
 
 def test_markdown_has_empty_gpu_columns_and_says_so():
@@ -60,6 +61,7 @@ def test_markdown_has_empty_gpu_columns_and_says_so():
     ours = next(line for line in text.splitlines() if "| dataeff |" in line)
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
     assert cells == ["rows=10", "dataeff", "5 ms", "4.00x", "50 % of memcpy", "", "", ""]
+    assert "cupy" not in text  # timed nowhere
     assert "GPU: no record yet, so its columns are empty." in text
     assert "CPU: some CPU, 2 threads, torch 2.13.0, triton 3.9.0, commit abc, 2026-01-02." in text
 
