@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 
-class SavedBytes(saved_tensors_hooks):
+class SavedBytes:
     """A context that keeps every saved tensor and counts their storages.
 
     A storage counts once, whole, for as long as any tensor saved in it is held; storages of
@@ -28,7 +28,7 @@ class SavedBytes(saved_tensors_hooks):
         self._excluded = {t.untyped_storage().data_ptr() for t in excluded}
         self._users: Counter[int] = Counter()
         self.now = self.peak = 0
-        super().__init__(self._pack, lambda saved: saved.tensor)
+        self._hooks = saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
 
     def _pack(self, tensor: Tensor) -> _Saved:
         saved = _Saved(tensor, self)
@@ -47,16 +47,16 @@ class SavedBytes(saved_tensors_hooks):
                 self.now -= saved.nbytes
 
     def __enter__(self) -> SavedBytes:
-        super().__enter__()
+        self._hooks.__enter__()
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None = None,
-        error: BaseException | None = None,
-        trace: TracebackType | None = None,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        super().__exit__(kind, error, trace)
+        self._hooks.__exit__(kind, error, trace)
 
 
 class _Saved:
