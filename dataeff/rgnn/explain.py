@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dataeff.rgnn.graph import Graph
+from dataeff.rgnn.kernels_ir import render_schedule
 from dataeff.rgnn.text import render
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ def explain(layer: Layer, graph: Graph, args: tuple[Any, ...], kwargs: dict[str,
         f" (destination, relation) pairs per edge {graph.dst_pair_ratio:.3f}"
     )
     parts += [f"== {name} ==\n{render(program)}" for name, program in plan.stages]
-    parts.append(f"== forward ==\n{render(plan.forward)}")
-    if plan.backward is not None:
-        parts.append(f"== backward ==\n{render(plan.backward)}")
+    for title, runner in (("forward", plan.forward_runner), ("backward", plan.backward_runner)):
+        if runner is not None:
+            parts.append(f"== {title} ==\n{render(runner.program)}")
+            if runner.schedule is not None:
+                parts.append(f"== {title} kernels ==\n{render_schedule(runner.schedule)}")
+                parts.append(f"== {title} source ({runner.name}) ==\n{runner.sources()}")
     return "\n".join(parts)

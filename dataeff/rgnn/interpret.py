@@ -33,7 +33,7 @@ def interpret(program: Program, view: View, inputs: dict[str, Tensor]) -> list[T
     like = next(iter(inputs.values()))
     for op in program.ops:
         types = [program[a].type for a in op.args]
-        values.append(_run(op, [values[a] for a in op.args], types, view, inputs, like))
+        values.append(run_op(op, [values[a] for a in op.args], types, view, inputs, like))
     return [_strip(program[o], values[o]) for o in program.outputs]
 
 
@@ -41,7 +41,7 @@ def _strip(op: Op, value: Tensor) -> Tensor:
     return value[0] if op.type.domain == "one" else value
 
 
-def _run(
+def run_op(
     op: Op,
     args: list[Tensor],
     types: list[Type],
@@ -49,6 +49,7 @@ def _run(
     inputs: dict[str, Tensor],
     like: Tensor,
 ) -> Tensor:
+    """Run one operation on tensors with a row axis (of size 1 in the domain `one`)."""
     if op.kind == "input":
         value = inputs[str(op.attrs[0])]
         return value.unsqueeze(0) if op.type.domain == "one" else value
@@ -139,6 +140,8 @@ def _prefix(op: Op, args: list[Tensor], types: list[Type], view: View) -> Tensor
 
 def _pad(op: Op, args: list[Tensor], types: list[Type], view: View) -> Tensor:
     missing = view.num_rows("node") - view.num_rows("dst")
+    if missing == 0:
+        return args[0]
     return torch.cat([args[0], args[0].new_zeros(missing, *args[0].shape[1:])])
 
 

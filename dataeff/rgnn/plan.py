@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn.autodiff import differentiate, gradient_input
-from dataeff.rgnn.interpret import interpret
+from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.ir import Program
-from dataeff.rgnn.passes.pipeline import optimise
+from dataeff.rgnn.passes.pipeline import optimise, optimise_joint
 from dataeff.rgnn.split import split
 from dataeff.rgnn.tracer import RowCounts
 from dataeff.rgnn.view import View
@@ -73,7 +73,7 @@ class Plan:
         sizes: rows of each domain, with as many types as the layer's parameters have.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, disabled: frozenset[str] = frozenset()) -> None:
         self.request = request
         layer = LAYERS[request.layer_id]
         names, node_counts = request.names, request.sizes
@@ -82,7 +82,7 @@ class Plan:
         self.traced = layer.trace(shapes, request.statics, rows)
         self.sizes = (*node_counts[:5], *_type_counts(layer.name, self.traced, shapes, node_counts))
         self.stages: list[tuple[str, Program]] = [("traced", self.traced)]
-        program = optimise(self.traced, self.sizes, self.stages)
+        program = optimise(self.traced, self.sizes, self.stages, disabled)
         wanted = [n for i, n in enumerate(names) if request.wanted >> i & 1]
         self.used = {str(op.attrs[0]) for op in self.traced.inputs}
         self.wanted = [n for n in wanted if n in self.used]
@@ -91,18 +91,22 @@ class Plan:
         if self.wanted:
             joint = differentiate(program, self.wanted)
             self.stages.append(("differentiate", joint))
-            joint = optimise(joint, self.sizes, self.stages, joint=True)
+            joint = optimise_joint(joint, self.stages, disabled)
         halves = split(joint, len(program.outputs))
         self.num_outputs = halves.num_outputs
         self.forward, self.backward = halves.forward, halves.backward
         self.kept_outputs = halves.kept_outputs
+        self.forward_runner = Runner(self.forward, request.dtype, request.device)
+        self.backward_runner = (
+            Runner(self.backward, request.dtype, request.device) if self.backward else None
+        )
 
     def run_forward(
         self, view: View, inputs: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs, and the values that backward needs besides inputs and outputs."""
         named = dict(zip(self.request.names, inputs, strict=True))
-        values = interpret(self.forward, view, named)
+        values = self.forward_runner(view, named)
         return values[: self.num_outputs], values[self.num_outputs :]
 
     def run_backward(
@@ -114,7 +118,7 @@ class Plan:
         saved: Sequence[Tensor],
     ) -> list[Tensor]:
         """Gradients of the wanted inputs, in argument order."""
-        assert self.backward is not None
+        assert self.backward_runner is not None
         named = dict(zip(self.request.names, inputs, strict=True))
         given = dict(named)
         given |= {gradient_input(k): g for k, g in enumerate(grads)}
@@ -123,7 +127,7 @@ class Plan:
         found = dict(
             zip(
                 sorted(self.wanted, key=lambda n: self.order[n]),
-                interpret(self.backward, view, given),
+                self.backward_runner(view, given),
                 strict=True,
             )
         )

@@ -17,6 +17,9 @@ from dataeff.rgnn import domains
 if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
 
+# Maps whose segments are ranges of rows: `Segments.items` is None for these and no others.
+CONTIGUOUS = ("edge.dst", "edge.dst_pair", "src_pair.etype", "dst_pair.etype")
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -119,7 +122,7 @@ class Structure:
     def _build_segments(self, name: str) -> Segments:
         ids = self.index(name)
         rows = self.graph.num_rows(domains.map_target(name))
-        if name in ("edge.dst", "src_pair.etype", "dst_pair.etype"):  # sorted already
+        if name in CONTIGUOUS:  # sorted already
             return self._split(_pointers(ids, rows), None)
         keys, items = torch.sort(ids, stable=True)
         return self._split(_pointers(keys, rows), items)

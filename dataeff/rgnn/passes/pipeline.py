@@ -3,28 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from dataeff.rgnn.ir import Program
+from dataeff.rgnn.passes.aggregate_first import aggregate_first
+from dataeff.rgnn.passes.canonicalise import canonicalise
+from dataeff.rgnn.passes.compact import compact
 from dataeff.rgnn.passes.cse import eliminate_common_subexpressions
 from dataeff.rgnn.passes.dce import eliminate_dead_code
+from dataeff.rgnn.passes.reassociate import reassociate
+from dataeff.rgnn.passes.reorder import reorder
 from dataeff.rgnn.verify import verify
+from dataeff.rgnn.view import SIZE_ORDER
+
+Pass = tuple[str, Callable[[Program], Program]]
+Stages = list[tuple[str, Program]]
+
+OPTIONAL = ("compact", "reorder", "aggregate_first", "reassociate")
 
 
 def optimise(
-    program: Program,
-    sizes: tuple[int, ...],
-    stages: list[tuple[str, Program]],
-    *,
-    joint: bool = False,
+    program: Program, sizes: tuple[int, ...], stages: Stages, disabled: frozenset[str] = frozenset()
 ) -> Program:
-    """Run the passes on a forward program, or on a joint one after differentiation."""
-    passes: list[tuple[str, Callable[[Program], Program]]] = [
+    """The passes over a forward program, before it is differentiated.
+
+    Args:
+        program: what was traced.
+        sizes: rows of each domain, which the cost models read.
+        stages: (pass name, program after it) is appended for each pass that changed something.
+        disabled: names of `OPTIONAL` passes to leave out.
+    """
+    rows = {**dict(zip(SIZE_ORDER, sizes, strict=True)), "one": 1}
+    passes: list[Pass] = [
+        ("canonicalise", canonicalise),
+        ("cse", eliminate_common_subexpressions),
+        ("compact", compact),
+        ("cse", eliminate_common_subexpressions),
+        ("dce", eliminate_dead_code),
+        ("reorder", partial(reorder, rows=rows)),
+        ("dce", eliminate_dead_code),
+        ("aggregate_first", partial(aggregate_first, rows=rows)),
+        ("canonicalise", canonicalise),
+        ("dce", eliminate_dead_code),
+    ]
+    return _run(program, [p for p in passes if p[0] not in disabled], stages, "")
+
+
+def optimise_joint(
+    program: Program, stages: Stages, disabled: frozenset[str] = frozenset()
+) -> Program:
+    """The passes over a joint program: forward, then what differentiation appended."""
+    passes: list[Pass] = [
+        ("canonicalise", canonicalise),
+        ("cse", eliminate_common_subexpressions),
+        ("reassociate", reassociate),
+        ("compact", compact),
+        ("canonicalise", canonicalise),
         ("cse", eliminate_common_subexpressions),
         ("dce", eliminate_dead_code),
     ]
+    return _run(program, [p for p in passes if p[0] not in disabled], stages, "joint ")
+
+
+def _run(program: Program, passes: list[Pass], stages: Stages, prefix: str) -> Program:
     for name, run in passes:
         changed = verify(run(program))
         if changed != program:
-            stages.append((f"joint {name}" if joint else name, changed))
+            stages.append((prefix + name, changed))
         program = changed
     return program

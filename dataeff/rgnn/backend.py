@@ -1,0 +1,89 @@
+"""Which backend runs a program: C++ on CPU, or the reference interpreter.
+
+`DATAEFF_RGNN_BACKEND` (auto, reference or cpp) overrides the choice, for tests and for
+finding out whether a backend is at fault.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from dataeff.rgnn import cpp_backend
+from dataeff.rgnn.execute import Executor
+from dataeff.rgnn.interpret import interpret
+from dataeff.rgnn.ir import Program
+from dataeff.rgnn.kernels_ir import Schedule
+from dataeff.rgnn.lower import lower
+from dataeff.rgnn.toolchain import CompilerMissing
+from dataeff.rgnn.view import View
+
+Run = Callable[[View, dict[str, Tensor]], list[Tensor]]
+BACKENDS = ("auto", "reference", "cpp")
+
+
+class Runner:
+    """One program on one backend; kernels are compiled at the first run."""
+
+    def __init__(self, program: Program, dtype: torch.dtype, device: str) -> None:
+        self.program = program
+        self.dtype = dtype
+        self.name = choose(device)
+        self.schedule: Schedule | None = None if self.name == "reference" else lower(program)
+        self._compiled: dict[torch.dtype, Run] = {}
+
+    def __call__(self, view: View, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Outputs of the program, in the dtype of the inputs."""
+        index = view.graph.structure.dtype
+        if index not in self._compiled:
+            self._compiled[index] = self._compile(index)
+        return self._compiled[index](view, inputs)
+
+    def _compile(self, index: torch.dtype) -> Run:
+        if self.schedule is None:
+            return partial(interpret, self.program)
+        try:
+            if cpp_backend.supports(self.dtype):
+                return Executor(
+                    self.schedule, cpp_backend.CppTraversals(self.schedule, self.dtype, index)
+                )
+            wide = cpp_backend.CppTraversals(self.schedule, torch.float32, index)
+            return partial(_in_float32, Executor(self.schedule, wide), self.dtype)
+        except CompilerMissing as error:
+            _warn_once(str(error))
+            return partial(interpret, self.program)
+
+    def sources(self) -> str:
+        """The generated code of every traversal."""
+        if self.schedule is None:
+            return ""
+        dtype = self.dtype if cpp_backend.supports(self.dtype) else torch.float32
+        return cpp_backend.generate(self.schedule, dtype, torch.int32)
+
+
+def choose(device: str) -> str:
+    """The backend for a device type."""
+    wish = os.environ.get("DATAEFF_RGNN_BACKEND", "auto")
+    if wish not in BACKENDS:
+        raise ValueError(f"DATAEFF_RGNN_BACKEND is {wish!r}; it must be one of {BACKENDS}")
+    if wish != "auto":
+        return wish
+    return "cpp" if device == "cpu" else "reference"
+
+
+def _in_float32(
+    run: Run, dtype: torch.dtype, view: View, inputs: dict[str, Tensor]
+) -> list[Tensor]:
+    """Half precision on CPU: rows are widened once, and every sum is in float32."""
+    wide = {name: tensor.float() for name, tensor in inputs.items()}
+    return [value.to(dtype) for value in run(view, wide)]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

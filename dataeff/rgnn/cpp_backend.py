@@ -1,0 +1,104 @@
+"""The CPU backend: traversals as generated C++, compiled once by content, products through ATen."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from dataeff.rgnn.cpp_source import KernelSource, traversal_source
+from dataeff.rgnn.kernels_ir import Schedule, Traversal
+from dataeff.rgnn.structure import CONTIGUOUS
+from dataeff.rgnn.toolchain import PARALLEL_HEADER, compile_cpp
+from dataeff.rgnn.view import View
+
+_SCALARS = {torch.float32: "float", torch.float64: "double"}
+
+_PRELUDE = """\
+#include <cmath>
+#include <cstdint>
+#include <algorithm>
+
+using T = {scalar};
+using I = {index};
+
+namespace {{
+[[maybe_unused]] inline T relu(T x) {{ return x > T(0) ? x : T(0); }}
+[[maybe_unused]] inline T leaky_relu(T x, T slope) {{ return x > T(0) ? x : x * slope; }}
+[[maybe_unused]] inline T gelu(T x) {{
+  return T(0.5) * x * (T(1) + std::erf(x * T(0.70710678118654752)));
+}}
+[[maybe_unused]] inline T gelu_grad(T x) {{
+  return T(0.5) * (T(1) + std::erf(x * T(0.70710678118654752))) +
+         x * std::exp(T(-0.5) * x * x) * T(0.39894228040143268);
+}}
+// One more term of a sum of exponentials that is kept relative to its largest exponent.
+[[maybe_unused]] inline void online(T x, T& top, T& sum) {{
+  if (x == -INFINITY) return;
+  if (x > top) {{
+    sum = sum * std::exp(top - x) + T(1);
+    top = x;
+  }} else {{
+    sum += std::exp(x - top);
+  }}
+}}
+}}  // namespace
+
+"""
+
+
+def supports(dtype: torch.dtype) -> bool:
+    """Whether generated C++ computes in this dtype."""
+    return dtype in _SCALARS
+
+
+def generate(schedule: Schedule, dtype: torch.dtype, index: torch.dtype) -> str:
+    """The generated functions of a schedule, without the parallel loop they call."""
+    prelude = _PRELUDE.format(
+        scalar=_SCALARS[dtype], index="int32_t" if index == torch.int32 else "int64_t"
+    )
+    return prelude + "\n".join(s.text for s in _sources(schedule).values())
+
+
+def _sources(schedule: Schedule) -> dict[int, KernelSource]:
+    return {
+        number: traversal_source(schedule, number, lambda m: m not in CONTIGUOUS)
+        for number, step in enumerate(schedule.steps)
+        if isinstance(step, Traversal)
+    }
+
+
+class CppTraversals:
+    """The compiled traversals of one schedule.
+
+    Raises:
+        CompilerMissing: there is no C++ compiler.
+    """
+
+    def __init__(self, schedule: Schedule, dtype: torch.dtype, index: torch.dtype) -> None:
+        self.sources = _sources(schedule)
+        self.library = compile_cpp(PARALLEL_HEADER + generate(schedule, dtype, index))
+
+    def __call__(
+        self, number: int, kernel: Traversal, view: View, values: dict[int, Tensor]
+    ) -> None:
+        """Run one traversal."""
+        source = self.sources[number]
+        tensors = [self._tensor(kind, what, view, values) for kind, what in source.arguments]
+        pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+        rows = view.num_rows(kernel.center)
+        threads = torch.get_num_threads()
+        grain = max(1, -(-rows // (threads * 16)))
+        function = getattr(self.library, source.name)
+        function(pointers, ctypes.c_int64(rows), ctypes.c_int64(grain), ctypes.c_int64(threads))
+
+    def _tensor(self, kind: str, what: int | str, view: View, values: dict[int, Tensor]) -> Tensor:
+        if isinstance(what, int):
+            return values[what]
+        if kind == "index":
+            return view.index(what)
+        segments = view.segments(what)
+        found = {"begin": segments.begin, "end": segments.end, "items": segments.items}[kind]
+        assert found is not None
+        return found

@@ -1,0 +1,134 @@
+"""Carries out a schedule: allocates, calls each step, drops what nothing reads any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor
+
+from dataeff.rgnn import domains
+from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw
+from dataeff.rgnn.interpret import run_op
+from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
+from dataeff.rgnn.view import View
+
+RunTraversal = Callable[[int, Traversal, View, dict[int, Tensor]], None]
+
+
+class Executor:
+    """Runs a schedule with a backend's traversals.
+
+    Args:
+        schedule: what to run.
+        run_traversal: called with (step number, kernel, view, values); the kernel's sinks are
+            allocated in `values` and are to be filled.
+    """
+
+    def __init__(self, schedule: Schedule, run_traversal: RunTraversal) -> None:
+        self.schedule = schedule
+        self.run_traversal = run_traversal
+        self.program = schedule.program
+        self.last_use = self._last_uses()
+
+    def _last_uses(self) -> dict[int, int]:
+        """Step after which a stored value is dropped; outputs are never."""
+        last: dict[int, int] = {}
+        for number, step in enumerate(self.schedule.steps):
+            for value in self.schedule.reads(step):
+                last[value] = number
+        return {v: n for v, n in last.items() if v not in self.program.outputs}
+
+    def __call__(self, view: View, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Outputs of the program, [rows, *row shape] each."""
+        values: dict[int, Tensor] = {}
+        like = next(iter(inputs.values()))
+        for op in self.program.inputs:
+            tensor = inputs[str(op.attrs[0])].contiguous()
+            values[op.id] = tensor.unsqueeze(0) if op.type.domain == "one" else tensor
+        for number, step in enumerate(self.schedule.steps):
+            self._run(number, step, view, values, like)
+            for value, last in self.last_use.items():
+                if last == number:
+                    values.pop(value, None)
+        return [self._result(o, values, like) for o in self.program.outputs]
+
+    def _result(self, output: int, values: dict[int, Tensor], like: Tensor) -> Tensor:
+        op = self.program[output]
+        value = values[output] if output in values else like.new_full((1,), float(op.attrs[0]))  # type: ignore[arg-type]
+        return value[0] if op.type.domain == "one" else value
+
+    def _run(
+        self, number: int, step: Step, view: View, values: dict[int, Tensor], like: Tensor
+    ) -> None:
+        if isinstance(step, Traversal):
+            for sink in self.schedule.kept(number):
+                kind = self.program[sink].type
+                values[sink] = like.new_empty((view.num_rows(kind.domain), *kind.shape))
+            self.run_traversal(number, step, view, values)
+        elif isinstance(step, Gemm):
+            values[step.op] = self._gemm(step, view, values)
+        else:
+            op = self.program[step.op]
+            args = [self._operand(a, values, like) for a in op.args]
+            types = [self.program[a].type for a in op.args]
+            values[step.op] = run_op(op, args, types, view, {}, like).contiguous()
+
+    def _operand(self, value: int, values: dict[int, Tensor], like: Tensor) -> Tensor:
+        if value in values:
+            return values[value]
+        return like.new_full((1,), float(self.program[value].attrs[0]))  # type: ignore[arg-type]
+
+    def _gemm(self, step: Gemm, view: View, values: dict[int, Tensor]) -> Tensor:
+        op = self.program[step.op]
+        domain = self.program[op.args[0]].type.domain
+        rows, other = values[step.rows], values[op.args[1]]
+        target = str(op.attrs[0]) if op.kind == "outer" else self.program[op.args[1]].type.domain
+        gather = None if step.gather is None else view.index(step.gather)
+        pointers, order = type_order(domain, target, view)
+        if order is not None:
+            gather = order if gather is None else gather.index_select(0, order)
+        if op.kind == "outer":
+            other = other if order is None else other.index_select(0, order)
+            return _outer(rows, other, pointers, gather).reshape(
+                pointers.numel() - 1, *op.type.shape
+            )
+        batch = len(op.type.shape) - 1 if op.kind == "linear_t" else rows.dim() - 2
+        result = _linear(rows, other, pointers, gather, batch, op.kind == "linear_t")
+        result = result.reshape(result.shape[0], *op.type.shape)
+        if order is None:
+            return result
+        unsorted = torch.empty_like(result)
+        return unsorted.index_copy_(0, order.long(), result)
+
+
+def type_order(domain: str, target: str, view: View) -> tuple[Tensor, Tensor | None]:
+    """Boundaries of the rows of each type, and the order that sorts unsorted rows by type."""
+    if target == "one":
+        return torch.tensor([0, view.num_rows(domain)], device=view.device), None
+    name = f"{domain}.{target}"
+    assert name in domains.MAPS
+    return view.type_pointers(name), view.segments(name).items
+
+
+def _linear(
+    x: Tensor, w: Tensor, pointers: Tensor, gather: Tensor | None, batch: int, transpose: bool
+) -> Tensor:
+    heads, width = prod(w.shape[1 : batch + 1]), w.shape[batch + 1]
+    weight = w.reshape(w.shape[0], heads, width, prod(w.shape[batch + 2 :]))
+    if transpose:
+        weight = weight.transpose(2, 3)
+    rows = x.reshape(x.shape[0], heads, weight.shape[2])
+    if heads == 1:
+        return typed_gemm(rows[:, 0], weight[:, 0], pointers, gather=gather)
+    return typed_gemm(rows, weight, pointers, gather=gather)
+
+
+def _outer(x: Tensor, y: Tensor, pointers: Tensor, gather: Tensor | None) -> Tensor:
+    heads, width = prod(x.shape[1:-1]), x.shape[-1]
+    left = x.reshape(x.shape[0], heads, width)
+    right = y.reshape(y.shape[0], heads, prod(y.shape[1:]) // heads)
+    if heads == 1:
+        return typed_gemm_dw(left[:, 0], right[:, 0], pointers, gather=gather)
+    return typed_gemm_dw(left, right, pointers, gather=gather)
