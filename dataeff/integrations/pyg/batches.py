@@ -1,0 +1,43 @@
+"""An ordered pipeline of threads: results in the order of their tasks, so many of them ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def pipelined(
+    tasks: Iterable[Task], work: Callable[[Task], Result], *, num_threads: int, depth: int
+) -> Iterator[Result]:
+    """Yields `work(task)` for each task, in order, up to `depth` of them computed ahead.
+
+    Tasks are drawn by the consumer's thread, so what they take from random generators does not
+    depend on timing. When the consumer stops early (a `break`, an error, a dropped iterator), tasks
+    not begun are cancelled and those under way are waited for. An exception of `work` is raised
+    where its result would have been.
+
+    Args:
+        tasks: what to do.
+        work: does one; runs in the pool's threads, or in the caller's when `num_threads` is 0.
+        num_threads: threads that work.
+        depth: how many results may be under way or waiting, at least 1.
+    """
+    if num_threads == 0:
+        yield from map(work, tasks)
+        return
+    ahead: deque[Future[Result]] = deque()
+    executor = ThreadPoolExecutor(num_threads, thread_name_prefix="dataeff-loader")
+    try:
+        for task in tasks:
+            ahead.append(executor.submit(work, task))
+            if len(ahead) >= depth:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)

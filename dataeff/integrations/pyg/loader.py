@@ -1,0 +1,312 @@
+"""Drop-in loaders for PyG: its arguments and its batches, sampled and gathered by dataeff."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch_geometric.loader as pyg_loader
+from torch_geometric.data import Data
+
+from dataeff.integrations.pyg.batches import pipelined
+from dataeff.integrations.pyg.graph import is_table, with_node_counts
+from dataeff.integrations.pyg.sampler import PyGNeighborSampler
+
+_REFUSED = {
+    "worker_init_fn": "there are no worker processes to initialise",
+    "multiprocessing_context": "there are no worker processes",
+    "timeout": "an error in a thread reaches you by itself",
+}
+
+
+class _PipelinedLoader:
+    """What both loaders add to PyG's: threads that work ahead, and rows out of tables."""
+
+    def _thread_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Takes out of `kwargs` what concerns threads; the rest is for PyG's loader."""
+        for name, reason in _REFUSED.items():
+            if kwargs.pop(name, None):
+                raise NotImplementedError(
+                    f"{name} is not supported: this loader works in threads, so {reason}"
+                )
+        kwargs.pop("persistent_workers", None)  # a thread costs nothing to start again
+        num_threads = kwargs.pop("num_workers", 0)
+        per_thread = kwargs.pop("prefetch_factor", None) or 2
+        if num_threads < 0 or per_thread < 1:
+            raise ValueError(
+                f"num_workers={num_threads} must not be negative, and prefetch_factor={per_thread} "
+                "must be at least 1"
+            )
+        self._num_threads, self._depth = num_threads, max(num_threads, 1) * per_thread
+        return kwargs
+
+    def _work(self, task: tuple[Any, int]) -> Any:
+        index, seed = task
+        share = max(1, torch.get_num_threads() // max(self._num_threads, 1))
+        self._sampler.prepare(seed, share)
+        return self.collate_fn(index)  # type: ignore[attr-defined]
+
+    def _tasks(self) -> Iterator[tuple[Any, int]]:
+        base = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator))  # type: ignore[attr-defined]
+        for i, index in enumerate(self._index_sampler):  # type: ignore[attr-defined]
+            yield index, base + i
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = pipelined(
+            self._tasks(), self._work, num_threads=self._num_threads, depth=self._depth
+        )
+        if self.filter_per_worker:  # type: ignore[attr-defined]
+            yield from batches
+        else:
+            for drawn in batches:
+                yield self.filter_fn(drawn)  # type: ignore[attr-defined]
+
+    @property
+    def _sampler(self) -> PyGNeighborSampler:
+        raise NotImplementedError
+
+    def _finish(self, batch: Any) -> Any:
+        """Takes rows out of tables, brings the batch to its device, calls the user's transform."""
+        homogeneous = isinstance(batch, Data)
+        for store in batch.stores:
+            for key, value in list(store.items()):
+                if is_table(value):
+                    ids = self._rows_of(store, len(value), homogeneous)
+                    store[key] = value.gather(ids if self.device is None else ids.to(self.device))
+        if self.device is not None:
+            batch = batch.to(self.device, non_blocking=True)
+        elif self.pin_memory and torch.cuda.is_available():  # type: ignore[attr-defined]
+            batch = batch.pin_memory()
+        return batch if self._user_transform is None else self._user_transform(batch)
+
+    def _rows_of(self, store: Any, num_rows: int, homogeneous: bool) -> torch.Tensor:
+        """The ids that a table's rows are asked for: nodes or edges."""
+        if not homogeneous:
+            ids: torch.Tensor = store.n_id if "n_id" in store else store.e_id
+            return ids
+        by_node = num_rows == self.data.num_nodes  # type: ignore[attr-defined]
+        if not by_node and num_rows != self.data.num_edges:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"a table of {num_rows} rows has neither one per node ({self.data.num_nodes}) "  # type: ignore[attr-defined]
+                f"nor one per edge ({self.data.num_edges})"  # type: ignore[attr-defined]
+            )
+        ids = store.n_id if by_node else store.e_id
+        return ids
+
+    def enable_multithreading(self, worker_threads: int | None = None) -> Any:
+        """Not supported: the threads of a sample are torch's, shared out among `num_workers`."""
+        raise NotImplementedError("use torch.set_num_threads: this loader works in threads")
+
+    def enable_cpu_affinity(self, loader_cores: Any = None) -> Any:
+        """Not supported: threads of one process run where the process may (`taskset`)."""
+        raise NotImplementedError("use taskset or numactl: this loader works in threads")
+
+    device: torch.device | None
+    _user_transform: Any
+
+
+def _make_sampler(
+    data: Any, neighbor_sampler: Any, directed: bool, **options: Any
+) -> PyGNeighborSampler:
+    if not directed:
+        options["subgraph_type"] = "induced"
+    if neighbor_sampler is None:
+        return PyGNeighborSampler(data, **options)
+    if not isinstance(neighbor_sampler, PyGNeighborSampler):
+        raise TypeError(
+            f"neighbor_sampler is a {type(neighbor_sampler).__name__}, not a PyGNeighborSampler: "
+            "for another sampler use PyG's own loader"
+        )
+    return neighbor_sampler
+
+
+class NeighborLoader(_PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignore[misc]
+    """`torch_geometric.loader.NeighborLoader` without pyg-lib or torch-sparse.
+
+    Arguments and batches are PyG's (GraphSAGE, arXiv 1706.02216). What differs:
+
+    - `num_workers` counts threads, not processes (the core releases Python's lock), so nothing is
+      copied, forked or pickled; `prefetch_factor` batches per thread are prepared ahead (2).
+      Batches do not depend on either: `torch.manual_seed`, or `generator`, fixes a run.
+    - An attribute of `data` may be a `dataeff.FeatureTable`: its rows are gathered for each batch,
+      on `device` when that is given.
+    - `filter_per_worker=False` gathers features in the caller's thread, not in those ahead.
+    - `is_sorted` is not needed: sorted edges are recognised.
+
+    Args:
+        data: a `Data`, a `HeteroData`, or a (FeatureStore, GraphStore) pair.
+        num_neighbors: edges to take per hop, for all edge types or for each; -1 takes all.
+        input_nodes: seeds: ids, a mask, or (node type, ids or mask); all nodes by default.
+        input_time: latest time of the edges around each seed.
+        replace: sample with replacement.
+        subgraph_type: `directional` or `bidirectional`.
+        disjoint: a tree of its own for each seed, numbered in `batch`.
+        temporal_strategy: `uniform` or `last`.
+        time_attr: attribute of nodes or edges that holds their time.
+        weight_attr: attribute of edges that holds the odds of taking them.
+        transform: called with each batch.
+        transform_sampler_output: called with each sampler output.
+        is_sorted: accepted for compatibility.
+        filter_per_worker: False gathers features in the caller's thread.
+        neighbor_sampler: a `PyGNeighborSampler` to share between loaders.
+        directed: accepted for compatibility, must be True.
+        device: where batches are delivered; by default where `data` is.
+        **kwargs: those of `torch.utils.data.DataLoader`, such as `batch_size` or `shuffle`.
+
+    Raises:
+        NotImplementedError: an option that has no meaning or no implementation here.
+        ValueError: options contradict one another or the data.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        num_neighbors: Sequence[int] | Mapping[Any, Sequence[int]],
+        input_nodes: Any = None,
+        input_time: torch.Tensor | None = None,
+        replace: bool = False,
+        subgraph_type: Any = "directional",
+        disjoint: bool = False,
+        temporal_strategy: str = "uniform",
+        time_attr: str | None = None,
+        weight_attr: str | None = None,
+        transform: Any = None,
+        transform_sampler_output: Any = None,
+        is_sorted: bool = False,
+        filter_per_worker: bool | None = None,
+        neighbor_sampler: PyGNeighborSampler | None = None,
+        directed: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs = self._thread_options(kwargs)
+        data = with_node_counts(data)
+        self._user_transform = transform
+        self.device = None if device is None else torch.device(device)
+        super().__init__(
+            data,
+            num_neighbors,
+            input_nodes=input_nodes,
+            input_time=input_time,
+            time_attr=time_attr,
+            transform=self._finish,
+            transform_sampler_output=transform_sampler_output,
+            filter_per_worker=filter_per_worker,
+            neighbor_sampler=_make_sampler(
+                data,
+                neighbor_sampler,
+                directed,
+                num_neighbors=num_neighbors,
+                replace=replace,
+                subgraph_type=subgraph_type,
+                disjoint=disjoint,
+                temporal_strategy=temporal_strategy,
+                time_attr=time_attr,
+                weight_attr=weight_attr,
+            ),
+            **kwargs,
+        )
+
+    @property
+    def _sampler(self) -> PyGNeighborSampler:
+        sampler: PyGNeighborSampler = self.node_sampler
+        return sampler
+
+
+class LinkNeighborLoader(_PipelinedLoader, pyg_loader.LinkNeighborLoader):  # type: ignore[misc]
+    """`torch_geometric.loader.LinkNeighborLoader` without pyg-lib or torch-sparse.
+
+    The neighbourhoods of both ends of each edge of `edge_label_index`, with negative samples on
+    request. What differs from PyG is what differs for `NeighborLoader`; negative samples, too, are
+    the same for any number of threads.
+
+    Args:
+        data: as for `NeighborLoader`.
+        num_neighbors: as for `NeighborLoader`.
+        edge_label_index: the edges to start from, [2, num_edges], an edge type, or both as a pair.
+        edge_label: label of each of these edges.
+        edge_label_time: latest time of the edges around each of these edges.
+        replace: as for `NeighborLoader`.
+        subgraph_type: as for `NeighborLoader`.
+        disjoint: as for `NeighborLoader`.
+        temporal_strategy: as for `NeighborLoader`.
+        neg_sampling: a `torch_geometric.sampler.NegativeSampling`, or what it casts from.
+        neg_sampling_ratio: PyG's older form of `neg_sampling`.
+        time_attr: as for `NeighborLoader`.
+        weight_attr: as for `NeighborLoader`.
+        transform: as for `NeighborLoader`.
+        transform_sampler_output: as for `NeighborLoader`.
+        is_sorted: accepted for compatibility.
+        filter_per_worker: as for `NeighborLoader`.
+        neighbor_sampler: as for `NeighborLoader`.
+        directed: accepted for compatibility, must be True.
+        device: as for `NeighborLoader`.
+        **kwargs: those of `torch.utils.data.DataLoader`.
+
+    Raises:
+        NotImplementedError: an option that has no meaning or no implementation here.
+        ValueError: options contradict one another or the data.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        num_neighbors: Sequence[int] | Mapping[Any, Sequence[int]],
+        edge_label_index: Any = None,
+        edge_label: torch.Tensor | None = None,
+        edge_label_time: torch.Tensor | None = None,
+        replace: bool = False,
+        subgraph_type: Any = "directional",
+        disjoint: bool = False,
+        temporal_strategy: str = "uniform",
+        neg_sampling: Any = None,
+        neg_sampling_ratio: float | None = None,
+        time_attr: str | None = None,
+        weight_attr: str | None = None,
+        transform: Any = None,
+        transform_sampler_output: Any = None,
+        is_sorted: bool = False,
+        filter_per_worker: bool | None = None,
+        neighbor_sampler: PyGNeighborSampler | None = None,
+        directed: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        kwargs = self._thread_options(kwargs)
+        data = with_node_counts(data)
+        self._user_transform = transform
+        self.device = None if device is None else torch.device(device)
+        super().__init__(
+            data,
+            num_neighbors,
+            edge_label_index=edge_label_index,
+            edge_label=edge_label,
+            edge_label_time=edge_label_time,
+            neg_sampling=neg_sampling,
+            neg_sampling_ratio=neg_sampling_ratio,
+            time_attr=time_attr,
+            transform=self._finish,
+            transform_sampler_output=transform_sampler_output,
+            filter_per_worker=filter_per_worker,
+            neighbor_sampler=_make_sampler(
+                data,
+                neighbor_sampler,
+                directed,
+                num_neighbors=num_neighbors,
+                replace=replace,
+                subgraph_type=subgraph_type,
+                disjoint=disjoint,
+                temporal_strategy=temporal_strategy,
+                time_attr=time_attr,
+                weight_attr=weight_attr,
+            ),
+            **kwargs,
+        )
+
+    @property
+    def _sampler(self) -> PyGNeighborSampler:
+        sampler: PyGNeighborSampler = self.link_sampler
+        return sampler

@@ -1,0 +1,203 @@
+"""dataeff's samplers behind PyG's sampler interface."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.sampler import (
+    BaseSampler,
+    EdgeSamplerInput,
+    HeteroSamplerOutput,
+    NegativeSampling,
+    NodeSamplerInput,
+    NumNeighbors,
+    SamplerOutput,
+)
+from torch_geometric.sampler.base import SubgraphType
+from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
+
+from dataeff.integrations.pyg.graph import hetero_graphs, homogeneous_graph, node_counts
+from dataeff.sampling import HeteroNeighborSampler, NeighborSampler
+
+_LARGEST_SEED = 2**63 - 1
+
+
+class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
+    """Samples for PyG's loaders with dataeff's core; neither pyg-lib nor torch-sparse is needed.
+
+    Arguments are those of `torch_geometric.sampler.NeighborSampler`. Edge ids are those of the
+    original `edge_index`. Every call draws its random seed from torch's default generator, unless
+    the calling thread has set one with `prepare`.
+
+    Raises:
+        NotImplementedError: `subgraph_type="induced"`.
+        ValueError: an attribute is missing, or the options contradict one another.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        num_neighbors: NumNeighbors | Sequence[int] | Mapping[Any, Sequence[int]],
+        *,
+        replace: bool = False,
+        subgraph_type: SubgraphType | str = "directional",
+        disjoint: bool = False,
+        temporal_strategy: str = "uniform",
+        time_attr: str | None = None,
+        weight_attr: str | None = None,
+    ) -> None:
+        self.subgraph_type = SubgraphType(subgraph_type)
+        if self.subgraph_type == SubgraphType.induced:
+            raise NotImplementedError(
+                "subgraph_type='induced' is not supported: use 'directional' or 'bidirectional'"
+            )
+        if temporal_strategy not in ("uniform", "last"):
+            raise ValueError(
+                f"temporal_strategy is {temporal_strategy!r}, neither 'uniform' nor 'last'"
+            )
+        self.num_neighbors = (
+            num_neighbors
+            if isinstance(num_neighbors, NumNeighbors)
+            else NumNeighbors(num_neighbors)
+        )
+        self.node_time = _node_times(data, time_attr)
+        self.num_nodes = node_counts(data)
+        options: dict[str, Any] = {
+            "replace": replace,
+            "disjoint": disjoint,
+            "last": temporal_strategy == "last" and time_attr is not None,
+        }
+        self.sampler: NeighborSampler | HeteroNeighborSampler
+        if isinstance(data, Data):
+            graph = homogeneous_graph(data, time_attr, weight_attr)
+            self.sampler = NeighborSampler(graph, self.num_neighbors.get_values(), **options)
+        else:
+            graphs = hetero_graphs(data, time_attr, weight_attr)
+            fanouts = self.num_neighbors.get_values(list(graphs))
+            self.sampler = HeteroNeighborSampler(graphs, fanouts, **options)
+        self._own = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._own = threading.local()
+
+    def prepare(self, seed: int, num_threads: int | None) -> None:
+        """Sets the random seed and the threads of the calling thread's next sample."""
+        self._own.next = (seed, num_threads)
+
+    def _prepared(self) -> tuple[int, int | None]:
+        prepared: tuple[int, int | None] | None = self._own.__dict__.pop("next", None)
+        return prepared or (int(torch.randint(_LARGEST_SEED, ())), None)
+
+    @property
+    def edge_permutation(self) -> None:
+        """None: edge ids are those of the original graph already."""
+        return None
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether every seed has a tree of its own."""
+        return self.sampler.disjoint
+
+    def sample_from_nodes(self, inputs: NodeSamplerInput) -> SamplerOutput | HeteroSamplerOutput:
+        """Samples the neighbourhood of nodes."""
+        return self._directed(node_sample(inputs, self._sample))
+
+    def sample_from_edges(
+        self, inputs: EdgeSamplerInput, neg_sampling: NegativeSampling | None = None
+    ) -> SamplerOutput | HeteroSamplerOutput:
+        """Samples the neighbourhoods of both ends of edges, and of negative samples."""
+        random_seed, num_threads = self._prepared()
+        self.prepare(random_seed, num_threads)
+        if neg_sampling is not None:
+            neg_sampling = _SeededNegativeSampling(neg_sampling, random_seed)
+        drawn = edge_sample(
+            inputs, self._sample, self.num_nodes, self.disjoint, self.node_time, neg_sampling
+        )
+        return self._directed(drawn)
+
+    def _directed(
+        self, drawn: SamplerOutput | HeteroSamplerOutput
+    ) -> SamplerOutput | HeteroSamplerOutput:
+        if self.subgraph_type == SubgraphType.bidirectional:
+            return drawn.to_bidirectional()
+        return drawn
+
+    def _sample(self, seed: Any, seed_time: Any = None) -> SamplerOutput | HeteroSamplerOutput:
+        if isinstance(self.sampler, NeighborSampler):
+            return self._sample_homogeneous(self.sampler, seed, seed_time)
+        return self._sample_hetero(self.sampler, seed, seed_time)
+
+    def _sample_homogeneous(
+        self, sampler: NeighborSampler, seed: Tensor, seed_time: Tensor | None
+    ) -> SamplerOutput:
+        if seed_time is None and isinstance(self.node_time, Tensor):
+            seed_time = self.node_time[seed]
+        random_seed, num_threads = self._prepared()
+        drawn = sampler.sample(seed, seed=random_seed, seed_time=seed_time, num_threads=num_threads)
+        return SamplerOutput(
+            node=drawn.n_id,
+            row=drawn.edge_index[0],
+            col=drawn.edge_index[1],
+            edge=drawn.e_id,
+            batch=drawn.batch,
+            num_sampled_nodes=drawn.num_sampled_nodes,
+            num_sampled_edges=drawn.num_sampled_edges,
+        )
+
+    def _sample_hetero(
+        self,
+        sampler: HeteroNeighborSampler,
+        seed: dict[str, Tensor],
+        seed_time: dict[str, Tensor] | None,
+    ) -> HeteroSamplerOutput:
+        if seed_time is None and isinstance(self.node_time, dict):
+            seed_time = {key: self.node_time[key][ids] for key, ids in seed.items()}
+        random_seed, num_threads = self._prepared()
+        drawn = sampler.sample(seed, seed=random_seed, seed_time=seed_time, num_threads=num_threads)
+        return HeteroSamplerOutput(
+            node=drawn.n_id,
+            row={key: edge_index[0] for key, edge_index in drawn.edge_index.items()},
+            col={key: edge_index[1] for key, edge_index in drawn.edge_index.items()},
+            edge=drawn.e_id,
+            batch=drawn.batch,
+            num_sampled_nodes=drawn.num_sampled_nodes,
+            num_sampled_edges=drawn.num_sampled_edges,
+        )
+
+
+class _SeededNegativeSampling(NegativeSampling):  # type: ignore[misc]
+    """Draws from a generator of its own: in threads, torch's default one has no fixed order."""
+
+    def __init__(self, config: NegativeSampling, seed: int) -> None:
+        self.__dict__.update(config.__dict__)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def sample(self, num_samples: int, endpoint: str, num_nodes: int | None = None) -> Tensor:
+        weight = self.src_weight if endpoint == "src" else self.dst_weight
+        if weight is not None:
+            return torch.multinomial(
+                weight, num_samples, replacement=True, generator=self._generator
+            )
+        if num_nodes is None:
+            raise ValueError("negative sampling without weights needs the number of nodes")
+        return torch.randint(num_nodes, (num_samples,), generator=self._generator)
+
+
+def _node_times(data: Any, time_attr: str | None) -> Tensor | dict[str, Tensor] | None:
+    """The nodes' times when `time_attr` is an attribute of nodes: the default of seeds' times."""
+    if time_attr is None:
+        return None
+    if isinstance(data, Data):
+        return data[time_attr] if data.is_node_attr(time_attr) else None
+    if isinstance(data, HeteroData):
+        return {s._key: s[time_attr] for s in data.node_stores if time_attr in s} or None
+    raise ValueError("time_attr needs a Data or HeteroData object, not feature and graph stores")
