@@ -40,13 +40,11 @@ def with_node_counts(data: Any) -> Any:
         return data
     counted = copy.copy(data)
     for store in counted.node_stores:
-        tables = {key: value for key, value in store.items() if is_table(value)}
-        if tables and "num_nodes" not in store:
-            lengths = {key: len(value) for key, value in tables.items() if key != "edge_attr"}
-            if "x" in lengths:
-                store.num_nodes = lengths["x"]
-            elif lengths:
-                store.num_nodes = next(iter(lengths.values()))
+        if "num_nodes" in store or ("x" in store and not is_table(store["x"])):
+            continue
+        tables = [key for key in store if key != "edge_attr" and is_table(store[key])]
+        if tables:
+            store.num_nodes = len(store["x" if "x" in tables else tables[0]])
     return counted
 
 

@@ -183,6 +183,10 @@ class _SeededNegativeSampling(NegativeSampling):  # type: ignore[misc]
 
     def sample(self, num_samples: int, endpoint: str, num_nodes: int | None = None) -> Tensor:
         weight = self.src_weight if endpoint == "src" else self.dst_weight
+        if weight is not None and num_nodes is not None and weight.numel() != num_nodes:
+            raise ValueError(
+                f"the negative samples' weights are {weight.numel()} for {num_nodes} nodes"
+            )
         if weight is not None:
             return torch.multinomial(
                 weight, num_samples, replacement=True, generator=self._generator

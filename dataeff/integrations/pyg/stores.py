@@ -129,4 +129,5 @@ def _as_index(index: Any, num_rows: int) -> Tensor:
         return torch.arange(num_rows)[index]
     if isinstance(index, int):
         return torch.tensor([index])
-    return torch.from_numpy(index) if isinstance(index, np.ndarray) else index
+    chosen: Tensor = index
+    return chosen

@@ -1,0 +1,371 @@
+"""dataeff.integrations.pyg.NeighborLoader: PyG's batches, sampled and gathered by dataeff."""
+
+import gc
+import threading
+import time
+
+import pytest
+import torch
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.loader import NeighborLoader as TheirLoader
+from torch_geometric.nn import SAGEConv
+from torch_geometric.sampler import NumNeighbors
+
+import dataeff
+from dataeff.integrations.pyg import NeighborLoader
+
+NUM_NODES, NUM_EDGES = 200, 1500
+
+
+def make_data(**extra):
+    generator = torch.Generator().manual_seed(0)
+    return Data(
+        x=torch.randn(NUM_NODES, 5, generator=generator),
+        y=torch.arange(NUM_NODES),
+        edge_index=torch.randint(NUM_NODES, (2, NUM_EDGES), generator=generator),
+        edge_attr=torch.arange(NUM_EDGES).float(),
+        **extra,
+    )
+
+
+def make_hetero(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    data = HeteroData()
+    sizes = {"paper": 60, "author": 40, "venue": 5}
+    for node_type, size in sizes.items():
+        data[node_type].x = torch.randn(size, 3, generator=generator)
+        data[node_type].y = torch.arange(size)
+    for src, name, dst in (
+        ("author", "writes", "paper"),
+        ("paper", "cites", "paper"),
+        ("paper", "rev_writes", "author"),
+        ("paper", "in", "venue"),
+    ):
+        ends = [torch.randint(sizes[t], (150,), generator=generator) for t in (src, dst)]
+        data[src, name, dst].edge_index = torch.stack(ends)
+        data[src, name, dst].edge_attr = torch.arange(150)
+    return data
+
+
+def assert_same_batch(left, right):
+    assert left.keys() == right.keys()
+    for one, other in zip(left.stores, right.stores, strict=True):
+        for key, value in one.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, other[key]), key
+            else:
+                assert value == other[key], key
+
+
+def assert_batch_of(data, batch, seeds):
+    assert batch.batch_size == seeds.numel()
+    assert torch.equal(batch.n_id[: batch.batch_size], seeds)
+    assert batch.n_id.unique().numel() == batch.n_id.numel()
+    assert torch.equal(batch.n_id[batch.edge_index], data.edge_index[:, batch.e_id])
+    assert torch.equal(batch.x, data.x[batch.n_id])
+    assert torch.equal(batch.y, data.y[batch.n_id])
+    assert torch.equal(batch.edge_attr, data.edge_attr[batch.e_id])
+    assert sum(batch.num_sampled_nodes) == batch.num_nodes
+    assert sum(batch.num_sampled_edges) == batch.num_edges
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_have_pyg_s_layout(num_workers):
+    data = make_data()
+    mask = torch.zeros(NUM_NODES, dtype=torch.bool)
+    mask[::3] = True
+    loader = NeighborLoader(data, [4, 3], input_nodes=mask, batch_size=16, num_workers=num_workers)
+    assert isinstance(loader, TheirLoader)
+    batches = list(loader)
+    seeds = mask.nonzero().view(-1)
+    assert len(batches) == len(loader) == -(-seeds.numel() // 16)
+    for batch, own in zip(batches, seeds.split(16), strict=True):
+        assert_batch_of(data, batch, own)
+        assert torch.equal(batch.input_id, own)
+        degree = torch.bincount(batch.edge_index[1], minlength=batch.num_nodes)
+        available = torch.bincount(data.edge_index[1], minlength=NUM_NODES)[batch.n_id]
+        first, second = batch.num_sampled_nodes[:2]
+        assert torch.equal(degree[:first], available[:first].clamp(max=4))
+        hop = slice(first, first + second)
+        assert torch.equal(degree[hop], available[hop].clamp(max=3))
+        assert (degree[first + second :] == 0).all()
+
+
+def test_all_neighbours_are_the_whole_neighbourhood():
+    data = make_data()
+    batch = next(iter(NeighborLoader(data, [-1], input_nodes=torch.tensor([5, 7]), batch_size=2)))
+    into = (data.edge_index[1] == 5) | (data.edge_index[1] == 7)
+    assert torch.equal(batch.e_id.sort().values, into.nonzero().view(-1))
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_threads_do_not_change_the_batches(shuffle):
+    data = make_data()
+    runs = []
+    for num_workers, options in ((0, {}), (3, {}), (1, {"prefetch_factor": 7})):
+        torch.manual_seed(3)
+        loader = NeighborLoader(
+            data, [4, 3], batch_size=13, shuffle=shuffle, num_workers=num_workers, **options
+        )
+        runs.append([list(loader), list(loader)])
+    for run in runs[1:]:
+        for left, right in zip(runs[0][0] + runs[0][1], run[0] + run[1], strict=True):
+            assert_same_batch(left, right)
+    first, second = runs[0][0][0], runs[0][1][0]
+    assert not torch.equal(first.e_id, second.e_id)  # each epoch draws anew
+
+
+def test_a_generator_fixes_the_run():
+    def run():
+        generator = torch.Generator().manual_seed(8)
+        loader = NeighborLoader(
+            make_data(), [4], batch_size=50, shuffle=True, generator=generator, num_workers=2
+        )
+        return list(loader)
+
+    for left, right in zip(run(), run(), strict=True):
+        assert_same_batch(left, right)
+
+
+@pytest.mark.parametrize("filter_per_worker", [True, False])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_features_come_out_of_a_table(filter_per_worker, device):
+    plain, tabled = make_data(), make_data()
+    tabled.x = dataeff.FeatureTable(plain.x)
+    tabled.edge_attr = dataeff.FeatureTable(plain.edge_attr)
+    runs = []
+    for data in (plain, tabled):
+        torch.manual_seed(0)
+        loader = NeighborLoader(
+            data,
+            [3, 3],
+            batch_size=32,
+            num_workers=2,
+            filter_per_worker=filter_per_worker,
+            device=device,
+            transform=lambda batch: batch.put_tensor(2 * batch.x, attr_name="twice") and batch,
+        )
+        runs.append(list(loader))
+    for left, right in zip(*runs, strict=True):
+        assert isinstance(right.x, torch.Tensor)
+        assert torch.equal(left.x, right.x)
+        assert torch.equal(right.twice, 2 * right.x)
+        assert torch.equal(left.edge_attr, right.edge_attr)
+        assert torch.equal(left.y, right.y)
+    assert isinstance(tabled.x, dataeff.FeatureTable)
+    assert "num_nodes" not in tabled  # the caller's object is as it was
+    assert tabled.x.stats().num_rows == sum(batch.num_nodes for batch in runs[1])
+
+
+def test_hetero_batches():
+    data = make_hetero()
+    data["author"].x = dataeff.FeatureTable(features := data["author"].x)
+    fanouts = {key: [3, 2] for key in data.edge_types}
+    seeds = torch.arange(0, 60, 2)
+    loader = NeighborLoader(
+        data, fanouts, input_nodes=("paper", seeds), batch_size=8, num_workers=2
+    )
+    data["author"].x = features
+    for batch, own in zip(loader, seeds.split(8), strict=True):
+        assert batch["paper"].batch_size == own.numel()
+        assert torch.equal(batch["paper"].input_id, torch.arange(len(own)) + own[0] // 2)
+        assert torch.equal(batch["paper"].n_id[: own.numel()], own)
+        for node_type in data.node_types:
+            n_id = batch[node_type].n_id
+            assert torch.equal(batch[node_type].x, data[node_type].x[n_id])
+            assert torch.equal(batch[node_type].y, data[node_type].y[n_id])
+            assert sum(batch[node_type].num_sampled_nodes) == n_id.numel()
+        for key in data.edge_types:
+            src, _, dst = key
+            local, e_id = batch[key].edge_index, batch[key].e_id
+            ends = torch.stack([batch[src].n_id[local[0]], batch[dst].n_id[local[1]]])
+            assert torch.equal(ends, data[key].edge_index[:, e_id])
+            assert torch.equal(batch[key].edge_attr, data[key].edge_attr[e_id])
+            assert sum(batch[key].num_sampled_edges) == e_id.numel()
+
+
+def test_disjoint_weighted_and_bidirectional_batches():
+    data = make_data(weight=torch.rand(NUM_EDGES).round(decimals=1))
+    seeds = torch.tensor([3, 4, 3])
+    options = {"input_nodes": seeds, "batch_size": 3}
+    batch = next(iter(NeighborLoader(data, [5, 5], disjoint=True, weight_attr="weight", **options)))
+    assert batch.batch[:3].tolist() == [0, 1, 2]
+    assert torch.equal(batch.batch[batch.edge_index[0]], batch.batch[batch.edge_index[1]])
+    assert (batch.weight > 0).all()
+    both = next(iter(NeighborLoader(data, [5], subgraph_type="bidirectional", **options)))
+    edges = set(map(tuple, both.edge_index.t().tolist()))
+    assert {(dst, src) for src, dst in edges} == edges
+
+
+def test_temporal_batches():
+    data = make_data(time=torch.randint(100, (NUM_NODES,)), edge_time=torch.arange(NUM_EDGES))
+    seeds = torch.arange(30)
+    by_node = NeighborLoader(data, [5, 5], input_nodes=seeds, batch_size=10, time_attr="time")
+    for batch in by_node:
+        bound = data.time[batch.n_id[batch.batch]]  # a tree's root is its local seed
+        assert (batch.time <= bound).all()
+    until = torch.full((30,), 700)
+    by_edge = NeighborLoader(
+        data,
+        [2],
+        input_nodes=seeds,
+        input_time=until,
+        batch_size=30,
+        time_attr="edge_time",
+        temporal_strategy="last",
+    )
+    batch = next(iter(by_edge))
+    for place, node in enumerate(seeds.tolist()):
+        into = (data.edge_index[1] == node).nonzero().view(-1)
+        latest = into[into <= 700][-2:]
+        assert torch.equal(batch.e_id[batch.edge_index[1] == place], latest)
+
+
+def test_hetero_temporal_batches():
+    data = make_hetero()
+    data["paper"].year = torch.arange(60) % 10
+    data["author"].year = torch.arange(40) % 10
+    data["venue"].year = torch.zeros(5, dtype=torch.int64)
+    loader = NeighborLoader(
+        data, [3, 3], input_nodes="paper", batch_size=20, time_attr="year", num_workers=1
+    )
+    for batch in loader:
+        root_year = batch["paper"].year[: batch["paper"].batch_size]
+        for node_type in data.node_types:
+            assert (batch[node_type].year <= root_year[batch[node_type].batch]).all()
+
+
+def test_an_error_in_a_thread_reaches_the_caller():
+    def broken(batch):
+        if 40 in batch.input_id:
+            raise RuntimeError("node 40 is broken")
+        return batch
+
+    loader = NeighborLoader(make_data(), [2], batch_size=20, num_workers=2, transform=broken)
+    batches = iter(loader)
+    assert next(batches).batch_size == next(batches).batch_size == 20
+    with pytest.raises(RuntimeError, match="node 40 is broken"):
+        next(batches)
+    assert not any("dataeff-loader" in thread.name for thread in threading.enumerate())
+    bad = NeighborLoader(make_data(), [2], input_nodes=torch.tensor([0, 999]), num_workers=1)
+    with pytest.raises(IndexError, match="seed 999"):
+        list(bad)
+
+
+def test_stopping_early_leaves_no_thread():
+    began = []
+
+    def slow(batch):
+        began.append(1)
+        time.sleep(0.01)
+        return batch
+
+    loader = NeighborLoader(make_data(), [2], batch_size=2, num_workers=2, transform=slow)
+    for _ in loader:
+        break
+    gc.collect()
+    assert not any("dataeff-loader" in thread.name for thread in threading.enumerate())
+    assert len(began) <= 1 + 4  # the one taken, and the depth of two threads
+
+
+def test_no_more_than_the_depth_is_prepared_ahead():
+    began = threading.Semaphore(0)
+    loader = NeighborLoader(
+        make_data(),
+        [2],
+        batch_size=2,
+        num_workers=1,
+        prefetch_factor=3,
+        transform=lambda batch: began.release() or batch,
+    )
+    batches = iter(loader)
+    next(batches)
+    time.sleep(0.05)
+    count = 0
+    while began.acquire(blocking=False):
+        count += 1
+    assert 1 <= count <= 3
+    batches.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"worker_init_fn": print}, NotImplementedError, "worker_init_fn"),
+        ({"multiprocessing_context": "spawn"}, NotImplementedError, "multiprocessing_context"),
+        ({"timeout": 3}, NotImplementedError, "timeout"),
+        ({"subgraph_type": "induced"}, NotImplementedError, "induced"),
+        ({"directed": False}, NotImplementedError, "induced"),
+        ({"num_workers": -1}, ValueError, "-1"),
+        ({"temporal_strategy": "first"}, ValueError, "first"),
+        ({"time_attr": "missing"}, KeyError, "missing"),
+        ({"input_time": torch.zeros(NUM_NODES)}, ValueError, "time_attr"),
+        ({"neighbor_sampler": object()}, TypeError, "object"),
+    ],
+)
+def test_what_is_not_supported_is_refused(options, error, said):
+    with pytest.raises(error, match=said):
+        NeighborLoader(make_data(), [2], **options)
+
+
+def test_fan_outs_of_pyg_s_type():
+    data = make_hetero()
+    fanouts = NumNeighbors({("author", "writes", "paper"): [2]}, default=[0])
+    batch = next(iter(NeighborLoader(data, fanouts, input_nodes="paper", batch_size=60)))
+    assert batch["author", "writes", "paper"].num_edges > 0
+    assert batch["paper", "cites", "paper"].num_edges == 0
+
+
+def test_a_table_of_another_length_is_refused():
+    data = make_data()
+    data.other = dataeff.FeatureTable(torch.zeros(7, 2))
+    with pytest.raises(ValueError, match="7 rows"):
+        next(iter(NeighborLoader(data, [2])))
+
+
+class SAGE(torch.nn.Module):
+    def __init__(self, in_channels, num_classes):
+        super().__init__()
+        self.first = SAGEConv(in_channels, 32)
+        self.second = SAGEConv(32, num_classes)
+
+    def forward(self, x, edge_index):
+        return self.second(self.first(x, edge_index).relu(), edge_index)
+
+
+@pytest.mark.parametrize("tabled", [False, True])
+def test_graphsage_learns_what_only_neighbours_tell(tabled):
+    # A node's class is that of its neighbours; its own features are noise, theirs show theirs.
+    generator = torch.Generator().manual_seed(0)
+    num_nodes, num_classes = 1200, 4
+    y = torch.randint(num_classes, (num_nodes,), generator=generator)
+    dst = torch.arange(num_nodes).repeat_interleave(12)
+    order = y.argsort(stable=True)
+    start = torch.searchsorted(y[order], torch.arange(num_classes))
+    size = torch.bincount(y, minlength=num_classes)
+    offset = torch.randint(1 << 30, dst.shape, generator=generator) % size[y[dst]]
+    src = order[start[y[dst]] + offset]
+    noise = torch.randn(num_nodes, num_classes, generator=generator)
+    x = torch.nn.functional.one_hot(y, num_classes).float() + 2 * noise
+    data = Data(x=dataeff.FeatureTable(x) if tabled else x, y=y, edge_index=torch.stack([src, dst]))
+    torch.manual_seed(0)
+    model = SAGE(num_classes, num_classes)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    train, test = torch.arange(800), torch.arange(800, num_nodes)
+    options = {"batch_size": 100, "num_workers": 2}
+    for _ in range(8):
+        for batch in NeighborLoader(data, [6, 6], input_nodes=train, shuffle=True, **options):
+            loss = torch.nn.functional.cross_entropy(
+                model(batch.x, batch.edge_index)[: batch.batch_size], batch.y[: batch.batch_size]
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    correct = 0
+    with torch.no_grad():
+        for batch in NeighborLoader(data, [10, 10], input_nodes=test, **options):
+            predicted = model(batch.x, batch.edge_index)[: batch.batch_size].argmax(1)
+            correct += int((predicted == batch.y[: batch.batch_size]).sum())
+    alone = (x[test].argmax(1) == y[test]).float().mean()
+    assert alone < 0.55
+    assert correct / test.numel() > 0.85
