@@ -252,4 +252,4 @@ class _Recorder:
         lane.step.call()
         _synchronize(device)
         peak = torch.cuda.max_memory_allocated(device) - held
-        return [self._record(lane.provider, "peak_device_nbytes", float(peak), "B")]
+        return [self._record(lane.provider, "peak_device_bytes", float(peak), "bytes")]

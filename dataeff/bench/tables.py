@@ -10,6 +10,8 @@ from dataeff.bench.record import Record
 if TYPE_CHECKING:
     from rich.table import Table
 
+KINDS = {"cpu": "CPU", "cuda": "GPU"}  # how a record's device begins -> what it is called
+COLUMNS = ("{} median", "{} vs best peer", "{} share of ceiling", "{} more")  # of each kind
 Row = dict[str, Record]  # metric -> record, of one provider at one size
 
 
@@ -85,7 +87,7 @@ def extras(row: Row) -> str:
 def _amount(record: Record) -> str:
     if record.value is None:
         return ""
-    if record.unit == "B":
+    if record.unit == "bytes":
         for scale, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
             if record.value >= scale:
                 return f"{record.value / scale:.3g} {unit}"
@@ -129,49 +131,53 @@ def _cells(name: str, row: Row, peer_s: float | None) -> tuple[str, ...]:
 def markdown_table(records: Sequence[Record]) -> str:
     """One workload's records as Markdown: a row per size and provider, CPU and GPU side by side.
 
-    Columns of a kind of device without a record stay empty, and a line says so. Providers that
-    were timed nowhere are left out.
+    Columns of a kind of device without a record stay empty, and a line says so. Columns that would
+    be empty for both kinds, and providers that were timed nowhere, are left out.
     """
-    kinds = ("cpu", "cuda")
-    of_kind = {kind: [r for r in records if r.device.startswith(kind)] for kind in kinds}
+    of_kind = {kind: [r for r in records if r.device.startswith(kind)] for kind in KINDS}
     grouped = {kind: by_provider(found) for kind, found in of_kind.items()}
-    lines = [
-        "| size | provider | CPU | vs best peer | share of ceiling "
-        "| GPU | vs best peer | share of ceiling |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-    ]
     keys = dict.fromkeys(
         (size, provider)
-        for kind in kinds
+        for kind in KINDS
         for size, providers in grouped[kind].items()
         for provider, row in providers.items()
         if _role(row) != "ceiling" and _timed(row)
     )
-    for size, provider in keys:
-        cells = [
-            c for kind in kinds for c in _markdown_cells(grouped[kind].get(size, {}), provider)
-        ]
-        lines.append(f"| {size} | {provider} | " + " | ".join(cells) + " |")
+    rows = {
+        (size, provider): {
+            kind: _markdown_cells(grouped[kind].get(size, {}), provider) for kind in KINDS
+        }
+        for size, provider in keys
+    }
+    used = [
+        column
+        for column in range(len(COLUMNS))
+        if any(cells[kind][column] for cells in rows.values() for kind in KINDS)
+    ]
+    headings = [COLUMNS[column].format(label) for label in KINDS.values() for column in used]
+    lines = ["| size | provider | " + " | ".join(headings) + " |"]
+    lines.append("|---|---|" + "--:|" * len(headings))
+    for (size, provider), cells in rows.items():
+        shown = [cells[kind][column] for kind in KINDS for column in used]
+        lines.append(f"| {size} | {provider} | " + " | ".join(shown) + " |")
     return "\n".join(
-        [*lines, "", "<br>\n".join(_provenance(kind, of_kind[kind]) for kind in kinds)]
+        [*lines, "", "<br>\n".join(_provenance(kind, of_kind[kind]) for kind in KINDS)]
     )
 
 
-def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, str, str]:
+def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, ...]:
+    """One cell per column of COLUMNS."""
     row = providers.get(provider)
     if row is None:
-        return ("", "", "")
+        return ("",) * len(COLUMNS)
     if not _timed(row):
-        return ("skipped", "", "")
-    return (
-        duration(row["time_s"].value or 0.0),
-        ratio(row, best_peer_s(providers)),
-        shares(row),
-    )
+        return ("skipped", "", "", "")
+    time_s = row["time_s"].value or 0.0
+    return (duration(time_s), ratio(row, best_peer_s(providers)), shares(row), extras(row))
 
 
 def _provenance(kind: str, records: Sequence[Record]) -> str:
-    label = "GPU" if kind == "cuda" else "CPU"
+    label = KINDS[kind]
     if not records:
         return f"{label}: no record yet, so its columns are empty."
     last = max(records, key=lambda record: record.time)

@@ -224,7 +224,7 @@ def test_garbage_is_not_collected_while_the_clock_runs(clock):
 
 
 def test_a_step_reports_its_own_figures():
-    step = {"metrics": lambda: {"peak_saved_nbytes": (5.0, "B")}}
+    step = {"metrics": lambda: {"peak_saved_nbytes": (5.0, "bytes")}}
     found = run(Case(size="", inputs=lambda: None, providers=(provider("p", int, **step),)))
     assert found["p", "peak_saved_nbytes"].value == 5.0
-    assert found["p", "peak_saved_nbytes"].unit == "B"
+    assert found["p", "peak_saved_nbytes"].unit == "bytes"

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -73,6 +74,14 @@ def test_markdown_puts_both_devices_side_by_side():
     assert cells[0][2] == cells[0][5] == "5 ms"
     assert cells[1][:3] == ["rows=99", "dataeff", ""] and cells[1][5] == "5 ms"
     assert "no record yet" not in text
+
+
+def test_markdown_shows_other_figures_and_leaves_out_empty_columns():
+    kept = [record for record in records() if not record.metric.startswith("share_of_")]
+    extra = replace(kept[0], metric="peak_saved_bytes", value=3 * 2**20, unit="bytes")
+    text = markdown_table([*kept, extra])
+    assert "peak_saved_bytes=3 MiB" in text
+    assert "CPU more" in text and "share of ceiling" not in text
 
 
 @pytest.mark.parametrize(
