@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import dataeff
 from dataeff.bench import Record, read
@@ -81,6 +82,9 @@ def test_help_imports_no_heavy_package():
         (["bench", "all", "--dir", "/no/such/dir"], "/no/such/dir is not a directory"),
         (["bench", "all", "--device", "tpu"], "'tpu' is neither cpu nor cuda"),
         (["doctor", "--dir", "/no/such/dir"], "/no/such/dir is not a directory"),
+        (["demo", "--scale", "0"], "--scale: 0.0 is not above 0"),
+        (["demo", "--max-seconds", "-1"], "--max-seconds: -1.0 is not positive"),
+        (["demo", "--spill", "/no/such/dir"], "/no/such/dir is not a directory"),
     ],
 )
 def test_a_user_s_mistake_is_one_line_and_exit_code_2(capsys, arguments, message):
@@ -134,3 +138,20 @@ def test_doctor_exits_with_1_when_something_essential_is_broken(monkeypatch, cap
     monkeypatch.setattr("dataeff.doctor.examine", lambda directory: [broken])
     code, out, _ = run(capsys, "doctor", "--dir", str(tmp_path))
     assert code == 1 and "reinstall" in out
+
+
+def test_demo_passes_what_was_typed(monkeypatch, capsys, tmp_path):
+    asked = {}
+    monkeypatch.setattr("dataeff.demo.run_demo", lambda **options: asked.update(options))
+    typed = ["--report-dir", str(tmp_path), "--scale", "0.5", "--seed", "3", "--device", "cpu"]
+    code, _, _ = run(capsys, "demo", *typed, "--spill", str(tmp_path), "--tiny")
+    assert code == 0
+    expected = {"report_dir": tmp_path, "scale": 0.5, "seed": 3, "spill": tmp_path}
+    expected |= {"device": torch.device("cpu"), "max_seconds": 480.0, "tiny": True}
+    assert asked == expected
+
+
+def test_demo_that_cannot_write_says_so_in_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = run(capsys, "demo", "--report-dir", str(tmp_path / "file"))
+    assert code == 2 and "cannot write the report" in err and err.count("\n") == 1

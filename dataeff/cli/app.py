@@ -13,6 +13,7 @@ from dataeff._version import __version__
 # command -> the package that does the work; its command line is the module of the same name here
 COMMANDS = {
     "doctor": "dataeff.doctor",
+    "demo": "dataeff.demo",
     "bench": "dataeff.bench",
 }
 

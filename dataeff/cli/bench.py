@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dataeff.bench import workloads, write
+from dataeff.bench import Options, workloads, write
 from dataeff.cli import UserError
+from dataeff.cli.arguments import Device, existing_directory, torch_device
 
 if TYPE_CHECKING:
-    from dataeff.bench import Options, Record
+    from dataeff.bench import Record
 
 NAMES = (*workloads(), "all")
 
@@ -30,16 +30,18 @@ def command(
         Path | None,
         typer.Option("--dir", help="Where files go; the temporary directory by default."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; cuda by default when there is a GPU.")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Time one workload against its peers and this machine's ceilings."""
     if name not in NAMES:
         raise UserError(f"unknown benchmark {name!r}: choose from {', '.join(NAMES)}")
     known = workloads()
     chosen = list(known) if name == "all" else [name]
-    options = _options(quick, directory, device)
+    options = Options(
+        quick=quick,
+        device=torch_device(device),
+        directory=existing_directory("--dir", directory),
+    )
     plots = _plot_paths(plot, chosen)
     for option, path in (("--json", json), *(("--plot", path) for path in plots.values())):
         _check_writable(option, path)
@@ -56,23 +58,6 @@ def command(
 
 def _say(line: str) -> None:
     typer.echo(line, err=True)
-
-
-def _options(quick: bool, directory: Path | None, device: str | None) -> Options:
-    import torch
-
-    from dataeff.bench import Options
-
-    directory = directory or Path(tempfile.gettempdir())
-    if not directory.is_dir():
-        raise UserError(f"--dir: {directory} is not a directory")
-    if device is None:
-        return Options(quick=quick, directory=directory)
-    if device not in ("cpu", "cuda"):
-        raise UserError(f"--device: {device!r} is neither cpu nor cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: torch sees no CUDA device here; `dataeff doctor` says why")
-    return Options(quick=quick, directory=directory, device=torch.device(device))
 
 
 def _plot_paths(plot: Path | None, chosen: list[str]) -> dict[str, Path]:

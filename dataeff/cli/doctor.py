@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dataeff.cli import UserError
+from dataeff.cli.arguments import existing_directory
 
 
 def command(
@@ -25,10 +24,7 @@ def command(
     from dataeff.doctor import examine
     from dataeff.doctor.screen import as_json_text, print_screen
 
-    directory = directory or Path(tempfile.gettempdir())
-    if not directory.is_dir():
-        raise UserError(f"--dir: {directory} is not a directory")
-    findings = examine(directory)
+    findings = examine(existing_directory("--dir", directory))
     if as_json:
         typer.echo(as_json_text(findings))
     else:
