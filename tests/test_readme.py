@@ -1,0 +1,36 @@
+"""The README's Python runs as written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_block_runs(code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("*")) == []
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_block_is_short(code):
+    assert len([line for line in code.splitlines() if line.strip()]) <= 16
+
+
+def test_there_is_a_block_for_each_system():
+    text = "\n".join(BLOCKS)
+    for name in ("FeatureTable", "NeighborSampler", "rgnn.layer", "ActivationOffload"):
+        assert name in text
+
+
+def test_links_point_at_files_that_exist():
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), target
