@@ -68,8 +68,8 @@ def test_features_are_read_written_and_removed(table):
     assert store.put_tensor(np.zeros((6, 1)), "paper", "z", None)
     assert [attr.attr_name for attr in store.get_all_tensor_attrs()] == ["x", "z"]
     assert store.remove_tensor("paper", "x", None)
-    with pytest.raises(KeyError):
-        store.get_tensor("paper", "x", None)
+    assert store.get_tensor("paper", "x", None) is None
+    assert not store.remove_tensor("paper", "x", None)
 
 
 def test_edges_are_read_written_and_removed():
