@@ -1,7 +1,18 @@
-"""Typed GEMM on CPU through ATen: one matrix product per segment, into rows of one output.
+"""Typed GEMM on CPU: the compiled C++ where it runs, else one ATen product per segment.
 
-Rows are gathered in blocks that stay in the second-level cache, straight before the product that
-reads them.
+ATen serves half precision and machines without a compiler; its rows are gathered in blocks that
+stay in the second-level cache, straight before the product that reads them.
+
+Measured on one core of a Zen 4 machine (MKL: 74 GF/s on 1024 x 1024), float32, 4096 rows in 4
+types, GF/s at widths 32 / 64 / 128 / 256:
+
+    one torch.mm over all rows, no gather      66 / 74 / 70 / 82
+    C++, gathered rows                         61 / 80 / 69 / 87
+    ATen, per segment, gathered rows           42 / 68 / 65 / 67
+    C++, gathered weight gradient              59 / 84 / 58 / 73
+    ATen, gathered weight gradient             23 / 61 / 74 / 53
+
+With 1000 types of 5 rows the loop over ATen calls costs 34 ms and C++ 1.3 ms.
 """
 
 from __future__ import annotations
@@ -11,6 +22,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+
+from dataeff.rgnn import gemm_native
 
 # Bytes of gathered rows that a product reads from cache: half of a common 1 MiB second level.
 GATHER_BLOCK_NBYTES = 512 << 10
@@ -26,6 +39,9 @@ def forward(
     tile_map: object = None,
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
+    check_bounds(seg_ptr, num_rows)
+    if gemm_native.available(x.dtype):
+        return gemm_native.forward(x, weight, seg_ptr, num_rows, gather, row_scale)
     y = x.new_empty(num_rows, weight.shape[1], weight.shape[3])
     for t, begin, end, rows in _segments(x, seg_ptr, num_rows, gather):
         out = y[begin:end]
@@ -48,6 +64,9 @@ def weight_gradient(
     chunk_map: object = None,
 ) -> Tensor:
     """`typed_gemm_dw` with heads: x [N, heads, in], dy [rows, heads, out]."""
+    check_bounds(seg_ptr, num_rows)
+    if gemm_native.available(x.dtype):
+        return gemm_native.weight_gradient(x, dy, seg_ptr, num_rows, gather, row_scale)
     # Half precision is summed in float32 over the blocks of a segment.
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32
     num_heads, num_in, num_out = x.shape[1], x.shape[2], dy.shape[2]
@@ -63,24 +82,25 @@ def weight_gradient(
     return dw.to(x.dtype)
 
 
-def segment_bounds(seg_ptr: Tensor, num_rows: int) -> list[int]:
-    """`seg_ptr` as a list, checked to ascend from 0 to `num_rows`."""
-    bounds: list[int] = seg_ptr.tolist()
-    if bounds[0] != 0 or bounds[-1] != num_rows:
+def check_bounds(seg_ptr: Tensor, num_rows: int) -> None:
+    """Refuses a `seg_ptr` that does not ascend from 0 to `num_rows`."""
+    first, last = int(seg_ptr[0]), int(seg_ptr[-1])
+    if first != 0 or last != num_rows:
+        raise ValueError(f"seg_ptr must go from 0 to the {num_rows} rows, got {first} to {last}")
+    falls = seg_ptr.diff() < 0
+    if falls.any():
+        t = int(falls.int().argmax())
         raise ValueError(
-            f"seg_ptr must go from 0 to the {num_rows} rows, got {bounds[0]} to {bounds[-1]}"
+            f"seg_ptr must ascend, but type {t} goes from {int(seg_ptr[t])} to "
+            f"{int(seg_ptr[t + 1])}"
         )
-    for t, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        if begin > end:
-            raise ValueError(f"seg_ptr must ascend, but type {t} goes from {begin} to {end}")
-    return bounds
 
 
 def _segments(
     x: Tensor, seg_ptr: Tensor, num_rows: int, gather: Tensor | None
 ) -> Iterator[tuple[int, int, int, Tensor]]:
     """Yields (type, begin, end, rows [end - begin, heads, in]); gathered rows share a buffer."""
-    bounds = segment_bounds(seg_ptr, num_rows)
+    bounds = seg_ptr.tolist()
     width = x[0].numel() * x.element_size() if x.shape[0] else 1
     block = max(GATHER_BLOCK_NBYTES // max(width, 1), 64)
     buffer = x.new_empty(min(block, num_rows), *x.shape[1:])
@@ -97,6 +117,5 @@ def _segments(
 def _gather_rows(x: Tensor, index: Tensor, out: Tensor) -> Tensor:
     low, high = (int(bound) for bound in index.aminmax())
     if low < 0 or high >= x.shape[0]:
-        wrong = low if low < 0 else high
-        raise IndexError(f"gather holds {wrong}, but x has only the rows 0 to {x.shape[0] - 1}")
+        raise gemm_native.outside(low if low < 0 else high, x)
     return torch.index_select(x, 0, index, out=out)

@@ -1,5 +1,6 @@
 import contextlib
 from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dataeff.rgnn import gemm_native
 from dataeff.rgnn.gemm import (
     typed_gemm,
     typed_gemm_dw,
@@ -75,6 +77,9 @@ cases = st.builds(
 def backend(name):
     if name == "cpu":
         yield
+    elif name == "aten":
+        with mock.patch.object(gemm_native, "available", lambda dtype: False):
+            yield
     else:
         with interpreter.interpreted(kernels):
             yield
@@ -87,7 +92,7 @@ def assert_close(actual, expected, scale):
     )
 
 
-@pytest.mark.parametrize("name", ["cpu", "triton"])
+@pytest.mark.parametrize("name", ["cpu", "aten", "triton"])
 @settings(max_examples=25, deadline=None)
 @given(case=cases)
 def test_forward_equals_reference(name, case):
@@ -97,7 +102,7 @@ def test_forward_equals_reference(name, case):
     assert_close(actual, expected, scale=4)
 
 
-@pytest.mark.parametrize("name", ["cpu", "triton"])
+@pytest.mark.parametrize("name", ["cpu", "aten", "triton"])
 @settings(max_examples=25, deadline=None)
 @given(case=cases)
 def test_weight_gradient_equals_reference(name, case):
@@ -118,7 +123,7 @@ def test_references_are_each_others_derivatives():
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("name", ["cpu", "triton"])
+@pytest.mark.parametrize("name", ["cpu", "aten", "triton"])
 @pytest.mark.parametrize("counts", [[0], [0, 0, 0], [1], [0] * 30 + [2] + [0] * 9, [1] * 25])
 def test_few_or_no_rows(name, counts):
     case = make_case(counts, 5, 7, torch.float32, gather=True, scale=True)
@@ -130,7 +135,7 @@ def test_few_or_no_rows(name, counts):
     assert_close(dw, expected, 1)
 
 
-@pytest.mark.parametrize("name", ["cpu", "triton"])
+@pytest.mark.parametrize("name", ["cpu", "aten", "triton"])
 def test_no_types_and_no_features(name):
     empty = torch.zeros(1, dtype=torch.int32)
     with backend(name):
@@ -142,7 +147,7 @@ def test_no_types_and_no_features(name):
     assert dw.shape == (1, 4, 0)
 
 
-@pytest.mark.parametrize("name", ["cpu", "triton"])
+@pytest.mark.parametrize("name", ["cpu", "aten", "triton"])
 def test_strided_inputs_are_read_in_place_or_copied(name):
     case = make_case([7, 20, 4], 12, 10, torch.float32)
     transposed = case.weight.transpose(1, 2).contiguous().transpose(1, 2)
@@ -156,7 +161,7 @@ def test_strided_inputs_are_read_in_place_or_copied(name):
         assert_close(dw, typed_gemm_dw_reference(x, case.dy, case.seg_ptr), 20)
 
 
-@pytest.mark.parametrize("name", ["cpu", "triton"])
+@pytest.mark.parametrize("name", ["cpu", "aten", "triton"])
 def test_same_inputs_give_the_same_bits(name):
     case = make_case([300, 0, 41], 9, 6, torch.float32, gather=True)
     with backend(name):
@@ -204,7 +209,7 @@ def test_large_values_stay_in_their_own_rows():
         ({"seg_ptr": torch.tensor([0, 2, 7])}, ValueError, "0 to 7"),
         ({"seg_ptr": torch.tensor([0, 8, 6])}, ValueError, "type 1 goes from 8 to 6"),
         ({"gather": torch.zeros(6)}, TypeError, "float32"),
-        ({"gather": torch.tensor([0, 1, 2, 3, 4, 6])}, IndexError, "holds 6.*0 to 5"),
+        ({"gather": torch.tensor([0, 1, 2, 3, 4, 6])}, IndexError, "holds 6.*x has 6 rows"),
         ({"gather": torch.tensor([0, 1, -2, 3, 4, 5])}, IndexError, "holds -2"),
         ({"row_scale": torch.zeros(5)}, ValueError, r"\[5\]"),
         ({"x": torch.zeros(6, 4, device="meta")}, ValueError, "meta.*weight on cpu"),
@@ -236,3 +241,54 @@ def test_precision_follows_torch():
             assert float32_precision() == precision
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("name", ["cpu", "aten"])
+def test_gathering_from_no_rows_is_refused(name):
+    empty = torch.zeros(0, 4)
+    with backend(name), pytest.raises(IndexError, match="holds 0, but x has 0 rows"):
+        typed_gemm(empty, torch.zeros(1, 4, 3), torch.tensor([0, 2]), gather=torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize("name", ["cpu", "aten"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_chunks_and_wide_features(name, dtype):
+    case = make_case([5000, 3, 0, 2300], 150, 130, dtype, gather=True, scale=True)
+    with backend(name):
+        dw = typed_gemm_dw(case.x, case.dy, case.seg_ptr, **case.options)
+        y = typed_gemm(case.x, case.weight, case.seg_ptr, **case.options)
+    begin, end = 5003, 7303
+    rows = case.x[case.options["gather"].long()] * case.options["row_scale"].unsqueeze(1)
+    parts = [(0, 0, 5000), (1, 5000, 5003), (3, begin, end)]
+    for t, start, stop in parts:
+        assert_close(dw[t], rows[start:stop].to(dtype).T @ case.dy[start:stop], 100)
+        assert_close(y[start:stop], rows[start:stop].to(dtype) @ case.weight[t], 4)
+    assert not dw[2].any()
+
+
+def test_the_bits_do_not_depend_on_the_number_of_threads():
+    case = make_case([4000, 700, 1], 24, 20, torch.float32, gather=True)
+    before = torch.get_num_threads()
+    try:
+        made = []
+        for num_threads in (1, 2, 5):
+            torch.set_num_threads(num_threads)
+            y = typed_gemm(case.x, case.weight, case.seg_ptr, **case.options)
+            made.append((y, typed_gemm_dw(case.x, case.dy, case.seg_ptr, **case.options)))
+    finally:
+        torch.set_num_threads(before)
+    for y, dw in made[1:]:
+        assert torch.equal(y, made[0][0]) and torch.equal(dw, made[0][1])
+
+
+def test_without_a_compiler_one_warning_and_the_same_result(monkeypatch, tmp_path):
+    case = make_case([5, 9], 6, 7, torch.float32)
+    expected = typed_gemm_reference(case.x, case.weight, case.seg_ptr)
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    gemm_native._library.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="no-compiler"):
+            assert_close(typed_gemm(case.x, case.weight, case.seg_ptr), expected, 4)
+        assert_close(typed_gemm(case.x, case.weight, case.seg_ptr), expected, 4)
+    finally:
+        gemm_native._library.cache_clear()

@@ -1,0 +1,294 @@
+"""The C++ typed GEMM: gathered rows, register tiles, one parallel loop over all types.
+
+The text is compiled once per value and index type for the CPU at hand (`toolchain.compile_cpp`).
+Each piece of the loop is a tile of rows of one type; a tile's rows are read through `gather` by the
+multiply-adds themselves, so no gathered copy is made. The weight gradient splits a type's rows into
+chunks whose size depends on the row count alone and adds the chunks up in order: the bits do not
+depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+from dataeff.rgnn.cpp_parallel import PARALLEL_HEADER
+
+CPP_VALUES = {"float32": "float", "float64": "double"}
+CPP_INDICES = {"int32": "int32_t", "int64": "int64_t"}
+
+_POINTERS = ("x", "weight", "y", "seg_ptr", "gather", "row_scale", "extra", "bad")
+_SIZES = (
+    *("num_rows", "num_source", "num_types", "num_heads", "num_in", "num_out"),
+    *("x_row", "x_head", "w_type", "w_head", "w_in", "w_out", "y_row", "y_head"),
+    *("s_row", "s_head", "chunk", "num_threads"),
+)
+
+
+class Arguments(ctypes.Structure):
+    """Addresses (0 for what is absent), sizes and strides in elements, as the C++ struct."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in (*_POINTERS, *_SIZES)]
+
+
+_ARGUMENTS = "\n".join(
+    [
+        "struct Arguments {",
+        "  const Value *x, *weight;  // the weight gradient reads dy through weight",
+        "  Value* y;                 // and writes dW to y",
+        "  const int64_t* seg_ptr;",
+        "  const Index* gather;",
+        "  const Value* row_scale;",
+        "  Value* extra;",
+        "  int64_t* bad;",
+        *(f"  int64_t {name};" for name in _SIZES),
+        "};",
+    ]
+)
+
+_TILES = """
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kRows = 6, kVectors = 4;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32, kRows = 6, kVectors = 2;
+#else
+constexpr int kVectorBytes = 16, kRows = 4, kVectors = 2;
+#endif
+constexpr int kInputs = 4;        // of the weight gradient's register tile
+constexpr int64_t kTileRows = 192;  // of one piece of the forward loop
+constexpr int64_t kBlockRows = 64;  // that the weight gradient multiplies from the first cache
+
+typedef Value Vector __attribute__((vector_size(kVectorBytes)));
+constexpr int kLanes = kVectorBytes / sizeof(Value);
+constexpr int kPanel = kLanes * kVectors;
+
+static inline Vector load(const Value* from) {
+  Vector v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+static inline void store(Value* to, Vector v) { std::memcpy(to, &v, sizeof v); }
+
+// Runs call(std::integral_constant<int, n>) for a count known only at run time, 1 <= n <= Max.
+template <int Max, class Call>
+static inline void with_constant(int n, const Call& call) {
+  if constexpr (Max > 1) {
+    if (n < Max) return with_constant<Max - 1>(n, call);
+  }
+  call(std::integral_constant<int, Max>{});
+}
+
+// Which tile of which type: tile_ptr is the exclusive prefix sum of the tiles of each type.
+static std::vector<int64_t> count_tiles(const Arguments& a, int64_t block) {
+  std::vector<int64_t> tile_ptr(a.num_types + 1, 0);
+  for (int64_t t = 0; t < a.num_types; ++t)
+    tile_ptr[t + 1] = tile_ptr[t] + (a.seg_ptr[t + 1] - a.seg_ptr[t] + block - 1) / block;
+  return tile_ptr;
+}
+
+// Calls each(type, first row, end row, number of the tile within its type).
+template <class Each>
+static void for_tiles(const Arguments& a, const std::vector<int64_t>& tile_ptr, int64_t block,
+                      int64_t grain, const Each& each) {
+  dataeff::parallel_for(tile_ptr.back(), grain, a.num_threads, [&](int64_t begin, int64_t end) {
+    int64_t t = std::upper_bound(tile_ptr.begin(), tile_ptr.end(), begin) - tile_ptr.begin() - 1;
+    for (int64_t tile = begin; tile < end; ++tile) {
+      while (tile_ptr[t + 1] <= tile) ++t;
+      const int64_t part = tile - tile_ptr[t], row = a.seg_ptr[t] + part * block;
+      each(t, row, std::min(row + block, a.seg_ptr[t + 1]), part);
+    }
+  });
+}
+
+// The row of x that row i reads; a wrong index is reported and reads row 0.
+static inline const Value* source_row(const Arguments& a, int64_t i) {
+  if (!a.gather) return a.x + i * a.x_row;
+  const int64_t at = a.gather[i];
+  if (at < 0 || at >= a.num_source) {
+    __atomic_store_n(a.bad, i, __ATOMIC_RELAXED);
+    return a.x;
+  }
+  return a.x + at * a.x_row;
+}
+"""
+
+_FORWARD = """
+// Rows x V columns: y[r] = scale[r] * (x[r] @ b), b with ld elements between its rows.
+template <int Rows, int V>
+static void multiply(const Value* const* x, int64_t num_in, const Value* b, int64_t ld,
+                     const Value* scale, Value* const* y, int64_t num_columns) {
+  Vector acc[Rows][V] = {};
+  const Value* row[Rows];
+  for (int r = 0; r < Rows; ++r) row[r] = x[r];
+  for (int64_t k = 0; k < num_in; ++k, b += ld) {
+    Vector bk[V];
+    for (int v = 0; v < V; ++v) bk[v] = load(b + v * kLanes);
+    for (int r = 0; r < Rows; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] += row[r][k] * bk[v];
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int v = 0; v < V; ++v) acc[r][v] *= scale[r];
+    if (num_columns == V * kLanes) {
+      for (int v = 0; v < V; ++v) store(y[r] + v * kLanes, acc[r][v]);
+    } else {
+      std::memcpy(y[r], &acc[r][0], num_columns * sizeof(Value));
+    }
+  }
+}
+
+// Columns [column, column + kPanel) of a weight with zeros beyond the last, kPanel to a row.
+static void pack_panel(const Arguments& a, const Value* w, int64_t column, Value* panel) {
+  const int64_t filled = std::min<int64_t>(kPanel, a.num_out - column);
+  for (int64_t k = 0; k < a.num_in; ++k, panel += kPanel) {
+    const Value* from = w + k * a.w_in + column * a.w_out;
+    for (int64_t n = 0; n < filled; ++n) panel[n] = from[n * a.w_out];
+    std::fill(panel + filled, panel + kPanel, Value(0));
+  }
+}
+
+static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t begin,
+                          int64_t end, std::vector<Value>& panel) {
+  const Value* w = a.weight + t * a.w_type + head * a.w_head;
+  const bool in_place = a.w_out == 1 && a.num_out % kLanes == 0;
+  for (int64_t column = 0; column < a.num_out; column += kPanel) {
+    const int64_t columns = std::min<int64_t>(kPanel, a.num_out - column);
+    const Value* b = w + column;
+    if (!in_place) {
+      pack_panel(a, w, column, panel.data());
+      b = panel.data();
+    }
+    const int64_t ld = in_place ? a.w_in : kPanel;
+    for (int64_t i = begin; i < end; i += kRows) {
+      const int rows = static_cast<int>(std::min<int64_t>(kRows, end - i));
+      const Value* x[kRows];
+      Value* y[kRows];
+      Value scale[kRows];
+      for (int r = 0; r < rows; ++r) {
+        x[r] = source_row(a, i + r) + head * a.x_head;
+        y[r] = a.y + (i + r) * a.y_row + head * a.y_head + column;
+        scale[r] = a.row_scale ? a.row_scale[(i + r) * a.s_row + head * a.s_head] : Value(1);
+      }
+      with_constant<kVectors>(static_cast<int>((columns + kLanes - 1) / kLanes), [&](auto v) {
+        with_constant<kRows>(rows, [&](auto r) {
+          multiply<decltype(r)::value, decltype(v)::value>(x, a.num_in, b, ld, scale, y, columns);
+        });
+      });
+    }
+  }
+}
+
+EXPORT void typed_gemm(const Arguments* arguments) {
+  const Arguments& a = *arguments;
+  const std::vector<int64_t> tile_ptr = count_tiles(a, kTileRows);
+  const int64_t grain = std::max<int64_t>(1, tile_ptr.back() / (a.num_threads * 16));
+  for_tiles(a, tile_ptr, kTileRows, grain, [&](int64_t t, int64_t begin, int64_t end, int64_t) {
+    static thread_local std::vector<Value> panel;
+    panel.resize(a.num_in * kPanel);
+    for (int64_t head = 0; head < a.num_heads; ++head)
+      multiply_tile(a, t, head, begin, end, panel);
+  });
+}
+"""
+
+_GRADIENT = """
+// sum[Inputs][V] += the outer products of `rows` rows; x[r] starts at the tile's first input.
+template <int Inputs, int V>
+static void add_outer(const Value* const* x, int64_t input, const Value* dy, int64_t ld,
+                      int64_t rows, Value* sum, int64_t sum_ld) {
+  Vector acc[Inputs][V] = {};
+  for (int64_t r = 0; r < rows; ++r, dy += ld) {
+    const Value* xr = x[r] + input;
+    Vector d[V];
+    for (int v = 0; v < V; ++v) d[v] = load(dy + v * kLanes);
+    for (int i = 0; i < Inputs; ++i)
+      for (int v = 0; v < V; ++v) acc[i][v] += xr[i] * d[v];
+  }
+  for (int i = 0; i < Inputs; ++i)
+    for (int v = 0; v < V; ++v) {
+      Value* to = sum + i * sum_ld + v * kLanes;
+      store(to, load(to) + acc[i][v]);
+    }
+}
+
+struct Scratch {
+  std::vector<Value> sum;  // [num_in, padded]
+  std::vector<Value> dy;   // [kBlockRows, padded], scaled, zeros beyond num_out
+};
+
+static void add_block(const Arguments& a, int64_t head, int64_t begin, int64_t rows,
+                      int64_t padded, Scratch& scratch) {
+  const Value* x[kBlockRows];
+  for (int64_t r = 0; r < rows; ++r) x[r] = source_row(a, begin + r) + head * a.x_head;
+  const Value* dy = a.weight + begin * a.w_in + head * a.w_head;
+  int64_t ld = a.w_in;
+  if (a.row_scale || padded != a.num_out) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Value scale =
+          a.row_scale ? a.row_scale[(begin + r) * a.s_row + head * a.s_head] : Value(1);
+      for (int64_t n = 0; n < a.num_out; ++n)
+        scratch.dy[r * padded + n] = scale * dy[r * a.w_in + n];
+    }
+    dy = scratch.dy.data();
+    ld = padded;
+  }
+  for (int64_t column = 0; column < padded; column += kPanel) {
+    const int vectors = static_cast<int>(std::min<int64_t>(kPanel, padded - column) / kLanes);
+    for (int64_t input = 0; input < a.num_in; input += kInputs) {
+      const int inputs = static_cast<int>(std::min<int64_t>(kInputs, a.num_in - input));
+      Value* sum = scratch.sum.data() + input * padded + column;
+      with_constant<kVectors>(vectors, [&](auto v) {
+        with_constant<kInputs>(inputs, [&](auto i) {
+          add_outer<decltype(i)::value, decltype(v)::value>(x, input, dy + column, ld, rows, sum,
+                                                            padded);
+        });
+      });
+    }
+  }
+}
+
+EXPORT void typed_gemm_dw(const Arguments* arguments) {
+  const Arguments& a = *arguments;
+  const int64_t padded = (a.num_out + kLanes - 1) / kLanes * kLanes;
+  const int64_t size = a.num_heads * a.num_in * a.num_out;
+  const std::vector<int64_t> tile_ptr = count_tiles(a, a.chunk);
+  std::vector<int64_t> extra_ptr(a.num_types + 1, 0);  // slots of the chunks after the first
+  for (int64_t t = 0; t < a.num_types; ++t)
+    extra_ptr[t + 1] = extra_ptr[t] + std::max<int64_t>(tile_ptr[t + 1] - tile_ptr[t] - 1, 0);
+  for_tiles(a, tile_ptr, a.chunk, 1, [&](int64_t t, int64_t begin, int64_t end, int64_t part) {
+    static thread_local Scratch scratch;
+    scratch.dy.assign(kBlockRows * padded, Value(0));
+    Value* to = part ? a.extra + (extra_ptr[t] + part - 1) * size : a.y + t * size;
+    for (int64_t head = 0; head < a.num_heads; ++head) {
+      scratch.sum.assign(a.num_in * padded, Value(0));
+      for (int64_t row = begin; row < end; row += kBlockRows)
+        add_block(a, head, row, std::min(kBlockRows, end - row), padded, scratch);
+      for (int64_t k = 0; k < a.num_in; ++k, to += a.num_out)
+        std::copy_n(scratch.sum.data() + k * padded, a.num_out, to);
+    }
+  });
+  dataeff::parallel_for(a.num_types, 8, a.num_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      Value* to = a.y + t * size;
+      if (tile_ptr[t] == tile_ptr[t + 1]) std::fill_n(to, size, Value(0));
+      for (int64_t slot = extra_ptr[t]; slot < extra_ptr[t + 1]; ++slot)
+        for (int64_t n = 0; n < size; ++n) to[n] += a.extra[slot * size + n];
+    }
+  });
+}
+"""
+
+
+def source(value: str, index: str) -> str:
+    """The translation unit for torch's dtype names, such as `float32` and `int32`."""
+    return "\n".join(
+        [
+            f"// Typed GEMM and its weight gradient: {value} values, {index} indices.",
+            "#include <cstring>\n#include <type_traits>\n#include <vector>",
+            PARALLEL_HEADER,
+            f"using Value = {CPP_VALUES[value]};\nusing Index = {CPP_INDICES[index]};",
+            '#define EXPORT extern "C" __attribute__((visibility("default")))\n',
+            _ARGUMENTS,
+            _TILES,
+            _FORWARD,
+            _GRADIENT,
+        ]
+    )
