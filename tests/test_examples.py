@@ -1,0 +1,33 @@
+"""The examples are what users copy: short, and they run as written, in a process of their own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ARGUMENTS = {
+    "train_rgat.py": ["--tiny", "--epochs", "1"],
+    "train_gpt_offload.py": ["--tiny", "--steps", "2"],
+}
+
+
+def test_every_example_is_run_here():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_example_is_short(name):
+    assert len((EXAMPLES / name).read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_an_example_runs_as_written(name, tmp_path):
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *ARGUMENTS[name]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert {"train_rgat.py": "test accuracy", "train_gpt_offload.py": "bytes_written"}[
+        name
+    ] in done.stdout
+    assert not list(tmp_path.iterdir()), "an example leaves no file behind"
