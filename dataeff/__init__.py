@@ -18,6 +18,7 @@ from dataeff._version import __version__
 
 if TYPE_CHECKING:
     # each lazily imported name stands here once more, for type checkers and editors
+    from dataeff import nn as nn
     from dataeff import rgnn as rgnn
     from dataeff.features import FeatureTable as FeatureTable
     from dataeff.offload import ActivationOffload as ActivationOffload
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _LAZY: dict[str, str] = {
     "ActivationOffload": "dataeff.offload",
     "FeatureTable": "dataeff.features",
+    "nn": "dataeff.nn",
     "rgnn": "dataeff.rgnn",
 }
 

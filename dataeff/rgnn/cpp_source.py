@@ -132,10 +132,12 @@ class _Writer:
         reductions = [s for s in self.kernel.sinks if self.program[s].kind in SEGMENT]
         inner_stores = [s for s in self.kernel.sinks if self._is_inner_store(s)]
         center = Row(self.kernel.center, "i", "outer")
-        count = 1 + max([self.phase(s, center) for s in [*reductions, *inner_stores]], default=-1)
-        for phase in range(count):
-            mine = [s for s in reductions if self.phase(s, center) == phase]
-            stores = [s for s in inner_stores if self.phase(s, center) == phase]
+        inner = Row("", "e", "inner")
+        when = {s: self.phase(s, center) for s in reductions}
+        when |= {s: self.phase(s, inner) for s in inner_stores}
+        for phase in range(1 + max(when.values(), default=-1)):
+            mine = [s for s in reductions if when[s] == phase]
+            stores = [s for s in inner_stores if when[s] == phase]
             self._phase(mine, stores, center)
         for sink in self.kernel.sinks:
             if not self._is_inner_store(sink):

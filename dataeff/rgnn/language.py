@@ -97,6 +97,11 @@ class Picked(Symbol):
         self.tracer = tracer
         self.id = op_id
 
+    @property
+    def type(self) -> Type:
+        """Type domain, and the shape of one type's entry."""
+        return self.tracer.builder[self.id].type
+
     def __repr__(self) -> str:
         return f"a parameter of type {self.tracer.builder[self.id].type}"
 
@@ -288,6 +293,11 @@ def gelu(x: Symbol) -> Value:
 def leaky_relu(x: Symbol, negative_slope: float = 0.01) -> Value:
     """X where positive, else x times the slope."""
     return _unary("leaky_relu", x, (float(negative_slope),))
+
+
+def positive(x: Symbol) -> Value:
+    """1 where positive, else 0; its derivative is taken as zero."""
+    return _unary("slope", x, (0.0,))
 
 
 def edge_softmax(score: Symbol, *, per_relation: bool = False) -> Value:

@@ -1,0 +1,12 @@
+"""Drop-ins for relational layers of PyTorch Geometric, written in the language of `dataeff.rgnn`.
+
+They take the same arguments, hold the same `state_dict` and compute the same results; `edge_index`
+may also be an `rgnn.Graph`, whose index structures are then built once.
+"""
+
+from __future__ import annotations
+
+from dataeff.nn.rgat_conv import RGATConv
+from dataeff.nn.rgcn_conv import RGCNConv
+
+__all__ = ["RGATConv", "RGCNConv"]

@@ -1,0 +1,132 @@
+import pytest
+import torch
+
+from dataeff import nn, rgnn
+
+pyg = pytest.importorskip("torch_geometric.nn")
+
+
+def edges(nodes, relations, count, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    index = torch.randint(0, nodes, (2, count), generator=g)
+    index[1] //= 2  # the upper half has no incoming edge
+    return index, torch.randint(0, max(relations - 1, 1), (count,), generator=g)
+
+
+def pair(cls, dtype, *args, **kwargs):
+    theirs = getattr(pyg, cls)(*args, **kwargs).to(dtype)
+    ours = getattr(nn, cls)(*args, **kwargs).to(dtype)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def compare(ours, theirs, x, call, tolerance):
+    """Forward, and every gradient."""
+    xs = [x.clone().requires_grad_() if x.is_floating_point() else x for _ in range(2)]
+    a, b = call(ours, xs[0]), call(theirs, xs[1])
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    weight = torch.randn_like(b)
+    for out in (a, b):
+        (out * weight).sum().backward()
+    if x.is_floating_point():
+        torch.testing.assert_close(xs[0].grad, xs[1].grad, rtol=tolerance, atol=10 * tolerance)
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if q.grad is None:
+            assert p.grad is None or not p.grad.any(), name
+        else:
+            torch.testing.assert_close(p.grad, q.grad, rtol=tolerance, atol=10 * tolerance)
+
+
+OPTIONS = [
+    {"aggr": "add"},
+    {"aggr": "mean"},
+    {"aggr": "max"},
+    {"num_bases": 2},
+    {"num_blocks": 2},
+    {"num_blocks": 2, "aggr": "max"},
+    {"root_weight": False, "bias": False, "aggr": "sum"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_equals_pyg(options):
+    index, etype = edges(30, 5, 120)
+    ours, theirs = pair("RGCNConv", torch.float64, 6, 10, 5, **options)
+    call = lambda m, x: m(x, index, etype)  # noqa: E731
+    compare(ours, theirs, torch.randn(30, 6, dtype=torch.float64), call, 1e-10)
+
+
+def test_equals_pyg_in_float32():
+    index, etype = edges(30, 5, 120)
+    ours, theirs = pair("RGCNConv", torch.float32, 16, 16, 5)
+    compare(ours, theirs, torch.randn(30, 16), lambda m, x: m(x, index, etype), 1e-5)
+
+
+def test_mean_is_per_relation():
+    """Not over all relations together, as PyG's pyg-lib path has it."""
+    conv = nn.RGCNConv(1, 1, 2, root_weight=False, bias=False)
+    torch.nn.init.ones_(conv.weight)
+    index = torch.tensor([[0, 1, 2], [0, 0, 0]])
+    out = conv(torch.tensor([[2.0], [4.0], [7.0]]), index, torch.tensor([0, 0, 1]))
+    assert out[0].item() == pytest.approx(3 + 7)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_bases": 2}, {"aggr": "add"}], ids=str)
+def test_node_ids_as_features(options):
+    index, etype = edges(12, 3, 40)
+    ours, theirs = pair("RGCNConv", torch.float32, 12, 5, 3, **options)
+    compare(ours, theirs, torch.randperm(12), lambda m, x: m(x, index, etype), 1e-5)
+    torch.testing.assert_close(ours(None, index, etype), theirs(None, index, etype))
+
+
+def test_pair_of_sources_and_destinations():
+    src = torch.randint(0, 9, (30,))
+    dst = torch.randint(0, 4, (30,))
+    index, etype = torch.stack([src, dst]), torch.randint(0, 3, (30,))
+    ours, theirs = pair("RGCNConv", torch.float64, (6, 7), 5, 3)
+    right = torch.randn(4, 7, dtype=torch.float64)
+    call = lambda m, x: m((x, right), index, etype)  # noqa: E731
+    compare(ours, theirs, torch.randn(9, 6, dtype=torch.float64), call, 1e-10)
+
+
+def test_half_precision_keeps_its_dtype():
+    index, etype = edges(30, 5, 120)
+    conv = nn.RGCNConv(16, 16, 5)
+    x = torch.randn(30, 16)
+    exact = conv(x, index, etype)
+    half = conv.bfloat16()(x.bfloat16(), index, etype)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_graph_instead_of_edges_and_reuse_of_structures():
+    from dataeff.nn.graphs import graph_for
+
+    index, etype = edges(30, 5, 120)
+    conv = nn.RGCNConv(6, 4, 5)
+    x = torch.randn(30, 6)
+    graph = rgnn.Graph(index, etype, num_nodes=30)
+    assert torch.equal(conv(x, graph), conv(x, index, etype))
+    first = graph_for(index, etype, 30, 30, 5)
+    assert graph_for(index, etype, 30, 30, 5) is first
+    etype[0] = 4  # changed in place: the old structures no longer hold
+    assert graph_for(index, etype, 30, 30, 5) is not first
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="exclude"):
+        nn.RGCNConv(4, 4, 2, num_bases=2, num_blocks=2)
+    with pytest.raises(ValueError, match="do not divide"):
+        nn.RGCNConv(5, 4, 2, num_blocks=2)
+    with pytest.raises(ValueError, match="aggr"):
+        nn.RGCNConv(4, 4, 2, aggr="median")
+    with pytest.raises(NotImplementedError, match="flow"):
+        nn.RGCNConv(4, 4, 2, flow="target_to_source")
+    conv = nn.RGCNConv(4, 4, 2)
+    with pytest.raises(IndexError, match="relation 2"):
+        conv(torch.randn(3, 4), torch.tensor([[0], [1]]), torch.tensor([2]))
+    with pytest.raises(TypeError, match="edge_type"):
+        conv(torch.randn(3, 4), torch.tensor([[0], [1]]))
