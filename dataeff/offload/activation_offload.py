@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dataeff.ledger import Ledger
 from dataeff.offload.cache import Budgets, TensorCache
-from dataeff.offload.disk import SMALLEST_NBYTES, DiskCopy, SpillSet
+from dataeff.offload.disk import SMALLEST_NBYTES, SpillSet
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.policy import Policy, Selection, resolve_policy
 from dataeff.offload.report import OffloadReport, make_report
+from dataeff.offload.scopes import Scopes
+from dataeff.offload.tiers import StreamsOf, Tiers, cuda_streams
 from dataeff.storage import FaultPlan, open_engine
 
 _MAX_SPANS = 100_000
@@ -44,19 +45,24 @@ class ActivationOffload:
     Args:
         model: the module that is trained.
         spill: directories on the disks to use; each gets one file, which is unlinked at once.
-        policy: `"all"`, or a callable that is asked about each storage
-            (`SavedTensorInfo -> bool`); tensors it declines stay in memory.
+        host_bytes: size of the host tier: pinned memory that a GPU's tensors go to first; when it
+            is full they go to disk. Tensors in host memory go to disk only.
+        policy: `"all"`; or names of modules, whose tensors (and their submodules') are moved; or a
+            callable that is asked about each storage (`SavedTensorInfo -> bool`). What is not
+            chosen stays in memory.
         min_bytes: storages smaller than this stay in memory (and those under 16 KiB always).
         checksum: keep a CRC-32C of what is written and check it when it is read.
         in_flight_bytes: the most that may wait in memory for its write to end; beyond it, forward
             waits. Chosen when None: an eighth of what a pass saves, at least two of its storages.
         prefetch_bytes: the most that may be brought back ahead of backward; chosen alike.
         spill_bytes: the most that each spill file may take; the disk's limit when None.
+        staging_bytes: pinned memory through which a GPU's tensors go to disk and come back.
         num_threads: threads that read and write.
         faults: a plan of I/O faults, for tests.
+        streams_of: the streams of a device, for tests.
 
     Raises:
-        ValueError: `spill` is empty, or `policy` is not known.
+        ValueError: there is neither `spill` nor `host_bytes`, or `policy` is not known.
         OSError: a directory cannot be written to.
 
     SSDTrain (arXiv 2408.10013) describes the method.
@@ -65,36 +71,46 @@ class ActivationOffload:
     def __init__(
         self,
         model: torch.nn.Module,
-        spill: Sequence[str | os.PathLike[str]] | str | os.PathLike[str],
+        spill: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None = None,
+        host_bytes: int = 0,
+        policy: str | Sequence[str] | Policy = "all",
         *,
-        policy: str | Policy = "all",
         min_bytes: int = 1 << 20,
         checksum: bool = False,
         in_flight_bytes: int | None = None,
         prefetch_bytes: int | None = None,
         spill_bytes: int | None = None,
+        staging_bytes: int = 1 << 30,
         num_threads: int = 4,
         faults: FaultPlan | None = None,
+        streams_of: StreamsOf = cuda_streams,
     ) -> None:
-        self._model = model
+        directories = _directories(spill)
+        if not directories and host_bytes <= 0:
+            raise ValueError(
+                "nowhere to offload to: name a directory in spill=, or give host_bytes"
+            )
+        choose = resolve_policy(policy, model)
         self._exclusions = Exclusions(model)
-        self._selection = Selection(
-            resolve_policy(policy), max(min_bytes, SMALLEST_NBYTES), self._exclusions
-        )
+        self._scopes = Scopes(model, self._exclusions)
         self.ledger = Ledger(max_spans=_MAX_SPANS)
-        directories = [spill] if isinstance(spill, (str, os.PathLike)) else list(spill)
-        engine = open_engine("threads", num_threads=num_threads, faults=faults)
-        spills = SpillSet(directories, engine, spill_bytes)
+        spills = None
+        if directories:
+            engine = open_engine("threads", num_threads=num_threads, faults=faults)
+            spills = SpillSet(directories, engine, spill_bytes)
+        tiers = Tiers(spills, host_bytes, staging_bytes, checksum, streams_of)
+        self._selection = Selection(
+            choose, tiers.moves, max(min_bytes, SMALLEST_NBYTES), self._exclusions
+        )
         self._cache = TensorCache(
-            partial(DiskCopy, spills, checksum=checksum),
+            tiers,
             self._selection,
             self._exclusions,
+            self._scopes,
             Budgets(in_flight_bytes, prefetch_bytes),
             self.ledger,
-            on_close=spills.close,
         )
         self._hooks: saved_tensors_hooks | None = None
-        self._input_hook: Any = None
 
     def __enter__(self) -> ActivationOffload:
         if self._hooks is not None:
@@ -102,10 +118,8 @@ class ActivationOffload:
         if self._cache.closed:
             raise RuntimeError("this ActivationOffload is closed")
         self._exclusions.refresh()
-        self._input_hook = self._model.register_forward_pre_hook(
-            lambda module, args, kwargs: self._exclusions.set_inputs(args, kwargs),
-            with_kwargs=True,
-        )
+        self._scopes.install()
+        self._scopes.active = True
         self._hooks = saved_tensors_hooks(self._cache.pack, self._cache.unpack)
         self._hooks.__enter__()
         return self
@@ -119,13 +133,40 @@ class ActivationOffload:
         hooks, self._hooks = self._hooks, None
         assert hooks is not None
         hooks.__exit__(kind, error, traceback)
-        self._input_hook.remove()
+        self._scopes.active = False
+        self._scopes.reset()
         self._cache.poll()
+
+    @contextmanager
+    def microbatch(self, index: int) -> Iterator[None]:
+        """What is saved in this block belongs to microbatch `index`.
+
+        Each microbatch is prefetched in its own order: use it around the forward of each when
+        several forwards run before their backwards (gradient accumulation in a pipeline).
+        """
+        before, self._cache.microbatch = self._cache.microbatch, index
+        try:
+            yield
+        finally:
+            self._cache.microbatch = before
+
+    def expect_backward(self, index: int = 0) -> None:
+        """Begins to bring back what the backward of microbatch `index` will want first.
+
+        A pipeline schedule calls this when it knows the next stage; without it the first tensors
+        are read when backward asks for them.
+        """
+        self._cache.expect_backward(index)
 
     def report(self) -> OffloadReport:
         """What was saved, where it went and what it cost, since the object was made."""
         self._cache.poll()
-        return make_report(self._cache.counters, self._cache.held_nbytes, self._selection.min_bytes)
+        return make_report(
+            self._cache.counters,
+            self._cache.held_nbytes,
+            self._selection.min_bytes,
+            self._cache.by_module,
+        )
 
     def trace(self, path: str | Path) -> None:
         """Writes stores, loads and waits as a Chrome trace (`chrome://tracing`, Perfetto)."""
@@ -137,3 +178,12 @@ class ActivationOffload:
         What is only on disk can not be unpacked afterwards: close after the last backward.
         """
         self._cache.close()
+        self._scopes.remove()
+
+
+def _directories(
+    spill: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None,
+) -> list[str | os.PathLike[str]]:
+    if spill is None:
+        return []
+    return [spill] if isinstance(spill, (str, os.PathLike)) else list(spill)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import errno
+import functools
 import os
 import threading
 import time
@@ -22,16 +23,39 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from dataeff.ledger import Ledger, Tier
 from dataeff.offload.identity import KnownStorage, StorageTable, revive
-from dataeff.offload.report import Counters
+from dataeff.offload.report import Counters, ModuleBytes
 from dataeff.offload.saved import Copy, Direct, Grave, Handle, SavedStorage
 from dataeff.offload.schedule import Orders, Tape
+from dataeff.offload.scopes import Scopes
 
-Store = Callable[[torch.UntypedStorage], Copy]
+
+class Tiers(Protocol):
+    """What the cache asks of the tiers below it (`dataeff.offload.tiers`)."""
+
+    @property
+    def used_nbytes(self) -> int:
+        """Host memory that copies take now."""
+
+    def moves(self, device: torch.device) -> bool:
+        """Whether there is a tier that would free memory of `device`."""
+
+    def store(self, storage: torch.UntypedStorage) -> Copy:
+        """Begins the copy of a storage. Raises OSError when there is no room."""
+
+    def poll(self) -> list[tuple[int, OSError]]:
+        """Copies that were counted as stored and failed later, with their bytes."""
+
+    def drain(self) -> None:
+        """Waits for the writes under way."""
+
+    def close(self) -> None:
+        """Gives everything back."""
 
 
 @dataclass(frozen=True)
@@ -50,51 +74,58 @@ class Budgets:
 _open_caches: weakref.WeakSet[TensorCache] = weakref.WeakSet()
 
 
-@atexit.register
-def _close_all() -> None:
-    for cache in list(_open_caches):
-        cache.close()
+@functools.cache
+def _close_at_exit() -> None:
+    """Registers the close of all caches; late, because it must run before the engines' own."""
+
+    @atexit.register
+    def close_all() -> None:
+        for cache in list(_open_caches):
+            cache.close()
 
 
 class TensorCache:
     """Keeps or stores what autograd saves, and gives back the same bits.
 
     Args:
-        store: begins the copy of one storage to a tier; raises OSError when the tier has no room.
+        tiers: where storages go; closed with the cache.
         wants: whether a tensor is to be stored; asked once per storage.
         excluded: storages that are alive anyway and are left alone.
+        scopes: knows which module is running.
         budgets: bounds on memory in flight.
         ledger: where transfers are entered.
-        on_close: gives the tier back, when no transfer is under way.
     """
 
     def __init__(
         self,
-        store: Store,
-        wants: Callable[[torch.Tensor, int], bool],
+        tiers: Tiers,
+        wants: Callable[[torch.Tensor, int, str], bool],
         excluded: Container[torch.UntypedStorage],
+        scopes: Scopes,
         budgets: Budgets,
         ledger: Ledger,
-        on_close: Callable[[], None],
     ) -> None:
-        self._store_to_tier, self._wants, self._excluded = store, wants, excluded
+        self._tiers, self._wants, self._excluded = tiers, wants, excluded
         self._budgets, self.ledger = budgets, ledger
+        self._scopes = scopes
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._table = StorageTable()
         self._grave: Grave = deque()
         self._orders = Orders()
-        self._tapes: dict[int, Tape] = {}
+        self._tapes: dict[tuple[int, int], Tape] = {}
         self._last_tape: Tape | None = None
         self._writing: deque[SavedStorage] = deque()
         self._loading: list[SavedStorage] = []
         self._cached: dict[int, weakref.ref[SavedStorage]] = {}
-        self._writing_nbytes = self._cached_nbytes = self.held_nbytes = 0
+        self._writing_nbytes = self._cached_nbytes = self._held_nbytes = 0
         self._warned: set[str] = set()
         self.counters = Counters()
-        self._on_close = on_close
+        self.by_module: dict[str, ModuleBytes] = {}
+        self.microbatch = 0
         self.closed = False
         _open_caches.add(self)
+        _close_at_exit()
 
     # ---- the two hooks ---------------------------------------------------------------------
 
@@ -144,6 +175,8 @@ class TensorCache:
                 self._prefetch(saved.tape)
             if storage is None:
                 storage = self._await_load(saved)
+            if saved.arrived is not None:
+                saved.arrived.order()  # the stream of this caller may be another one
             tensor = handle.rebuild(storage)
             if saved.see(handle) and saved.cached:
                 self._drop(saved)
@@ -168,12 +201,18 @@ class TensorCache:
         known.saved[saved.version] = weakref.ref(saved)
         known.shift = 0
         self._hold(saved.nbytes)
-        if self._wants(tensor, saved.nbytes):
+        scope = self._scopes.current
+        account = self.by_module.setdefault(scope, ModuleBytes())
+        account.bytes_saved += saved.nbytes
+        if self._wants(tensor, saved.nbytes, scope):
+            account.bytes_stored += saved.nbytes
             saved.tape = self._tape_for_pack()
             saved.position = saved.tape.append(saved)
             self._begin_store(saved, storage)
         else:
             self.counters.bytes_kept += saved.nbytes
+            if not self._tiers.moves(saved.device):
+                self.counters.bytes_unmovable += saved.nbytes
         return saved
 
     def _begin_store(self, saved: SavedStorage, storage: torch.UntypedStorage) -> None:
@@ -182,9 +221,9 @@ class TensorCache:
             with self._exposed("wait for store"):
                 self._end_store(self._writing.popleft())
         try:
-            saved.copy = self._store_to_tier(storage)
+            saved.copy = self._tiers.store(storage)
         except OSError as error:
-            self._store_failed(saved, error)
+            self._store_failed(saved.nbytes, error)
             return
         self._hold(saved.copy.host_nbytes)
         saved.writing = True
@@ -200,7 +239,7 @@ class TensorCache:
             times_ns = saved.copy.finish()
         except OSError as error:
             self._discard_copy(saved)
-            self._store_failed(saved, error)
+            self._store_failed(saved.nbytes, error)
             return
         if saved.copy.tier is Tier.DISK:
             self.counters.bytes_written += saved.nbytes
@@ -230,8 +269,8 @@ class TensorCache:
         saved.copy.release()
         saved.copy = None
 
-    def _store_failed(self, saved: SavedStorage, error: OSError) -> None:
-        self.counters.bytes_failed += saved.nbytes
+    def _store_failed(self, nbytes: int, error: OSError) -> None:
+        self.counters.bytes_failed += nbytes
         self.counters.num_store_errors += 1
         kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failing"
         if kind not in self._warned:
@@ -308,8 +347,15 @@ class TensorCache:
     # ---- memory ----------------------------------------------------------------------------
 
     def _hold(self, nbytes: int) -> None:
-        self.held_nbytes += nbytes
-        self.counters.peak_saved_bytes = max(self.counters.peak_saved_bytes, self.held_nbytes)
+        self._held_nbytes += nbytes
+        counters = self.counters
+        counters.peak_held_bytes = max(counters.peak_held_bytes, self._held_nbytes)
+        counters.peak_saved_bytes = max(counters.peak_saved_bytes, self.held_nbytes)
+
+    @property
+    def held_nbytes(self) -> int:
+        """Bytes of memory held for backward now, host memory of the tiers included."""
+        return self._held_nbytes + self._tiers.used_nbytes
 
     def _cache(self, saved: SavedStorage) -> None:
         """Notes that `saved` is in memory beside a complete copy: it can be dropped at will."""
@@ -318,7 +364,7 @@ class TensorCache:
         self._cached_nbytes += saved.nbytes
 
     def _drop(self, saved: SavedStorage) -> None:
-        saved.storage = None
+        saved.storage = saved.arrived = None
         saved.cached = False
         del self._cached[id(saved)]
         self._cached_nbytes -= saved.nbytes
@@ -357,6 +403,7 @@ class TensorCache:
                 self._end_store(self._writing.popleft())
             for saved in list(self._loading):
                 self._settle_load(saved)
+            self._tiers.drain()
             self._poll()
 
     def close(self) -> None:
@@ -366,7 +413,7 @@ class TensorCache:
         self.drain()
         with self._lock:
             self.closed = True
-        self._on_close()
+        self._tiers.close()
 
     def __del__(self) -> None:
         # The engine reads and writes memory that the queues of this object keep alive.
@@ -375,6 +422,9 @@ class TensorCache:
 
     def _poll(self) -> None:
         self._bury()
+        for nbytes, error in self._tiers.poll():
+            self.counters.bytes_written -= nbytes
+            self._store_failed(nbytes, error)
         for saved in [s for s in self._writing if s.copy is not None and s.copy.done()]:
             self._writing.remove(saved)
             self._end_store(saved)
@@ -409,19 +459,29 @@ class TensorCache:
         their own, so that they do not disturb the order of the pass around them.
         """
         task = torch._C._current_graph_task_id()
-        tape = self._tapes.get(task)
+        key = (self.microbatch, task)
+        tape = self._tapes.get(key)
         if tape is None or tape.started:
-            self._tapes = {t: old for t, old in self._tapes.items() if t in (-1, task)}
+            self._tapes = {k: old for k, old in self._tapes.items() if k[1] in (-1, task)}
             if tape is not None:
-                self._finish_tape(tape)
-            tape = self._tapes[task] = Tape(self._orders)
+                self._finish_tape(tape, key)
+            tape = self._tapes[key] = Tape(self._orders)
         return tape
 
-    def _finish_tape(self, tape: Tape) -> None:
+    def _finish_tape(self, tape: Tape, key: tuple[int, int]) -> None:
         tape.finish()
         self.counters.num_replans += tape.num_replans
-        if tape is self._tapes.get(-1):
+        if key[1] == -1:
             self._last_tape = tape
+
+    def expect_backward(self, microbatch: int) -> None:
+        """Begins to bring back what the backward of `microbatch` will want first."""
+        with self._lock:
+            self._poll()
+            tape = self._tapes.get((microbatch, -1))
+            if tape is not None:
+                tape.expect()
+                self._prefetch(tape)
 
     @contextmanager
     def _exposed(self, name: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -47,6 +48,7 @@ class SpillSet:
         except OSError:
             self.close()
             raise
+        self._lock = threading.Lock()
         self._in_flight = [0] * len(self.files)
 
     def begin_write(self, address: int, nbytes: int) -> Written:
@@ -63,6 +65,11 @@ class SpillSet:
                 continue
             return Written(self, index, extent, address, nbytes)
         raise OSError(errno.ENOSPC, f"no room for {nbytes} bytes in any spill file", self.names[0])
+
+    def count_in_flight(self, index: int, nbytes: int) -> None:
+        """Notes that `nbytes` more are on their way to the file at `index`."""
+        with self._lock:
+            self._in_flight[index] += nbytes
 
     def close(self) -> None:
         """Closes the engine and the files; no transfer may be under way."""
@@ -81,7 +88,7 @@ class Written:
         self.nbytes = nbytes
         self._file = spills.files[index]
         self._transfer = spills.engine.write(self._file.fd, address, nbytes, extent.offset)
-        spills._in_flight[index] += nbytes
+        spills.count_in_flight(index, nbytes)
 
     def done(self) -> bool:
         """Whether the write has ended, well or not."""
@@ -108,6 +115,15 @@ class Written:
         """Begins to read the extent to `address`; returns the engine's transfer."""
         return self._spills.engine.read(self._file.fd, address, self.nbytes, self._extent.offset)
 
+    def check_read(self, transfer: Transfer) -> None:
+        """Waits for a read of this extent. Raises OSError with the file and the offset in it."""
+        try:
+            transfer.wait()
+        except EOFError as error:
+            raise self.failed_read(OSError(errno.EIO), str(error)) from error
+        except OSError as error:
+            raise self.failed_read(error) from error
+
     def failed_read(self, error: OSError, what: str = "") -> OSError:
         """`error` again, with the file and the offset in it."""
         return self._named(error, "read", what)
@@ -117,7 +133,7 @@ class Written:
         self._file.free(self._extent)
 
     def _end(self) -> None:
-        self._spills._in_flight[self._index] -= self.nbytes
+        self._spills.count_in_flight(self._index, -self.nbytes)
 
     def _named(self, error: OSError, verb: str, what: str = "") -> OSError:
         number = error.errno or errno.EIO
@@ -198,14 +214,12 @@ class DiskLoad:
         """Whether the read has ended."""
         return bool(self._transfer.done())
 
+    def order(self) -> None:
+        """Host memory has no streams: `finish` was all."""
+
     def finish(self) -> tuple[int, int]:
         """Waits for the read. Raises OSError naming file and offset, also on a wrong checksum."""
-        try:
-            self._transfer.wait()
-        except EOFError as error:
-            raise self._written.failed_read(OSError(errno.EIO), str(error)) from error
-        except OSError as error:
-            raise self._written.failed_read(error) from error
+        self._written.check_read(self._transfer)
         if self._crc is not None and _crc(self._body) != self._crc:
             raise self._written.failed_read(OSError(errno.EIO), "checksum mismatch")
         return self._transfer.start_ns, self._transfer.end_ns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,24 +19,40 @@ class SavedTensorInfo:
         dtype: its element type.
         device: where it is.
         storage_nbytes: bytes of the storage that it keeps alive.
+        scope: the innermost module that is running, by its name in the model; "" outside.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
     storage_nbytes: int
+    scope: str = ""
 
 
 Policy = Callable[[SavedTensorInfo], bool]
 
 
-def resolve_policy(policy: str | Policy) -> Policy:
-    """The callable behind `policy`. Raises ValueError for a name that is not known."""
+def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module) -> Policy:
+    """The callable behind `policy`.
+
+    Raises:
+        ValueError: a policy, or a module, of that name does not exist.
+    """
     if policy == "all":
         return lambda info: True
     if callable(policy):
         return policy
-    raise ValueError(f"policy: {policy!r} is neither 'all' nor a callable")
+    if isinstance(policy, str):
+        raise ValueError(f"policy: {policy!r} is neither 'all', a list of modules nor a callable")
+    names = set(policy)
+    unknown = names - {name for name, _ in model.named_modules()}
+    if unknown:
+        raise ValueError(f"policy: the model has no module named {sorted(unknown)[0]!r}")
+    return lambda info: any(_within(info.scope, name) for name in names)
+
+
+def _within(scope: str, name: str) -> bool:
+    return name == "" or scope == name or scope.startswith(name + ".")
 
 
 @dataclass(frozen=True)
@@ -45,18 +61,21 @@ class Selection:
 
     Attributes:
         policy: the last word.
+        moves: whether some tier frees memory of a device.
         min_bytes: smaller storages stay in memory.
         exclusions: knows which tensors are casts of parameters.
     """
 
     policy: Policy
+    moves: Callable[[torch.device], bool]
     min_bytes: int
     exclusions: Exclusions
 
-    def __call__(self, tensor: torch.Tensor, nbytes: int) -> bool:
+    def __call__(self, tensor: torch.Tensor, nbytes: int, scope: str) -> bool:
         """Whether the storage of `tensor`, of `nbytes`, is to be stored."""
-        if nbytes < self.min_bytes or tensor.device.type != "cpu":
+        if nbytes < self.min_bytes or not self.moves(tensor.device):
             return False
         if self.exclusions.is_cast(tensor):
             return False
-        return self.policy(SavedTensorInfo(tensor.shape, tensor.dtype, tensor.device, nbytes))
+        info = SavedTensorInfo(tensor.shape, tensor.dtype, tensor.device, nbytes, scope)
+        return self.policy(info)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass
@@ -15,6 +15,7 @@ class Counters:
     bytes_deduplicated: int = 0
     bytes_excluded: int = 0
     bytes_kept: int = 0
+    bytes_unmovable: int = 0
     bytes_written: int = 0
     bytes_host: int = 0
     bytes_cancelled: int = 0
@@ -25,8 +26,22 @@ class Counters:
     num_load_errors: int = 0
     num_replans: int = 0
     peak_saved_bytes: int = 0
+    peak_held_bytes: int = 0
     exposed_wait_s: float = 0.0
     transfer_s: float = 0.0
+
+
+@dataclass
+class ModuleBytes:
+    """What one module saved for backward, in bytes of whole storages, each counted once.
+
+    Attributes:
+        bytes_saved: bytes of the storages first saved while it was the innermost module running.
+        bytes_stored: of these, bytes that were sent to a tier.
+    """
+
+    bytes_saved: int = 0
+    bytes_stored: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,8 @@ class OffloadReport:
         bytes_excluded: bytes of parameters, buffers and inputs, which are alive anyway.
         bytes_kept: bytes left in memory on purpose: too small, kept by the policy, or of a kind
             that is not moved (sparse, quantised, tensor subclasses).
+        bytes_unmovable: of these, bytes for which there is no tier: in host memory already, with
+            only a host tier to go to.
         bytes_written: bytes written to disk.
         bytes_host: bytes copied to the host tier.
         bytes_cancelled: bytes whose queued transfer was stopped because backward came first.
@@ -60,10 +77,13 @@ class OffloadReport:
             memory: tensors kept or waiting for their store to finish, tensors prefetched or being
             read, staging buffers and the host tier. Bytes in files are not in it; nor are
             parameters and inputs, nor a tensor that only the model itself still holds.
-        saved_bytes: the same, now.
+        peak_held_bytes: the same without the host tier and its staging buffers: on a GPU, the most
+            GPU memory held for backward at once.
+        saved_bytes: `peak_saved_bytes`, but now.
         exposed_wait_s: time forward or backward stood still for a transfer.
         transfer_s: time transfers took, summed over transfers.
         hidden_s: `transfer_s` less what was exposed: the part that ran beside compute.
+        modules: bytes by the name of the module that saved them.
         reason: one sentence why nothing was offloaded; empty when something was.
     """
 
@@ -73,6 +93,7 @@ class OffloadReport:
     bytes_deduplicated: int
     bytes_excluded: int
     bytes_kept: int
+    bytes_unmovable: int
     bytes_written: int
     bytes_host: int
     bytes_cancelled: int
@@ -83,10 +104,12 @@ class OffloadReport:
     num_load_errors: int
     num_replans: int
     peak_saved_bytes: int
+    peak_held_bytes: int
     exposed_wait_s: float
     transfer_s: float
     saved_bytes: int
     hidden_s: float
+    modules: dict[str, ModuleBytes]
     reason: str
 
     @property
@@ -95,17 +118,20 @@ class OffloadReport:
         return self.bytes_written + self.bytes_host
 
     def __str__(self) -> str:
-        rows = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        rows = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "modules"]
         lines = [f"{name:<20} {_readable(name, value)}" for name, value in rows if value != ""]
         return "\n".join(lines)
 
 
-def make_report(counters: Counters, saved_bytes: int, min_bytes: int) -> OffloadReport:
+def make_report(
+    counters: Counters, saved_bytes: int, min_bytes: int, modules: dict[str, ModuleBytes]
+) -> OffloadReport:
     """Freezes the counters into a report."""
     return OffloadReport(
         **vars(counters),
         saved_bytes=saved_bytes,
         hidden_s=max(0.0, counters.transfer_s - counters.exposed_wait_s),
+        modules={name: replace(account) for name, account in modules.items()},
         reason=_why_nothing(counters, min_bytes),
     )
 
@@ -122,6 +148,11 @@ def _why_nothing(counters: Counters, min_bytes: int) -> str:
         return "Every store failed or found its tier full, so all tensors stayed in memory."
     if counters.bytes_cancelled:
         return "Backward asked for every tensor before its transfer had begun."
+    if counters.bytes_unmovable:
+        return (
+            "The tensors are in host memory already, so a host tier frees nothing: name a "
+            "directory in spill=."
+        )
     return (
         f"All {counters.num_packed} saved tensors were kept: the policy keeps them, their kind is "
         f"not moved, or their storages are smaller than min_bytes={min_bytes}."

@@ -33,6 +33,9 @@ class Load(Protocol):
         Raises OSError when the bytes cannot be had; `Copy.load` may then be tried again.
         """
 
+    def order(self) -> None:
+        """Lets the device's current stream wait for the bytes; only after `finish`."""
+
 
 class Copy(Protocol):
     """The bytes of one storage in another tier, or on their way there."""
@@ -94,9 +97,9 @@ class SavedStorage:
         self.weak = StorageWeakRef(storage)
         self.copy: Copy | None = None
         self.load: Load | None = None
+        self.arrived: Load | None = None  # how `storage` came back
         self.writing = False
         self.cached = False
-        self.scope = ""
         self.tape: Tape | None = None
         self.position = -1
         self._num_handles = 0
@@ -137,6 +140,7 @@ class SavedStorage:
         """The bytes are in memory again."""
         self.storage, self.shift = load.storage, load.shift
         self.weak = StorageWeakRef(load.storage)
+        self.arrived = load
 
     def __del__(self) -> None:
         # Runs wherever the graph is freed, even inside the collector: no lock may be taken here.

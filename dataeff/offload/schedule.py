@@ -53,10 +53,12 @@ class Tape:
     def ask(self, position: int) -> None:
         """Backward unpacks the storage at `position`: moves the cursor behind it."""
         if not self._expected:
-            self._expect()
-        self._asked.setdefault(position)
+            self.expect()
+        if position in self._asked:
+            return  # another view of it, or a retained graph: no news of the order
+        self._asked[position] = None
         rank = self._rank.get(position)
-        if rank is None or rank not in (self._cursor, self._cursor - 1):
+        if rank != self._cursor:
             self.num_replans += 1
         if rank is not None:
             self._cursor = rank + 1
@@ -73,7 +75,8 @@ class Tape:
         if self._asked:
             self._memory.learn(self._sizes, list(self._asked))
 
-    def _expect(self) -> None:
+    def expect(self) -> None:
+        """Predicts the order of a backward that has not begun."""
         self._expected = self._memory.recall(self._sizes)
         self._rank = {position: rank for rank, position in enumerate(self._expected)}
         self._cursor = 0

@@ -1,5 +1,9 @@
 """A small GPT, and the comparison that every test of the offload comes down to."""
 
+import ctypes
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -96,3 +100,61 @@ def assert_same():
             assert a is None or torch.equal(a, b)
 
     return check
+
+
+class LateStreams:
+    """Side streams of a device that is really host memory: copies happen late, in queue order.
+
+    Whoever frees or fills a buffer without ordering itself behind the copy gives backward wrong
+    bytes here, as on a GPU.
+    """
+
+    def __init__(self, device, delay_s=0.003):
+        self.delay_s = delay_s
+        self.queues = {way: ThreadPoolExecutor(1) for way in ("out", "in")}
+        self.num_out = self.num_in = 0
+        self.pinned = 0
+
+    def _copy(self, way, source, target):
+        def run():
+            time.sleep(self.delay_s)
+            ctypes.memmove(target.data_ptr(), source.data_ptr(), target.numel())
+
+        assert source.numel() == target.numel()
+        return Reached(self.queues[way].submit(run))
+
+    def copy_out(self, source, target):
+        self.num_out += 1
+        return self._copy("out", source, target)
+
+    def copy_in(self, source, target):
+        self.num_in += 1
+        return self._copy("in", source, target)
+
+    def order_after(self, event):
+        event.synchronize()
+
+    def pin(self, buffer):
+        self.pinned += 1
+
+    def unpin(self, buffer):
+        self.pinned -= 1
+
+
+class Reached:
+    def __init__(self, future):
+        self.future = future
+
+    def query(self):
+        return self.future.done()
+
+    def synchronize(self):
+        self.future.result()
+
+
+@pytest.fixture
+def late_streams():
+    streams = LateStreams(None)
+    yield streams
+    for queue in streams.queues.values():
+        queue.shutdown()

@@ -1,0 +1,75 @@
+"""Which module of the model is running, by name: what a saved tensor is accounted to."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+
+from dataeff.offload.exclude import Exclusions
+
+
+class Scopes:
+    """Follows a model's forward with module hooks, per thread.
+
+    The hooks stay on the model until `remove`; while inactive they do nothing.
+
+    Args:
+        model: whose modules are named.
+        exclusions: is told the inputs of the model, and the parameters of each module when these
+            are gathered only for its forward (sharded training).
+    """
+
+    def __init__(self, model: torch.nn.Module, exclusions: Exclusions) -> None:
+        self._model, self._exclusions = model, exclusions
+        self._stacks = threading.local()
+        self._hooks: list[Any] = []
+        self._sharded = False
+        self.active = False
+
+    def install(self) -> None:
+        """Puts the hooks on, once; modules added to the model later are not seen."""
+        if self._hooks:
+            return
+        plain = (torch.Tensor, torch.nn.Parameter)
+        self._sharded = any(type(p) not in plain for p in self._model.parameters())
+        for name, module in self._model.named_modules():
+            self._hooks.append(
+                module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
+            )
+            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+
+    def remove(self) -> None:
+        """Takes the hooks off."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    @property
+    def current(self) -> str:
+        """Name of the innermost module that runs on this thread; "" outside and in the model."""
+        stack = getattr(self._stacks, "names", None)
+        return stack[-1] if stack else ""
+
+    def reset(self) -> None:
+        """Forgets this thread's modules, after an exception between the hooks."""
+        self._stacks.names = []
+
+    def _entering(self, name: str) -> Any:
+        def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+            if not self.active:
+                return
+            if module is self._model:
+                self._stacks.names = []
+                self._exclusions.set_inputs(args, kwargs)
+            if self._sharded:
+                self._exclusions.add_module(module)
+            if not hasattr(self._stacks, "names"):
+                self._stacks.names = []
+            self._stacks.names.append(name)
+
+        return enter
+
+    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        if self.active and getattr(self._stacks, "names", None):
+            self._stacks.names.pop()

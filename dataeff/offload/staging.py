@@ -1,0 +1,256 @@
+"""Bytes of a device in host memory: to stay (the host tier) or on their way to and from disk.
+
+A storage is copied to a page-aligned stretch of a pinned pool. In the host tier that is where it
+stays; for the disk tier a thread waits for the copy and writes it, and the stretch goes back to
+the pool. If that write fails the stretch is kept: the bytes are safe in host memory already.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from dataeff import _core
+from dataeff.ledger import Tier
+from dataeff.memory import BufferPool, PooledBuffer
+from dataeff.offload.disk import ALIGNMENT, SpillSet, Written, flat_bytes
+from dataeff.offload.streams import Event, Streams
+
+
+class PinnedPool:
+    """A pool of host memory registered with the device, with a count of what is out.
+
+    Buffers that a device may still be copying to or from are handed in with `release_after`.
+    """
+
+    def __init__(self, nbytes: int, streams: Streams) -> None:
+        self._pool = BufferPool(nbytes)
+        self._streams = streams
+        self._cooling: list[tuple[Event, PooledBuffer]] = []
+        self._lock = threading.Lock()
+        self.used_nbytes = 0
+        streams.pin(self._pool.buffer)
+
+    def acquire(self, nbytes: int) -> PooledBuffer:
+        """A buffer, at once. Raises OSError(ENOSPC) when there is none."""
+        self.sweep()
+        padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
+        try:
+            buffer = self._pool.acquire(padded, timeout_s=0)
+        except (TimeoutError, ValueError) as error:
+            raise OSError(errno.ENOSPC, f"the host pool has no room: {error}") from error
+        with self._lock:
+            self.used_nbytes += padded
+        return buffer
+
+    def release(self, buffer: PooledBuffer) -> None:
+        """Takes a buffer back that nobody reads or writes."""
+        with self._lock:
+            self.used_nbytes -= buffer.nbytes
+        buffer.release()
+
+    def release_after(self, event: Event, buffer: PooledBuffer) -> None:
+        """Takes a buffer back once `event` is reached."""
+        with self._lock:
+            self._cooling.append((event, buffer))
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Takes back the buffers whose copies have ended."""
+        with self._lock:
+            cold = [pair for pair in self._cooling if pair[0].query()]
+            self._cooling = [pair for pair in self._cooling if pair not in cold]
+        for _, buffer in cold:
+            self.release(buffer)
+
+    def acquire_anyway(self, nbytes: int) -> PooledBuffer:
+        """A buffer of the pool, or of pageable memory: a load must not fail for want of room."""
+        try:
+            return self.acquire(nbytes)
+        except OSError:
+            padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
+            with self._lock:
+                self.used_nbytes += padded
+            return BufferPool(padded).acquire(padded)
+
+    def wait_for_copies(self) -> None:
+        """Waits for the copies that buffers were handed in with."""
+        with self._lock:
+            cooling = list(self._cooling)
+        for event, _ in cooling:
+            event.synchronize()
+        self.sweep()
+
+    def close(self) -> None:
+        """Waits for the last copies and gives the memory back."""
+        self.wait_for_copies()
+        self._streams.unpin(self._pool.buffer)
+        self._pool.close()
+
+
+class DeviceCopy:
+    """A device storage in host memory, or in a spill file by way of host memory."""
+
+    host_nbytes = 0  # the pool counts what it has out
+
+    def __init__(
+        self,
+        storage: torch.UntypedStorage,
+        pool: PinnedPool,
+        streams: Streams,
+        spill: tuple[SpillSet, ThreadPoolExecutor] | None,
+        checksum: bool,
+    ) -> None:
+        self.device, self.nbytes = storage.device, storage.nbytes()
+        self.doomed = False  # to be released when its write has ended
+        self.tier = Tier.HOST if spill is None else Tier.DISK
+        self._pool, self._streams, self._checksum = pool, streams, checksum
+        self._buffer: PooledBuffer | None = pool.acquire(self.nbytes)
+        self._crc: int | None = None
+        self._start_ns = time.perf_counter_ns()
+        source = flat_bytes(storage)
+        self._copied = streams.copy_out(source, self._buffer.tensor()[: self.nbytes])
+        self._busy: Event = self._copied  # the last copy to or from the buffer
+        self._written: Written | None = None
+        self._spilled: Future[Written] | None = None
+        if spill is not None:
+            self._spilled = spill[1].submit(self._spill, spill[0], self._buffer)
+
+    def _spill(self, spills: SpillSet, buffer: PooledBuffer) -> Written:
+        """On the thread of the pool: the write begins when the device has copied."""
+        self._copied.synchronize()
+        if self._checksum:
+            self._crc = _core.crc32c(buffer.data_ptr, self.nbytes)
+        return spills.begin_write(buffer.data_ptr, buffer.nbytes)
+
+    def done(self) -> bool:
+        """Whether the device has copied, so that its memory can be reused at once."""
+        return self._copied.query()
+
+    def finish(self) -> tuple[int, int]:
+        """Orders the device's memory behind the copy, without waiting; times as the host saw."""
+        self._streams.order_after(self._copied)
+        return self._start_ns, time.perf_counter_ns()
+
+    def cancel(self) -> bool:
+        """A copy that is queued on a stream cannot be stopped."""
+        return False
+
+    @property
+    def trailing(self) -> bool:
+        """Whether a write to disk is not settled yet."""
+        return self._spilled is not None
+
+    def settle(self, wait: bool = False) -> OSError | None:
+        """Ends a write that has ended, or waits for it; returns why it failed, if it did."""
+        if self._spilled is None or not (wait or self._spilled.done()):
+            return None
+        try:
+            written = self._spilled.result()
+        except OSError as error:
+            self._stay()
+            return error
+        if not (wait or written.done()):
+            return None
+        try:
+            written.finish()
+        except OSError as error:
+            written.release()
+            self._stay()
+            return error
+        self._spilled, self._written = None, written
+        assert self._buffer is not None
+        self._pool.release_after(self._busy, self._buffer)
+        self._buffer = None
+        return None
+
+    def _stay(self) -> None:
+        self._spilled = None
+        self.tier = Tier.HOST
+
+    def load(self) -> DeviceLoad:
+        """Begins to bring the bytes back into new device memory."""
+        if self._buffer is not None:
+            load = DeviceLoad(self, self._buffer.tensor(), None)
+            assert load.event is not None
+            self._busy = load.event
+            return load
+        assert self._written is not None
+        buffer = self._pool.acquire_anyway(self.nbytes)
+        return DeviceLoad(self, buffer.tensor(), buffer)
+
+    def release(self) -> None:
+        """Gives back the buffer and the extent, when the write under way, if any, has ended."""
+        if self._spilled is not None and self._spilled.cancel():
+            self._stay()
+        if self._spilled is not None:
+            self.doomed = True
+            return
+        if self._written is not None:
+            self._written.release()
+        if self._buffer is not None:
+            self._pool.release_after(self._busy, self._buffer)
+        self._written = self._buffer = None
+
+
+class DeviceLoad:
+    """The way back of a `DeviceCopy`: from its buffer, or from disk into one first."""
+
+    shift = 0
+
+    def __init__(self, copy: DeviceCopy, host: torch.Tensor, buffer: PooledBuffer | None) -> None:
+        self._copy, self._host, self._buffer = copy, host, buffer
+        self._start_ns = time.perf_counter_ns()
+        self._target = torch.empty(copy.nbytes, dtype=torch.uint8, device=copy.device)
+        self.storage = self._target.untyped_storage()
+        self.event: Event | None = None
+        self._transfer = None
+        if buffer is None:
+            self._to_device()
+        else:
+            assert copy._written is not None
+            self._transfer = copy._written.begin_read(buffer.data_ptr)
+
+    def _to_device(self) -> None:
+        self.event = self._copy._streams.copy_in(self._host[: self._copy.nbytes], self._target)
+        if self._buffer is not None:
+            self._copy._pool.release_after(self.event, self._buffer)
+            self._buffer = None
+
+    def done(self) -> bool:
+        """Whether the bytes are on the device, or on a stream to it."""
+        return self._transfer is None or bool(self._transfer.done())
+
+    def finish(self) -> tuple[int, int]:
+        """Waits for the disk if need be, then orders the current stream behind the copy.
+
+        Raises OSError naming file and offset when the bytes cannot be read or fail their checksum.
+        """
+        if self.event is None:
+            self._finish_read()
+            self._to_device()
+        self.order()
+        return self._start_ns, time.perf_counter_ns()
+
+    def order(self) -> None:
+        """Lets the current stream wait for the bytes."""
+        assert self.event is not None
+        self._copy._streams.order_after(self.event)
+
+    def _finish_read(self) -> None:
+        copy, buffer = self._copy, self._buffer
+        assert copy._written is not None and buffer is not None and self._transfer is not None
+        failure: OSError | None = None
+        try:
+            copy._written.check_read(self._transfer)
+            if copy._crc is not None and _core.crc32c(buffer.data_ptr, copy.nbytes) != copy._crc:
+                failure = copy._written.failed_read(OSError(errno.EIO), "checksum mismatch")
+        except OSError as error:
+            failure = error
+        if failure is not None:
+            copy._pool.release(buffer)
+            raise failure

@@ -1,0 +1,144 @@
+"""Where a storage goes: pinned host memory while there is room, then disk."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from dataeff.offload.disk import DiskCopy, SpillSet
+from dataeff.offload.saved import Copy
+from dataeff.offload.staging import DeviceCopy, PinnedPool
+from dataeff.offload.streams import CudaStreams, Streams
+
+StreamsOf = Callable[[torch.device], "Streams | None"]
+
+
+def cuda_streams(device: torch.device) -> Streams | None:
+    """Side streams for a CUDA device; None for host memory, whose pages go to disk in place."""
+    return CudaStreams(device) if device.type == "cuda" else None
+
+
+class Tiers:
+    """The host tier and the disk tier, either or both, each within its budget.
+
+    Args:
+        spills: the disk tier.
+        host_bytes: size of the host tier, pinned at first use; 0 for none.
+        staging_bytes: pinned memory through which a device's bytes go to disk and come back.
+        checksum: keep a CRC-32C of what goes to disk.
+        streams_of: the streams of a device, or None where tensors are in host memory already.
+    """
+
+    def __init__(
+        self,
+        spills: SpillSet | None,
+        host_bytes: int,
+        staging_bytes: int,
+        checksum: bool,
+        streams_of: StreamsOf = cuda_streams,
+    ) -> None:
+        self._spills, self._checksum = spills, checksum
+        self._host_bytes, self._staging_bytes = host_bytes, staging_bytes
+        self._streams_of = streams_of
+        self._streams: dict[torch.device, Streams | None] = {}
+        self._host: PinnedPool | None = None
+        self._staging: PinnedPool | None = None
+        self._writer: ThreadPoolExecutor | None = None
+        self._trailing: list[DeviceCopy] = []
+        self._failed: list[tuple[int, OSError]] = []
+
+    @property
+    def used_nbytes(self) -> int:
+        """Host memory that copies take now."""
+        return sum(pool.used_nbytes for pool in self._pools())
+
+    def moves(self, device: torch.device) -> bool:
+        """Whether there is a tier that would free memory of `device`."""
+        if self._of(device) is None:
+            return self._spills is not None and device.type == "cpu"
+        return self._spills is not None or self._host_bytes > 0
+
+    def store(self, storage: torch.UntypedStorage) -> Copy:
+        """Begins to copy `storage`. Raises OSError(ENOSPC) when no tier has room."""
+        streams = self._of(storage.device)
+        if streams is None:
+            assert self._spills is not None
+            return DiskCopy(self._spills, storage, self._checksum)
+        if self._host_bytes:
+            try:
+                return DeviceCopy(storage, self._host_pool(streams), streams, None, False)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or self._spills is None:
+                    raise
+        return self._store_through_staging(storage, streams)
+
+    def poll(self) -> list[tuple[int, OSError]]:
+        """Settles writes that have ended; returns those that failed since, with their bytes."""
+        for copy in list(self._trailing):
+            self._settle(copy, wait=False)
+        for pool in self._pools():
+            pool.sweep()
+        failed, self._failed = self._failed, []
+        return failed
+
+    def _settle(self, copy: DeviceCopy, wait: bool) -> None:
+        error = copy.settle(wait)
+        if copy.trailing:
+            return
+        self._trailing.remove(copy)
+        if error is not None:
+            self._failed.append((copy.nbytes, error))
+        if copy.doomed:
+            copy.release()
+
+    def drain(self) -> None:
+        """Waits for the writes under way, and for the copies of buffers handed back."""
+        for copy in list(self._trailing):
+            self._settle(copy, wait=True)
+        for pool in self._pools():
+            pool.wait_for_copies()
+
+    def close(self) -> None:
+        """Gives everything back; no load may be under way."""
+        self.drain()
+        if self._writer is not None:
+            self._writer.shutdown()
+        for pool in self._pools():
+            pool.close()
+        if self._spills is not None:
+            self._spills.close()
+
+    def _store_through_staging(self, storage: torch.UntypedStorage, streams: Streams) -> Copy:
+        if self._staging is None:
+            self._staging = PinnedPool(self._staging_bytes, streams)
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="dataeff-offload")
+        assert self._spills is not None and self._writer is not None
+        while True:
+            try:
+                spill = (self._spills, self._writer)
+                copy = DeviceCopy(storage, self._staging, streams, spill, self._checksum)
+            except OSError:
+                # Every copy that has staging memory and is on its way to disk gives it back soon.
+                if not self._trailing:
+                    raise
+                self._settle(self._trailing[0], wait=True)
+                self._staging.wait_for_copies()
+                continue
+            self._trailing.append(copy)
+            return copy
+
+    def _pools(self) -> list[PinnedPool]:
+        return [pool for pool in (self._host, self._staging) if pool is not None]
+
+    def _host_pool(self, streams: Streams) -> PinnedPool:
+        if self._host is None:
+            self._host = PinnedPool(self._host_bytes, streams)
+        return self._host
+
+    def _of(self, device: torch.device) -> Streams | None:
+        if device not in self._streams:
+            self._streams[device] = self._streams_of(device)
+        return self._streams[device]

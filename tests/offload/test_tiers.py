@@ -1,0 +1,197 @@
+"""Host tier, disk by way of staging, and both: over a device whose copies happen late."""
+
+import errno
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from dataeff.offload import ActivationOffload
+from dataeff.storage import FaultPlan
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def offload_of(tmp_path, late_streams):
+    made = []
+
+    def make(model, disk=True, **kwargs):
+        options = {"min_bytes": 0, "streams_of": lambda device: late_streams, **kwargs}
+        made.append(ActivationOffload(model, tmp_path if disk else None, **options))
+        return made[-1]
+
+    yield make
+    for offload in made:
+        offload.close()
+    assert late_streams.pinned == 0
+
+
+def twice(offload, loss):
+    for _ in range(2):
+        with offload:
+            loss().backward()
+
+
+KINDS = {
+    "host": {"disk": False, "host_bytes": 64 * MIB},
+    "disk": {"staging_bytes": 64 * MIB},
+    "disk through little staging": {"staging_bytes": MIB // 2},
+    "host, then disk": {"host_bytes": MIB // 2, "staging_bytes": MIB // 2},
+    "host too small": {"disk": False, "host_bytes": MIB // 2},
+}
+
+
+@pytest.mark.filterwarnings("ignore:activation offload. a tier is full")
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("in_flight_bytes", [None, 0])
+def test_gradients_are_bit_identical(
+    gpt_and_loss, offload_of, gradients, assert_same, kind, in_flight_bytes
+):
+    model, loss = gpt_and_loss
+
+    def plainly():
+        loss().backward()
+        loss().backward()
+
+    expected = gradients(model, plainly)
+    offload = offload_of(model, in_flight_bytes=in_flight_bytes, **KINDS[kind])
+    assert_same(gradients(model, lambda: twice(offload, loss)), expected)
+    gc.collect()
+    offload._cache.drain()
+    report = offload.report()
+    assert (report.bytes_host > 0) == ("host" in kind)
+    assert (report.bytes_written > 0) == ("disk" in kind)
+    assert (report.bytes_failed > 0) == (kind == "host too small")
+    assert report.saved_bytes == 0
+
+
+def make_chain(layers=8):
+    model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(layers)])
+    return model, torch.randn(1024, 256)  # each activation is 1 MiB
+
+
+def test_host_tier_frees_the_device_and_is_counted(offload_of):
+    model, x = make_chain()
+    offload = offload_of(model, disk=False, host_bytes=16 * MIB, in_flight_bytes=2 * MIB)
+    with offload:
+        loss = model(x).sum()
+        offload._cache.drain()
+        report = offload.report()
+        assert report.bytes_host == 7 * MIB == report.saved_bytes
+        assert report.peak_held_bytes <= 3 * MIB < report.peak_saved_bytes
+        loss.backward()
+    assert offload.report().bytes_read == 7 * MIB
+    assert offload.report().saved_bytes == 0
+
+
+def test_staging_is_given_back_when_written(offload_of):
+    model, x = make_chain()
+    offload = offload_of(model, staging_bytes=2 * MIB)
+    with offload:
+        loss = model(x).sum()
+        offload._cache.drain()
+        gc.collect()
+        offload._cache._tiers._staging.wait_for_copies()
+        assert offload.report().saved_bytes == 0  # everything is on disk
+        assert offload.report().bytes_written == 7 * MIB
+        loss.backward()
+
+
+def test_full_host_tier_spills_over_to_disk(offload_of):
+    model, x = make_chain()
+    offload = offload_of(model, host_bytes=3 * MIB)
+    with offload:
+        loss = model(x).sum()
+        offload._cache.drain()
+    assert (offload.report().bytes_host, offload.report().bytes_written) == (3 * MIB, 4 * MIB)
+    loss.backward()
+    assert offload.report().bytes_failed == 0
+
+
+def test_retained_graph_reads_again(gpt_and_loss, offload_of, gradients, assert_same):
+    model, loss = gpt_and_loss
+
+    def run(offload=None):
+        if offload is None:
+            value = loss()
+        else:
+            with offload:
+                value = loss()
+                offload._cache.drain()
+        value.backward(retain_graph=True)
+        value.backward()
+
+    expected = gradients(model, run)
+    offload = offload_of(model)
+    assert_same(gradients(model, lambda: run(offload)), expected)
+    assert offload.report().bytes_read > 1.5 * offload.report().bytes_written
+
+
+def test_failed_write_leaves_the_bytes_in_host_memory(
+    gpt_and_loss, offload_of, gradients, assert_same
+):
+    model, loss = gpt_and_loss
+    expected = gradients(model, lambda: loss().backward())
+    faults = FaultPlan().add("write", error=errno.EIO, nth=2, every=3)
+    offload = offload_of(model, faults=faults)
+
+    def step():
+        with offload:
+            value = loss()
+            offload._cache.drain()
+            value.backward()
+
+    with pytest.warns(RuntimeWarning, match="failing"):
+        assert_same(gradients(model, step), expected)
+    assert offload.report().num_store_errors > 1
+    assert offload.report().saved_bytes == 0
+
+
+def test_failed_read_raises_with_file_and_offset(offload_of, tmp_path):
+    model, x = make_chain()
+    faults = FaultPlan().add("read", error=errno.EIO)
+    offload = offload_of(model, faults=faults)
+    with offload:
+        loss = model(x).sum()
+        offload._cache.drain()
+        with pytest.raises(OSError, match=r"at offset \d+ of the spill file") as caught:
+            loss.backward()
+    assert str(tmp_path) in str(caught.value)
+    del loss
+    gc.collect()
+    offload._cache.drain()
+    assert offload.report().saved_bytes == 0
+
+
+def test_corruption_through_staging_is_found(offload_of):
+    model, x = make_chain()
+    offload = offload_of(model, faults=FaultPlan().add("read", corrupt=True), checksum=True)
+    with offload:
+        loss = model(x).sum()
+        offload._cache.drain()
+        with pytest.raises(OSError, match="checksum mismatch"):
+            loss.backward()
+
+
+def test_graph_that_dies_early_gives_everything_back(offload_of):
+    model, x = make_chain()
+    offload = offload_of(model, faults=FaultPlan().add("write", delay_s=0.05))
+    for _ in range(2):
+        with offload:
+            model(x)
+    gc.collect()
+    offload._cache.drain()
+    tiers = offload._cache._tiers
+    tiers._staging.wait_for_copies()
+    assert tiers.used_nbytes == 0 and tiers._spills.files[0].used_nbytes == 0
+
+
+def test_host_tensors_need_a_disk():
+    model = nn.Linear(64, 64)
+    offload = ActivationOffload(model, host_bytes=MIB, min_bytes=0)
+    with offload:
+        model(torch.randn(512, 64)).exp().sum().backward()
+    report = offload.report()
+    assert report.bytes_host == 0 and "host memory already" in report.reason
