@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from dataeff._core import Engine, FaultPlan, Transfer
+from dataeff.storage.bandwidth import Probe, filesystem_of, probe
 from dataeff.storage.engine import open_engine, uring_refusal
 from dataeff.storage.spill import Extent, SpillFile
+from dataeff.storage.striped import Stripe, StripedRead, StripedSpill
 
-__all__ = ["Engine", "Extent", "FaultPlan", "SpillFile", "Transfer", "open_engine", "uring_refusal"]
+__all__ = [
+    "Engine",
+    "Extent",
+    "FaultPlan",
+    "Probe",
+    "SpillFile",
+    "Stripe",
+    "StripedRead",
+    "StripedSpill",
+    "Transfer",
+    "filesystem_of",
+    "open_engine",
+    "probe",
+    "uring_refusal",
+]
