@@ -77,7 +77,7 @@ def headline(report: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
                 ("test accuracy: features-only MLP", f"{gnn['mlp_accuracy']:.1%}"),
                 ("test accuracy: majority class", f"{gnn['majority_accuracy']:.1%}"),
                 ("rows gathered", f"{gnn['rows_gathered']:,} ({moved})"),
-                ("training time", f"{gnn['train_s']:.0f} s for {gnn['num_epochs']} epochs"),
+                ("training time", f"{gnn['train_s']:.0f} s for {gnn['num_epochs']:.1f} epochs"),
             ],
         ),
         (

@@ -7,6 +7,7 @@ baselines say what that is worth: the most frequent class, and an MLP that sees 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def run_gnn(
         "majority_class": graph.class_names[majority],
     }
     figures |= _train_relational(graph, settings, device, seed, console)
-    figures |= _train_features_only(graph, settings, device, seed, figures["num_epochs"], console)
+    figures |= _train_features_only(graph, settings, device, seed, figures["num_steps"], console)
     return figures
 
 
@@ -150,6 +151,7 @@ def _train_relational(
         heads=settings.heads,
     ).to(device)
     stream = BatchStream(graph, settings, device, ledger)
+    num_steps = settings.num_epochs * -(-graph.nodes_of("train").numel() // settings.batch_size)
 
     def losses(nodes: Tensor) -> Iterator[Tensor]:
         for batch in stream.batches(nodes):
@@ -166,7 +168,7 @@ def _train_relational(
     with stream.table:
         started = time.perf_counter()
         with console.task("train relational attention") as advance:
-            curve = _fit(model, losses, predict, graph, settings, settings.num_epochs, advance)
+            curve = _fit(model, losses, predict, graph, settings, num_steps, advance)
         timeline = middle_stretch(ledger.spans, "compute", num_spans=8)
         train_s = time.perf_counter() - started
         test = graph.nodes_of("test")
@@ -175,8 +177,9 @@ def _train_relational(
     return {
         "test_accuracy": accuracy,
         "train_s": train_s,
-        "num_epochs": len(curve["loss"]),
-        "stopped_early": len(curve["loss"]) < settings.num_epochs,
+        "num_steps": len(curve["loss"]),
+        "num_epochs": settings.num_epochs * len(curve["loss"]) / num_steps,
+        "stopped_early": len(curve["loss"]) < num_steps,
         "curve": curve,
         "num_parameters": sum(p.numel() for p in model.parameters()),
         "rows_gathered": stats.num_rows,
@@ -190,10 +193,10 @@ def _train_features_only(
     settings: GraphSettings,
     device: torch.device,
     seed: int,
-    num_epochs: int,
+    num_steps: int,
     console: Any,
 ) -> dict[str, Any]:
-    """The same labels, batches, optimiser and number of epochs, without the graph."""
+    """The same labels, batches, optimiser and number of steps, without the graph."""
     torch.manual_seed(seed)
     hidden = 4 * settings.hidden  # a narrow MLP would be an easy opponent
     model = FeatureClassifier(settings.num_features, hidden, len(graph.class_names)).to(device)
@@ -211,7 +214,7 @@ def _train_features_only(
         return torch.cat(parts)
 
     with console.task("train features-only MLP") as advance:
-        curve = _fit(model, losses, predict, graph, settings, num_epochs, advance)
+        curve = _fit(model, losses, predict, graph, settings, num_steps, advance)
     accuracy = _accuracy(model, predict, graph, graph.nodes_of("test"))
     return {"mlp_accuracy": accuracy, "mlp_curve": curve}
 
@@ -222,35 +225,46 @@ def _fit(
     predict: Callable[[Tensor], Tensor],
     graph: CodeGraph,
     settings: GraphSettings,
-    num_epochs: int,
+    num_steps: int,
     advance: Advance,
 ) -> dict[str, list[float]]:
-    """Trains with AdamW and one learning-rate cycle; loss and validation accuracy per epoch."""
+    """Trains with AdamW and one learning-rate cycle of `num_steps`, shorter when time runs out.
+
+    The rate follows the share of the steps or of the time that is gone, whichever is larger: where
+    time is short, it still ends at zero.
+
+    Returns:
+        `loss` of each step, `val_accuracy` after each pass over the training nodes, and after how
+        many steps that was (`val_step`).
+    """
     train, val = graph.nodes_of("train"), graph.nodes_of("val")
-    num_batches = -(-train.numel() // settings.batch_size)
-    total = num_batches * num_epochs
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, settings.learning_rate, total_steps=total
-    )
-    curve: dict[str, list[float]] = {"loss": [], "val_accuracy": []}
-    started, step = time.perf_counter(), 0
-    for _ in range(num_epochs):
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=1e-2)
+    curve: dict[str, list[float]] = {"loss": [], "val_accuracy": [], "val_step": []}
+    started = time.perf_counter()
+    gone = 0.0
+    while gone < 1:
         model.train()
-        epoch_loss = []
         for loss in losses(train[torch.randperm(train.numel())]):
+            optimizer.param_groups[0]["lr"] = settings.learning_rate * _cycle(gone)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            schedule.step()
-            epoch_loss.append(loss.detach())
-            step += 1
-            advance(step, total)
-        curve["loss"].append(torch.stack(epoch_loss).mean().item())
+            curve["loss"].append(loss.item())
+            advance(len(curve["loss"]), num_steps)
+            elapsed = (time.perf_counter() - started) / settings.max_seconds
+            gone = max(len(curve["loss"]) / num_steps, elapsed)
+            if gone >= 1:
+                break
         curve["val_accuracy"].append(_accuracy(model, predict, graph, val))
-        if time.perf_counter() - started > settings.max_seconds:
-            break
+        curve["val_step"].append(len(curve["loss"]))
     return curve
+
+
+def _cycle(gone: float) -> float:
+    """One cycle of the learning rate (arXiv 1708.07120): up over the first 0.3, then down to 0."""
+    if gone < 0.3:
+        return 0.52 - 0.48 * math.cos(math.pi * gone / 0.3)
+    return 0.5 + 0.5 * math.cos(math.pi * (gone - 0.3) / 0.7)
 
 
 @torch.no_grad()

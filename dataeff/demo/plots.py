@@ -65,13 +65,22 @@ def accuracy_plot(gnn: dict[str, Any]) -> str:
             (gnn["curve"], "relational attention", OURS),
             (gnn["mlp_curve"], "features-only MLP", BASELINE),
         ):
-            epochs = range(1, len(curve["val_accuracy"]) + 1)
-            curves.plot(epochs, curve["val_accuracy"], "o-", color=colour, label=name, ms=4)
-        curves.set(title="Validation accuracy", xlabel="epoch", ylim=(0, None))
+            curves.plot(
+                curve["val_step"], curve["val_accuracy"], "o-", color=colour, label=name, ms=4
+            )
+        curves.set(title="Validation accuracy", xlabel="step", xlim=(0, None), ylim=(0, None))
         curves.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0))
-        curves.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         curves.legend(loc="lower right")
         return _svg(figure)
+
+
+def _smooth(values: list[float], keep: float = 0.9) -> list[float]:
+    """Exponential moving average, corrected for its start."""
+    smooth, total, weight = [], 0.0, 0.0
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        smooth.append(total / weight)
+    return smooth
 
 
 def loss_plot(gnn: dict[str, Any], lm: dict[str, Any]) -> str:
@@ -83,10 +92,10 @@ def loss_plot(gnn: dict[str, Any], lm: dict[str, Any]) -> str:
             (gnn["curve"], "relational attention", OURS),
             (gnn["mlp_curve"], "features-only MLP", BASELINE),
         ):
-            epochs = range(1, len(curve["loss"]) + 1)
-            graph.plot(epochs, curve["loss"], "o-", color=colour, label=name, ms=4)
-        graph.set(title="Graph: training loss", xlabel="epoch")
-        graph.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+            steps = range(1, len(curve["loss"]) + 1)
+            graph.plot(steps, curve["loss"], color=colour, alpha=0.25, lw=0.8)
+            graph.plot(steps, _smooth(curve["loss"]), color=colour, label=name)
+        graph.set(title="Graph: training loss", xlabel="step", ylim=(0, None))
         graph.legend()
         steps = range(1, len(lm["losses_keep"]) + 1)
         text.plot(steps, lm["losses_keep"], color=BASELINE, lw=5, alpha=0.35, label="keep")

@@ -137,13 +137,13 @@ def _card(value: str, what: str) -> str:
 
 def _gnn_text(gnn: dict[str, Any]) -> str:
     moved = ", ".join(f"{readable_bytes(n)} {way}" for way, n in gnn["bytes_gathered"].items())
-    early = " (stopped early: its time was over)" if gnn["stopped_early"] else ""
+    early = " (a shortened cycle: the time was limited)" if gnn["stopped_early"] else ""
     return (
         f"The graph is the Python installed on this machine: {gnn['num_files']:,} files of the "
         f"standard library and torch, parsed in {gnn['build_s']:.0f} s. The task is to tell from "
         f"which of {gnn['num_classes']} packages a function comes; whole files are held out, and "
         "package names are masked in every feature. Two layers of relational attention were "
-        f"trained for {gnn['num_epochs']} epochs in {gnn['train_s']:.0f} s{early} on sampled "
+        f"trained for {gnn['num_epochs']:.1f} epochs in {gnn['train_s']:.0f} s{early} on sampled "
         f"neighbourhoods; {gnn['rows_gathered']:,} feature rows were gathered from host memory "
         f"({moved})."
     )

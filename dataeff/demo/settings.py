@@ -15,7 +15,7 @@ class GraphSettings:
         scale: share of the source files, in (0, 1].
         min_files: files a package needs to be a class.
         fanouts: neighbours sampled per hop, one hop per layer.
-        max_seconds: training stops at the first epoch that ends later than this.
+        max_seconds: the learning-rate cycle is compressed to end after this time.
     """
 
     scale: float = 1.0
@@ -23,7 +23,7 @@ class GraphSettings:
     min_files: int = 8
     hidden: int = 64
     heads: int = 4
-    fanouts: tuple[int, ...] = (12, 8)
+    fanouts: tuple[int, ...] = (10, 6)
     batch_size: int = 512
     num_epochs: int = 6
     learning_rate: float = 4e-3

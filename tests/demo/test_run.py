@@ -42,6 +42,7 @@ def test_the_promised_figures_are_there(report, directory):
 def test_training_changes_the_loss_and_every_figure_is_finite(report):
     for curve in (report["gnn"]["curve"], report["gnn"]["mlp_curve"]):
         assert all(map(math.isfinite, curve["loss"])) and curve["loss"][-1] < curve["loss"][0]
+        assert len(curve["loss"]) == report["gnn"]["num_steps"] == curve["val_step"][-1]
     losses = report["lm"]["losses_keep"]
     assert losses[0] == pytest.approx(math.log(256), abs=0.5) and losses[-1] < losses[0]
 
