@@ -1,0 +1,141 @@
+"""The file engines against a plain thread pool and fio: one file, the same blocks and depth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from dataeff import _core
+from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.memory import HostBuffer
+from dataeff.storage import SpillFile, open_engine, uring_refusal
+
+Way = Literal["read", "write"]
+
+
+class Blocks:
+    """An unnamed file of `nbytes`, its contents in memory, and the blocks it is moved in."""
+
+    def __init__(self, directory: Path, nbytes: int, block_nbytes: int, depth: int) -> None:
+        self.block_nbytes, self.depth = block_nbytes, depth
+        self.spill = SpillFile(directory)
+        self.offset = self.spill.allocate(nbytes).offset
+        self.buffer = HostBuffer(nbytes)
+        memoryview(self.buffer)[:] = os.urandom(nbytes)
+        self._crc = self._checksum()
+        self.places = range(0, nbytes, block_nbytes)
+        with open_engine() as engine:
+            self.move(engine.write)  # the first write assigns the blocks; later ones do not
+
+    def _checksum(self) -> int:
+        return _core.crc32c(self.buffer.data_ptr, self.buffer.nbytes)
+
+    def move(self, order: Callable[[int, int, int, int], _core.Transfer]) -> int:
+        """Moves every block once through an engine; returns the bytes moved."""
+        address, fd, nbytes = self.buffer.data_ptr, self.spill.fd, self.block_nbytes
+        transfers = [order(fd, address + at, nbytes, self.offset + at) for at in self.places]
+        for transfer in transfers:
+            transfer.wait()
+        return self.buffer.nbytes
+
+    def check(self, call: Callable[[], int], way: Way) -> None:
+        """Runs `call` once and asserts that it moved the very bytes; raises AssertionError."""
+        if way == "read":
+            memoryview(self.buffer)[:] = bytes(self.buffer.nbytes)
+            call()
+        else:
+            call()
+            memoryview(self.buffer)[:] = bytes(self.buffer.nbytes)
+            view = memoryview(self.buffer)
+            for at in self.places:
+                block = view[at : at + self.block_nbytes]
+                os.preadv(self.spill.fd, [block], self.offset + at)
+        assert self._checksum() == self._crc, f"the {way} moved other bytes than it should"
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """Writes and reads of one file past the page cache, by block size and depth."""
+    nbytes = options.pick(full=256 << 20, quick=32 << 20)
+    for way in ("write", "read"):
+        for block_mib in options.pick(full=(1, 8), quick=(1,)):
+            for depth in options.pick(full=(4, 16), quick=(4,)):
+                yield _case(options.directory, way, nbytes, block_mib << 20, depth)
+
+
+def _case(directory: Path, way: Way, nbytes: int, block_nbytes: int, depth: int) -> Case:
+    # No ceiling beside it: that would be another file, and where a file lies on the disk decides
+    # more than how it is read. The plain system calls on this file are what there is to reach.
+    return Case(
+        size=f"{way} block={block_nbytes >> 20}MiB depth={depth}",
+        inputs=partial(Blocks, directory, nbytes, block_nbytes, depth),
+        providers=(
+            Provider(f"os.p{way}v threads", partial(_system_calls, way)),
+            Provider("fio", partial(_fio, way)),
+            Provider("dataeff threads", partial(_ours, "threads", way), role="ours"),
+            Provider("dataeff io_uring", partial(_ours, "io_uring", way), role="ours"),
+        ),
+        nbytes=nbytes,
+    )
+
+
+def _ours(kind: str, way: Way, blocks: Blocks) -> Step:
+    if kind == "io_uring" and (reason := uring_refusal()):
+        raise Unavailable(reason)
+    engine = open_engine(kind, num_threads=blocks.depth, queue_depth=blocks.depth)
+    call = partial(blocks.move, engine.write if way == "write" else engine.read)
+    blocks.check(call, way)
+    return Step(call, close=engine.close)
+
+
+def _system_calls(way: Way, blocks: Blocks) -> Step:
+    view, fd = memoryview(blocks.buffer), blocks.spill.fd
+    one = os.pwritev if way == "write" else os.preadv
+    pool = ThreadPoolExecutor(blocks.depth)
+
+    def move(at: int) -> int:
+        return one(fd, [view[at : at + blocks.block_nbytes]], blocks.offset + at)
+
+    def call() -> int:
+        return sum(pool.map(move, blocks.places))
+
+    blocks.check(call, way)
+    return Step(call, close=pool.shutdown)
+
+
+def _fio(way: Way, blocks: Blocks) -> Step:
+    """Runs fio on the same file; its own figure, without its start, is `fio_bandwidth_gbs`."""
+    program = shutil.which("fio")
+    if program is None:
+        raise Unavailable("fio is not on the PATH")
+    command = [
+        program,
+        "--name=blocks",
+        f"--filename=/proc/{os.getpid()}/fd/{blocks.spill.fd}",
+        f"--rw={way}",
+        f"--bs={blocks.block_nbytes}",
+        f"--iodepth={blocks.depth}",
+        f"--size={blocks.buffer.nbytes}",
+        f"--offset={blocks.offset}",
+        f"--direct={int(blocks.spill.direct)}",
+        f"--ioengine={'libaio' if uring_refusal() else 'io_uring'}",
+        "--output-format=json",
+    ]
+    rates: list[float] = []
+
+    def call() -> int:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        job = json.loads(done.stdout)["jobs"][0][way]
+        rates.append(job["bw_bytes"] / 1e9)
+        return int(job["io_bytes"])
+
+    def metrics() -> dict[str, tuple[float, str]]:
+        return {"fio_bandwidth_gbs": (sorted(rates)[len(rates) // 2], "GB/s")}
+
+    return Step(call, metrics=metrics)
