@@ -1,0 +1,196 @@
+"""Sampling neighbourhoods of a power-law graph: ours beside torch-sparse, pyg-lib and plain torch.
+
+The graph is directed, sources and targets drawn by a power law of their rank (exponent 0.6 of the
+rank, so that the largest degrees are thousands of times the mean) and ids shuffled, so that hubs
+are not neighbours in memory. All providers read the same CSC arrays and sample without replacement.
+Samples differ by chance, so what is compared is what does not: the numbers of edges of the first
+hop, and that every edge exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.sampling import CSCGraph, NeighborSampler
+
+NUM_BATCHES = 16
+EXPONENT = 0.6
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A graph, batches of seeds, and edges to take per hop."""
+
+    graph: CSCGraph
+    batches: list[Tensor]
+    fanouts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One provider's sample: global node ids, local ends of edges."""
+
+    seeds: Tensor
+    n_id: Tensor
+    row: Tensor
+    col: Tensor
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """Batches of growing size; one thread and all; a graph smaller than the caches and one not."""
+    sizes = options.pick(full=((10**5, 10**6), (10**6, 10**7)), quick=((10**5, 10**6),))
+    for num_nodes, num_edges in sizes:
+        for batch in options.pick(full=(128, 1024), quick=(1024,)):
+            for fanouts in ((15, 10, 5),):
+                name = "-".join(map(str, fanouts))
+                yield Case(
+                    size=f"nodes={num_nodes} edges={num_edges} batch={batch} fanouts={name}",
+                    inputs=partial(make_inputs, num_nodes, num_edges, batch, fanouts),
+                    providers=(
+                        Provider("plain torch", _plain),
+                        Provider("torch-sparse", _torch_sparse),
+                        Provider("pyg-lib", _pyg_lib, requires=("pyg_lib",)),
+                        Provider("dataeff 1 thread", partial(_ours, num_threads=1), role="ours"),
+                        Provider("dataeff", partial(_ours, num_threads=None), role="ours"),
+                    ),
+                    same=_assert_plausible,
+                )
+
+
+def power_law_edges(num_nodes: int, num_edges: int) -> Tensor:
+    """Ends drawn with odds of rank^-EXPONENT, ranks shuffled over the ids; [2, num_edges]."""
+    # The inverse of the cumulated odds: rank = num_nodes * u^(1 / (1 - EXPONENT)).
+    u = torch.rand(2, num_edges, dtype=torch.float64)
+    rank = (num_nodes * u.pow(1 / (1 - EXPONENT))).long().clamp(max=num_nodes - 1)
+    return torch.stack([torch.randperm(num_nodes)[ends] for ends in rank])
+
+
+def make_inputs(num_nodes: int, num_edges: int, batch: int, fanouts: tuple[int, ...]) -> Inputs:
+    """The graph and `NUM_BATCHES` batches of distinct seeds."""
+    graph = CSCGraph(power_law_edges(num_nodes, num_edges), num_nodes=num_nodes)
+    batches = [torch.randperm(num_nodes)[:batch] for _ in range(NUM_BATCHES)]
+    return Inputs(graph, batches, fanouts)
+
+
+def _step(inputs: Inputs, sample: Callable[[Tensor, int], Sampled]) -> Step:
+    """Goes through the batches, round and round; the last sample's size is a metric."""
+    calls = 0
+    num_edges = 0
+
+    def call() -> tuple[Inputs, Sampled]:
+        nonlocal calls, num_edges
+        drawn = sample(inputs.batches[calls % NUM_BATCHES], calls)
+        calls += 1
+        num_edges += drawn.row.numel()
+        return inputs, drawn
+
+    return Step(call, metrics=lambda: {"edges_per_batch": (num_edges / max(calls, 1), "edges")})
+
+
+def _assert_plausible(expected: tuple[Inputs, Sampled], actual: tuple[Inputs, Sampled]) -> None:
+    for inputs, drawn in (expected, actual):
+        graph, first = inputs.graph, drawn.seeds.numel()
+        degree = graph.colptr.diff().long()
+        assert torch.equal(drawn.n_id[:first], drawn.seeds)
+        assert drawn.n_id.unique().numel() == drawn.n_id.numel()
+        taken = torch.bincount(drawn.col, minlength=first)[:first]
+        assert torch.equal(taken, degree[drawn.seeds].clamp(max=inputs.fanouts[0]))
+        targets = torch.repeat_interleave(torch.arange(graph.num_dst_nodes), degree)
+        edges = targets * graph.num_src_nodes + graph.row
+        keys = drawn.n_id[drawn.col] * graph.num_src_nodes + drawn.n_id[drawn.row]
+        assert torch.isin(keys, edges).all()
+
+
+def _ours(inputs: Inputs, num_threads: int | None) -> Step:
+    sampler = NeighborSampler(inputs.graph, list(inputs.fanouts))
+
+    def sample(seeds: Tensor, call: int) -> Sampled:
+        drawn = sampler.sample(seeds, seed=call, num_threads=num_threads)
+        return Sampled(seeds, drawn.n_id, drawn.edge_index[0], drawn.edge_index[1])
+
+    return _step(inputs, sample)
+
+
+def _torch_sparse(inputs: Inputs) -> Step:
+    _load_torch_sparse()
+    colptr, row = inputs.graph.colptr.long(), inputs.graph.row.long()
+    fanouts = list(inputs.fanouts)
+
+    def sample(seeds: Tensor, call: int) -> Sampled:
+        n_id, src, dst, _ = torch.ops.torch_sparse.neighbor_sample(
+            colptr, row, seeds, fanouts, False, True
+        )
+        return Sampled(seeds, n_id, src, dst)
+
+    return _step(inputs, sample)
+
+
+def _load_torch_sparse() -> None:
+    """Loads the sampler's library alone: the package itself also asks for torch-scatter."""
+    spec = find_spec("torch_sparse")
+    if spec is None or spec.origin is None:
+        raise Unavailable("the package torch_sparse is not installed")
+    libraries = sorted(Path(spec.origin).parent.glob("_neighbor_sample_c*.so"))
+    if not libraries:
+        raise Unavailable("the package torch_sparse holds no _neighbor_sample library")
+    try:
+        torch.ops.load_library(str(libraries[0]))
+    except OSError as error:
+        raise Unavailable(f"torch_sparse does not load beside this torch: {error}") from error
+
+
+def _pyg_lib(inputs: Inputs) -> Step:
+    import_module("pyg_lib")  # registers torch.ops.pyg
+    colptr, row = inputs.graph.colptr.long(), inputs.graph.row.long()
+    fanouts = list(inputs.fanouts)
+
+    def sample(seeds: Tensor, call: int) -> Sampled:
+        src, dst, n_id, *_ = torch.ops.pyg.neighbor_sample(colptr, row, seeds, fanouts, csc=True)
+        return Sampled(seeds, n_id, src, dst)
+
+    return _step(inputs, sample)
+
+
+def _plain(inputs: Inputs) -> Step:
+    graph = inputs.graph
+    colptr, row = graph.colptr.long(), graph.row.long()
+
+    def sample(seeds: Tensor, call: int) -> Sampled:
+        return plain_sample(colptr, row, seeds, inputs.fanouts)
+
+    return _step(inputs, sample)
+
+
+def plain_sample(colptr: Tensor, row: Tensor, seeds: Tensor, fanouts: tuple[int, ...]) -> Sampled:
+    """Neighbour sampling in whole-tensor operations.
+
+    Each edge into the frontier gets a random key, and the `fanout` smallest keys of each column are
+    taken: uniform without replacement, at the price of sorting every edge of the frontier.
+    """
+    n_id, frontier = seeds, seeds
+    local = torch.full((colptr.numel() - 1,), -1)
+    local[seeds] = torch.arange(seeds.numel())
+    rows, cols = [], []
+    for fanout in fanouts:
+        begin, degree = colptr[frontier], colptr[frontier + 1] - colptr[frontier]
+        column = torch.repeat_interleave(torch.arange(frontier.numel()), degree)
+        first = degree.cumsum(0) - degree
+        within = torch.arange(column.numel()) - first[column]
+        order = (column + torch.rand(column.numel(), dtype=torch.float64)).argsort()
+        taken = order[(within < fanout)]  # sorted by column, so `within` counts its smallest keys
+        found = row[begin[column[taken]] + within[taken]]
+        new = found[local[found] < 0].unique()
+        local[new] = torch.arange(n_id.numel(), n_id.numel() + new.numel())
+        rows.append(local[found])
+        cols.append(local[frontier[column[taken]]])
+        n_id, frontier = torch.cat([n_id, new]), new
+    return Sampled(seeds, n_id, torch.cat(rows), torch.cat(cols))
