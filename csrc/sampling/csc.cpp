@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "sampling/huge_pages.h"
+
 namespace dataeff {
 namespace {
 
@@ -24,6 +26,9 @@ template <typename Id>
 bool build_csc(const EdgeList<Id>& edges, const int64_t* order, Id* colptr, Id* row, Id* e_id) {
   check_range("source", edges.src, edges.num_edges, edges.num_src_nodes);
   check_range("target", edges.dst, edges.num_edges, edges.num_dst_nodes);
+  prefer_huge_pages(colptr, (edges.num_dst_nodes + 1) * sizeof(Id));
+  prefer_huge_pages(row, edges.num_edges * sizeof(Id));
+  prefer_huge_pages(e_id, edges.num_edges * sizeof(Id));
   std::fill_n(colptr, edges.num_dst_nodes + 1, Id{0});
   for (int64_t e = 0; e < edges.num_edges; ++e) ++colptr[edges.dst[e] + 1];
   for (int64_t v = 0; v < edges.num_dst_nodes; ++v) colptr[v + 1] += colptr[v];

@@ -8,6 +8,8 @@
 #include <memory>
 #include <new>
 
+#include "sampling/huge_pages.h"
+
 namespace dataeff {
 
 // Open addressing with linear probing, at most half full. Its size follows the batch, not the
@@ -59,6 +61,7 @@ class LocalIds {
     slots_.reset(static_cast<Slot*>(std::malloc(static_cast<size_t>(capacity) * sizeof(Slot))));
     allocated_ = slots_ ? capacity : 0;
     if (!slots_) throw std::bad_alloc();
+    prefer_huge_pages(slots_.get(), capacity * sizeof(Slot));
   }
 
   void set_capacity(int64_t capacity) {

@@ -245,6 +245,9 @@ void TypedSampler<Id, Key>::pick_chunk(Space& space, const Step& step, int64_t f
   PickScratch scratch;
   for (int64_t i = from; i < to; ++i) {
     const int64_t target = step.begin + i;
+    if (i + kPrefetchDistance < to) {
+      __builtin_prefetch(&colptr[step.targets.id[target + kPrefetchDistance]]);
+    }
     const Id node = step.targets.id[target];
     Stream stream = step.stream.fork(node);
     int64_t until = kAnyTime;
