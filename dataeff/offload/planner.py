@@ -1,0 +1,317 @@
+"""Which module's activations to keep, move or recompute: a small integer program.
+
+SSDTrain (arXiv 2408.10013) keeps everything from the first module on whose bytes cannot be written
+and read back by the end of its own backward. That inequality is one family of constraints here;
+beside it stand the reads before each backward, two tiers with rates of their own, recomputation,
+a memory budget, and the freedom to do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+
+class Action(str, Enum):
+    """What happens to the activations of one module."""
+
+    KEEP = "keep"
+    HOST = "host"
+    DISK = "disk"
+    RECOMPUTE = "recompute"
+
+
+@dataclass(frozen=True)
+class ModuleProfile:
+    """One module of the chain, as measured, in the order of forward.
+
+    Attributes:
+        name: its name in the model.
+        forward_s: seconds of its forward.
+        backward_s: seconds of its backward.
+        saved_bytes: bytes that it saves, each storage counted once.
+        input_bytes: bytes that recomputing it would have to keep; None if it cannot be recomputed.
+    """
+
+    name: str
+    forward_s: float
+    backward_s: float
+    saved_bytes: int
+    input_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class TierRate:
+    """What a tier can do, in bytes and bytes per second."""
+
+    write: float
+    read: float
+    capacity: float = float("inf")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An action per module, and what it is predicted to cost.
+
+    Attributes:
+        profiles: the modules.
+        actions: what to do with each.
+        peak_bytes: predicted bytes held for backward at once.
+        keep_bytes: the same when everything is kept.
+        step_s: predicted seconds of forward and backward.
+        keep_s: the same when everything is kept.
+        fits: whether `peak_bytes` is within the budget.
+    """
+
+    profiles: tuple[ModuleProfile, ...]
+    actions: tuple[Action, ...]
+    peak_bytes: float
+    keep_bytes: float
+    step_s: float
+    keep_s: float
+    fits: bool
+
+    def action_of(self, scope: str) -> Action:
+        """The action for tensors saved in `scope`: that of the module it lies in, else keep."""
+        for profile, action in zip(self.profiles, self.actions, strict=True):
+            if scope == profile.name or scope.startswith(profile.name + "."):
+                return action
+        return Action.KEEP
+
+    @property
+    def declines(self) -> bool:
+        """Whether it is best to do nothing."""
+        return all(action is Action.KEEP for action in self.actions)
+
+    def __str__(self) -> str:
+        """A table, one module a line, and the prediction."""
+        width = max([6, *(len(p.name) for p in self.profiles)])
+        lines = [f"{'module':<{width}}  action     saved MiB  forward ms  backward ms"]
+        for p, action in zip(self.profiles, self.actions, strict=True):
+            lines.append(
+                f"{p.name:<{width}}  {action.value:<9} {p.saved_bytes / 2**20:>10.1f}"
+                f" {1e3 * p.forward_s:>11.2f} {1e3 * p.backward_s:>12.2f}"
+            )
+        lines.append(
+            f"peak {self.peak_bytes / 2**20:.1f} MiB (keeping: {self.keep_bytes / 2**20:.1f}), "
+            f"step {1e3 * self.step_s:.1f} ms (keeping: {1e3 * self.keep_s:.1f})"
+            + ("" if self.fits else "; NO plan fits the budget")
+        )
+        return "\n".join(lines)
+
+
+def plan(
+    profiles: Sequence[ModuleProfile],
+    *,
+    host: TierRate | None = None,
+    disk: TierRate | None = None,
+    memory_budget: float | None = None,
+) -> Plan:
+    """The plan that adds the least time among those whose peak fits `memory_budget`.
+
+    For module n, with x its bytes that go to a tier of rates W and R, t and u forward and backward
+    seconds, and e the exposed seconds to be minimised together with the forwards recomputed:
+
+        sum_{i<n} x_i / W + x_n (1/W + 1/R) <= sum_i t_i + sum_{i>=n} u_i + e     (SSDTrain's rule)
+        sum_{i>=n} x_i / R                  <= sum_{i>n} u_i + e                  (reads in time)
+        sum kept + inputs of recomputed + working set                <= memory_budget
+
+    Both families hold where module n is moved. The working set is the largest module recomputed, or
+    twice the largest moved: one on its way out (in), one in use.
+
+    Without a budget nothing may be exposed or recomputed, and as many bytes as possible are moved.
+    If no plan fits the budget, the one with the least peak is returned and `fits` is false.
+
+    Raises:
+        ImportError: scipy, which solves the program, is not installed.
+        ValueError: there are no modules.
+    """
+    if not profiles:
+        raise ValueError("profiles: there is no module to plan for")
+    program = _Program(tuple(profiles), {Action.HOST: host, Action.DISK: disk})
+    if memory_budget is None:
+        return program.plan(program.most_hidden(), fits=True)
+    actions = program.least_time(memory_budget)
+    if actions is not None:
+        return program.plan(actions, fits=True)
+    return program.plan(program.least_memory(), fits=False)
+
+
+class _Program:
+    """The variables: one 0/1 per module and action, then exposed seconds, then the working set."""
+
+    def __init__(
+        self, profiles: tuple[ModuleProfile, ...], rates: dict[Action, TierRate | None]
+    ) -> None:
+        self.profiles = profiles
+        self.rates = {action: rate for action, rate in rates.items() if rate is not None}
+        self.choices = [
+            (i, action)
+            for i, p in enumerate(profiles)
+            for action in (Action.KEEP, *self.rates, Action.RECOMPUTE)
+            if action is not Action.RECOMPUTE or p.input_bytes is not None
+        ]
+        self.index = {choice: k for k, choice in enumerate(self.choices)}
+        self.exposed, self.working = len(self.choices), len(self.choices) + 1
+        self.size = len(self.choices) + 2
+        # Solvers like numbers near one: bytes count in units of the total, times alike.
+        self.byte = float(sum(p.saved_bytes for p in profiles)) or 1.0
+        self.second = sum(p.forward_s + p.backward_s for p in profiles) or 1.0
+        self.rows: list[tuple[np.ndarray, float, float]] = []
+        self._choose_one()
+        for tier in self.rates:
+            self._hide(tier)
+        self._working_set()
+
+    def _row(self) -> np.ndarray:
+        return np.zeros(self.size)
+
+    def _choose_one(self) -> None:
+        for i in range(len(self.profiles)):
+            row = self._row()
+            for k, (j, _) in enumerate(self.choices):
+                row[k] = float(j == i)
+            self.rows.append((row, 1.0, 1.0))
+
+    def _hide(self, tier: Action) -> None:
+        rate = self.rates[tier]
+        forward_s = sum(p.forward_s for p in self.profiles)
+        all_s = sum(p.saved_bytes for p in self.profiles) * (1 / rate.write + 1 / rate.read)
+        capacity = self._row()
+        for n, p in enumerate(self.profiles):
+            backward_from_n = sum(q.backward_s for q in self.profiles[n:])
+            stored, read = self._row(), self._row()
+            for i, q in enumerate(self.profiles):
+                k = self.index[i, tier]
+                stored[k] = q.saved_bytes / rate.write if i < n else 0.0
+                read[k] = q.saved_bytes / rate.read if i >= n else 0.0
+            stored[self.index[n, tier]] += p.saved_bytes * (1 / rate.write + 1 / rate.read)
+            self._if_moved(stored, n, tier, forward_s + backward_from_n, all_s)
+            self._if_moved(read, n, tier, backward_from_n - p.backward_s, all_s)
+            capacity[self.index[n, tier]] = p.saved_bytes / self.byte
+        self.rows.append((capacity, -np.inf, rate.capacity / self.byte))
+
+    def _if_moved(
+        self, row: np.ndarray, n: int, tier: Action, limit_s: float, big_s: float
+    ) -> None:
+        """Row . x <= limit + exposed, when module n goes to `tier`."""
+        row[self.index[n, tier]] += big_s
+        row /= self.second
+        row[self.exposed] = -1.0
+        self.rows.append((row, -np.inf, (limit_s + big_s) / self.second))
+
+    def _working_set(self) -> None:
+        for k, (i, action) in enumerate(self.choices):
+            if action is Action.KEEP:
+                continue
+            row = self._row()
+            row[k] = (1 if action is Action.RECOMPUTE else 2) * self.profiles[i].saved_bytes
+            row /= self.byte
+            row[self.working] = -1.0
+            self.rows.append((row, -np.inf, 0.0))
+
+    def _memory(self) -> np.ndarray:
+        row = self._row()
+        for k, (i, action) in enumerate(self.choices):
+            p = self.profiles[i]
+            if action is Action.KEEP:
+                row[k] = p.saved_bytes / self.byte
+            elif action is Action.RECOMPUTE:
+                row[k] = (p.input_bytes or 0) / self.byte
+        row[self.working] = 1.0
+        return row
+
+    def _time(self) -> np.ndarray:
+        row = self._row()
+        for k, (i, action) in enumerate(self.choices):
+            if action is Action.RECOMPUTE:
+                row[k] = self.profiles[i].forward_s / self.second
+            elif action is not Action.KEEP:
+                # Of plans that take as long, the one that moves least: disks wear.
+                weight = 1e-4 if action is Action.HOST else 2e-4
+                row[k] = weight * self.profiles[i].saved_bytes / self.byte
+        row[self.exposed] = 1.0
+        return row
+
+    def least_time(self, budget: float) -> list[Action] | None:
+        """The least added time within `budget` bytes; None when nothing fits."""
+        return self._solve(self._time(), [(self._memory(), -np.inf, budget / self.byte)])
+
+    def least_memory(self) -> list[Action]:
+        """The least peak, then the least time."""
+        actions = self._solve(self._memory() + 1e-3 * self._time(), [])
+        assert actions is not None  # keeping everything is always possible
+        return actions
+
+    def most_hidden(self) -> list[Action]:
+        """The least kept with nothing exposed and nothing recomputed."""
+        still, cost = self._row(), self._row()
+        still[self.exposed] = 1.0
+        for k, (i, action) in enumerate(self.choices):
+            p = self.profiles[i]
+            if action is Action.RECOMPUTE:
+                still[k] = 1.0
+            elif action is Action.KEEP:
+                # Of equal bytes, early ones: they have the longest time to come back.
+                cost[k] = p.saved_bytes / self.byte * (1 + 1e-4 * (len(self.profiles) - i))
+            elif action is Action.DISK:
+                cost[k] = 1e-5 * p.saved_bytes / self.byte
+        actions = self._solve(cost, [(still, -np.inf, 0.0)])
+        assert actions is not None
+        return actions
+
+    def _solve(
+        self, cost: np.ndarray, more: list[tuple[np.ndarray, float, float]]
+    ) -> list[Action] | None:
+        try:
+            from scipy.optimize import Bounds, LinearConstraint, milp
+        except ImportError as error:
+            raise ImportError("policy='auto' needs scipy: pip install scipy") from error
+        rows = self.rows + more
+        lower, upper = np.zeros(self.size), np.ones(self.size)
+        upper[self.exposed] = upper[self.working] = np.inf
+        integrality = np.ones(self.size)
+        integrality[self.exposed] = integrality[self.working] = 0
+        result = milp(
+            cost,
+            constraints=LinearConstraint(
+                np.array([r[0] for r in rows]), [r[1] for r in rows], [r[2] for r in rows]
+            ),
+            bounds=Bounds(lower, upper),
+            integrality=integrality,
+            options={"time_limit": 10.0},
+        )
+        if result.x is None:
+            return None
+        chosen = {i: action for k, (i, action) in enumerate(self.choices) if result.x[k] > 0.5}
+        return [chosen[i] for i in range(len(self.profiles))]
+
+    def plan(self, actions: list[Action], fits: bool) -> Plan:
+        """Predicts peak and time of `actions`."""
+        x = self._row()
+        for i, action in enumerate(actions):
+            x[self.index[i, action]] = 1.0
+        for row, _, upper in self.rows:
+            for variable in (self.exposed, self.working):
+                if row[variable] < 0:
+                    x[variable] = max(
+                        x[variable], (row[: self.exposed] @ x[: self.exposed]) - upper
+                    )
+        recomputed = sum(
+            p.forward_s
+            for p, a in zip(self.profiles, actions, strict=True)
+            if a is Action.RECOMPUTE
+        )
+        keep_s = sum(p.forward_s + p.backward_s for p in self.profiles)
+        return Plan(
+            profiles=self.profiles,
+            actions=tuple(actions),
+            peak_bytes=float(self._memory() @ x) * self.byte,
+            keep_bytes=self.byte,
+            step_s=keep_s + recomputed + float(x[self.exposed]) * self.second,
+            keep_s=keep_s,
+            fits=fits,
+        )
