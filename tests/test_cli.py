@@ -9,6 +9,7 @@ import torch
 import dataeff
 from dataeff.bench import Record, read
 from dataeff.cli import main
+from dataeff.cli.app import COMMANDS
 
 
 def run(capsys, *arguments):
@@ -26,17 +27,12 @@ def test_version(capsys):
 
 def test_help_lists_the_commands(capsys):
     code, out, _ = run(capsys, "--help")
-    assert code == 0 and "doctor" in out and "bench" in out
+    assert code == 0 and all(command in out for command in COMMANDS)
 
 
 def test_only_installed_commands_are_offered(monkeypatch):
     from dataeff.cli import app
 
-    for name in app.COMMANDS:
-        assert name in [
-            *(command.name for command in app.app.registered_commands),
-            *(group.name for group in app.app.registered_groups),
-        ]
     monkeypatch.setattr(app, "COMMANDS", {"absent": "dataeff.no_such_room"})
     before = len(app.app.registered_commands)
     app._add_commands()

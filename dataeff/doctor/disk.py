@@ -5,14 +5,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from dataeff.bench.case import Unavailable
-from dataeff.bench.ceilings import RawFile
 from dataeff.doctor.finding import Finding
 
 AREA = "files"
@@ -20,16 +15,14 @@ PROC = Path("/proc")
 SYS_IO_URING_SETUP = 425  # the same on every architecture
 IO_URING_PARAMS_NBYTES = 120
 SAMPLE_NBYTES = 128 << 20
-MAX_SAMPLES = 5
-MAX_SECONDS = 2.0
-MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+MAX_SECONDS = 1.0  # for writes and for reads each
 
 
 def findings(directory: Path) -> list[Finding]:
     """io_uring, the file system of `directory`, its bandwidth, and GPUDirect Storage."""
     return [
         io_uring(PROC),
-        file_system(directory, PROC),
+        file_system(directory),
         *bandwidth(directory),
         gpudirect_storage(PROC),
     ]
@@ -67,21 +60,12 @@ def io_uring(proc: Path) -> Finding:
     )
 
 
-def file_system_type(directory: Path, proc: Path) -> str:
-    """The type of the file system `directory` is on, from the longest matching mount."""
-    target, deepest, kind = directory.resolve(), -1, "unknown"
-    for line in (proc / "self/mountinfo").read_text().splitlines():
-        mounted, _, described = line.partition(" - ")
-        mount_point = Path(mounted.split()[4].encode().decode("unicode_escape"))
-        # Of two mounts on one point the later covers the earlier.
-        if target.is_relative_to(mount_point) and len(mount_point.parts) >= deepest:
-            deepest, kind = len(mount_point.parts), described.split()[0]
-    return kind
-
-
-def file_system(directory: Path, proc: Path) -> Finding:
+def file_system(directory: Path) -> Finding:
     """The directory is on a disk, not in memory."""
-    kind = file_system_type(directory, proc)
+    from dataeff.storage import filesystem_of
+    from dataeff.storage.bandwidth import MEMORY_FILE_SYSTEMS
+
+    kind = filesystem_of(directory)
     status = os.statvfs(directory)
     free_gib = status.f_bavail * status.f_frsize / (1 << 30)
     return Finding(
@@ -97,41 +81,41 @@ def file_system(directory: Path, proc: Path) -> Finding:
 
 def bandwidth(directory: Path) -> list[Finding]:
     """O_DIRECT works in the directory, and how fast it reads and writes."""
+    from dataeff.storage import probe
+
     try:
-        raw = RawFile(directory, SAMPLE_NBYTES)
-    except Unavailable as reason:
+        measured = probe(directory, SAMPLE_NBYTES, max_seconds=MAX_SECONDS)
+    except OSError as error:
         return [
             Finding(
                 "O_DIRECT",
                 ok=False,
-                value=str(reason),
-                cost="files go through the page cache, which takes host memory and copies twice",
-                remedy="name a directory on a local disk (ext4, xfs): dataeff doctor --dir PATH",
+                value=str(error),
+                cost="nothing can be offloaded to this directory",
+                remedy="name a directory that you can write to: dataeff doctor --dir PATH",
                 area=AREA,
             )
         ]
-    try:
-        return [
-            Finding("O_DIRECT", ok=True, value="available", area=AREA),
-            _rate("write", "write bandwidth", raw.write, raw.nbytes),
-            _rate("read", "read bandwidth", raw.read, raw.nbytes),
-        ]
-    finally:
-        raw.close()
+    notes = "".join(f"; {reason}" for reason in measured.reasons)
+    return [
+        Finding(
+            "O_DIRECT",
+            ok=measured.direct,
+            value="available" if measured.direct else "not available",
+            cost="files go through the page cache, which takes host memory and copies twice",
+            remedy="name a directory on a local disk (ext4, xfs): dataeff doctor --dir PATH",
+            area=AREA,
+        ),
+        _rate("write", measured.write_gbs, measured.nbytes, measured.engine + notes),
+        _rate("read", measured.read_gbs, measured.nbytes, measured.engine + notes),
+    ]
 
 
-def _rate(way: str, name: str, transfer: Callable[[], None], nbytes: int) -> Finding:
-    samples: list[float] = []
-    deadline = time.perf_counter() + MAX_SECONDS
-    while len(samples) < MAX_SAMPLES and (not samples or time.perf_counter() < deadline):
-        start = time.perf_counter()
-        transfer()
-        samples.append(time.perf_counter() - start)
-    bandwidth_gbs = nbytes / statistics.median(samples) / 1e9
+def _rate(way: str, bandwidth_gbs: float, nbytes: int, how: str) -> Finding:
     return Finding(
-        name,
+        f"{way} bandwidth",
         ok=bandwidth_gbs >= 0.5,
-        value=f"{bandwidth_gbs:.2f} GB/s, measured over {nbytes >> 20} MiB with O_DIRECT",
+        value=f"{bandwidth_gbs:.2f} GB/s, measured over {nbytes >> 20} MiB (engine: {how})",
         cost=f"offloading waits for {way}s: below 0.5 GB/s even small models will",
         remedy="name a directory on an NVMe SSD with --dir, or several as spill=[...]",
         area=AREA,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import platform
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dataeff import _core
 from dataeff.doctor.finding import Finding
 
 AREA = "software"
@@ -80,23 +80,11 @@ def triton() -> Finding:
 
 
 def core() -> Finding:
-    """The compiled core can be loaded, and has its CUDA half."""
-    try:
-        cuda_built = importlib.import_module("dataeff._core").cuda_built
-    except ImportError as error:
-        return Finding(
-            "compiled core",
-            ok=False,
-            value=f"cannot be loaded: {error}",
-            cost="nothing but pure Python works",
-            remedy="reinstall with a C++20 compiler: pip install --force-reinstall dataeff",
-            area=AREA,
-            essential=True,
-        )
+    """The compiled core has its CUDA half (without a core, `import dataeff` fails)."""
     return Finding(
         "compiled core",
-        ok=cuda_built,
-        value="with CUDA" if cuda_built else "built without CUDA",
+        ok=_core.cuda_built,
+        value="with CUDA" if _core.cuda_built else "built without CUDA",
         cost="feature gathering and sampling cannot use a GPU",
         remedy="put nvcc on the PATH and reinstall with DATAEFF_CUDA=1",
         area=AREA,

@@ -1,9 +1,10 @@
 import errno
+from pathlib import Path
 
 import pytest
 
-from dataeff.bench.case import Unavailable
 from dataeff.doctor import disk
+from dataeff.storage import Probe
 
 
 @pytest.mark.parametrize(
@@ -33,24 +34,11 @@ def test_the_probe_itself_answers_with_an_errno():
     assert disk.io_uring_error() in (0, *errno.errorcode)
 
 
-MOUNTS = """\
-1 0 8:1 / / rw - ext4 /dev/sda1 rw
-2 1 0:5 / {0} rw shared:7 - ext4 /dev/sdb rw
-3 1 0:6 / {0} rw - tmpfs tmpfs rw
-4 1 0:7 / {0}/with\\040space rw - xfs /dev/sdc rw
-"""
-
-
-def test_file_system_is_of_the_deepest_and_latest_mount(tmp_path):
-    proc, spaced = tmp_path / "proc", tmp_path / "with space" / "inner"
-    (proc / "self").mkdir(parents=True)
-    spaced.mkdir(parents=True)
-    (proc / "self/mountinfo").write_text(MOUNTS.format(tmp_path))
-    assert disk.file_system_type(tmp_path, proc) == "tmpfs"
-    assert disk.file_system_type(spaced, proc) == "xfs"
-    assert disk.file_system_type(tmp_path.parent, proc) == "ext4"
-    found = disk.file_system(tmp_path, proc)
-    assert not found.ok and "tmpfs is memory" in found.cost
+@pytest.mark.parametrize(("kind", "ok"), [("ext4", True), ("tmpfs", False)])
+def test_a_directory_in_memory_frees_none(monkeypatch, tmp_path, kind, ok):
+    monkeypatch.setattr("dataeff.storage.filesystem_of", lambda directory: kind)
+    found = disk.file_system(tmp_path)
+    assert found.ok is ok and f"({kind}, " in found.value and f"{kind} is memory" in found.cost
 
 
 def test_bandwidth_is_measured_and_leaves_no_file(tmp_path):
@@ -63,12 +51,17 @@ def test_bandwidth_is_measured_and_leaves_no_file(tmp_path):
 
 
 def test_directory_without_o_direct(monkeypatch, tmp_path):
-    def refuses(directory, nbytes):
-        raise Unavailable("no unnamed O_DIRECT file")
+    measured = Probe(1.0, 0.1, False, "overlay", "threads", 64 << 20, ("no direct I/O",))
+    monkeypatch.setattr("dataeff.storage.probe", lambda *a, **k: measured)
+    direct, write, read = disk.bandwidth(tmp_path)
+    assert not direct.ok and "--dir" in direct.remedy
+    assert not write.ok and write.figures == {"bandwidth_gbs": 0.1}
+    assert read.ok and "no direct I/O" in read.value and "64 MiB" in read.value
 
-    monkeypatch.setattr(disk, "RawFile", refuses)
-    (found,) = disk.bandwidth(tmp_path)
-    assert found.name == "O_DIRECT" and not found.ok and "--dir" in found.remedy
+
+def test_directory_that_takes_no_file():
+    (found,) = disk.bandwidth(Path("/proc"))
+    assert not found.ok and "/proc" in found.value
 
 
 def test_gpudirect_needs_library_and_module(monkeypatch, tmp_path):
