@@ -6,6 +6,7 @@
 namespace dataeff {
 
 void bind_memory(pybind11::module_& m);
+void bind_registration(pybind11::module_& m);
 void bind_storage(pybind11::module_& m);
 void bind_gather(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);

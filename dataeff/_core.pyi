@@ -26,8 +26,29 @@ def scatter_cpu(
     rows: int,
     num_threads: int,
 ) -> None: ...
+def gather_cuda(
+    table: int,
+    num_rows: int,
+    row_nbytes: int,
+    row_stride: int,
+    index: int,
+    index_size: int,
+    index_itemsize: int,
+    out: int,
+    bad_count: int,
+    bad_seen: int,
+    device: int,
+    stream: int,
+    num_blocks: int = 0,
+) -> None: ...
 
 # memory/
+
+class HostRegistration:
+    def __init__(self, data: int, nbytes: int) -> None: ...
+    def close(self) -> None: ...
+
+def is_registered(data: int, nbytes: int) -> bool: ...
 
 class HostBuffer:
     def __init__(self, nbytes: int, shared: bool = False, *, fd: int | None = None) -> None: ...

@@ -33,7 +33,7 @@ library.define("scatter_rows_(Tensor(a!) table, Tensor index, Tensor rows) -> ()
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
 
-def _row_table(table: Tensor) -> tuple[int, int, int, int]:
+def row_table(table: Tensor) -> tuple[int, int, int, int]:
     """Address, number of rows, bytes of a row, bytes from one row to the next."""
     if table.dim() == 0:
         raise ValueError(
@@ -51,6 +51,14 @@ def _row_table(table: Tensor) -> tuple[int, int, int, int]:
     return table.data_ptr(), num_rows, row_nbytes, row_stride
 
 
+def row_span(table: Tensor) -> tuple[int, int]:
+    """The first address of a table's memory and the bytes to its last."""
+    data, num_rows, row_nbytes, row_stride = row_table(table)
+    if not num_rows or not row_nbytes:
+        return data, 0
+    return data, (num_rows - 1) * row_stride + row_nbytes
+
+
 def _rows_contiguous(table: Tensor) -> bool:
     expected = 1
     for size, stride in zip(reversed(table.shape[1:]), reversed(table.stride()[1:]), strict=True):
@@ -60,13 +68,15 @@ def _rows_contiguous(table: Tensor) -> bool:
     return True
 
 
-def _check_index(index: Tensor) -> Tensor:
+def check_index(index: Tensor) -> Tensor:
+    """The index in memory order; TypeError when it is neither int32 nor int64."""
     if index.dtype not in _INDEX_DTYPES:
         raise TypeError(f"an index is int32 or int64, got {index.dtype}: use index.long()")
     return index.contiguous()
 
 
-def _check_rows(rows: Tensor, table: Tensor, index: Tensor, name: str) -> None:
+def check_rows(rows: Tensor, table: Tensor, index: Tensor, name: str) -> None:
+    """TypeError or ValueError unless `rows` is [*index.shape, *table.shape[1:]] of the dtype."""
     if rows.dtype != table.dtype:
         raise TypeError(f"{name} is {rows.dtype} but the table is {table.dtype}")
     shape = (*index.shape, *table.shape[1:])
@@ -88,9 +98,9 @@ def _check_on_host(table: Tensor, index: Tensor) -> None:
 
 def _gather_into_cpu(table: Tensor, index: Tensor, out: Tensor) -> None:
     _check_on_host(table, index)
-    index = _check_index(index)
+    index = check_index(index)
     _core.gather_cpu(
-        *_row_table(table),
+        *row_table(table),
         index.data_ptr(),
         index.numel(),
         index.element_size(),
@@ -99,18 +109,19 @@ def _gather_into_cpu(table: Tensor, index: Tensor, out: Tensor) -> None:
     )
 
 
-def _new_rows(table: Tensor, index: Tensor) -> Tensor:
+def new_rows(table: Tensor, index: Tensor) -> Tensor:
+    """An uninitialised tensor for the rows, on the index's device."""
     return index.new_empty((*index.shape, *table.shape[1:]), dtype=table.dtype)
 
 
 def _gather_cpu(table: Tensor, index: Tensor) -> Tensor:
-    out = _new_rows(table, index)
+    out = new_rows(table, index)
     _gather_into_cpu(table, index, out)
     return out
 
 
 def _gather_out_cpu(table: Tensor, index: Tensor, out: Tensor) -> None:
-    _check_rows(out, table, index, "out")
+    check_rows(out, table, index, "out")
     if not out.is_contiguous():
         raise ValueError(f"out must be contiguous; got strides {out.stride()}")
     _gather_into_cpu(table, index, out)
@@ -118,13 +129,13 @@ def _gather_out_cpu(table: Tensor, index: Tensor, out: Tensor) -> None:
 
 def _scatter_rows_cpu(table: Tensor, index: Tensor, rows: Tensor) -> None:
     _check_on_host(table, index)
-    index = _check_index(index)
-    _check_rows(rows, table, index, "rows")
+    index = check_index(index)
+    check_rows(rows, table, index, "rows")
     if table.shape[0] > 1 and table.stride(0) == 0 and table.numel():
         raise ValueError("the table's rows share memory (stride 0): pass table.clone()")
     rows = rows.contiguous()
     _core.scatter_cpu(
-        *_row_table(table),
+        *row_table(table),
         index.data_ptr(),
         index.numel(),
         index.element_size(),
@@ -134,18 +145,18 @@ def _scatter_rows_cpu(table: Tensor, index: Tensor, rows: Tensor) -> None:
 
 
 def _gather_fake(table: Tensor, index: Tensor) -> Tensor:
-    _check_index(index)
-    return _new_rows(table, index)
+    check_index(index)
+    return new_rows(table, index)
 
 
 def _gather_out_fake(table: Tensor, index: Tensor, out: Tensor) -> None:
-    _check_index(index)
-    _check_rows(out, table, index, "out")
+    check_index(index)
+    check_rows(out, table, index, "out")
 
 
 def _scatter_rows_fake(table: Tensor, index: Tensor, rows: Tensor) -> None:
-    _check_index(index)
-    _check_rows(rows, table, index, "rows")
+    check_index(index)
+    check_rows(rows, table, index, "rows")
 
 
 library.impl("gather", _gather_cpu, "CPU")

@@ -34,4 +34,20 @@ void gather_cpu(const RowTable& table, const RowIndex& index, std::byte* out, in
 void scatter_cpu(const RowTable& table, const RowIndex& index, const std::byte* rows,
                  int num_threads);
 
+// Where the CUDA gather reports wrong indices: it never reads or writes out of bounds, counts them,
+// and makes their rows zero.
+struct BadIndexReport {
+  int64_t* count;  // device memory, added to atomically
+  int64_t*
+      seen;  // pinned host memory, 3 numbers: 1 once there was one, its value, the table's size
+};
+
+// Queues out[i] = table[index[i]] on `stream` (a cudaStream_t) of `device`. `table` is in host
+// memory registered with CUDA, or on the device; `index` and `out` are on the device. `num_blocks`
+// bounds the grid, and with it the multiprocessors taken from other work; 0 takes the fewest that
+// keep enough bytes in flight for the bus. Throws std::runtime_error when the launch is refused, or
+// without CUDA in the build.
+void gather_cuda(const RowTable& table, const RowIndex& index, std::byte* out,
+                 const BadIndexReport& report, int device, uintptr_t stream, int num_blocks);
+
 }  // namespace dataeff

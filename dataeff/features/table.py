@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from dataeff.features.gather import gather, scatter_
+from dataeff.features.gather_cuda import check_devices
 from dataeff.features.index import RowSelection, row_index
 from dataeff.features.prefetch import Prefetch, prefetch_in_thread, prefetch_on_stream
+from dataeff.features.registration import RegisteredMemory
 from dataeff.features.stats import Account, TableStats
 from dataeff.ledger import Tier
 
@@ -50,7 +52,7 @@ class FeatureTable:
             raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
         if x.requires_grad:
             raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
-        self._x: Tensor | None = x
+        self._memory: RegisteredMemory | None = RegisteredMemory(x)
         self._account = Account()
         self._executor: ThreadPoolExecutor | None = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -66,9 +68,12 @@ class FeatureTable:
         Raises:
             RuntimeError: the table is closed.
         """
-        if self._x is None:
+        return self._open_memory().x
+
+    def _open_memory(self) -> RegisteredMemory:
+        if self._memory is None:
             raise RuntimeError("this table is closed")
-        return self._x
+        return self._memory
 
     @property
     def shape(self) -> torch.Size:
@@ -84,7 +89,7 @@ class FeatureTable:
         return self.x.shape[0]
 
     def __repr__(self) -> str:
-        what = "closed" if self._x is None else f"{list(self.shape)}, {self.dtype}"
+        what = "closed" if self._memory is None else f"{list(self.shape)}, {self.dtype}"
         return f"{type(self).__name__}({what})"
 
     # --- reading and writing ------------------------------------------------------------------
@@ -112,10 +117,32 @@ class FeatureTable:
             RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
                 says why and what helps).
         """
-        rows = gather(self.x, index, out)
-        if not torch.compiler.is_compiling():
-            self._enter(index, rows)
+        if torch.compiler.is_compiling():
+            return gather(self.x, index, out)
+        return self._gather(self._open_memory(), index, out)
+
+    def _gather(self, memory: RegisteredMemory, index: Tensor, out: Tensor | None) -> Tensor:
+        # Holds the memory itself: a table closed meanwhile must not take it away under the gather.
+        if index.device.type == "cuda":
+            memory.register(index.device)
+        rows = gather(memory.x, index, out)
+        self._enter(index, rows)
         return rows
+
+    def register(self, device: torch.device | str | int = "cuda") -> FeatureTable:
+        """Registers the memory with CUDA now instead of at the first gather.
+
+        A compiled function or a captured graph that gathers on CUDA needs this before it.
+
+        Raises:
+            RuntimeError: CUDA refuses or is not there; says why and what helps.
+        """
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                "this torch finds no CUDA device: gathers run on the CPU, with CPU indices"
+            )
+        self._open_memory().register(torch.empty(0, device=device).device)
+        return self
 
     def scatter_(self, index: Tensor, rows: Tensor) -> FeatureTable:
         """Writes rows into the table: `x[index[i]] = rows[i]`; of equal indices the last one stays.
@@ -136,7 +163,9 @@ class FeatureTable:
         """
         if rows.device != index.device:
             raise ValueError(f"rows is on {rows.device} but the index is on {index.device}")
-        scatter_(self.x, index.cpu(), rows.cpu())
+        memory = self._open_memory()
+        memory.synchronize()  # no gather under way may see half a row
+        scatter_(memory.x, index.cpu(), rows.cpu())
         return self
 
     def prefetch(self, index: Tensor) -> Prefetch:
@@ -151,20 +180,15 @@ class FeatureTable:
         Raises:
             RuntimeError: the table is closed.
         """
-        x = self.x
+        memory = self._open_memory()
         if index.device.type == "cpu":
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
-            return prefetch_in_thread(self._executor, lambda: self._prefetched(x, index))
+            return prefetch_in_thread(self._executor, lambda: self._gather(memory, index, None))
         if index.device not in self._streams:
             self._streams[index.device] = torch.cuda.Stream(index.device)
-        return prefetch_on_stream(self._streams[index.device], index, lambda: self.gather(index))
-
-    def _prefetched(self, x: Tensor, index: Tensor) -> Tensor:
-        # Holds x itself: a table closed while this runs must not take the memory away under it.
-        rows = gather(x, index)
-        self._enter(index, rows)
-        return rows
+        stream = self._streams[index.device]
+        return prefetch_on_stream(stream, index, lambda: self._gather(memory, index, None))
 
     # --- the account --------------------------------------------------------------------------
 
@@ -179,14 +203,22 @@ class FeatureTable:
     # --- the end ------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Waits for the prefetch under way, cancels those not begun, and lets go of `x`."""
+        """Waits for the gathers under way, cancels prefetches not begun, and lets go of `x`."""
         if self._executor is not None:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
-        for stream in self._streams.values():
-            stream.synchronize()
         self._streams.clear()
-        self._x = None
+        if self._memory is not None:
+            self._memory.release()
+        self._memory = None
+
+    def check(self) -> None:
+        """Waits for the CUDA gathers under way and raises the wrong indices they met, if any.
+
+        Raises:
+            IndexError: names one of them, how many there were and the table's size.
+        """
+        check_devices()
 
     def __enter__(self) -> FeatureTable:
         return self
@@ -198,6 +230,8 @@ class FeatureTable:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if error is None:
+            self.check()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"x": self.x}

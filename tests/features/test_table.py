@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dataeff
+from dataeff import _core
 from dataeff.features.gather import gather
 
 ROWS = 20
@@ -266,3 +267,13 @@ def test_compiles_as_one_graph(x):
 
     index = torch.tensor([0, 3])
     torch.testing.assert_close(step(index), x[index].sum(0) + x[index + 1].sum(0))
+
+
+def test_registration_says_what_is_missing(x):
+    if torch.cuda.is_available() and _core.cuda_built:
+        pytest.skip("nothing is missing here")
+    with pytest.raises(RuntimeError, match=r"CUDA"):
+        dataeff.FeatureTable(x).register()
+    with pytest.raises(RuntimeError, match=r"without CUDA|NVIDIA driver"):
+        _core.HostRegistration(x.data_ptr(), x.nbytes)
+    assert not _core.is_registered(x.data_ptr(), x.nbytes)

@@ -101,10 +101,12 @@ def test_scatter_is_the_reference(case):
     assert same_bits(table, expected)
 
 
-@pytest.mark.parametrize("row_nbytes", [*range(1, 70), 96, 127, 128, 129, 256, 1000, 4096, 5000])
-@pytest.mark.parametrize("misaligned", [0, 1, 8])
+@pytest.mark.parametrize(
+    "row_nbytes", [1, 2, 3, 4, 7, 8, 12, 16, 32, 48, 63, 64, 128, 129, 256, 1000, 4096, 5000]
+)
+@pytest.mark.parametrize("misaligned", [0, 1])
 def test_large_gathers_that_stream_and_run_in_threads(row_nbytes, misaligned):
-    num_rows = (6 << 20) // row_nbytes
+    num_rows = (5 << 20) // row_nbytes
     raw = (
         torch.arange(misaligned + num_rows * row_nbytes, dtype=torch.int32).mul_(97).to(torch.uint8)
     )

@@ -1,0 +1,145 @@
+// Which lane of which warp reads and writes which bytes: the index arithmetic of the zero-copy
+// gather, the same code on the device and in the host emulation that the tests run.
+//
+// Over PCIe the unit of cost is the request, at most 128 bytes of one aligned line. A warp's load
+// makes one request per line that its lanes touch, so a line whose bytes are spread over two loads
+// is paid for twice. Rows are therefore read as aligned 16-byte words, eight to a line, and laid
+// over the lanes so that all words of a line fall to eight neighbouring lanes of one load. A row
+// that begins in mid-line leaves the first lanes of its first line without work: the words at its
+// end wrap round to them (the circular shift of PyTorch-Direct, arXiv 2101.07956, section 4.5, here
+// in whole words and lines). Bytes that go elsewhere than their word's alignment are realigned when
+// they are stored, where the memory is the GPU's own and narrow accesses are cheap.
+//
+// Reading a whole word may touch up to 15 bytes before or after a row, never of another page.
+#pragma once
+
+#include <cstdint>
+
+#include "gather/gather.h"
+
+#if defined(__CUDACC__)
+#define DATAEFF_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define DATAEFF_HOST_DEVICE inline
+#endif
+
+namespace dataeff {
+
+inline constexpr int kWarpLanes = 32;
+inline constexpr int kWordNbytes = 16;
+inline constexpr int kLineNbytes = 128;
+inline constexpr int kWordsPerLine = kLineNbytes / kWordNbytes;
+// Up to this many words a row, as many whole rows as fit share one load of a warp. From here on
+// rows follow each other without a gap, which leaves fewer lanes idle.
+inline constexpr int kMaxPackedWords = 10;
+
+struct Word {
+  uint64_t low, high;
+};
+
+// How rows are laid over lanes.
+struct RowLayout {
+  int64_t slots_per_row;  // lanes that a row takes
+  int64_t rows_per_load;  // whole rows in one load of a warp; 0 when rows run on from load to load
+};
+
+// The part of one word that is row data, and where it goes. Nothing is to be done when begin = end.
+struct WordCopy {
+  uintptr_t word = 0;   // address of the aligned word
+  uintptr_t begin = 0;  // address of its first byte that belongs to the row
+  uintptr_t end = 0;
+  uintptr_t out = 0;  // where the byte at `begin` goes
+  bool readable = true;
+  bool first_lane = false;  // exactly one lane of each row has this set
+  int64_t position = 0;     // of the row in the index
+};
+
+DATAEFF_HOST_DEVICE uint64_t lowest_bit(uint64_t value) { return value & (~value + 1); }
+
+DATAEFF_HOST_DEVICE RowLayout row_layout(const RowTable& table) {
+  const auto base = reinterpret_cast<uint64_t>(table.data);
+  const auto granule = static_cast<int64_t>(
+      lowest_bit(base | static_cast<uint64_t>(table.row_stride) | kWordNbytes));
+  const int64_t max_words = (2 * kWordNbytes - granule + table.row_nbytes - 1) / kWordNbytes;
+  if (max_words <= kMaxPackedWords) return {max_words, kWarpLanes / max_words};
+  return {(max_words + kWordsPerLine - 1) / kWordsPerLine * kWordsPerLine, 0};
+}
+
+// Loads that a warp makes for `num_rows` rows.
+DATAEFF_HOST_DEVICE int64_t num_loads(const RowLayout& layout, int64_t num_rows) {
+  if (layout.rows_per_load) return (num_rows + layout.rows_per_load - 1) / layout.rows_per_load;
+  return (num_rows * layout.slots_per_row + kWarpLanes - 1) / kWarpLanes;
+}
+
+// The word of a row that lane number `slot` of its lanes reads. `row` is the row's address.
+DATAEFF_HOST_DEVICE uintptr_t slot_word(const RowLayout& layout, uintptr_t row, int64_t slot) {
+  const uintptr_t first = row / kWordNbytes * kWordNbytes;
+  if (layout.rows_per_load) return first + slot * kWordNbytes;
+  const uintptr_t line = row / kLineNbytes * kLineNbytes;
+  const auto shift = static_cast<int64_t>((first - line) / kWordNbytes);
+  const int64_t turned = slot < shift ? slot + layout.slots_per_row : slot;
+  return line + turned * kWordNbytes;
+}
+
+template <typename Id>
+DATAEFF_HOST_DEVICE WordCopy word_copy(const RowTable& table, const RowLayout& layout,
+                                       const Id* ids, int64_t num_ids, std::byte* out, int64_t load,
+                                       int lane) {
+  WordCopy copy;
+  int64_t slot;
+  if (layout.rows_per_load) {
+    copy.position = load * layout.rows_per_load + lane / layout.slots_per_row;
+    slot = lane % layout.slots_per_row;
+    if (lane >= layout.rows_per_load * layout.slots_per_row) return copy;
+  } else {
+    const int64_t task = load * kWarpLanes + lane;
+    copy.position = task / layout.slots_per_row;
+    slot = task % layout.slots_per_row;
+  }
+  if (copy.position >= num_ids) return copy;
+  int64_t id = ids[copy.position];
+  copy.readable = id >= -table.num_rows && id < table.num_rows;
+  copy.first_lane = slot == 0;
+  if (!copy.readable) id = 0;  // the lanes still share out the output row, which becomes zero
+  if (id < 0) id += table.num_rows;
+  const uintptr_t row = reinterpret_cast<uintptr_t>(table.data) + id * table.row_stride;
+  const uintptr_t row_end = row + table.row_nbytes;
+  copy.word = slot_word(layout, row, slot);
+  copy.begin = copy.word < row ? row : copy.word;
+  copy.end = copy.word + kWordNbytes < row_end ? copy.word + kWordNbytes : row_end;
+  if (copy.end < copy.begin) copy.end = copy.begin;
+  copy.out =
+      reinterpret_cast<uintptr_t>(out) + copy.position * table.row_nbytes + (copy.begin - row);
+  return copy;
+}
+
+template <typename Unit>
+DATAEFF_HOST_DEVICE void store_units(const WordCopy& copy, const Word& word) {
+  for (uintptr_t from = copy.begin; from < copy.end; from += sizeof(Unit)) {
+    const uint64_t half = from & 8 ? word.high : word.low;
+    *reinterpret_cast<Unit*>(copy.out + (from - copy.begin)) =
+        static_cast<Unit>(half >> (from & 7) * 8);
+  }
+}
+
+// Writes the row's part of a word with the widest store that both ends and the target allow.
+// `store_word` writes a whole aligned word.
+template <typename StoreWord>
+DATAEFF_HOST_DEVICE void store_copy(const WordCopy& copy, const Word& word,
+                                    const StoreWord& store_word) {
+  if (copy.begin == copy.end) return;
+  switch (lowest_bit(copy.begin | copy.end | copy.out | kWordNbytes)) {
+    case 16:
+      return store_word(copy.out, word);
+    case 8:
+      return store_units<uint64_t>(copy, word);
+    case 4:
+      return store_units<uint32_t>(copy, word);
+    case 2:
+      return store_units<uint16_t>(copy, word);
+    default:
+      return store_units<uint8_t>(copy, word);
+  }
+}
+
+}  // namespace dataeff

@@ -1,0 +1,99 @@
+"""The CUDA side of the gather: rows of registered host memory, read in place by a kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dataeff import _core
+from dataeff._ops import check_index, check_rows, library, new_rows, row_span, row_table
+
+
+class BadIndices:
+    """Where the kernels of one device report wrong indices, and the check that raises them.
+
+    The kernel counts in device memory and leaves one of the values in pinned host memory, where the
+    host looks at the next call without waiting for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.count = torch.zeros(1, dtype=torch.int64, device=device)
+        self.seen = torch.zeros(3, dtype=torch.int64, pin_memory=True)
+        self._seen = self.seen.numpy()
+
+    def check(self) -> None:
+        """Raises IndexError when a finished gather met a wrong index, once for all of them."""
+        if not self._seen[0] or torch.cuda.is_current_stream_capturing():
+            return
+        torch.cuda.synchronize(self.device)
+        count, value, num_rows = int(self.count), int(self._seen[1]), int(self._seen[2])
+        self.count.zero_()
+        self._seen[:] = 0
+        raise IndexError(
+            f"{count} wrong indices in earlier gathers on {self.device}, among them {value} for a "
+            f"table of {num_rows} rows; their rows are zero"
+        )
+
+
+_bad_indices: dict[torch.device, BadIndices] = {}
+
+
+def bad_indices(device: torch.device) -> BadIndices:
+    """The device's own, made at its first gather."""
+    if device not in _bad_indices:
+        _bad_indices[device] = BadIndices(device)
+    return _bad_indices[device]
+
+
+def check_devices() -> None:
+    """Waits for every device that has gathered and raises the wrong indices they met."""
+    for bad in _bad_indices.values():
+        torch.cuda.synchronize(bad.device)
+        bad.check()
+
+
+def _check_readable(table: Tensor, index: Tensor) -> None:
+    if table.device.type == "cpu":
+        if not _core.is_registered(*row_span(table)):
+            raise RuntimeError(
+                "the table's memory is not registered with CUDA: gather through "
+                "dataeff.FeatureTable(table), which registers it in place"
+            )
+    elif table.device != index.device:
+        raise ValueError(f"the table is on {table.device} but the index is on {index.device}")
+
+
+def _gather_into(table: Tensor, index: Tensor, out: Tensor) -> None:
+    index = check_index(index)
+    _check_readable(table, index)
+    bad = bad_indices(index.device)
+    bad.check()
+    _core.gather_cuda(
+        *row_table(table),
+        index.data_ptr(),
+        index.numel(),
+        index.element_size(),
+        out.data_ptr(),
+        bad.count.data_ptr(),
+        bad.seen.data_ptr(),
+        index.device.index,
+        torch.cuda.current_stream(index.device).cuda_stream,
+    )
+
+
+def _gather(table: Tensor, index: Tensor) -> Tensor:
+    out = new_rows(table, index)
+    _gather_into(table, index, out)
+    return out
+
+
+def _gather_out(table: Tensor, index: Tensor, out: Tensor) -> None:
+    check_rows(out, table, index, "out")
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous; got strides {out.stride()}")
+    _gather_into(table, index, out)
+
+
+library.impl("gather", _gather, "CUDA")
+library.impl("gather_out", _gather_out, "CUDA")
