@@ -353,7 +353,7 @@ def test_graphsage_learns_what_only_neighbours_tell(tabled):
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     train, test = torch.arange(800), torch.arange(800, num_nodes)
     options = {"batch_size": 100, "num_workers": 2}
-    for _ in range(8):
+    for _ in range(5):
         for batch in NeighborLoader(data, [6, 6], input_nodes=train, shuffle=True, **options):
             loss = torch.nn.functional.cross_entropy(
                 model(batch.x, batch.edge_index)[: batch.batch_size], batch.y[: batch.batch_size]
