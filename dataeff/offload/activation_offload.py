@@ -12,9 +12,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dataeff.ledger import Ledger
+from dataeff.offload.auto import AutoPolicy
 from dataeff.offload.cache import Budgets, TensorCache
 from dataeff.offload.disk import SMALLEST_NBYTES, SpillSet
 from dataeff.offload.exclude import Exclusions
+from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
 from dataeff.offload.report import OffloadReport, make_report
 from dataeff.offload.scopes import Scopes
@@ -47,9 +49,13 @@ class ActivationOffload:
         spill: directories on the disks to use; each gets one file, which is unlinked at once.
         host_bytes: size of the host tier: pinned memory that a GPU's tensors go to first; when it
             is full they go to disk. Tensors in host memory go to disk only.
-        policy: `"all"`; or names of modules, whose tensors (and their submodules') are moved; or a
-            callable that is asked about each storage (`SavedTensorInfo -> bool`). What is not
-            chosen stays in memory.
+        policy: `"all"`; or `"auto"`: the second step (with its backward in the block) is measured,
+            and a plan made for each block of the model: keep, host, disk or recompute, whichever
+            costs least within `memory_budget`; or names of modules, whose tensors (and their
+            submodules') are moved; or a callable that is asked about each storage
+            (`SavedTensorInfo -> bool | Tier`). What is not chosen stays in memory.
+        memory_budget: bytes that may be held for backward at once, for `policy="auto"`; without
+            one, it moves what hides behind compute.
         min_bytes: storages smaller than this stay in memory (and those under 16 KiB always).
         checksum: keep a CRC-32C of what is written and check it when it is read.
         in_flight_bytes: the most that may wait in memory for its write to end; beyond it, forward
@@ -75,6 +81,7 @@ class ActivationOffload:
         host_bytes: int = 0,
         policy: str | Sequence[str] | Policy = "all",
         *,
+        memory_budget: float | None = None,
         min_bytes: int = 1 << 20,
         checksum: bool = False,
         in_flight_bytes: int | None = None,
@@ -90,7 +97,9 @@ class ActivationOffload:
             raise ValueError(
                 "nowhere to offload to: name a directory in spill=, or give host_bytes"
             )
-        choose = resolve_policy(policy, model)
+        if memory_budget is not None and policy != "auto":
+            raise ValueError("memory_budget is kept by policy='auto' only")
+        choose: Policy | None = None if policy == "auto" else resolve_policy(policy, model)
         self._exclusions = Exclusions(model)
         self._scopes = Scopes(model, self._exclusions)
         self.ledger = Ledger(max_spans=_MAX_SPANS)
@@ -99,8 +108,14 @@ class ActivationOffload:
             engine = open_engine("threads", num_threads=num_threads, faults=faults)
             spills = SpillSet(directories, engine, spill_bytes)
         tiers = Tiers(spills, host_bytes, staging_bytes, checksum, streams_of)
+        self._auto: AutoPolicy | None = None
+        if choose is None:
+            choose = self._auto = AutoPolicy(model, tiers, memory_budget)
         self._selection = Selection(
-            choose, tiers.moves, max(min_bytes, SMALLEST_NBYTES), self._exclusions
+            choose,
+            tiers.moves,
+            max(min_bytes, SMALLEST_NBYTES),
+            self._exclusions,
         )
         self._cache = TensorCache(
             tiers,
@@ -120,6 +135,8 @@ class ActivationOffload:
         self._exclusions.refresh()
         self._scopes.install()
         self._scopes.active = True
+        if self._auto is not None:
+            self._auto.begin_step(self._cache)
         self._hooks = saved_tensors_hooks(self._cache.pack, self._cache.unpack)
         self._hooks.__enter__()
         return self
@@ -136,6 +153,8 @@ class ActivationOffload:
         self._scopes.active = False
         self._scopes.reset()
         self._cache.poll()
+        if self._auto is not None and error is None:
+            self._auto.end_step(self._cache)
 
     @contextmanager
     def microbatch(self, index: int) -> Iterator[None]:
@@ -168,6 +187,20 @@ class ActivationOffload:
             self._cache.by_module,
         )
 
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of `policy="auto"`, once there is one."""
+        return None if self._auto is None else self._auto.plan
+
+    def explain(self) -> str:
+        """The plan of `policy="auto"` as a table: prediction, and measurement since.
+
+        Raises RuntimeError for another policy.
+        """
+        if self._auto is None:
+            raise RuntimeError("explain: there is a plan only with policy='auto'")
+        return self._auto.explain(self._cache.recent_peak)
+
     def trace(self, path: str | Path) -> None:
         """Writes stores, loads and waits as a Chrome trace (`chrome://tracing`, Perfetto)."""
         self.ledger.chrome_trace(path)
@@ -178,6 +211,8 @@ class ActivationOffload:
         What is only on disk can not be unpacked afterwards: close after the last backward.
         """
         self._cache.close()
+        if self._auto is not None:
+            self._auto.close()
         self._scopes.remove()
 
 

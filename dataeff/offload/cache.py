@@ -45,7 +45,7 @@ class Tiers(Protocol):
     def moves(self, device: torch.device) -> bool:
         """Whether there is a tier that would free memory of `device`."""
 
-    def store(self, storage: torch.UntypedStorage) -> Copy:
+    def store(self, storage: torch.UntypedStorage, prefer: Tier | None) -> Copy:
         """Begins the copy of a storage. Raises OSError when there is no room."""
 
     def poll(self) -> list[tuple[int, OSError]]:
@@ -99,7 +99,7 @@ class TensorCache:
     def __init__(
         self,
         tiers: Tiers,
-        wants: Callable[[torch.Tensor, int, str], bool],
+        wants: Callable[[torch.Tensor, int, str], bool | Tier],
         excluded: Container[torch.UntypedStorage],
         scopes: Scopes,
         budgets: Budgets,
@@ -122,6 +122,7 @@ class TensorCache:
         self._warned: set[str] = set()
         self.counters = Counters()
         self.by_module: dict[str, ModuleBytes] = {}
+        self.recent_peak = 0  # like `peak_saved_bytes`, since somebody last set it to 0
         self.microbatch = 0
         self.closed = False
         _open_caches.add(self)
@@ -204,24 +205,27 @@ class TensorCache:
         scope = self._scopes.current
         account = self.by_module.setdefault(scope, ModuleBytes())
         account.bytes_saved += saved.nbytes
-        if self._wants(tensor, saved.nbytes, scope):
+        wanted = self._wants(tensor, saved.nbytes, scope)
+        if wanted:
             account.bytes_stored += saved.nbytes
             saved.tape = self._tape_for_pack()
             saved.position = saved.tape.append(saved)
-            self._begin_store(saved, storage)
+            self._begin_store(saved, storage, wanted if isinstance(wanted, Tier) else None)
         else:
             self.counters.bytes_kept += saved.nbytes
             if not self._tiers.moves(saved.device):
                 self.counters.bytes_unmovable += saved.nbytes
         return saved
 
-    def _begin_store(self, saved: SavedStorage, storage: torch.UntypedStorage) -> None:
+    def _begin_store(
+        self, saved: SavedStorage, storage: torch.UntypedStorage, prefer: Tier | None
+    ) -> None:
         limit = self._limit(self._budgets.in_flight, saved.tape)
         while self._writing and self._writing_nbytes + saved.nbytes > limit:
             with self._exposed("wait for store"):
                 self._end_store(self._writing.popleft())
         try:
-            saved.copy = self._tiers.store(storage)
+            saved.copy = self._tiers.store(storage, prefer)
         except OSError as error:
             self._store_failed(saved.nbytes, error)
             return
@@ -351,6 +355,7 @@ class TensorCache:
         counters = self.counters
         counters.peak_held_bytes = max(counters.peak_held_bytes, self._held_nbytes)
         counters.peak_saved_bytes = max(counters.peak_saved_bytes, self.held_nbytes)
+        self.recent_peak = max(self.recent_peak, self.held_nbytes)
 
     @property
     def held_nbytes(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dataeff.ledger import Tier
 from dataeff.offload.exclude import Exclusions
 
 
@@ -29,7 +30,7 @@ class SavedTensorInfo:
     scope: str = ""
 
 
-Policy = Callable[[SavedTensorInfo], bool]
+Policy = Callable[[SavedTensorInfo], bool | Tier]
 
 
 def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module) -> Policy:
@@ -71,8 +72,8 @@ class Selection:
     min_bytes: int
     exclusions: Exclusions
 
-    def __call__(self, tensor: torch.Tensor, nbytes: int, scope: str) -> bool:
-        """Whether the storage of `tensor`, of `nbytes`, is to be stored."""
+    def __call__(self, tensor: torch.Tensor, nbytes: int, scope: str) -> bool | Tier:
+        """Whether the storage of `tensor`, of `nbytes`, is to be stored, or in which tier."""
         if nbytes < self.min_bytes or not self.moves(tensor.device):
             return False
         if self.exclusions.is_cast(tensor):

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from dataeff.offload.disk import DiskCopy, SpillSet
+from dataeff.ledger import Tier
+from dataeff.memory import HostBuffer
+from dataeff.offload.disk import DiskCopy, SpillSet, Written
+from dataeff.offload.planner import TierRate
 from dataeff.offload.saved import Copy
 from dataeff.offload.staging import DeviceCopy, PinnedPool
 from dataeff.offload.streams import CudaStreams, Streams
+
+_PROBE_BYTES = 32 << 20
+_PROBE_PARTS = 4
 
 StreamsOf = Callable[[torch.device], "Streams | None"]
 
@@ -61,13 +68,16 @@ class Tiers:
             return self._spills is not None and device.type == "cpu"
         return self._spills is not None or self._host_bytes > 0
 
-    def store(self, storage: torch.UntypedStorage) -> Copy:
-        """Begins to copy `storage`. Raises OSError(ENOSPC) when no tier has room."""
+    def store(self, storage: torch.UntypedStorage, prefer: Tier | None = None) -> Copy:
+        """Begins to copy `storage`: to the host tier while it has room, unless disk is preferred.
+
+        Raises OSError(ENOSPC) when no tier has room.
+        """
         streams = self._of(storage.device)
         if streams is None:
             assert self._spills is not None
             return DiskCopy(self._spills, storage, self._checksum)
-        if self._host_bytes:
+        if self._host_bytes and (prefer is not Tier.DISK or self._spills is None):
             try:
                 return DeviceCopy(storage, self._host_pool(streams), streams, None, False)
             except OSError as error:
@@ -93,6 +103,30 @@ class Tiers:
             self._failed.append((copy.nbytes, error))
         if copy.doomed:
             copy.release()
+
+    def measure(self, device: torch.device) -> dict[Tier, TierRate]:
+        """What each tier can do for tensors of `device`, by moving a few MiB there and back."""
+        streams, rates = self._of(device), {}
+        if self._spills is not None:
+            rates[Tier.DISK] = _measure_disk(self._spills)
+        if self._host_bytes and streams is not None:
+            rates[Tier.HOST] = self._measure_host(device, streams)
+        return rates
+
+    def _measure_host(self, device: torch.device, streams: Streams) -> TierRate:
+        nbytes = min(_PROBE_BYTES, self._host_bytes)
+        pool = self._host_pool(streams)
+        there = torch.ones(nbytes, dtype=torch.uint8, device=device)
+        try:
+            buffer = pool.acquire(nbytes)
+        except OSError:  # full: pageable memory tells a lower rate, never a higher one
+            buffer = pool.acquire_anyway(nbytes)
+        here = buffer.tensor()[:nbytes]
+        streams.copy_out(there, here).synchronize()  # the first copy also maps and warms
+        write_s = _seconds(lambda: streams.copy_out(there, here).synchronize())
+        read_s = _seconds(lambda: streams.copy_in(here, there).synchronize())
+        pool.release(buffer)
+        return TierRate(nbytes / write_s, nbytes / read_s, float(self._host_bytes))
 
     def drain(self) -> None:
         """Waits for the writes under way, and for the copies of buffers handed back."""
@@ -142,3 +176,33 @@ class Tiers:
         if device not in self._streams:
             self._streams[device] = self._streams_of(device)
         return self._streams[device]
+
+
+def _measure_disk(spills: SpillSet) -> TierRate:
+    part = _PROBE_BYTES // _PROBE_PARTS
+    with HostBuffer(_PROBE_BYTES) as buffer:
+        buffer.tensor().fill_(1)
+        places = [buffer.data_ptr + i * part for i in range(_PROBE_PARTS)]
+        written: list[Written] = []
+
+        def write() -> None:
+            written.extend(spills.begin_write(place, part) for place in places)
+            for extent in written[-_PROBE_PARTS:]:
+                extent.finish()
+
+        def read() -> None:
+            pairs = zip(written[-_PROBE_PARTS:], places, strict=True)
+            reads = [(extent, extent.begin_read(place)) for extent, place in pairs]
+            for extent, transfer in reads:
+                extent.check_read(transfer)
+
+        write_s, read_s = _seconds(write), _seconds(read)
+        for extent in written:
+            extent.release()
+    return TierRate(_PROBE_BYTES / write_s, _PROBE_BYTES / read_s)
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,0 +1,88 @@
+"""`policy="auto"`: measured, planned, carried out, and the same bits."""
+
+import pytest
+import torch
+from torch import nn
+
+from dataeff.offload import ActivationOffload
+from dataeff.offload.planner import Action
+from dataeff.offload.profile import find_blocks
+
+
+def train(offload, loss, model, gradients, num_steps):
+    def step():
+        with offload:
+            loss().backward()
+
+    return [gradients(model, step) for _ in range(num_steps)]
+
+
+def test_blocks_are_the_list_with_most_parameters(gpt_and_loss):
+    model, _ = gpt_and_loss
+    assert list(find_blocks(model)) == ["blocks.0", "blocks.1", "blocks.2"]
+    plain = nn.Module()
+    plain.a, plain.b = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert list(find_blocks(plain)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("share", [None, 2.0, 0.6, 0.1])
+def test_bits_do_not_change_whatever_is_planned(
+    gpt_and_loss, gradients, assert_same, tmp_path, share
+):
+    model, loss = gpt_and_loss
+    expected = gradients(model, lambda: loss().backward())
+    keep = ActivationOffload(model, tmp_path, policy=lambda info: False)
+    train(keep, loss, model, gradients, 1)
+    budget = None if share is None else share * keep.report().peak_saved_bytes
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=budget, min_bytes=0)
+    assert "No plan yet" in offload.explain()
+    for got in train(offload, loss, model, gradients, 4):
+        assert_same(got, expected)
+    plan = offload.plan
+    assert len(plan.actions) == 3 and all(p.saved_bytes > 0 for p in plan.profiles)
+    assert all(p.forward_s > 0 and p.backward_s > 0 for p in plan.profiles)
+    if share == 2.0:
+        assert plan.declines
+    if share == 0.6:
+        assert not plan.declines and plan.fits
+        assert plan.peak_bytes + offload._auto.other_bytes <= budget
+    assert "measured since: peak" in offload.explain()
+    offload.close()
+    assert all("forward" not in vars(block) for block in model.blocks)
+
+
+def test_plan_with_a_hopeless_disk_recomputes(gpt_and_loss, gradients, assert_same, late_streams):
+    # A host tier of one page: nothing can go there, so within the budget only recomputing is left.
+    model, loss = gpt_and_loss
+    expected = gradients(model, lambda: loss().backward())
+    options = {"min_bytes": 0, "streams_of": lambda device: late_streams}
+    keep = ActivationOffload(model, host_bytes=4096, policy=lambda info: False, **options)
+    train(keep, loss, model, gradients, 1)
+    budget = 0.75 * keep.report().peak_saved_bytes
+    offload = ActivationOffload(
+        model, host_bytes=4096, policy="auto", memory_budget=budget, **options
+    )
+    with pytest.warns(RuntimeWarning, match="full"):  # while it measures, it tries
+        steps = train(offload, loss, model, gradients, 4)
+    assert Action.RECOMPUTE in offload.plan.actions
+    assert Action.HOST not in offload.plan.actions
+    for got in steps:
+        assert_same(got, expected)
+    assert offload._cache.recent_peak < keep.report().peak_saved_bytes
+    keep.close()
+    offload.close()
+
+
+def test_budget_and_explain_belong_to_auto(tmp_path):
+    with pytest.raises(ValueError, match="policy='auto' only"):
+        ActivationOffload(nn.Linear(2, 2), tmp_path, memory_budget=1e9)
+    with pytest.raises(RuntimeError, match="policy='auto'"):
+        ActivationOffload(nn.Linear(2, 2), tmp_path).explain()
+
+
+def test_measured_rates_are_of_the_tiers_there_are(tmp_path, late_streams):
+    offload = ActivationOffload(nn.Linear(2, 2), tmp_path, host_bytes=1 << 20)
+    rates = offload._cache._tiers.measure(torch.device("cpu"))
+    assert [tier.value for tier in rates] == ["disk"]  # host memory is no tier for host tensors
+    assert all(rate.write > 0 and rate.read > 0 for rate in rates.values())
+    assert offload._cache._tiers._spills.files[0].used_nbytes == 0
