@@ -71,7 +71,8 @@ def interpreted(*modules: types.ModuleType) -> Iterator[None]:
                 if isinstance(value, JITFunction):
                     setattr(module, name, InterpretedFunction(value.fn))
         InterpreterBuilder.create_dot = _dot_of_values
-        yield
+        with np.errstate(all="ignore"):  # a GPU does not warn of inf and nan either
+            yield
     finally:
         for place, before in saved:
             _restore(place, before)

@@ -1,17 +1,15 @@
 import pytest
+import rgnn_layers
 import torch
 from dataeff.kernels import interpreter
 from dataeff.kernels import typed_gemm as kernels
 
-from dataeff.rgnn import aot
+from dataeff import rgnn
+from dataeff.rgnn import aot, plan
 from dataeff.rgnn.aot import compile_kernel, load_kernels
-from dataeff.rgnn.schedule import dw_schedule, gemm_schedule
+from dataeff.rgnn.build import dw_report, gemm_report, product_reports
+from dataeff.rgnn.lower import lower
 
-TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.bfloat16: "bf16",
-}
 # Every feature size, dtype and target at least once, square and not, without the full product.
 POINTS = [
     ("sm_80", torch.float32, "ieee", 64, 64),
@@ -27,47 +25,11 @@ POINTS = [
     ("sm_100", torch.float32, "tf32", 128, 128),
     ("sm_100", torch.bfloat16, "ieee", 64, 64),
 ]
-INTS = {"SegPtr": "*i32", "TileType": "*i32", "TileRow": "*i32", "ExtraPtr": "*i32"}
-
-
-def signature_of(kernel, dtype, constexprs):
-    floats = dict.fromkeys(("X", "W", "Y", "DY"), f"*{TYPES[dtype]}")
-    sums = dict.fromkeys(("First", "Extra"), "*fp64" if dtype == torch.float64 else "*fp32")
-    known = floats | sums | INTS | {"Gather": "*i32", "RowScale": "*fp32"}
-    names = [name for name in kernel.arg_names if name not in constexprs]
-    return {name: known.get(name, "i32") for name in names}
-
-
-def constants(precision, num_in, num_out, **more):
-    flags = {"HAS_GATHER": True, "HAS_SCALE": True, "INT64": False, "PRECISION": precision}
-    return {"IN": num_in, "OUT": num_out, "stride_s_row": 1, "stride_s_head": 1, **flags, **more}
-
-
-def compile_point(kernel, target, dtype, constexprs, schedule):
-    # Feature sizes that 16 does not divide leave the strides unaligned, as a launch would see.
-    signature = signature_of(kernel, dtype, constexprs)
-    odd = constexprs["IN"] % 16 or constexprs["OUT"] % 16
-    aligned = [name for name, kind in signature.items() if kind[0] == "*" or not odd]
-    return compile_kernel(
-        kernel,
-        signature,
-        constexprs,
-        target,
-        num_warps=schedule.num_warps,
-        num_stages=schedule.num_stages,
-        divisible_by_16=aligned,
-    )
 
 
 @pytest.mark.parametrize(("target", "dtype", "precision", "num_in", "num_out"), POINTS)
 def test_forward_compiles_without_spills(target, dtype, precision, num_in, num_out):
-    schedule = gemm_schedule(dtype, num_in, num_out, 10**6, 100)
-    blocks = {"BLOCK_M": schedule.block_m, "BLOCK_N": schedule.block_n}
-    constexprs = constants(
-        precision, num_in, num_out, BLOCK_K=schedule.block_k, stride_w_out=1, **blocks
-    )
-    kernel = kernels.typed_gemm_kernel
-    report = compile_point(kernel, target, dtype, constexprs, schedule)
+    report = gemm_report(dtype, num_in, num_out, target, precision)
     assert report.fits, report
     assert report.name == "typed_gemm_kernel" and report.target == target
     assert 16 < report.registers <= 255 and report.cubin_bytes > 1000 and report.ptx_bytes > 1000
@@ -75,21 +37,13 @@ def test_forward_compiles_without_spills(target, dtype, precision, num_in, num_o
 
 @pytest.mark.parametrize(("target", "dtype", "precision", "num_in", "num_out"), POINTS)
 def test_weight_gradient_compiles_without_spills(target, dtype, precision, num_in, num_out):
-    schedule = dw_schedule(dtype, num_in, num_out, precision)
-    blocks = {"BLOCK_I": schedule.block_m, "BLOCK_O": schedule.block_n}
-    constexprs = constants(precision, num_in, num_out, BLOCK_R=schedule.block_k, **blocks)
-    kernel = kernels.typed_gemm_dw_kernel
-    report = compile_point(kernel, target, dtype, constexprs, schedule)
-    assert report.fits, report
+    report = dw_report(dtype, num_in, num_out, target, precision)
+    assert report.fits and report.name == "typed_gemm_dw_kernel", report
 
 
 def test_transposed_weight_compiles_without_spills():
     # dx = dy @ weight^T reads the weight through swapped strides.
-    schedule = gemm_schedule(torch.bfloat16, 128, 128, 10**6, 100)
-    blocks = {"BLOCK_M": schedule.block_m, "BLOCK_N": schedule.block_n, "BLOCK_K": schedule.block_k}
-    constexprs = constants("ieee", 128, 128, stride_w_in=1, **blocks)
-    kernel = kernels.typed_gemm_kernel
-    assert compile_point(kernel, "sm_90", torch.bfloat16, constexprs, schedule).fits
+    assert gemm_report(torch.bfloat16, 128, 128, transposed=True).fits
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -138,3 +92,20 @@ def test_bad_calls_are_refused():
         compile_kernel(kernel, {"First": "*fp32", "Other": "*fp32"}, {"SIZE": 1})
     with interpreter.interpreted(kernels), pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         compile_kernel(kernels.reduce_partials_kernel, {}, {})
+
+
+def test_every_product_of_a_layer_is_reported():
+    graph = rgnn.Graph(
+        torch.tensor([[0, 1, 2, 0], [1, 2, 0, 0]]), torch.tensor([0, 1, 1, 0]), num_nodes=3
+    )
+    shapes = [(3, 48), (2, 48, 32)]
+    args = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    rgnn_layers.rgcn(graph, *args).sum().backward()
+    made = next(p for p in plan._PLANS.values() if p.request.shapes == tuple(shapes))
+    assert made.backward is not None
+    names = []
+    for program in (made.forward, made.backward):
+        reports = product_reports(lower(program), torch.float32, "sm_90")
+        assert all(report.fits for report in reports), reports
+        names += [report.name for report in reports]
+    assert {"typed_gemm_kernel", "typed_gemm_dw_kernel"} == set(names)
