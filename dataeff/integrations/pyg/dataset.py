@@ -1,0 +1,156 @@
+"""A PyG graph as files that are mapped rather than read.
+
+    python -m dataeff.integrations.pyg data.pt folder
+
+A folder holds `dataset.json` and one `.npy` file per attribute and per array of each CSC graph.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+
+from dataeff.features import FeatureTable
+from dataeff.integrations.pyg.graph import hetero_graphs, homogeneous_graph
+from dataeff.integrations.pyg.stores import CSCGraphStore, TableFeatureStore
+from dataeff.sampling import CSCGraph
+from dataeff.sampling.hetero import EdgeType
+
+NODE = "node"
+EDGE = (NODE, "to", NODE)
+MANIFEST = "dataset.json"
+
+
+def save_dataset(
+    data: Data | HeteroData, folder: str | Path, say: Callable[[str], None] = lambda line: None
+) -> None:
+    """Writes the graph and every node and edge attribute of `data` into a new folder.
+
+    The folder appears when it is complete; after an error (a full disk) nothing of it is left. A
+    `Data` is written with one node type, `node`, and one edge type, `("node", "to", "node")`.
+
+    Args:
+        data: tensors of any dtype that NumPy has.
+        folder: must not exist.
+        say: called with the name of each attribute and graph before it is written.
+
+    Raises:
+        FileExistsError: `folder` exists.
+        OSError: the files cannot be written.
+        TypeError: `data` is of another class, or an attribute has a dtype that NumPy lacks.
+    """
+    if not isinstance(data, (Data, HeteroData)):
+        raise TypeError(f"data must be a Data or HeteroData, not {type(data).__name__}")
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: name a new folder, or remove it")
+    partial = folder.with_name(folder.name + ".partial")
+    partial.mkdir(parents=True)
+    try:
+        manifest = {
+            "tables": _save_tables(data, partial, say),
+            "graphs": _save_graphs(data, partial, say),
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def open_dataset(folder: str | Path) -> tuple[TableFeatureStore, CSCGraphStore]:
+    """Maps a folder of `save_dataset`: the pair that `NeighborLoader` takes for its `data`.
+
+    Nothing is read but the graph, once, to check it; pages come in as they are touched, so features
+    and graph may be larger than memory. Writes to a table stay private to the process.
+
+    Raises:
+        FileNotFoundError: there is no dataset in `folder`, or a file of it is missing.
+        ValueError: a file is truncated or no `.npy`, or the graph is not valid.
+    """
+    folder = Path(folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    tables = {
+        (_group(entry["group"]), entry["name"]): FeatureTable(_mapped(folder / entry["file"]))
+        for entry in manifest["tables"]
+    }
+    graphs = {}
+    for entry in manifest["graphs"]:
+        src, name, dst = entry["edge_type"]
+        arrays = {key: _mapped(folder / file) for key, file in entry["files"].items()}
+        graphs[src, name, dst] = CSCGraph.from_csc(
+            arrays["colptr"],
+            arrays["row"],
+            e_id=arrays.get("e_id"),
+            num_src_nodes=entry["num_src_nodes"],
+        )
+    return TableFeatureStore(tables), CSCGraphStore(graphs)
+
+
+def _save_tables(
+    data: Data | HeteroData, folder: Path, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    for store in data.stores:
+        for name, value in store.items():
+            by_node, by_edge = store.is_node_attr(name), store.is_edge_attr(name)
+            if not isinstance(value, Tensor) or name == "edge_index" or not (by_node or by_edge):
+                continue
+            group: Any = (NODE if by_node else EDGE) if isinstance(data, Data) else store._key
+            say(f"{group} {name}: {list(value.shape)}, {value.dtype}")
+            file = f"table-{len(entries)}.npy"
+            np.save(folder / file, value.detach().cpu().numpy())
+            entries.append({"group": group, "name": name, "file": file})
+    return entries
+
+
+def _save_graphs(
+    data: Data | HeteroData, folder: Path, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    graphs: dict[EdgeType, CSCGraph]
+    if isinstance(data, Data):
+        graphs = {EDGE: homogeneous_graph(data, None, None)}
+    else:
+        graphs = hetero_graphs(data, None, None)
+    entries = []
+    for i, (key, graph) in enumerate(graphs.items()):
+        say(f"{key}: {graph.num_edges} edges")
+        arrays = {"colptr": graph.colptr, "row": graph.row}
+        if graph.e_id is not None:
+            arrays["e_id"] = graph.e_id
+        files = {name: f"graph-{i}-{name}.npy" for name in arrays}
+        for name, array in arrays.items():
+            np.save(folder / files[name], array.numpy())
+        entries.append({"edge_type": key, "files": files, "num_src_nodes": graph.num_src_nodes})
+    return entries
+
+
+def _mapped(path: Path) -> Tensor:
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty: the dataset is damaged, write it again")
+    try:
+        # Copy-on-write: the file stays as it is, and torch need not warn of read-only memory.
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, write the dataset again: {error}") from error
+
+
+def _group(name: str | list[str]) -> str | tuple[str, ...]:
+    return tuple(name) if isinstance(name, list) else name
+
+
+def main(arguments: list[str]) -> None:
+    """Converts a file of `torch.save` that holds a `Data` or `HeteroData`, and that you trust."""
+    if len(arguments) != 2:
+        raise SystemExit("usage: python -m dataeff.integrations.pyg data.pt folder")
+    source, target = arguments
+    # A pickle runs what it names, as PyG's own classes ask for.
+    save_dataset(torch.load(source, weights_only=False, map_location="cpu"), target, say=print)

@@ -1,0 +1,130 @@
+"""save_dataset and open_dataset: a PyG graph on disk, sampled and gathered through mapped files."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Data, HeteroData
+
+from dataeff.integrations.pyg import NeighborLoader, open_dataset, save_dataset
+from dataeff.integrations.pyg import dataset as module
+
+
+def make_data():
+    generator = torch.Generator().manual_seed(0)
+    return Data(
+        x=torch.randn(80, 3, generator=generator),
+        y=torch.arange(80),
+        mask=torch.arange(80) % 2 == 0,
+        edge_attr=torch.arange(400.0),
+        edge_index=torch.randint(80, (2, 400), generator=generator),
+        title="not a tensor",
+    )
+
+
+def make_hetero():
+    generator = torch.Generator().manual_seed(0)
+    data = HeteroData()
+    for node_type, size in {"paper": 50, "author": 20, "alone": 4}.items():
+        data[node_type].x = torch.randn(size, 3, generator=generator)
+    for src, name, dst in (("author", "writes", "paper"), ("paper", "cites", "paper")):
+        ends = [torch.randint(data[t].num_nodes, (90,), generator=generator) for t in (src, dst)]
+        data[src, name, dst].edge_index = torch.stack(ends)
+    return data
+
+
+def batches(data, **options):
+    torch.manual_seed(0)
+    return list(NeighborLoader(data, [3, 2], batch_size=16, num_workers=1, **options))
+
+
+def test_a_homogeneous_graph_gives_the_same_batches(tmp_path):
+    data = make_data()
+    said = []
+    save_dataset(data, tmp_path / "set", say=said.append)
+    assert len(said) == 5  # x, y, mask, edge_attr and the graph
+    stores = open_dataset(tmp_path / "set")
+    for left, right in zip(batches(data), batches(stores, input_nodes="node"), strict=True):
+        assert torch.equal(left.n_id, right["node"].n_id)
+        assert torch.equal(left.x, right["node"].x)
+        assert torch.equal(left.y, right["node"].y)
+        assert torch.equal(left.mask, right["node"].mask)
+        assert torch.equal(left.e_id, right["node", "to", "node"].e_id)
+    edge_attr = stores[0].get_tensor(("node", "to", "node"), "edge_attr", None)
+    assert torch.equal(edge_attr, data.edge_attr)
+
+
+def test_a_heterogeneous_graph_gives_the_same_batches(tmp_path):
+    data = make_hetero()
+    save_dataset(data, tmp_path / "set")
+    stores = open_dataset(tmp_path / "set")
+    runs = [batches(source, input_nodes="paper") for source in (data, stores)]
+    for left, right in zip(*runs, strict=True):
+        for node_type in ("paper", "author"):
+            assert torch.equal(left[node_type].x, right[node_type].x)
+        for key in data.edge_types:
+            assert torch.equal(left[key].edge_index, right[key].edge_index)
+
+
+def test_writes_to_a_table_leave_the_file_alone(tmp_path):
+    save_dataset(make_data(), tmp_path / "set")
+    features, _ = open_dataset(tmp_path / "set")
+    features.put_tensor(torch.zeros(1, 3), "node", "x", torch.tensor([0]))
+    again, _ = open_dataset(tmp_path / "set")
+    assert torch.equal(again.get_tensor("node", "x", None), make_data().x)
+
+
+def test_the_script(tmp_path):
+    torch.save(make_data(), tmp_path / "data.pt")
+    module.main([str(tmp_path / "data.pt"), str(tmp_path / "set")])
+    features, _ = open_dataset(tmp_path / "set")
+    assert torch.equal(features.get_tensor("node", "y", None), torch.arange(80))
+    with pytest.raises(SystemExit, match="usage"):
+        module.main([])
+
+
+def test_bad_requests_are_refused(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(FileExistsError, match="taken"):
+        save_dataset(make_data(), tmp_path / "taken")
+    with pytest.raises(TypeError, match="dict"):
+        save_dataset({}, tmp_path / "set")
+    with pytest.raises(FileNotFoundError, match="missing"):
+        open_dataset(tmp_path / "missing")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    save, calls = np.save, []
+
+    def failing(path, array):
+        calls.append(path)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        save(path, array)
+
+    monkeypatch.setattr(module.np, "save", failing)
+    with pytest.raises(OSError, match="no space"):
+        save_dataset(make_data(), tmp_path / "set")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "header", "graph", "gone"])
+def test_damaged_files_are_refused(tmp_path, damage):
+    save_dataset(make_data(), tmp_path / "set")
+    file = tmp_path / "set" / "graph-0-row.npy"
+    whole = file.read_bytes()
+    said = {"gone": "graph-0-row", "graph": "source node 9999"}.get(damage, "graph-0-row")
+    error = {"gone": FileNotFoundError, "graph": IndexError}.get(damage, ValueError)
+    if damage == "cut":
+        file.write_bytes(whole[:-100])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "header":
+        file.write_bytes(b"x" * len(whole))
+    elif damage == "graph":
+        np.save(file, np.full(400, 9999, dtype=np.int32))
+    else:
+        file.unlink()
+    with pytest.raises(error, match=said):
+        open_dataset(tmp_path / "set")
