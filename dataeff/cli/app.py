@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "dataeff.doctor",
     "demo": "dataeff.demo",
     "bench": "dataeff.bench",
+    "plan": "dataeff.offload.capacity",
 }
 
 app = typer.Typer(

@@ -1,0 +1,112 @@
+"""`dataeff plan`: what an offload would need, before a GPU is rented."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dataeff.cli import UserError
+
+if TYPE_CHECKING:
+    from dataeff.offload.capacity import CapacityPlan
+
+GB = 1e9
+TB = 1e12
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A model by name; an unknown one lists them.")],
+    gpus: Annotated[int, typer.Option(help="GPUs of the job, which shard weights and states.")] = 8,
+    tensor_parallel: Annotated[int, typer.Option(help="GPUs that share one microbatch.")] = 1,
+    microbatch: Annotated[int, typer.Option(help="Sequences per forward and backward.")] = 1,
+    sequence: Annotated[int, typer.Option(help="Tokens per sequence.")] = 8192,
+    only_layer_inputs: Annotated[
+        bool, typer.Option("--only-layer-inputs", help="Recompute blocks, offload their inputs.")
+    ] = False,
+    gpu_memory_gb: Annotated[float, typer.Option(help="Memory of one GPU.")] = 80.0,
+    gpu_tflops: Annotated[float, typer.Option(help="Dense bf16 rate of one GPU.")] = 989.0,
+    utilization: Annotated[float, typer.Option(help="Share of that rate a step reaches.")] = 0.4,
+    disks: Annotated[int, typer.Option(help="Disks of one GPU.")] = 4,
+    write_gbs: Annotated[float, typer.Option(help="Sustained writes of one disk, GB/s.")] = 5.0,
+    read_gbs: Annotated[float, typer.Option(help="Sustained reads of one disk, GB/s.")] = 6.5,
+    endurance_tb: Annotated[float, typer.Option(help="Rated TB written of one disk.")] = 600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+) -> None:
+    """Compute the bandwidth, memory and disk life that offloading a model's activations takes.
+
+    `dataeff doctor` measures what the disks of this machine do.
+    """
+    from dataeff.offload.capacity import MODELS, Disks, Gpu, plan_capacity
+
+    if model not in MODELS:
+        raise UserError(f"unknown model {model!r}: choose from {', '.join(MODELS)}")
+    positive = {
+        "--gpu-memory-gb": gpu_memory_gb,
+        "--gpu-tflops": gpu_tflops,
+        "--utilization": utilization,
+        "--disks": disks,
+        "--write-gbs": write_gbs,
+        "--read-gbs": read_gbs,
+        "--endurance-tb": endurance_tb,
+    }
+    for option, value in positive.items():
+        if not value > 0:
+            raise UserError(f"{option}: {value} is not positive")
+    try:
+        plan = plan_capacity(
+            MODELS[model],
+            num_gpus=gpus,
+            microbatch=microbatch,
+            sequence=sequence,
+            tensor_parallel=tensor_parallel,
+            only_layer_inputs=only_layer_inputs,
+            gpu=Gpu(gpu_memory_gb * GB, gpu_tflops * TB, utilization),
+            disks=Disks(disks, endurance_tb * TB, write_gbs * GB, read_gbs * GB),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if as_json:
+        typer.echo(_as_json(plan))
+    else:
+        _print(f"{model} on {gpus} GPUs, one GPU's share of a step", plan)
+
+
+def _as_json(plan: CapacityPlan) -> str:
+    import json
+    import math
+    from dataclasses import asdict
+
+    # JSON has no infinity: a disk that nothing is written to has no end of life.
+    figures = {k: v if math.isfinite(v) else None for k, v in asdict(plan).items()}
+    return json.dumps({**figures, "verdict": plan.verdict}, indent=2)
+
+
+def _print(title: str, plan: CapacityPlan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False, box=None)
+    rows = {
+        "activations saved for backward": f"{plan.activations / GB:.1f} GB",
+        "weights, gradients, optimizer states": f"{plan.states / GB:.1f} GB",
+        "memory of the GPU": f"{plan.memory / GB:.1f} GB",
+        "does not fit": f"{plan.excess / GB:.1f} GB",
+        "step": f"{plan.step_s:.3g} s",
+        "writes must sustain": f"{plan.write_bandwidth / GB:.2f} GB/s",
+        "the disks sustain": f"{plan.disk_bandwidth / GB:.2f} GB/s",
+        "written per day": f"{plan.written_per_day / TB:.1f} TB",
+        "disk life as rated": _days(plan.rated_life_days),
+        "disk life if only large writes and a day's retention count": _days(plan.relaxed_life_days),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    console.print(f"\n{plan.verdict}")
+
+
+def _days(days: float) -> str:
+    if days == float("inf"):
+        return "not worn"
+    return f"{days:.1f} days" if days < 730 else f"{days / 365:.1f} years"
