@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from dataeff.offload.exclude import Exclusions
 from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
 from dataeff.offload.report import OffloadReport, make_report
-from dataeff.offload.scopes import Scopes
+from dataeff.offload.scopes import Scopes, is_compiled
 from dataeff.offload.tiers import StreamsOf, Tiers, cuda_streams
 from dataeff.storage import FaultPlan, open_engine
 
@@ -43,6 +44,9 @@ class ActivationOffload:
     and the inputs of `model` are left alone. Gradients are bit-identical to those without it.
 
     The object is used for a whole training run. Backward may also run after the `with` block.
+
+    With `torch.compile`, compile the blocks of the model one by one: the backward of a compiled
+    region asks for everything that region saved at once. A model compiled as a whole is warned of.
 
     Args:
         model: the module that is trained.
@@ -92,6 +96,14 @@ class ActivationOffload:
         faults: FaultPlan | None = None,
         streams_of: StreamsOf = cuda_streams,
     ) -> None:
+        if is_compiled(model):
+            warnings.warn(
+                "activation offload: the whole model is compiled, so backward asks for everything "
+                "that it saved at once and memory falls in forward only. Compile its blocks one by "
+                "one instead: each then asks for its own.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         directories = _directories(spill)
         if not directories and host_bytes <= 0:
             raise ValueError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,12 +31,16 @@ class Scopes:
         self.active = False
 
     def install(self) -> None:
-        """Puts the hooks on, once; modules added to the model later are not seen."""
+        """Puts the hooks on, once; modules added to the model later are not seen.
+
+        Nothing is put inside compiled modules, where hooks would be traced and break the graph:
+        what these save belongs to the module around them.
+        """
         if self._hooks:
             return
         plain = (torch.Tensor, torch.nn.Parameter)
         self._sharded = any(type(p) not in plain for p in self._model.parameters())
-        for name, module in self._model.named_modules():
+        for name, module in _outside_compiled(self._model):
             self._hooks.append(
                 module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
             )
@@ -73,3 +79,20 @@ class Scopes:
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if self.active and getattr(self._stacks, "names", None):
             self._stacks.names.pop()
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether the module is what `torch.compile(module)` or `module.compile()` leaves."""
+    frame = sys.modules.get("torch._dynamo.eval_frame")  # only there once something is compiled
+    wrapped = frame is not None and isinstance(module, frame.OptimizedModule)
+    return wrapped or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def _outside_compiled(
+    module: torch.nn.Module, name: str = ""
+) -> Iterator[tuple[str, torch.nn.Module]]:
+    if is_compiled(module):
+        return
+    yield name, module
+    for child_name, child in module.named_children():
+        yield from _outside_compiled(child, f"{name}.{child_name}" if name else child_name)

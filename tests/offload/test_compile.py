@@ -1,0 +1,57 @@
+"""Compiled blocks are offloaded one by one; a model compiled whole is pointed out."""
+
+import pytest
+import torch
+
+from dataeff.offload import ActivationOffload
+from dataeff.offload.scopes import is_compiled
+
+# Dynamo looks at `.grad` of what a compiled block is given, and is warned by torch for it.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+
+
+def peak_and_gradients(model, loss, gradients, offload):
+    def step():
+        with offload:
+            value = loss()
+            offload._cache.drain()
+            value.backward()
+
+    for _ in range(2):
+        got = gradients(model, step)
+    return offload.report().peak_saved_bytes, got
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_blocks_give_the_same_bits_with_less_memory(
+    gpt_and_loss, gradients, assert_same, tmp_path, in_place
+):
+    model, loss = gpt_and_loss
+    for i, block in enumerate(model.blocks):
+        if in_place:
+            block.compile(backend="aot_eager", fullgraph=True)
+        else:
+            model.blocks[i] = torch.compile(block, backend="aot_eager", fullgraph=True)
+    expected = gradients(model, lambda: loss().backward())
+    keep = ActivationOffload(model, tmp_path, policy=lambda info: False)
+    kept, _ = peak_and_gradients(model, loss, gradients, keep)
+    offload = ActivationOffload(
+        model, tmp_path, min_bytes=0, in_flight_bytes=1 << 20, prefetch_bytes=0
+    )
+    peak, got = peak_and_gradients(model, loss, gradients, offload)
+    assert_same(got, expected)
+    assert offload.report().bytes_written > 0
+    assert peak < 0.8 * kept
+
+
+def test_model_compiled_whole_is_pointed_out(gpt_and_loss, tmp_path, gradients, assert_same):
+    model, _ = gpt_and_loss
+    assert not is_compiled(model)
+    whole = torch.compile(model, backend="aot_eager")
+    assert is_compiled(whole)
+    tokens = torch.arange(4 * 64).view(4, 64) % 64
+    expected = gradients(whole, lambda: whole(tokens).backward())
+    with pytest.warns(RuntimeWarning, match="blocks one by one"):
+        offload = ActivationOffload(whole, tmp_path, min_bytes=0)
+    _, got = peak_and_gradients(whole, lambda: whole(tokens), gradients, offload)
+    assert_same(got, expected)
