@@ -269,7 +269,7 @@ class _Program:
         try:
             from scipy.optimize import Bounds, LinearConstraint, milp
         except ImportError as error:
-            raise ImportError("policy='auto' needs scipy: pip install scipy") from error
+            raise ImportError("policy='auto' needs scipy: pip install 'dataeff[plan]'") from error
         rows = self.rows + more
         lower, upper = np.zeros(self.size), np.ones(self.size)
         upper[self.exposed] = upper[self.working] = np.inf
