@@ -37,6 +37,7 @@ class Record:
         commit: of the checkout that ran, with `-dirty` after uncommitted changes; else empty.
         time: when the run began, UTC, ISO 8601.
         threads: `torch.get_num_threads()`.
+        load: what else ran: the load average per processor when the run began.
         note: why a provider was skipped.
     """
 
@@ -52,6 +53,7 @@ class Record:
     commit: str
     time: str
     threads: int
+    load: float = 0.0
     note: str = ""
 
 
@@ -66,6 +68,7 @@ class Run:
         default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds")
     )
     threads: int = field(default_factory=torch.get_num_threads)
+    load: float = field(default_factory=lambda: load_per_processor())
 
     @classmethod
     def here(cls, device: torch.device) -> Run:
@@ -96,6 +99,11 @@ class Run:
             note=note,
             **asdict(self),
         )
+
+
+def load_per_processor() -> float:
+    """Programs running or waiting per processor, over the last minute."""
+    return round(os.getloadavg()[0] / (os.cpu_count() or 1), 2)
 
 
 def device_name(device: torch.device) -> str:

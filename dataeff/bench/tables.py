@@ -172,8 +172,9 @@ def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, ...]
         return ("",) * len(COLUMNS)
     if not _timed(row):
         return ("skipped", "", "", "")
-    time_s = row["time_s"].value or 0.0
-    return (duration(time_s), ratio(row, best_peer_s(providers)), shares(row), extras(row))
+    median, spread = (row[metric].value or 0.0 for metric in ("time_s", "time_spread_s"))
+    time_s = f"{duration(median)} ± {duration(spread / 2)}"
+    return (time_s, ratio(row, best_peer_s(providers)), shares(row), extras(row))
 
 
 def _provenance(kind: str, records: Sequence[Record]) -> str:
@@ -184,7 +185,12 @@ def _provenance(kind: str, records: Sequence[Record]) -> str:
     packages = ", ".join(
         f"{name} {last.versions[name]}" for name in ("torch", "triton") if name in last.versions
     )
+    busy = (
+        f" Other programs kept the machine busy (load {last.load:.1f} per processor): read the spread."
+        if last.load > 0.5
+        else ""
+    )
     return (
         f"{label}: {last.device.partition(': ')[2]}, {last.threads} threads, {packages}, "
-        f"commit {last.commit or 'unknown'}, {last.time[:10]}."
+        f"commit {last.commit or 'unknown'}, {last.time[:10]}.{busy}"
     )

@@ -23,6 +23,7 @@ RECORD = Record(
     *("gather", "dataeff", "ours", "time_s", 0.005, "s", "rows=1", "cpu: AMD EPYC"),
     *({"torch": "2.13.0"}, "abc", "2026-01-02T03:04:05+00:00", 2),
 )
+SPREAD = replace(RECORD, metric="time_spread_s", value=0.002)
 
 
 def test_merged_records_are_named_after_device_and_day(tmp_path):
@@ -54,11 +55,11 @@ between
 
 def test_tables_replace_what_is_between_the_markers():
     make_tables = script("make_tables")
-    filled = make_tables.fill(README, [RECORD])
-    assert "old" not in filled and "| rows=1 | dataeff | 5 ms |" in filled
+    filled = make_tables.fill(README, [RECORD, SPREAD])
+    assert "old" not in filled and "| rows=1 | dataeff | 5 ms ± 1 ms |" in filled
     assert filled.startswith("before\n<!-- table: gather -->\n") and "\nbetween\n" in filled
     assert "No record of `rgnn` yet." in filled
-    assert make_tables.fill(filled, [RECORD]) == filled
+    assert make_tables.fill(filled, [RECORD, SPREAD]) == filled
 
 
 def test_the_last_run_counts():
@@ -74,3 +75,9 @@ def test_committed_results_can_be_read():
 
 def test_gpu_check_is_valid_bash():
     subprocess.run(["bash", "-n", BENCHMARKS / "gpu_check.sh"], check=True)
+
+
+def test_the_readme_shows_the_committed_records():
+    make_tables = script("make_tables")
+    text = (BENCHMARKS.parent / "README.md").read_text()
+    assert make_tables.fill(text, make_tables.load(BENCHMARKS / "results")) == text

@@ -61,7 +61,7 @@ def test_markdown_has_empty_gpu_columns_and_says_so():
     text = markdown_table(records())
     ours = next(line for line in text.splitlines() if "| dataeff |" in line)
     cells = [cell.strip() for cell in ours.strip("|").split("|")]
-    assert cells == ["rows=10", "dataeff", "5 ms", "4.00x", "50 % of memcpy", "", "", ""]
+    assert cells == ["rows=10", "dataeff", "5 ms ± 500 us", "4.00x", "50 % of memcpy", "", "", ""]
     assert "cupy" not in text  # timed nowhere
     assert "GPU: no record yet, so its columns are empty." in text
     assert "CPU: some CPU, 2 threads, torch 2.13.0, triton 3.9.0, commit abc, 2026-01-02." in text
@@ -71,8 +71,8 @@ def test_markdown_puts_both_devices_side_by_side():
     text = markdown_table([*records(), *records("cuda: H100"), *records("cuda: H100", "rows=99")])
     rows = [line for line in text.splitlines() if "| dataeff |" in line]
     cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-    assert cells[0][2] == cells[0][5] == "5 ms"
-    assert cells[1][:3] == ["rows=99", "dataeff", ""] and cells[1][5] == "5 ms"
+    assert cells[0][2] == cells[0][5] == "5 ms ± 500 us"
+    assert cells[1][:3] == ["rows=99", "dataeff", ""] and cells[1][5] == "5 ms ± 500 us"
     assert "no record yet" not in text
 
 
@@ -90,3 +90,9 @@ def test_markdown_shows_other_figures_and_leaves_out_empty_columns():
 )
 def test_durations_pick_their_unit(seconds, text):
     assert duration(seconds) == text
+
+
+def test_markdown_says_when_the_machine_was_busy():
+    busy = [replace(record, load=3.0) for record in records()]
+    assert "load 3.0 per processor" in markdown_table(busy)
+    assert "load" not in markdown_table(records())
