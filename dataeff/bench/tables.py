@@ -102,9 +102,7 @@ def terminal_table(workload: str, records: Sequence[Record]) -> Table:
     from rich.table import Table
 
     first = records[0]
-    table = Table(
-        title=f"{workload} on {first.device}, {first.threads} threads", title_justify="left"
-    )
+    table = Table(title=f"{workload} on {first.device}, {_threads(first)}", title_justify="left")
     for heading in ("size", "provider"):
         table.add_column(heading, overflow="fold")
     for heading in ("median", "spread", "rate", "share of ceiling", "vs best peer"):
@@ -177,6 +175,10 @@ def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, ...]
     return (time_s, ratio(row, best_peer_s(providers)), shares(row), extras(row))
 
 
+def _threads(record: Record) -> str:
+    return "1 thread" if record.threads == 1 else f"{record.threads} threads"
+
+
 def _provenance(kind: str, records: Sequence[Record]) -> str:
     label = KINDS[kind]
     if not records:
@@ -186,11 +188,12 @@ def _provenance(kind: str, records: Sequence[Record]) -> str:
         f"{name} {last.versions[name]}" for name in ("torch", "triton") if name in last.versions
     )
     busy = (
-        f" Other programs kept the machine busy (load {last.load:.1f} per processor): read the spread."
+        " Other programs kept the machine busy "
+        f"(load {last.load:.1f} per processor): mind the spread."
         if last.load > 0.5
         else ""
     )
     return (
-        f"{label}: {last.device.partition(': ')[2]}, {last.threads} threads, {packages}, "
+        f"{label}: {last.device.partition(': ')[2]}, {_threads(last)}, {packages}, "
         f"commit {last.commit or 'unknown'}, {last.time[:10]}.{busy}"
     )
