@@ -15,11 +15,13 @@ constexpr int64_t kPieceNbytes = 256 << 10;
 constexpr int64_t kSerialNbytes = 64 << 10;
 // Past this the output leaves the caches before anyone reads it: write around them.
 constexpr int64_t kStreamNbytes = 4 << 20;
+// Shorter rows leave too little between two jumps for the write buffers to fill: measured slower.
+constexpr int64_t kStreamRowNbytes = 1 << 10;
 // How far ahead rows are fetched, and how many lines of each: the hardware follows a long row by
 // itself once its first lines have been seen.
-constexpr int64_t kAheadNbytes = 4096;
-constexpr int64_t kMaxAheadRows = 32;
-constexpr int64_t kMaxAheadLines = 32;
+constexpr int64_t kAheadNbytes = 8192;
+constexpr int64_t kMaxAheadRows = 128;
+constexpr int64_t kMaxAheadLines = 4;
 
 template <typename Id>
 std::byte* row_at(const RowTable& table, Id id) {
@@ -73,7 +75,8 @@ template <typename Id>
 void gather(const RowTable& table, const Id* ids, int64_t size, std::byte* out, int num_threads) {
   const auto run = [&](const auto& copy) { gather_with(table, ids, size, out, num_threads, copy); };
   const int64_t nbytes = table.row_nbytes;
-  if (size * nbytes >= kStreamNbytes && can_stream(out, nbytes)) return run(StreamCopy{nbytes});
+  if (nbytes >= kStreamRowNbytes && size * nbytes >= kStreamNbytes && can_stream(out, nbytes))
+    return run(StreamCopy{nbytes});
   switch (nbytes) {
     case 1:
       return run(FixedCopy<1>{});

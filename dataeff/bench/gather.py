@@ -49,7 +49,9 @@ def cases(options: Options) -> Iterator[Case]:
                 Provider("torch.index_select", _index_select),
                 Provider("x[index]", _plain_indexing),
                 Provider("index_select into pinned memory", _pinned),
+                Provider("index_select into a buffer", _index_select_out),
                 Provider("dataeff", _ours, role="ours"),
+                Provider("dataeff into a buffer", _ours_out, role="ours"),
             ),
             ceilings=(ceilings.host_to_device(nbytes) if on_gpu else ceilings.memcpy(nbytes),),
             nbytes=nbytes,
@@ -85,6 +87,24 @@ def _pinned(inputs: Inputs) -> Step:
         return staged.to(ids.device)
 
     return Step(inputs.each_call(gather))
+
+
+def _buffer(inputs: Inputs) -> Tensor:
+    # Touched, so that no provider pays for the first use of its pages.
+    ids = inputs.indices[0]
+    return torch.zeros(len(ids), inputs.x.shape[1], device=ids.device)
+
+
+def _index_select_out(inputs: Inputs) -> Step:
+    if inputs.indices[0].is_cuda:
+        raise Unavailable("torch gathers from the host into host memory only")
+    out = _buffer(inputs)
+    return Step(inputs.each_call(lambda ids: torch.index_select(inputs.x, 0, ids, out=out)))
+
+
+def _ours_out(inputs: Inputs) -> Step:
+    table, out = dataeff.FeatureTable(inputs.x), _buffer(inputs)
+    return Step(inputs.each_call(lambda ids: table.gather(ids, out=out)), close=table.close)
 
 
 def _ours(inputs: Inputs) -> Step:
