@@ -5,6 +5,8 @@ Dimensions: N nodes of a block, E edges, R relations, F features, D hidden, H he
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,6 +45,11 @@ def blocks(sample: SampledSubgraph, num_relations: int, device: torch.device) ->
         )
         for hop in reversed(range(len(edges)))
     ]
+
+
+def unit_variance(x: Tensor) -> Tensor:
+    """Rows of length 1 to entries of variance 1, as weights are initialised for; [n, F]."""
+    return x * math.sqrt(x.shape[1])
 
 
 class RelationalAttention(nn.Module):
@@ -102,20 +109,21 @@ class RelationalClassifier(nn.Module):
             node_type: their types, [N].
             graphs: one block per layer, as from `blocks`.
         """
-        state = F.relu(self.encode(x) + self.type_embedding(node_type))
+        state = F.relu(self.encode(unit_variance(x)) + self.type_embedding(node_type))
         for layer, graph in zip(self.layers, graphs, strict=True):
             state = layer(self.dropout(state), graph)
         scores: Tensor = self.classify(state)
         return scores
 
 
-class FeatureClassifier(nn.Sequential):
+class FeatureClassifier(nn.Module):
     """The baseline that sees a node's own features only: two hidden layers, [n, F] -> [n, C]."""
 
     def __init__(
         self, num_features: int, hidden: int, num_classes: int, dropout: float = 0.3
     ) -> None:
-        super().__init__(
+        super().__init__()
+        self.mlp = nn.Sequential(
             nn.Linear(num_features, hidden),
             nn.ReLU(),
             nn.Dropout(dropout),
@@ -124,3 +132,8 @@ class FeatureClassifier(nn.Sequential):
             nn.Dropout(dropout),
             nn.Linear(hidden, num_classes),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores, [n, C]."""
+        scores: Tensor = self.mlp(unit_variance(x))
+        return scores

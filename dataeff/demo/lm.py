@@ -28,6 +28,8 @@ from dataeff.demo.timeline import middle_stretch
 from dataeff.ledger import Ledger
 from dataeff.offload import ActivationOffload
 
+_WARMUP_STEPS = 5  # of the learning rate
+
 
 class SpillError(RuntimeError):
     """The spill directory cannot take what a step saves."""
@@ -48,7 +50,7 @@ class Trainer:
             settings.dim, settings.num_layers, settings.num_heads, settings.context
         ).to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), settings.learning_rate)
-        self.device = device
+        self.learning_rate = settings.learning_rate
         self.ledger = Ledger()
         self.losses: list[float] = []
         self.times_s: list[float] = []
@@ -63,6 +65,8 @@ class Trainer:
             with self.ledger.timed("compute", "backward"):
                 loss.backward()
         with self.ledger.timed("compute", "optimizer"):
+            warm = min(1.0, (len(self.losses) + 1) / _WARMUP_STEPS)
+            self.optimizer.param_groups[0]["lr"] = warm * self.learning_rate
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             self.losses.append(loss.item())  # also waits for the device
@@ -110,7 +114,7 @@ def run_lm(
             if step > settings.num_warmup and time.perf_counter() - started > settings.max_seconds:
                 break
         report = offload.saving.report()
-        timeline = middle_stretch(offload.saving.ledger.spans, "compute", num_spans=6)
+        timeline = middle_stretch(offload.saving.ledger.spans, "compute", num_spans=3)
     return _figures(settings, corpus, keep, offloaded, peak_keep, report) | {
         "spill_directory": str(spill),
         "timeline": timeline,

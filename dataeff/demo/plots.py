@@ -113,6 +113,7 @@ def bytes_plot(gnn: dict[str, Any], lm: dict[str, Any]) -> str:
         mib = 2.0**20
         values = [lm["peak_saved_bytes_keep"] / mib, lm["peak_saved_bytes_offload"] / mib]
         drawn = held.barh(["keep", "offload"], values, color=[BASELINE, OURS], height=0.55)
+        held.invert_yaxis()
         held.bar_label(drawn, [f"{v:,.1f} MiB" for v in values], padding=4, color=INK)
         held.set(title="Peak of saved activations in memory", xlim=(0, max(values) * 1.35))
         ways = {f"features {way}": n for way, n in gnn["bytes_gathered"].items()}
@@ -164,7 +165,7 @@ def _name_parts(axes: Any, spans: list[dict[str, Any]]) -> None:
     whole = max(s["end_ms"] for s in spans)
     for span in spans:
         width = span["end_ms"] - span["start_ms"]
-        if span["track"] == "compute" and width > 0.1 * whole:
+        if span["track"] == "compute" and width > 0.011 * len(span["name"]) * whole:
             axes.text(
                 span["start_ms"] + width / 2,
                 0,

@@ -26,7 +26,7 @@ h1 {{ font-size: 30px; margin: 0 0 4px; letter-spacing: -0.01em; }}
 h2 {{ font-size: 20px; margin: 44px 0 6px; }}
 p {{ margin: 6px 0 14px; max-width: 72ch; }}
 .lead {{ color: #667085; }}
-.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 14px;
+.cards {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(158px, 1fr)); gap: 14px;
   margin: 26px 0; }}
 .card, figure {{ background: #fff; border: 1px solid #e4e7ec; border-radius: 10px; }}
 .card {{ padding: 16px 18px; }}
@@ -106,7 +106,7 @@ def render_page(report: dict[str, Any]) -> str:
         bytes=bytes_plot(gnn, lm),
         losses=loss_plot(gnn, lm),
         gnn_timeline=timeline_plot(gnn["timeline"], "A few mini-batches: sampling beside compute"),
-        lm_timeline=timeline_plot(lm["timeline"], "Two training steps: transfers beside compute"),
+        lm_timeline=timeline_plot(lm["timeline"], "One training step: transfers beside compute"),
         tables="".join(_table(name, rows) for name, rows in groups),
     )
 

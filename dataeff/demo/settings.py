@@ -23,7 +23,7 @@ class GraphSettings:
     min_files: int = 8
     hidden: int = 64
     heads: int = 4
-    fanouts: tuple[int, ...] = (10, 6)
+    fanouts: tuple[int, ...] = (12, 8)
     batch_size: int = 512
     num_epochs: int = 6
     learning_rate: float = 4e-3

@@ -19,6 +19,7 @@ def middle_stretch(spans: Sequence[Span], track: str, num_spans: int) -> list[di
     if not chosen:
         return []
     begin = max(0, (len(chosen) - num_spans) // 2)
+    begin -= begin % num_spans  # where each step has `num_spans` spans: whole steps
     first, last = chosen[begin], chosen[min(begin + num_spans, len(chosen)) - 1]
     return [
         {

@@ -5,6 +5,10 @@ import math
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -118,3 +122,20 @@ def test_a_full_disk_is_found_before_it_fills(tmp_path, monkeypatch):
 def test_bytes_are_readable():
     texts = [readable_bytes(n) for n in (0, 1023, 1536, 5 << 20, 3 << 40)]
     assert texts == ["0 B", "1023 B", "1.5 KiB", "5.0 MiB", "3072.0 GiB"]
+
+
+def test_ctrl_c_ends_the_program_and_leaves_nothing(tmp_path):
+    command = [sys.executable, "-m", "dataeff.demo", "--tiny"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            while process.poll() is None and not list(tmp_path.glob("demo-report/.spill-*")):
+                time.sleep(0.05)
+            time.sleep(1.0)  # somewhere inside parsing or training
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130, errors
+    assert not list((tmp_path / "demo-report").iterdir())
