@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ SANITIZERS = {
     "thread": ["-O1", "-fsanitize=thread"],
 }
 FLAGS = ["-std=c++20", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra"]
+NEEDS_PYTHON = re.compile(r'#include [<"](pybind11/|bindings\.h)')
 ADDR_NO_RANDOMIZE = 0x0040000
 
 
@@ -39,9 +41,7 @@ def compiler() -> str:
 def sources() -> list[Path]:
     """The core without its Python bindings, and the tests."""
     core = [
-        path
-        for path in (ROOT / "csrc").rglob("*.cpp")
-        if path.name not in ("bindings.cpp", "core.cpp")
+        path for path in (ROOT / "csrc").rglob("*.cpp") if not NEEDS_PYTHON.search(path.read_text())
     ]
     return sorted(core) + sorted(HERE.glob("*.cpp"))
 
