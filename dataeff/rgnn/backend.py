@@ -1,6 +1,6 @@
-"""Which backend runs a program: C++ on CPU, or the reference interpreter.
+"""Which backend runs a program: C++ on CPU, Triton on GPU, or the reference interpreter.
 
-`DATAEFF_RGNN_BACKEND` (auto, reference or cpp) overrides the choice, for tests and for
+`DATAEFF_RGNN_BACKEND` (auto, reference, cpp or triton) overrides the choice, for tests and for
 finding out whether a backend is at fault.
 """
 
@@ -24,7 +24,7 @@ from dataeff.rgnn.toolchain import CompilerMissing
 from dataeff.rgnn.view import View
 
 Run = Callable[[View, dict[str, Tensor]], list[Tensor]]
-BACKENDS = ("auto", "reference", "cpp")
+BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
 class Runner:
@@ -34,8 +34,17 @@ class Runner:
         self.program = program
         self.dtype = dtype
         self.name = choose(device)
-        self.schedule: Schedule | None = None if self.name == "reference" else lower(program)
+        self.schedule: Schedule | None = (
+            None if self.name == "reference" else lower(program, self._dense())
+        )
         self._compiled: dict[torch.dtype, Run] = {}
+
+    def _dense(self) -> tuple[str, ...]:
+        if self.name != "triton":
+            return ()
+        from dataeff.rgnn.triton_backend import DENSE_KINDS
+
+        return DENSE_KINDS
 
     def __call__(self, view: View, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Outputs of the program, in the dtype of the inputs."""
@@ -47,6 +56,10 @@ class Runner:
     def _compile(self, index: torch.dtype) -> Run:
         if self.schedule is None:
             return partial(interpret, self.program)
+        if self.name == "triton":
+            from dataeff.rgnn.triton_backend import TritonTraversals
+
+            return Executor(self.schedule, TritonTraversals(self.schedule, self.dtype))
         try:
             if cpp_backend.supports(self.dtype):
                 return Executor(
@@ -62,6 +75,10 @@ class Runner:
         """The generated code of every traversal."""
         if self.schedule is None:
             return ""
+        if self.name == "triton":
+            from dataeff.rgnn import triton_backend
+
+            return triton_backend.generate(self.schedule, self.dtype)
         dtype = self.dtype if cpp_backend.supports(self.dtype) else torch.float32
         return cpp_backend.generate(self.schedule, dtype, torch.int32)
 
@@ -73,7 +90,7 @@ def choose(device: str) -> str:
         raise ValueError(f"DATAEFF_RGNN_BACKEND is {wish!r}; it must be one of {BACKENDS}")
     if wish != "auto":
         return wish
-    return "cpp" if device == "cpu" else "reference"
+    return {"cpu": "cpp", "cuda": "triton"}.get(device, "reference")
 
 
 def _in_float32(

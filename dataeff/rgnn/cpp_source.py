@@ -14,7 +14,8 @@ from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Op, Program
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.lower import closure
-from dataeff.rgnn.signatures import BINARY, SEGMENT, UNARY
+from dataeff.rgnn.phases import Pass, Phases
+from dataeff.rgnn.signatures import BINARY, UNARY
 
 Shape = tuple[int, ...]
 
@@ -55,6 +56,7 @@ class Ref:
     shape: Shape
     at: Callable[[list[str]], str]
     lazy: bool = False  # evaluated by each loop that reads it
+    array: str = ""  # the array or pointer it is read from, row-major
 
 
 @dataclass
@@ -95,6 +97,7 @@ class _Writer:
         kernel = schedule.steps[number]
         assert isinstance(kernel, Traversal)
         self.kept = schedule.kept(number)
+        self.schedule = schedule
         self.program: Program = schedule.program
         self.stored = schedule.stored
         self.kernel = kernel
@@ -111,7 +114,6 @@ class _Writer:
         for v in held:
             for arg in self.program[v].args:
                 self.readers[arg] = self.readers.get(arg, 0) + 1
-        self.phases: dict[tuple[int, str], int] = {}
 
     # -- names ------------------------------------------------------------------------------------
 
@@ -129,38 +131,28 @@ class _Writer:
     # -- the function -----------------------------------------------------------------------------
 
     def write(self) -> KernelSource:
-        reductions = [s for s in self.kernel.sinks if self.program[s].kind in SEGMENT]
-        inner_stores = [s for s in self.kernel.sinks if self._is_inner_store(s)]
         center = Row(self.kernel.center, "i", "outer")
-        inner = Row("", "e", "inner")
-        when = {s: self.phase(s, center) for s in reductions}
-        when |= {s: self.phase(s, inner) for s in inner_stores}
-        for phase in range(1 + max(when.values(), default=-1)):
-            mine = [s for s in reductions if when[s] == phase]
-            stores = [s for s in inner_stores if when[s] == phase]
-            self._phase(mine, stores, center)
+        phases = Phases(self.schedule, self.kernel)
+        for step in phases.passes():
+            self._phase(step, center)
         for sink in self.kernel.sinks:
-            if not self._is_inner_store(sink):
+            if not phases.is_inner_store(sink):
                 self._store(self.outer, sink, self.emit(sink, center), center)
         return KernelSource(self.name, self._function(), tuple(self.arguments))
 
-    def _is_inner_store(self, value: int) -> bool:
-        op = self.program[value]
-        return op.kind not in SEGMENT and op.type.domain != self.kernel.center
-
-    def _phase(self, reductions: list[int], stores: list[int], center: Row) -> None:
+    def _phase(self, step: Pass, center: Row) -> None:
         """One pass over the inner rows."""
         assert self.kernel.map is not None
         self.inner = Block("        ")
         row = Row(domains.map_source(self.kernel.map), "e", "inner")
-        accumulators = {s: self._start(self.program[s]) for s in reductions}
-        for value in reductions:
+        accumulators = {s: self._start(self.program[s]) for s in step.reductions}
+        for value in step.reductions:
             op = self.program[value]
             self._accumulate(op, accumulators[value], self.emit(op.args[0], row))
-        for value in stores:
+        for value in step.stores:
             self._store(self.inner, value, self.emit(value, row), row)
         self._loop()
-        for value in reductions:
+        for value in step.reductions:
             op = self.program[value]
             self._finish(op, accumulators[value])
             self.outer.known[value, center.name] = _array(accumulators[value], op.type.shape)
@@ -222,38 +214,6 @@ class _Writer:
 
     # -- values -----------------------------------------------------------------------------------
 
-    def phase(self, value: int, row: Row) -> int:
-        """The pass over the inner rows in which `value` can be computed at `row`."""
-        key = (value, row.level)
-        if key not in self.phases:
-            self.phases[key] = self._phase_of(self.program[value], row)
-        return self.phases[key]
-
-    def _phase_of(self, op: Op, row: Row) -> int:
-        inner = Row("", "e", "inner")
-        outer = Row(self.kernel.center, "i", "outer")
-        if op.id in self.stored and op.id not in self.kernel.sinks:
-            return 0
-        if op.kind in SEGMENT:
-            return self.phase(op.args[0], inner)
-        if op.kind == "gather":
-            if row.level == "inner" and op.map == self.kernel.map:
-                return self._after(op.args[0], outer)
-            return 0
-        if row.level == "outer":
-            return max([self._after(a, outer) for a in op.args], default=0)
-        return max([self.phase(a, row) for a in op.args], default=0)
-
-    def _after(self, value: int, outer: Row) -> int:
-        """First pass that may read an outer value: the one after the pass that reduces it."""
-        op = self.program[value]
-        mine = op.id in self.kernel.sinks or op.id not in self.stored
-        if mine and op.kind in SEGMENT:
-            return self.phase(value, outer) + 1
-        if not mine or op.kind == "gather":
-            return 0
-        return max([self._after(a, outer) for a in op.args], default=0)
-
     def emit(self, value: int, row: Row) -> Ref:
         """The value at a row, computed in that row's loop if it is not known there yet."""
         key = (value, row.name)
@@ -294,6 +254,10 @@ class _Writer:
             return self.emit(op.args[0], Row("node", row.name, row.level))
         if op.kind in ("linear", "linear_t"):
             return self._product(op, row, block)
+        if op.kind == "reshape":
+            source = self.emit(op.args[0], row)
+            if source.array:
+                return _array(source.array, op.type.shape)
         if op.kind == "reduce":
             return self._reduce(op, self.emit(op.args[0], row), block)
         refs = [self.emit(a, row) for a in op.args]
@@ -484,7 +448,7 @@ def _flat(index: list[str], shape: Shape) -> str:
 
 
 def _array(name: str, shape: Shape) -> Ref:
-    return Ref(shape, lambda index: f"{name}[{_flat(index, shape)}]")
+    return Ref(shape, lambda index: f"{name}[{_flat(index, shape)}]", array=name)
 
 
 def _broadcast(index: list[str], shape: Shape) -> list[str]:
@@ -501,20 +465,9 @@ def _expand(op: Op, refs: list[Ref], writer: _Writer, block: Block) -> _At:
     return lambda index: x.at(_broadcast(index, x.shape))
 
 
-def _flat_source(ref: Ref, writer: _Writer, block: Block) -> Callable[[str], str]:
-    """Read a value by one flat index, through an array of its own."""
-    array = writer.to_array(ref, block)
-    return lambda flat: array.at([flat]) if len(array.shape) == 1 else _flat_at(array, flat)
-
-
-def _flat_at(array: Ref, flat: str) -> str:
-    base = array.at(["0"] * len(array.shape)).removesuffix("[0]")
-    return f"{base}[{flat}]"
-
-
 def _reshape(op: Op, refs: list[Ref], writer: _Writer, block: Block) -> _At:
-    source = _flat_source(refs[0], writer, block)
-    return lambda index: source(_flat(index, op.type.shape))
+    array = refs[0] if refs[0].array else writer.to_array(refs[0], block)
+    return lambda index: f"{array.array}[{_flat(index, op.type.shape)}]"
 
 
 def _slice(op: Op, refs: list[Ref], writer: _Writer, block: Block) -> _At:

@@ -31,22 +31,26 @@ _COSTLY = (
 )
 
 
-def lower(program: Program) -> Schedule:
+def lower(program: Program, dense: tuple[str, ...] = ()) -> Schedule:
     """Schedule a program.
+
+    Args:
+        program: what to schedule.
+        dense: kinds of operations that the backend cannot do inside a traversal.
 
     Returns:
         Steps in an order in which each reads only what earlier ones stored.
     """
-    stored = _stored(program)
-    steps = _Assignment(program, stored).steps
+    stored = _stored(program, dense)
+    steps = _Assignment(program, stored, dense).steps
     shared = _shared_between_kernels(program, stored, steps)
     if shared:
         stored |= shared
-        steps = _Assignment(program, stored).steps
+        steps = _Assignment(program, stored, dense).steps
     return Schedule(program, tuple(steps), frozenset(stored))
 
 
-def category(program: Program, op: Op) -> str:
+def category(program: Program, op: Op, dense: tuple[str, ...] = ()) -> str:
     """How an operation is carried out: input, inline, gemm, dense or segment."""
     if op.kind in ("input", "const", "degree"):
         return "input" if op.kind == "input" else "inline"
@@ -54,7 +58,7 @@ def category(program: Program, op: Op) -> str:
         return "dense"
     if op.kind in SEGMENT:
         return "segment"
-    if op.kind == "pad":
+    if op.kind == "pad" or (op.kind in dense and not _only_axes_of_one(program, op)):
         return "dense"
     if op.kind == "outer":
         return "gemm"
@@ -64,9 +68,15 @@ def category(program: Program, op: Op) -> str:
     return "inline"
 
 
-def _stored(program: Program) -> set[int]:
+def _only_axes_of_one(program: Program, op: Op) -> bool:
+    """A reshape that inserts or drops axes of size 1."""
+    shapes = [program[op.args[0]].type.shape, op.type.shape]
+    return op.kind == "reshape" and len({tuple(n for n in s if n != 1) for s in shapes}) == 1
+
+
+def _stored(program: Program, dense: tuple[str, ...]) -> set[int]:
     found = set(program.outputs)
-    kinds = [category(program, op) for op in program.ops]
+    kinds = [category(program, op, dense) for op in program.ops]
     for op, kind in zip(program.ops, kinds, strict=True):
         if kind != "inline":
             found.add(op.id)
@@ -146,7 +156,7 @@ def _shared_between_kernels(program: Program, stored: set[int], steps: list[Step
 class _Assignment:
     """Places stored values into kernels, first fit in program order."""
 
-    def __init__(self, program: Program, stored: set[int]) -> None:
+    def __init__(self, program: Program, stored: set[int], dense: tuple[str, ...]) -> None:
         self.program = program
         self.stored = stored
         self.steps: list[Step] = []
@@ -154,7 +164,7 @@ class _Assignment:
         for op in program.ops:
             if op.id not in stored:
                 continue
-            kind = category(program, op)
+            kind = category(program, op, dense)
             if kind == "input" or op.kind == "const":
                 self.step_of[op.id] = -1
             elif kind == "dense":

@@ -68,11 +68,26 @@ def _read_by_backward(joint: Program, forward: set[int], roots: tuple[int, ...])
         if value in seen:
             continue
         seen.add(value)
+        if joint[value].kind == "equal":
+            kept |= _compared(joint, forward, joint[value].args)
+        if value in kept:
+            continue
         if value in forward and joint[value].kind in HEAVY:
             kept.add(value)
         else:
             stack.extend(joint[value].args)
     return sorted(kept)
+
+
+def _compared(joint: Program, forward: set[int], args: tuple[int, ...]) -> set[int]:
+    """What a maximum was taken of: computed anew it may differ in a last bit."""
+    found = set()
+    for value in args:
+        while joint[value].kind == "gather":
+            value = joint[value].args[0]
+        if value in forward and joint[value].kind != "input":
+            found.add(value)
+    return found
 
 
 def _with_inputs(joint: Program, kept: dict[int, str], num_outputs: int) -> Program:

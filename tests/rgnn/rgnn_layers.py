@@ -79,3 +79,14 @@ def rgcn_mean_dense(edge_index, etype, x, W, root, bias):
         count = torch.bincount(dst, minlength=x.shape[0]).clamp(min=1).to(x.dtype)
         out = out + (total / count[:, None]) @ W[r]
     return out
+
+
+@rgnn.layer
+def heads(g, x, W, K, a):
+    """In no paper: heads, concatenation, slices, broadcasts and a per-relation softmax."""
+    z = rgnn.linear(g.src(x), W[g.etype])
+    left, right = rgnn.split(rgnn.linear(rgnn.concat(z, rgnn.gelu(z)), K), (10, 14))
+    q = rgnn.reshape(rgnn.concat(left, right) * a[g.etype], 2, 12)
+    score = rgnn.dot(q, rgnn.reshape(rgnn.linear(g.dst(x), W[g.etype]), 1, 12))
+    alpha = rgnn.edge_softmax(score, per_relation=True)
+    return g.sum(alpha * q) - g.mean(rgnn.sqrt(1.0 + rgnn.relu(q)))

@@ -1,0 +1,75 @@
+"""The GPU backend: traversals as generated Triton. On CPU tensors they run in its interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff.rgnn.aot import load_kernels
+from dataeff.rgnn.kernels_ir import Schedule, Traversal
+from dataeff.rgnn.structure import CONTIGUOUS
+from dataeff.rgnn.triton_source import PRELUDE, TritonKernel, traversal_kernel
+from dataeff.rgnn.view import View
+
+# Values whose rows change shape are stored and viewed, since a padded block cannot be reshaped.
+DENSE_KINDS = ("reshape", "concat", "slice", "embed")
+
+
+def kernels(schedule: Schedule, dtype: torch.dtype) -> dict[int, TritonKernel]:
+    """The generated kernel of each traversal, by step number."""
+    double = dtype == torch.float64
+    return {
+        number: traversal_kernel(schedule, number, CONTIGUOUS, double)
+        for number, step in enumerate(schedule.steps)
+        if isinstance(step, Traversal)
+    }
+
+
+def generate(schedule: Schedule, dtype: torch.dtype) -> str:
+    """The generated module of a schedule."""
+    return PRELUDE + "\n".join(k.text for k in kernels(schedule, dtype).values())
+
+
+class TritonTraversals:
+    """The traversals of one schedule, compiled by Triton at their first launch."""
+
+    def __init__(self, schedule: Schedule, dtype: torch.dtype) -> None:
+        self.kernels = kernels(schedule, dtype)
+        self.module = load_kernels(generate(schedule, dtype)) if self.kernels else None
+
+    def __call__(
+        self, number: int, kernel: Traversal, view: View, values: dict[int, Tensor]
+    ) -> None:
+        """Run one traversal."""
+        generated = self.kernels[number]
+        rows = view.num_rows(kernel.center)
+        tensors = [self._tensor(kind, what, view, values) for kind, what in generated.arguments]
+        grid = (-(-rows // generated.rows_per_program),)
+        if rows == 0:
+            return
+        assert self.module is not None
+        with _interpreter_for(view.device, self.module):
+            launch: Any = getattr(self.module, generated.name)
+            launch[grid](*tensors, rows, num_warps=generated.num_warps)
+
+    def _tensor(self, kind: str, what: int | str, view: View, values: dict[int, Tensor]) -> Tensor:
+        if isinstance(what, int):
+            return values[what]
+        if kind == "index":
+            return view.index(what)
+        segments = view.segments(what)
+        found = {"begin": segments.begin, "end": segments.end, "items": segments.items}[kind]
+        assert found is not None
+        return found
+
+
+def _interpreter_for(device: torch.device, module: ModuleType) -> Any:
+    if device.type != "cpu":
+        return contextlib.nullcontext()
+    from dataeff.kernels.interpreter import interpreted
+
+    return interpreted(module)

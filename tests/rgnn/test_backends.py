@@ -1,0 +1,118 @@
+"""Generated kernels against the interpreter of the IR: the same programs, the same values."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from rgnn_layers import gated, graphs, heads, rgat, rgcn, rgcn_mean
+
+from dataeff import rgnn
+from dataeff.rgnn.backend import Runner
+from dataeff.rgnn.interpret import interpret
+from dataeff.rgnn.view import View
+
+LAYERS = [rgcn, rgcn_mean, rgat, gated, heads]
+
+
+def arguments(layer, nodes, edges, relations, dtype, width=5, out=6):
+    def make(*shape):
+        return 0.4 * torch.randn(*shape, dtype=dtype)
+
+    x, W = make(nodes, width), make(relations, width, out)
+    return {
+        rgcn: (x, W),
+        rgcn_mean: (x, W, make(width, out), make(out)),
+        rgat: (x, W, make(relations, out), make(relations, out)),
+        gated: (x, W, make(width, out), make(relations), make(edges)),
+        heads: (x, make(relations, width, 12), make(24, 24), make(relations, 24)),
+    }[layer]
+
+
+def check(backend, monkeypatch, layer, case, dtype, tolerance, **sizes):
+    """Run forward and backward programs on a backend and on the interpreter."""
+    edge_index, etype, nodes, relations = case
+    graph = rgnn.Graph(edge_index, etype, num_nodes=nodes)
+    args = arguments(layer, nodes, etype.numel(), relations, dtype, **sizes)
+    plan = layer.plan(graph, *args)
+    view = View(graph, plan.sizes)
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", backend)
+    named = dict(zip(plan.request.names, args, strict=True))
+    values = compare(plan.forward, view, named, dtype, tolerance)
+    outputs, saved = values[: plan.num_outputs], values[plan.num_outputs :]
+    named |= {f"grad:{k}": torch.randn_like(v) for k, v in enumerate(outputs)}
+    named |= {f"output:{k}": v for k, v in enumerate(outputs)}
+    named |= {f"saved:{k}": v for k, v in enumerate(saved)}
+    compare(plan.backward, view, named, dtype, 10 * tolerance)
+
+
+def compare(program, view, named, dtype, tolerance):
+    want = interpret(program, view, named)
+    got = Runner(program, dtype, "cpu")(view, named)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    return want
+
+
+CASE = (
+    torch.randint(0, 9, (2, 30), generator=torch.Generator().manual_seed(5)),
+    torch.arange(30) % 3,
+    11,
+    4,
+)
+HUB = (
+    torch.stack([torch.arange(100) % 7, torch.zeros(100, dtype=torch.long)]),
+    torch.arange(100) % 2,
+    8,
+    2,
+)
+NO_EDGES = (torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 3, 2)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.name)
+@pytest.mark.parametrize("case", [CASE, HUB, NO_EDGES], ids=["random", "hub", "no edges"])
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_backend_equals_the_interpreter(backend, layer, case, monkeypatch):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    check(backend, monkeypatch, layer, case, torch.float32, 2e-5)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.name)
+@given(case=graphs())
+@settings(max_examples=30, deadline=None)
+def test_cpp_in_float64_on_any_graph(layer, case):
+    with pytest.MonkeyPatch.context() as patch:
+        check("cpp", patch, layer, case, torch.float64, 1e-10)
+
+
+@pytest.mark.parametrize("width", [32, 33, 64])
+def test_wide_rows(width, monkeypatch):
+    for backend in ("cpp", "triton"):
+        check(backend, monkeypatch, rgat, CASE, torch.float64, 1e-10, width=width, out=width)
+
+
+def test_no_compiler_falls_back_with_one_warning(monkeypatch, small):
+    from dataeff.rgnn import backend, cpp_backend
+    from dataeff.rgnn.toolchain import CompilerMissing
+
+    def missing(source, **kwargs):
+        raise CompilerMissing("no C++ compiler: install one")
+
+    monkeypatch.setattr(cpp_backend, "compile_cpp", missing)
+    backend._warn_once.cache_clear()
+    args = [torch.randn(20, 7), torch.randn(4, 7, 7), torch.randn(4, 7), torch.randn(4, 7)]
+    with pytest.warns(RuntimeWarning, match="install one") as record:
+        fallback = rgat(small, *args)
+    assert len(record) == 1
+    torch.testing.assert_close(fallback[:0], fallback.new_empty(0, 7))
+    plan = rgat.plan(small, *args)
+    view = View(small, plan.sizes)
+    named = dict(zip(plan.request.names, args, strict=True))
+    torch.testing.assert_close(fallback, interpret(plan.forward, view, named)[0])
+
+
+def test_unknown_backend_is_refused(monkeypatch):
+    from dataeff.rgnn.backend import choose
+
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="must be one of"):
+        choose("cpu")
