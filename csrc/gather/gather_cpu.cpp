@@ -17,11 +17,10 @@ constexpr int64_t kSerialNbytes = 64 << 10;
 constexpr int64_t kStreamNbytes = 4 << 20;
 // Shorter rows were measured to be no faster when streamed.
 constexpr int64_t kStreamRowNbytes = 1 << 10;
-// How far ahead rows are fetched, and how many lines of each: the hardware follows a long row by
-// itself once its first lines have been seen.
-constexpr int64_t kAheadNbytes = 8192;
-constexpr int64_t kMaxAheadRows = 128;
-constexpr int64_t kMaxAheadLines = 4;
+// Lines under way at once, about what a core can have outstanding, and how many of one row: the
+// hardware follows a long row by itself once its first lines have been seen.
+constexpr int64_t kAheadLines = 32;
+constexpr int64_t kMaxLinesOfRow = 8;
 
 template <typename Id>
 std::byte* row_at(const RowTable& table, Id id) {
@@ -34,7 +33,8 @@ void prefetch(const std::byte* row, int64_t num_lines) {
   for (int64_t line = 0; line < num_lines; ++line) __builtin_prefetch(row + line * kLine, 0, 3);
 }
 
-// One row of a size known to the compiler, which turns the copy into a few vector moves.
+// A short row of a size known to the compiler, which turns the copy into one or two moves; the
+// library's memcpy is the faster one from 64 bytes on.
 template <int64_t kNbytes>
 struct FixedCopy {
   void operator()(std::byte* to, const std::byte* from) const { std::memcpy(to, from, kNbytes); }
@@ -51,14 +51,16 @@ struct StreamCopy {
 };
 
 template <typename Id, typename Copy>
-void gather_with(const RowTable& table, const Id* ids, int64_t size, std::byte* out,
-                 int num_threads, const Copy& copy) {
+void gather_with(const RowTable table, const Id* ids, int64_t size, std::byte* out, int num_threads,
+                 const Copy copy) {
   const int64_t nbytes = table.row_nbytes;
-  const int64_t num_lines = std::min((nbytes - 1) / kLine + 1, kMaxAheadLines);
-  const int64_t ahead = std::clamp<int64_t>(kAheadNbytes / nbytes, 2, kMaxAheadRows);
+  const int64_t num_lines = std::min((nbytes - 1) / kLine + 1, kMaxLinesOfRow);
+  const int64_t ahead = std::max<int64_t>(kAheadLines / num_lines, 2);
   const int64_t grain = std::max<int64_t>(kPieceNbytes / nbytes, 1);
   if (size * nbytes <= kSerialNbytes) num_threads = 1;
-  parallel_for(size, grain, num_threads, [&](int64_t begin, int64_t end) {
+  // Captured by value: a store through std::byte* may alias what a reference leads to, which would
+  // then be loaded again after every row.
+  parallel_for(size, grain, num_threads, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < std::min(begin + ahead, end); ++i)
       prefetch(row_at(table, ids[i]), num_lines);
     int64_t i = begin;
@@ -90,12 +92,6 @@ void gather(const RowTable& table, const Id* ids, int64_t size, std::byte* out, 
       return run(FixedCopy<16>{});
     case 32:
       return run(FixedCopy<32>{});
-    case 64:
-      return run(FixedCopy<64>{});
-    case 128:
-      return run(FixedCopy<128>{});
-    case 256:
-      return run(FixedCopy<256>{});
     default:
       return run(AnyCopy{nbytes});
   }
