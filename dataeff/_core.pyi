@@ -209,6 +209,7 @@ class NeighborSampler:
         replace: bool,
         disjoint: bool,
         last: bool,
+        induced: bool,
     ) -> None: ...
     def sample(
         self, seeds: list[tuple[int, int, int]], random_seed: int, num_threads: int

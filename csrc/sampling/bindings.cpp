@@ -118,12 +118,13 @@ void bind_sampling(py::module_& m) {
   py::class_<NeighborSampler, std::shared_ptr<NeighborSampler>>(m, "NeighborSampler")
       .def(py::init([](int id_nbytes, std::vector<int64_t> num_nodes,
                        std::vector<RelationSpec> relations, int num_hops, bool replace,
-                       bool disjoint, bool last) {
+                       bool disjoint, bool last, bool induced) {
              return NeighborSampler::make({id_nbytes, std::move(num_nodes), std::move(relations),
-                                           num_hops, replace, disjoint, last});
+                                           num_hops, replace, disjoint, last, induced});
            }),
            py::kw_only(), py::arg("id_nbytes"), py::arg("num_nodes"), py::arg("relations"),
-           py::arg("num_hops"), py::arg("replace"), py::arg("disjoint"), py::arg("last"))
+           py::arg("num_hops"), py::arg("replace"), py::arg("disjoint"), py::arg("last"),
+           py::arg("induced"))
       .def("sample", &bind_sample, no_gil, py::arg("seeds"), py::arg("random_seed"),
            py::arg("num_threads"));
 }

@@ -70,6 +70,7 @@ class TypedSampler final : public NeighborSampler,
   void pick_edges(Space& space, const Step& step, int num_threads) const;
   void pick_chunk(Space& space, const Step& step, int64_t from, int64_t to) const;
   void relabel(Space& space, const Step& step) const;
+  void induce(Space& space, size_t relation) const;
 
   Key key(int type, Id id, int32_t tree) const {
     if constexpr (sizeof(Key) == 4) {
@@ -185,6 +186,9 @@ std::unique_ptr<Sample> TypedSampler<Id, Key>::sample(const std::vector<Seeds>& 
       space->nodes[type].per_hop.push_back(end - frontier[type].first);
     }
   }
+  if (spec_.induced) {
+    for (size_t r = 0; r < spec_.relations.size(); ++r) induce(*space, r);
+  }
   return std::make_unique<TypedSample<Id, Key>>(this->shared_from_this(), std::move(space));
 }
 
@@ -293,6 +297,32 @@ void TypedSampler<Id, Key>::relabel(Space& space, const Step& step) const {
     nodes.id.push_back(found[e]);
     if (spec_.disjoint) nodes.tree.push_back(tree_of(step.targets, dst[e]));
   }
+}
+
+// Replaces the edges taken by all those whose both ends were sampled, as one hop.
+template <typename Id, typename Key>
+void TypedSampler<Id, Key>::induce(Space& space, size_t r) const {
+  const RelationSpec& relation = spec_.relations[r];
+  const Id* colptr = static_cast<const Id*>(relation.colptr);
+  const Id* row = static_cast<const Id*>(relation.row);
+  const Id* e_id = static_cast<const Id*>(relation.e_id);
+  const auto& targets = space.nodes[relation.dst_type];
+  const auto& sources = space.nodes[relation.src_type];
+  auto& edges = space.edges[r];
+  edges.reset();
+  for (int64_t i = 0; i < targets.id.size(); ++i) {
+    const Id node = targets.id[i];
+    for (Id place = colptr[node]; place < colptr[node + 1]; ++place) {
+      const int32_t source =
+          sources.local.find(key(relation.src_type, row[place], tree_of(targets, i)));
+      if (source < 0) continue;
+      edges.src.push_back(source);
+      edges.dst.push_back(static_cast<int32_t>(i));
+      edges.e_id.push_back(e_id ? e_id[place] : place);
+      if (relation.etype) edges.etype.push_back(relation.etype[place]);
+    }
+  }
+  edges.per_hop.push_back(edges.size());
 }
 
 }  // namespace

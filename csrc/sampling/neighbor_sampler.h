@@ -31,6 +31,7 @@ struct SamplerSpec {
   bool replace;
   bool disjoint;  // a tree of its own for each seed; implied by times
   bool last;      // with times: the latest entries instead of a uniform choice
+  bool induced;   // return every edge between the sampled nodes, not those taken
 };
 
 // Seeds of one node type; `time` bounds the edges of each seed's tree and may be null.

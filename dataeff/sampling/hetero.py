@@ -53,6 +53,7 @@ class HeteroNeighborSampler:
         replace: with replacement.
         disjoint: a tree of its own for each seed; implied when a graph has times.
         last: take the latest edges instead of a uniform choice; every graph then needs times.
+        induced: return every edge between the sampled nodes instead of those taken.
         seed: random seed of samples that do not name their own.
 
     Raises:
@@ -69,6 +70,7 @@ class HeteroNeighborSampler:
         replace: bool = False,
         disjoint: bool = False,
         last: bool = False,
+        induced: bool = False,
         seed: int = 0,
     ) -> None:
         if not graphs:
@@ -82,9 +84,10 @@ class HeteroNeighborSampler:
         self.temporal = any(graph.edge_time is not None for graph in graphs.values())
         self.disjoint = disjoint or self.temporal
         self.last = last
+        self.induced = induced
         self.seed = seed
         for key, graph in self.graphs.items():
-            check_options(graph, self.fanouts[key], replace=replace, last=last)
+            check_options(graph, self.fanouts[key], replace=replace, last=last, induced=induced)
         self._core = self._make_core()
 
     def _make_core(self) -> _core.NeighborSampler:
@@ -100,6 +103,7 @@ class HeteroNeighborSampler:
             replace=self.replace,
             disjoint=self.disjoint,
             last=self.last,
+            induced=self.induced,
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class SampledSubgraph:
         edge_type: relation of each edge, [num_edges], int64, or None.
         batch: the seed whose tree each node belongs to, [num_nodes], int64; None unless disjoint.
         num_sampled_nodes: the seeds, then the nodes that each hop added.
-        num_sampled_edges: edges per hop.
+        num_sampled_edges: edges per hop; of an induced sample, all of them as one.
     """
 
     n_id: Tensor
@@ -111,6 +111,7 @@ class NeighborSampler:
             is one to take.
         disjoint: keep the seeds' neighbourhoods apart; a node in two of them stands twice.
         last: with times, take the latest edges instead of a uniform choice.
+        induced: return every edge between the sampled nodes instead of those taken.
         seed: random seed of samples that do not name their own.
 
     Raises:
@@ -126,6 +127,7 @@ class NeighborSampler:
         replace: bool = False,
         disjoint: bool = False,
         last: bool = False,
+        induced: bool = False,
         seed: int = 0,
     ) -> None:
         if graph.num_src_nodes != graph.num_dst_nodes:
@@ -139,8 +141,9 @@ class NeighborSampler:
         self.replace = replace
         self.disjoint = disjoint or graph.edge_time is not None
         self.last = last
+        self.induced = induced
         self.seed = seed
-        check_options(graph, self.fanouts, replace=replace, last=last)
+        check_options(graph, self.fanouts, replace=replace, last=last, induced=induced)
         self._core = self._make_core()
 
     def _make_core(self) -> _core.NeighborSampler:
@@ -152,6 +155,7 @@ class NeighborSampler:
             replace=self.replace,
             disjoint=self.disjoint,
             last=self.last,
+            induced=self.induced,
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -208,7 +212,9 @@ class NeighborSampler:
         )
 
 
-def check_options(graph: CSCGraph, fanouts: list[list[int]], *, replace: bool, last: bool) -> None:
+def check_options(
+    graph: CSCGraph, fanouts: list[list[int]], *, replace: bool, last: bool, induced: bool
+) -> None:
     """Refuses options that contradict one another or the graph.
 
     Raises:
@@ -218,6 +224,8 @@ def check_options(graph: CSCGraph, fanouts: list[list[int]], *, replace: bool, l
         raise ValueError("last=True takes the latest edges, but the graph has no edge_time")
     if last and (replace or graph.edge_weight is not None):
         raise ValueError("last=True leaves nothing to chance: replace and edge_weight exclude it")
+    if induced and graph.edge_time is not None:
+        raise ValueError("induced=True takes all edges between nodes, so times would not hold")
     if not any(len(per_type) > 1 for per_type in fanouts):
         return
     if graph.edge_time is not None:

@@ -155,6 +155,7 @@ def sample(
     replace: bool = False,
     disjoint: bool = False,
     last: bool = False,
+    induced: bool = False,
     seed_times: list[list[int]] | None = None,
 ) -> ReferenceSample:
     """Samples the neighbourhood of `seeds`, given per node type.
@@ -200,4 +201,22 @@ def sample(
         for t, reached in enumerate(nodes):
             frontier[t] = range(frontier[t].stop, len(reached))
             out.nodes_per_hop[t].append(len(frontier[t]))
+    if induced:
+        out.edges = [_induced(relation, nodes, local) for relation in relations]
+        out.edges_per_hop = [[len(edges)] for edges in out.edges]
     return out
+
+
+def _induced(
+    relation: Relation,
+    nodes: list[list[tuple[int, int]]],
+    local: list[dict[tuple[int, int], int]],
+) -> list[tuple[int, int, int]]:
+    """Every edge of `relation` whose both ends were sampled, in the same tree."""
+    known = local[relation.src_type]
+    return [
+        (known[tree, relation.row[position]], target, position)
+        for target, (tree, node) in enumerate(nodes[relation.dst_type])
+        for position in range(relation.colptr[node], relation.colptr[node + 1])
+        if (tree, relation.row[position]) in known
+    ]

@@ -197,6 +197,18 @@ def test_disjoint_weighted_and_bidirectional_batches():
     assert {(dst, src) for src, dst in edges} == edges
 
 
+@pytest.mark.parametrize("options", [{"subgraph_type": "induced"}, {"directed": False}])
+def test_induced_batches(options):
+    data = make_data()
+    batch = next(iter(NeighborLoader(data, [4, 4], batch_size=20, **options)))
+    known = torch.zeros(NUM_NODES, dtype=torch.bool)
+    known[batch.n_id] = True
+    within = known[data.edge_index].all(0).nonzero().view(-1)
+    assert torch.equal(batch.e_id.sort().values, within)
+    assert torch.equal(batch.n_id[batch.edge_index], data.edge_index[:, batch.e_id])
+    assert "num_sampled_nodes" not in batch
+
+
 def test_temporal_batches():
     data = make_data(time=torch.randint(100, (NUM_NODES,)), edge_time=torch.arange(NUM_EDGES))
     seeds = torch.arange(30)
@@ -294,8 +306,7 @@ def test_no_more_than_the_depth_is_prepared_ahead():
         ({"worker_init_fn": print}, NotImplementedError, "worker_init_fn"),
         ({"multiprocessing_context": "spawn"}, NotImplementedError, "multiprocessing_context"),
         ({"timeout": 3}, NotImplementedError, "timeout"),
-        ({"subgraph_type": "induced"}, NotImplementedError, "induced"),
-        ({"directed": False}, NotImplementedError, "induced"),
+        ({"subgraph_type": "reduced"}, ValueError, "reduced"),
         ({"num_workers": -1}, ValueError, "-1"),
         ({"temporal_strategy": "first"}, ValueError, "first"),
         ({"time_attr": "missing"}, KeyError, "missing"),

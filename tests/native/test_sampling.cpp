@@ -51,10 +51,11 @@ struct Graph {
   }
 
   std::shared_ptr<NeighborSampler> sampler(RelationSpec relation, bool replace = false,
-                                           bool disjoint = false, bool last = false) const {
+                                           bool disjoint = false, bool last = false,
+                                           bool induced = false) const {
     const int num_hops = static_cast<int>(relation.fanouts.size());
     return NeighborSampler::make(
-        {sizeof(Id), {kNodes}, {std::move(relation)}, num_hops, replace, disjoint, last});
+        {sizeof(Id), {kNodes}, {std::move(relation)}, num_hops, replace, disjoint, last, induced});
   }
 };
 
@@ -133,6 +134,17 @@ TEST(a_sample_outlives_its_sampler_and_its_workspace_is_used_again) {
   auto last = sampler->sample({{seeds.data(), nullptr, 1500}}, 1, 2);
   sampler.reset();
   CHECK(contents(*last, false, false) == expected);
+}
+
+TEST(an_induced_sample_of_all_nodes_is_the_graph) {
+  const Graph<int64_t> graph;
+  std::vector<int64_t> seeds(kNodes);
+  std::iota(seeds.begin(), seeds.end(), 0);
+  const auto sampler = graph.sampler(graph.relation({{0}}), false, false, false, true);
+  const auto drawn = sampler->sample({{seeds.data(), nullptr, kNodes}}, 1, 2);
+  const auto all = contents(*drawn, false, false);
+  CHECK_EQ(sum(drawn->edges_per_hop(0)), kEdges);
+  CHECK(std::equal(graph.row.begin(), graph.row.end(), all.begin() + 2 * kNodes));
 }
 
 TEST(wrong_ids_are_refused) {

@@ -98,6 +98,16 @@ def test_uniform_equals_reference(case, fanouts, replace, disjoint):
     assert_equals_reference(graph, sampler, out, seeds, seed, replace=replace)
 
 
+@given(cases(), hops, st.booleans())
+def test_induced_equals_reference(case, fanouts, disjoint):
+    shape, seeds, seed = case
+    edge_type = torch.randint(3, (shape["num_edges"],), generator=torch.manual_seed(0))
+    graph = random_graph(**shape, edge_type=edge_type, num_relations=3)
+    sampler = NeighborSampler(graph, fanouts, induced=True, disjoint=disjoint)
+    out = sampler.sample(seeds, seed=seed)
+    assert_equals_reference(graph, sampler, out, seeds, seed, induced=True)
+
+
 @given(cases(), st.data(), st.booleans())
 def test_fan_outs_per_relation_equal_reference(case, data, replace):
     shape, seeds, seed = case
@@ -345,6 +355,8 @@ def test_contradictions_are_refused():
         NeighborSampler(timed, [1], last=True, replace=True)
     with pytest.raises(ValueError, match="sorted by type"):
         NeighborSampler(timed, [[1, 1]])
+    with pytest.raises(ValueError, match="induced"):
+        NeighborSampler(timed, [1], induced=True)
     with pytest.raises(ValueError, match="seed_time"):
         NeighborSampler(timed, [1]).sample(torch.tensor([0]))
     with pytest.raises(ValueError, match="seed_time"):

@@ -140,7 +140,7 @@ class NeighborLoader(_PipelinedLoader, pyg_loader.NeighborLoader):  # type: igno
         input_nodes: seeds: ids, a mask, or (node type, ids or mask); all nodes by default.
         input_time: latest time of the edges around each seed.
         replace: sample with replacement.
-        subgraph_type: `directional` or `bidirectional`.
+        subgraph_type: `directional`, `bidirectional` or `induced`.
         disjoint: a tree of its own for each seed, numbered in `batch`.
         temporal_strategy: `uniform` or `last`.
         time_attr: attribute of nodes or edges that holds their time.
@@ -150,7 +150,7 @@ class NeighborLoader(_PipelinedLoader, pyg_loader.NeighborLoader):  # type: igno
         is_sorted: accepted for compatibility.
         filter_per_worker: False gathers features in the caller's thread.
         neighbor_sampler: a `PyGNeighborSampler` to share between loaders.
-        directed: accepted for compatibility, must be True.
+        directed: False is PyG's older form of `subgraph_type="induced"`.
         device: where batches are delivered; by default where `data` is.
         **kwargs: those of `torch.utils.data.DataLoader`, such as `batch_size` or `shuffle`.
 
@@ -241,7 +241,7 @@ class LinkNeighborLoader(_PipelinedLoader, pyg_loader.LinkNeighborLoader):  # ty
         is_sorted: accepted for compatibility.
         filter_per_worker: as for `NeighborLoader`.
         neighbor_sampler: as for `NeighborLoader`.
-        directed: accepted for compatibility, must be True.
+        directed: False is PyG's older form of `subgraph_type="induced"`.
         device: as for `NeighborLoader`.
         **kwargs: those of `torch.utils.data.DataLoader`.
 

@@ -35,7 +35,6 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
     the calling thread has set one with `prepare`.
 
     Raises:
-        NotImplementedError: `subgraph_type="induced"`.
         ValueError: an attribute is missing, or the options contradict one another.
     """
 
@@ -52,10 +51,6 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         weight_attr: str | None = None,
     ) -> None:
         self.subgraph_type = SubgraphType(subgraph_type)
-        if self.subgraph_type == SubgraphType.induced:
-            raise NotImplementedError(
-                "subgraph_type='induced' is not supported: use 'directional' or 'bidirectional'"
-            )
         if temporal_strategy not in ("uniform", "last"):
             raise ValueError(
                 f"temporal_strategy is {temporal_strategy!r}, neither 'uniform' nor 'last'"
@@ -71,6 +66,7 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             "replace": replace,
             "disjoint": disjoint,
             "last": temporal_strategy == "last" and time_attr is not None,
+            "induced": self.subgraph_type == SubgraphType.induced,
         }
         self.sampler: NeighborSampler | HeteroNeighborSampler
         if isinstance(data, Data):
@@ -149,8 +145,9 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             col=drawn.edge_index[1],
             edge=drawn.e_id,
             batch=drawn.batch,
-            num_sampled_nodes=drawn.num_sampled_nodes,
-            num_sampled_edges=drawn.num_sampled_edges,
+            # PyG trims layers by these numbers, which an induced graph does not allow.
+            num_sampled_nodes=None if sampler.induced else drawn.num_sampled_nodes,
+            num_sampled_edges=None if sampler.induced else drawn.num_sampled_edges,
         )
 
     def _sample_hetero(
@@ -169,8 +166,9 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             col={key: edge_index[1] for key, edge_index in drawn.edge_index.items()},
             edge=drawn.e_id,
             batch=drawn.batch,
-            num_sampled_nodes=drawn.num_sampled_nodes,
-            num_sampled_edges=drawn.num_sampled_edges,
+            # PyG trims layers by these numbers, which an induced graph does not allow.
+            num_sampled_nodes=None if sampler.induced else drawn.num_sampled_nodes,
+            num_sampled_edges=None if sampler.induced else drawn.num_sampled_edges,
         )
 
 
