@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dataeff.rgnn.cost import step_cost
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.kernels_ir import render_schedule
 from dataeff.rgnn.text import render
@@ -25,6 +26,12 @@ def explain(layer: Layer, graph: Graph, args: tuple[Any, ...], kwargs: dict[str,
         if runner is not None:
             parts.append(f"== {title} ==\n{render(runner.program)}")
             if runner.schedule is not None:
+                item_size = plan.request.dtype.itemsize
+                costs = [
+                    f"k{n}: {step_cost(runner.schedule, n, plan.sizes, item_size)}"
+                    for n in range(len(runner.schedule.steps))
+                ]
+                parts.append(f"== {title} bytes and flops ==\n" + "\n".join(costs) + "\n")
                 parts.append(f"== {title} kernels ==\n{render_schedule(runner.schedule)}")
                 parts.append(f"== {title} source ({runner.name}) ==\n{runner.sources()}")
     return "\n".join(parts)

@@ -84,7 +84,7 @@ class Plan:
         self.stages: list[tuple[str, Program]] = [("traced", self.traced)]
         program = optimise(self.traced, self.sizes, self.stages, disabled)
         wanted = [n for i, n in enumerate(names) if request.wanted >> i & 1]
-        self.used = {str(op.attrs[0]) for op in self.traced.inputs}
+        self.used = {str(op.attrs[0]) for op in program.inputs}
         self.wanted = [n for n in wanted if n in self.used]
         self.order = {str(op.attrs[0]): k for k, op in enumerate(program.inputs)}
         joint = program

@@ -175,3 +175,16 @@ def test_operators_pass_opcheck(small):
 def test_explain_shows_the_programs(small):
     text = rgat.explain(small, *arguments(rgat, 20, 4))
     assert "== traced ==" in text and "== backward ==" in text and "logsumexp[edge.dst]" in text
+    assert "== forward kernels ==" in text and "traversal over dst" in text and "Mflop" in text
+    assert "dataeff::parallel_for" in text
+
+
+def test_an_argument_that_does_not_matter_has_no_gradient_but_zero(small):
+    @rgnn.layer
+    def ignores(g, x, unused):
+        _ = g.src(unused) * 2.0
+        return g.sum(g.src(x))
+
+    x, unused = leaf(20, 3), leaf(20, 3)
+    ignores(small, x, unused).sum().backward()
+    assert x.grad.any() and not unused.grad.any()

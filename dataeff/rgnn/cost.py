@@ -1,0 +1,86 @@
+"""Bytes and flops that each kernel of a schedule moves and does, counted from shapes.
+
+A stored value that is read through a map counts once per row that reads it, as a gather from memory
+does; caches make it less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from dataeff.rgnn.ir import Op
+from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
+from dataeff.rgnn.signatures import SEGMENT
+from dataeff.rgnn.view import View
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one step moves to and from memory, and computes."""
+
+    nbytes: int
+    flops: int
+
+    def __str__(self) -> str:
+        return f"{self.nbytes / 1e6:.3f} MB, {self.flops / 1e6:.3f} Mflop"
+
+
+def step_cost(schedule: Schedule, number: int, sizes: tuple[int, ...], item_size: int) -> Cost:
+    """Count one step of a schedule on a graph of these sizes."""
+    step: Step = schedule.steps[number]
+    if isinstance(step, Traversal):
+        return _traversal(schedule, number, step, sizes, item_size)
+    op = schedule.program[step.op]
+    operands = [schedule.program[a] for a in op.args]
+    elements = _elements(op, sizes) + sum(_elements(o, sizes) for o in operands)
+    if isinstance(step, Dense):
+        return Cost(elements * item_size, _elements(op, sizes))
+    assert isinstance(step, Gemm)
+    return Cost(elements * item_size, 2 * _multiply_adds(schedule, op, sizes))
+
+
+def _elements(op: Op, sizes: tuple[int, ...]) -> int:
+    return View.rows_of(sizes, op.type.domain) * op.type.numel
+
+
+def _multiply_adds(schedule: Schedule, op: Op, sizes: tuple[int, ...]) -> int:
+    """Rows times the size of one type's weight."""
+    weight = op if op.kind == "outer" else schedule.program[op.args[1]]
+    rows = schedule.program[op.args[0]].type.domain
+    return View.rows_of(sizes, rows) * prod(weight.type.shape)
+
+
+def _traversal(
+    schedule: Schedule, number: int, step: Traversal, sizes: tuple[int, ...], item_size: int
+) -> Cost:
+    """Every unstored value is computed, and every stored one read, once per row of its reader."""
+    program = schedule.program
+    kept = schedule.kept(number)
+    elements = sum(_elements(program[s], sizes) for s in kept)
+    flops = 0
+    seen: set[int] = set()
+    stack = list(step.sinks)
+    while stack:
+        op = program[stack.pop()]
+        if op.id in seen:
+            continue
+        seen.add(op.id)
+        reader = program[op.args[0]] if op.kind in SEGMENT else op
+        rows = View.rows_of(sizes, reader.type.domain)
+        flops += _flops(schedule, op, rows, sizes)
+        for arg in op.args:
+            if arg in schedule.stored and arg not in step.sinks:
+                elements += rows * program[arg].type.numel
+            else:
+                stack.append(arg)
+    return Cost(elements * item_size, flops)
+
+
+def _flops(schedule: Schedule, op: Op, rows: int, sizes: tuple[int, ...]) -> int:
+    if op.kind in ("linear", "linear_t"):
+        return 2 * _multiply_adds(schedule, op, sizes)
+    if op.kind in ("gather", "prefix", "const", "degree", "reshape", "expand", "slice", "concat"):
+        return 0
+    widest = max([op.type.numel, *(schedule.program[a].type.numel for a in op.args)])
+    return rows * widest

@@ -1,0 +1,91 @@
+"""The programs that passes make of known layers, as text.
+
+`DATAEFF_UPDATE_GOLDEN=1 pytest tests/rgnn/test_golden.py` writes the files again.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from rgnn_layers import gated, rgat, rgcn_mean
+
+from dataeff import rgnn
+from dataeff.rgnn.plan import Plan, Request
+from dataeff.rgnn.text import parse, render
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def make_plan(layer, disabled=frozenset()):
+    g = torch.Generator().manual_seed(3)
+    index = torch.randint(0, 30, (2, 200), generator=g)
+    graph = rgnn.Graph(index, torch.randint(0, 4, (200,), generator=g), num_nodes=30)
+    x, W = torch.zeros(30, 16), torch.zeros(4, 16, 24)
+    a = torch.zeros(4, 24)
+    args = {
+        rgcn_mean: (x, W, torch.zeros(16, 24), torch.zeros(24)),
+        rgat: (x, W, a, a),
+        gated: (x, W, torch.zeros(16, 24), torch.zeros(4), torch.zeros(200)),
+    }[layer]
+    names, statics = layer.bind(graph, args, {})
+    spec = repr((tuple(names), statics))
+    request = Request.of(layer.id, spec, args, graph.sizes, (1 << len(args)) - 1)
+    return graph, args, Plan(request, disabled)
+
+
+@pytest.mark.parametrize("layer", [rgcn_mean, rgat, gated], ids=lambda f: f.name)
+def test_stages(layer):
+    _, _, plan = make_plan(layer)
+    text = "\n".join(f"== {name} ==\n{render(program)}" for name, program in plan.stages)
+    path = GOLDEN / f"{layer.name}.expected"
+    if os.environ.get("DATAEFF_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.read_text() == text
+    for _, program in plan.stages:
+        assert parse(render(program)) == program
+
+
+@pytest.mark.parametrize("layer", [rgcn_mean, rgat, gated], ids=lambda f: f.name)
+@pytest.mark.parametrize("name", ["compact", "reorder", "aggregate_first", "reassociate"])
+def test_a_pass_left_out_changes_nothing_but_the_program(layer, name):
+    from dataeff.rgnn.autodiff import gradient_input
+    from dataeff.rgnn.interpret import interpret
+    from dataeff.rgnn.view import View
+
+    graph, args, plan = make_plan(layer)
+    _, _, without = make_plan(layer, frozenset({name}))
+    torch.manual_seed(0)
+    names = plan.request.names
+    inputs = {
+        n: 0.5 * torch.randn_like(a, dtype=torch.float64) for n, a in zip(names, args, strict=True)
+    }
+    grad = torch.randn(30, *plan.forward[plan.forward.outputs[0]].type.shape, dtype=torch.float64)
+    results = []
+    for p in (plan, without):
+        view = View(graph, p.sizes)
+        values = interpret(p.forward, view, inputs)
+        outputs, saved = values[: p.num_outputs], values[p.num_outputs :]
+        given = {**inputs, gradient_input(0): grad}
+        given |= {f"output:{k}": v for k, v in enumerate(outputs)}
+        given |= {f"saved:{k}": v for k, v in enumerate(saved)}
+        gradients = interpret(p.backward, view, given)
+        by_input = dict(zip(sorted(p.wanted, key=p.order.get), gradients, strict=True))
+        results.append([*outputs, *(by_input[n] for n in sorted(by_input))])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_reordering_folds_the_destination_projection():
+    """RGAT needs no projected destination row: W and a_dst are multiplied with each other."""
+    _, _, plan = make_plan(rgat)
+    kinds = [op.kind for op in plan.forward.ops]
+    assert kinds.count("einsum") == 1
+    wide = [op for op in plan.forward.ops if op.kind == "linear" and op.type.numel > 1]
+    assert [op.type.domain for op in wide] == ["src_pair"]
+
+
+def test_compaction_leaves_no_product_on_the_edges():
+    _, _, plan = make_plan(rgat)
+    for program in (plan.forward, plan.backward):
+        assert not [op for op in program.ops if op.kind == "linear" and op.type.domain == "edge"]
