@@ -21,8 +21,11 @@ def explain(layer: Layer, graph: Graph, args: tuple[Any, ...], kwargs: dict[str,
         f"(source, relation) pairs per edge {graph.src_pair_ratio:.3f},"
         f" (destination, relation) pairs per edge {graph.dst_pair_ratio:.3f}"
     )
-    parts += [f"== {name} ==\n{render(program)}" for name, program in plan.stages]
-    for title, runner in (("forward", plan.forward_runner), ("backward", plan.backward_runner)):
+    parts += [f"== {name} ==\n{render(program)}" for name, program in plan.compiled.stages]
+    for title, runner in (
+        ("forward", plan.compiled.forward_runner),
+        ("backward", plan.compiled.backward_runner),
+    ):
         if runner is not None:
             parts.append(f"== {title} ==\n{render(runner.program)}")
             if runner.schedule is not None:

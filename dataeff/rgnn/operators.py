@@ -37,8 +37,10 @@ def forward_fake(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Empty tensors of the right shapes."""
     plan = plan_for(Request.of(layer_id, spec, inputs, sizes, wanted))
-    values = [_empty(plan, position, inputs[0]) for position in range(len(plan.forward.outputs))]
-    return values[: plan.num_outputs], values[plan.num_outputs :]
+    values = [
+        _empty(plan, position, inputs[0]) for position in range(len(plan.compiled.forward.outputs))
+    ]
+    return values[: plan.compiled.num_outputs], values[plan.compiled.num_outputs :]
 
 
 def backward(
@@ -75,7 +77,7 @@ def backward_fake(
 
 
 def _empty(plan: Plan, position: int, like: Tensor) -> Tensor:
-    kind = plan.forward[plan.forward.outputs[position]].type
+    kind = plan.compiled.forward[plan.compiled.forward.outputs[position]].type
     if kind.domain == "one":
         return like.new_empty(kind.shape)
     rows = View.rows_of(plan.sizes, kind.domain)

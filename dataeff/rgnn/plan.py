@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from ast import literal_eval
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.passes.pipeline import optimise, optimise_joint
 from dataeff.rgnn.split import split
+from dataeff.rgnn.text import render
 from dataeff.rgnn.tracer import RowCounts
 from dataeff.rgnn.view import View
 
@@ -63,14 +66,47 @@ class Request:
         return dict(literal_eval(self.spec)[1])
 
 
+class Compiled:
+    """What a traced program becomes on one kind of device, for graphs of about one size.
+
+    Attributes:
+        stages: (pass name, program after it) pairs, forward and joint.
+        forward, backward: what runs.
+        wanted: the arguments whose gradients backward returns, in the order of its outputs.
+    """
+
+    def __init__(
+        self,
+        traced: Program,
+        sizes: tuple[int, ...],
+        wanted: Sequence[str],
+        dtype: torch.dtype,
+        device: str,
+        disabled: frozenset[str] = frozenset(),
+    ) -> None:
+        self.stages: list[tuple[str, Program]] = [("traced", traced)]
+        program = optimise(traced, sizes, self.stages, disabled)
+        used = [str(op.attrs[0]) for op in program.inputs]
+        self.wanted = [name for name in used if name in wanted]
+        joint = program
+        if self.wanted:
+            joint = differentiate(program, [name for name in wanted if name in used])
+            self.stages.append(("differentiate", joint))
+            joint = optimise_joint(joint, self.stages, disabled)
+        halves = split(joint, len(program.outputs))
+        self.num_outputs = halves.num_outputs
+        self.forward, self.backward = halves.forward, halves.backward
+        self.forward_runner = Runner(self.forward, dtype, device)
+        self.backward_runner = Runner(self.backward, dtype, device) if self.backward else None
+
+
 class Plan:
-    """Programs of a request, ready to run.
+    """One call signature of a layer on graphs of exact sizes, ready to run.
 
     Attributes:
         traced: the program as the layer function wrote it.
-        stages: (pass name, program after it) pairs, forward and joint.
-        forward, backward: what runs.
         sizes: rows of each domain, with as many types as the layer's parameters have.
+        compiled: what it became; shared by all graphs of about this size.
     """
 
     def __init__(self, request: Request, disabled: frozenset[str] = frozenset()) -> None:
@@ -81,33 +117,16 @@ class Plan:
         shapes = dict(zip(names, request.shapes, strict=True))
         self.traced = layer.trace(shapes, request.statics, rows)
         self.sizes = (*node_counts[:5], *_type_counts(layer.name, self.traced, shapes, node_counts))
-        self.stages: list[tuple[str, Program]] = [("traced", self.traced)]
-        program = optimise(self.traced, self.sizes, self.stages, disabled)
-        wanted = [n for i, n in enumerate(names) if request.wanted >> i & 1]
-        self.used = {str(op.attrs[0]) for op in program.inputs}
-        self.wanted = [n for n in wanted if n in self.used]
-        self.order = {str(op.attrs[0]): k for k, op in enumerate(program.inputs)}
-        joint = program
-        if self.wanted:
-            joint = differentiate(program, self.wanted)
-            self.stages.append(("differentiate", joint))
-            joint = optimise_joint(joint, self.stages, disabled)
-        halves = split(joint, len(program.outputs))
-        self.num_outputs = halves.num_outputs
-        self.forward, self.backward = halves.forward, halves.backward
-        self.kept_outputs = halves.kept_outputs
-        self.forward_runner = Runner(self.forward, request.dtype, request.device)
-        self.backward_runner = (
-            Runner(self.backward, request.dtype, request.device) if self.backward else None
-        )
+        self.wanted = [n for i, n in enumerate(names) if request.wanted >> i & 1]
+        self.compiled = _compiled_for(self, disabled)
 
     def run_forward(
         self, view: View, inputs: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs, and the values that backward needs besides inputs and outputs."""
         named = dict(zip(self.request.names, inputs, strict=True))
-        values = self.forward_runner(view, named)
-        return values[: self.num_outputs], values[self.num_outputs :]
+        values = self.compiled.forward_runner(view, named)
+        return values[: self.compiled.num_outputs], values[self.compiled.num_outputs :]
 
     def run_backward(
         self,
@@ -118,21 +137,16 @@ class Plan:
         saved: Sequence[Tensor],
     ) -> list[Tensor]:
         """Gradients of the wanted inputs, in argument order."""
-        assert self.backward_runner is not None
+        run = self.compiled.backward_runner
         named = dict(zip(self.request.names, inputs, strict=True))
+        if run is None:  # no wanted argument takes part
+            return [torch.zeros_like(named[name]) for name in self.wanted]
         given = dict(named)
         given |= {gradient_input(k): g for k, g in enumerate(grads)}
         given |= {f"output:{k}": v for k, v in enumerate(outputs)}
         given |= {f"saved:{k}": v for k, v in enumerate(saved)}
-        found = dict(
-            zip(
-                sorted(self.wanted, key=lambda n: self.order[n]),
-                self.backward_runner(view, given),
-                strict=True,
-            )
-        )
-        names = [n for i, n in enumerate(self.request.names) if self.request.wanted >> i & 1]
-        return [found[n] if n in found else torch.zeros_like(named[n]) for n in names]
+        found = dict(zip(self.compiled.wanted, run(view, given), strict=True))
+        return [found[n] if n in found else torch.zeros_like(named[n]) for n in self.wanted]
 
 
 def _type_counts(
@@ -152,11 +166,29 @@ def _type_counts(
     return counts["etype"], counts["ntype"]
 
 
-_PLANS: dict[Request, Plan] = {}
+def _nearby(num_rows: int) -> int:
+    """The nearest of the row counts 0, 1, 1.4, 2, 2.8, 4 ... that programs are compiled for."""
+    return round(2 ** (round(2 * math.log2(num_rows)) / 2)) if num_rows else 0
 
 
+# Sampled blocks differ in size from step to step. Tracing one takes well under a millisecond;
+# passes, lowering and finding the kernels take many, so that their results are shared.
+_COMPILED: dict[tuple[Any, ...], Compiled] = {}
+
+
+def _compiled_for(plan: Plan, disabled: frozenset[str]) -> Compiled:
+    # Compiled for a size that depends on nothing but this one, not for the first that came: the
+    # same call gives the same bits in every process.
+    sizes = (*map(_nearby, plan.sizes[:5]), *plan.sizes[5:])
+    request = plan.request
+    kind = (tuple(plan.wanted), request.dtype, request.device, disabled)
+    key = (render(plan.traced), sizes, *kind)
+    if key not in _COMPILED:
+        _COMPILED[key] = Compiled(plan.traced, sizes, *kind)
+    return _COMPILED[key]
+
+
+@lru_cache(maxsize=256)
 def plan_for(request: Request) -> Plan:
-    """The plan of a request, compiled at its first use."""
-    if request not in _PLANS:
-        _PLANS[request] = Plan(request)
-    return _PLANS[request]
+    """The plan of a request, made at its first use."""
+    return Plan(request)

@@ -36,12 +36,12 @@ def check(backend, monkeypatch, layer, case, dtype, tolerance, **sizes):
     view = View(graph, plan.sizes)
     monkeypatch.setenv("DATAEFF_RGNN_BACKEND", backend)
     named = dict(zip(plan.request.names, args, strict=True))
-    values = compare(plan.forward, view, named, dtype, tolerance)
-    outputs, saved = values[: plan.num_outputs], values[plan.num_outputs :]
+    values = compare(plan.compiled.forward, view, named, dtype, tolerance)
+    outputs, saved = values[: plan.compiled.num_outputs], values[plan.compiled.num_outputs :]
     named |= {f"grad:{k}": torch.randn_like(v) for k, v in enumerate(outputs)}
     named |= {f"output:{k}": v for k, v in enumerate(outputs)}
     named |= {f"saved:{k}": v for k, v in enumerate(saved)}
-    compare(plan.backward, view, named, dtype, 10 * tolerance)
+    compare(plan.compiled.backward, view, named, dtype, 10 * tolerance)
 
 
 def compare(program, view, named, dtype, tolerance):
@@ -107,7 +107,7 @@ def test_no_compiler_falls_back_with_one_warning(monkeypatch, small):
     plan = rgat.plan(small, *args)
     view = View(small, plan.sizes)
     named = dict(zip(plan.request.names, args, strict=True))
-    torch.testing.assert_close(fallback, interpret(plan.forward, view, named)[0])
+    torch.testing.assert_close(fallback, interpret(plan.compiled.forward, view, named)[0])
 
 
 def test_unknown_backend_is_refused(monkeypatch):

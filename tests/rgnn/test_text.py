@@ -16,7 +16,7 @@ def plans(small):
 
 def test_text_round_trips_for_forward_and_backward(small):
     for plan in plans(small):
-        for program in (plan.traced, plan.forward, plan.backward):
+        for program in (plan.traced, plan.compiled.forward, plan.compiled.backward):
             assert parse(render(program)) == program
 
 

@@ -33,7 +33,7 @@ def test_rgat_forward_and_backward_fit(target, width):
     graph = rgnn.Graph(torch.randint(0, 50, (2, 200)), torch.randint(0, 3, (200,)), num_nodes=50)
     a = torch.randn(3, width)
     plan = rgat.plan(graph, torch.randn(50, width), torch.randn(3, width, width), a, a)
-    for program in (plan.forward, plan.backward):
+    for program in (plan.compiled.forward, plan.compiled.backward):
         for report in reports(program, target):
             assert report.spill_bytes == 0, report
             assert report.fits, report
@@ -43,5 +43,5 @@ def test_rgcn_fits():
     graph = rgnn.Graph(torch.randint(0, 50, (2, 200)), torch.randint(0, 3, (200,)), num_nodes=50)
     x, W, root = torch.randn(50, 64), torch.randn(3, 64, 64), torch.randn(64, 64)
     plan = rgcn_mean.plan(graph, x, W, root, torch.randn(64))
-    for program in (plan.forward, plan.backward):
+    for program in (plan.compiled.forward, plan.compiled.backward):
         assert all(report.fits for report in reports(program, "sm_90"))

@@ -1,0 +1,44 @@
+import torch
+from rgnn_layers import rgcn
+
+from dataeff import rgnn
+from dataeff.rgnn import plan
+
+
+def step(num_nodes, num_edges):
+    """One training step on a random graph; returns its size."""
+    edge_index = torch.randint(num_nodes, (2, num_edges))
+    graph = rgnn.Graph(edge_index, torch.randint(2, (num_edges,)), num_nodes=num_nodes)
+    x = torch.randn(num_nodes, 4, requires_grad=True)
+    rgcn(graph, x, torch.randn(2, 4, 4)).sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_graphs_of_about_one_size_share_what_was_compiled(monkeypatch):
+    made = []
+    compiled = plan.Compiled
+    monkeypatch.setattr(plan, "_COMPILED", {})
+    monkeypatch.setattr(plan, "Compiled", lambda *args: made.append(args[1]) or compiled(*args))
+    for num_nodes in (1000, 1007, 993, 4000):
+        step(num_nodes, 4 * num_nodes)
+    assert len(made) == 2
+    assert made[0][0] == 1024 and made[1][0] == 4096
+
+
+def test_plans_do_not_pile_up():
+    bound = plan.plan_for.cache_info().maxsize
+    plan.plan_for.cache_clear()
+    for num_nodes in range(500, 500 + bound + 10):
+        graph = rgnn.Graph(
+            torch.zeros(2, 1, dtype=torch.int64),
+            torch.zeros(1, dtype=torch.int64),
+            num_nodes=num_nodes,
+        )
+        rgcn(graph, torch.randn(num_nodes, 1), torch.randn(1, 1, 1))
+    assert plan.plan_for.cache_info().currsize == bound
+
+
+def test_sizes_are_rounded_the_same_whatever_came_before():
+    found = [plan._nearby(n) for n in range(4000)]
+    assert found == sorted(found) and found[:3] == [0, 1, 2]
+    assert all(abs(near - n) <= 0.2 * n + 0.5 for n, near in enumerate(found))
