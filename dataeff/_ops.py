@@ -116,6 +116,7 @@ def new_rows(table: Tensor, index: Tensor) -> Tensor:
 
 def _gather_cpu(table: Tensor, index: Tensor) -> Tensor:
     out = new_rows(table, index)
+    _core.prefer_huge_pages(out.data_ptr(), out.nbytes)
     _gather_into_cpu(table, index, out)
     return out
 

@@ -4,6 +4,7 @@
 
 #include "memory/extent_map.h"
 #include "memory/host_mapping.h"
+#include "memory/huge_pages.h"
 
 namespace py = pybind11;
 
@@ -79,6 +80,12 @@ void bind_memory(py::module_& m) {
       .def_property_readonly("num_free", &ExtentMap::num_free)
       .def_property_readonly("largest_free", &ExtentMap::largest_free)
       .def_property_readonly("tail_free", &ExtentMap::tail_free);
+  m.def(
+      "prefer_huge_pages",
+      [](uintptr_t data, int64_t nbytes) {
+        prefer_huge_pages(reinterpret_cast<void*>(data), nbytes);
+      },
+      py::arg("data"), py::arg("nbytes"));
 }
 
 }  // namespace dataeff

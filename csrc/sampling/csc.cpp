@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "sampling/huge_pages.h"
+#include "memory/huge_pages.h"
 
 namespace dataeff {
 namespace {

@@ -8,7 +8,7 @@
 #include <memory>
 #include <new>
 
-#include "sampling/huge_pages.h"
+#include "memory/huge_pages.h"
 
 namespace dataeff {
 
