@@ -1,0 +1,58 @@
+"""The callback in a real Lightning Trainer: the same weights, and bytes on disk."""
+
+import pytest
+import torch
+from torch import nn
+
+lightning = pytest.importorskip("lightning.pytorch")
+pytestmark = pytest.mark.filterwarnings("default")  # the library's own warnings are its own
+
+
+def make_module():
+    class Module(lightning.LightningModule):
+        def __init__(self, explode=False):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 1))
+            self.explode = explode
+
+        def training_step(self, batch, index):
+            loss = self.net(batch).square().mean()
+            return loss / 0 if self.explode and 1 // 0 else loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Module
+
+
+def fit(callbacks, **options):
+    torch.manual_seed(0)
+    module = make_module()(**options)
+    loader = torch.utils.data.DataLoader(torch.randn(256, 64), batch_size=64)
+    trainer = lightning.Trainer(
+        max_epochs=1, callbacks=callbacks, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, loader)
+    return module.state_dict()
+
+
+def test_fit_gives_the_same_weights(tmp_path):
+    from dataeff.integrations.lightning import OffloadCallback
+
+    expected = fit([])
+    callback = OffloadCallback(spill=[tmp_path], min_bytes=0)
+    got = fit([callback])
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert callback.offload.report().bytes_written > 0
+
+
+def test_exception_leaves_no_hook_active(tmp_path):
+    from dataeff.integrations.lightning import OffloadCallback
+
+    callback = OffloadCallback(spill=[tmp_path], min_bytes=0)
+    with pytest.raises(ZeroDivisionError):
+        fit([callback], explode=True)
+    before = callback.offload.report().num_packed
+    nn.Linear(64, 64)(torch.randn(64, 64)).exp().sum().backward()
+    assert callback.offload.report().num_packed == before
