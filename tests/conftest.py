@@ -1,7 +1,13 @@
 """Fixtures that every room's tests share."""
 
+import signal
+
 import pytest
 import torch
+
+# A run that a script started in the background inherits an ignored SIGINT, and so would every
+# process it starts: the tests of Ctrl-C need it as a terminal leaves it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
