@@ -19,20 +19,19 @@ class Halves:
     """Forward and backward programs.
 
     `forward` returns the layer's outputs, then the values named `saved:k` among the inputs of
-    `backward`; `kept_outputs` are the outputs that backward reads as `output:k`.
+    `backward`, which reads the outputs themselves as `output:k`.
     """
 
     forward: Program
     backward: Program | None
     num_outputs: int
-    kept_outputs: tuple[int, ...]
 
 
 def split(joint: Program, num_outputs: int) -> Halves:
     """Split a joint program whose first `num_outputs` results are the layer's outputs."""
     outputs = joint.outputs[:num_outputs]
     if len(joint.outputs) == num_outputs:
-        return Halves(eliminate_dead_code(joint), None, num_outputs, ())
+        return Halves(eliminate_dead_code(joint), None, num_outputs)
     forward = _ancestors(joint, outputs)
     kept: dict[int, str] = {}
     for value in _read_by_backward(joint, forward, joint.outputs[num_outputs:]):
@@ -43,8 +42,7 @@ def split(joint: Program, num_outputs: int) -> Halves:
     saved = [v for v, name in kept.items() if name.startswith("saved")]
     whole = Program(joint.ops, (*outputs, *saved))
     backward = eliminate_dead_code(_with_inputs(joint, kept, num_outputs))
-    positions = tuple(outputs.index(v) for v, n in kept.items() if n.startswith("output"))
-    return Halves(eliminate_dead_code(whole), backward, num_outputs, positions)
+    return Halves(eliminate_dead_code(whole), backward, num_outputs)
 
 
 def _ancestors(program: Program, roots: tuple[int, ...]) -> set[int]:
