@@ -14,9 +14,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from dataeff.ledger import Ledger
 from dataeff.offload.auto import AutoPolicy
-from dataeff.offload.cache import Budgets, TensorCache
+from dataeff.offload.cache import TensorCache
 from dataeff.offload.disk import SMALLEST_NBYTES, SpillSet
 from dataeff.offload.exclude import Exclusions
+from dataeff.offload.passes import Budgets
 from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
 from dataeff.offload.report import OffloadReport, make_report
@@ -175,11 +176,12 @@ class ActivationOffload:
         Each microbatch is prefetched in its own order: use it around the forward of each when
         several forwards run before their backwards (gradient accumulation in a pipeline).
         """
-        before, self._cache.microbatch = self._cache.microbatch, index
+        passes = self._cache.passes
+        before, passes.microbatch = passes.microbatch, index
         try:
             yield
         finally:
-            self._cache.microbatch = before
+            passes.microbatch = before
 
     def expect_backward(self, index: int = 0) -> None:
         """Begins to bring back what the backward of microbatch `index` will want first.
@@ -194,9 +196,9 @@ class ActivationOffload:
         self._cache.poll()
         return make_report(
             self._cache.counters,
-            self._cache.held_nbytes,
+            self._cache.held.nbytes,
             self._selection.min_bytes,
-            self._cache.by_module,
+            self._cache.account.by_module,
         )
 
     @property
@@ -211,7 +213,7 @@ class ActivationOffload:
         """
         if self._auto is None:
             raise RuntimeError("explain: there is a plan only with policy='auto'")
-        return self._auto.explain(self._cache.recent_peak)
+        return self._auto.explain(self._cache.held.recent_peak)
 
     def trace(self, path: str | Path) -> None:
         """Writes stores, loads and waits as a Chrome trace (`chrome://tracing`, Perfetto)."""

@@ -56,7 +56,7 @@ class AutoPolicy:
         if self._num_steps == _WARM_UP_STEPS:
             device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
             self._profiler = BlockProfiler(self._blocks, device)
-            self._before = {name: b.bytes_saved for name, b in cache.by_module.items()}
+            self._before = {name: b.bytes_saved for name, b in cache.account.by_module.items()}
             self._profiler.install(lambda: cache.counters.exposed_wait_s)
         self._start_s = time.perf_counter()
 
@@ -69,7 +69,7 @@ class AutoPolicy:
             self._profiler.end()
             self._profiler.remove()
             self._make_plan(self._profiler, cache)
-            cache.recent_peak = 0
+            cache.held.recent_peak = 0
 
     def close(self) -> None:
         """Takes recomputation off the model."""
@@ -93,7 +93,7 @@ class AutoPolicy:
     def _make_plan(self, profiler: BlockProfiler, cache: Any) -> None:
         saved = {
             name: ModuleBytes(account.bytes_saved - self._before.get(name, 0))
-            for name, account in cache.by_module.items()
+            for name, account in cache.account.by_module.items()
         }
         profiles = profiler.profiles(saved)
         inside = sum(p.saved_bytes for p in profiles)

@@ -8,7 +8,7 @@ go, the memory is freed at once and the copy is returned to its tier at the next
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -16,50 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from dataeff.ledger import Tier
 from dataeff.offload.identity import VersionProbe, View, changed_in_place
 from dataeff.offload.schedule import Tape
-
-
-class Load(Protocol):
-    """Bytes on their way back into a new storage."""
-
-    storage: torch.UntypedStorage
-    shift: int  # where in `storage` the first byte of the saved one is
-
-    def done(self) -> bool:
-        """Whether `finish` would return without waiting."""
-
-    def finish(self) -> tuple[int, int]:
-        """Waits for the bytes; returns when the transfer began and ended, in nanoseconds.
-
-        Raises OSError when the bytes cannot be had; `Copy.load` may then be tried again.
-        """
-
-    def order(self) -> None:
-        """Lets the device's current stream wait for the bytes; only after `finish`."""
-
-
-class Copy(Protocol):
-    """The bytes of one storage in another tier, or on their way there."""
-
-    tier: Tier
-    host_nbytes: int  # host memory that the copy takes
-
-    def done(self) -> bool:
-        """Whether `finish` would return without waiting."""
-
-    def finish(self) -> tuple[int, int]:
-        """Waits until the copy is complete; returns when it began and ended, in nanoseconds.
-
-        Raises OSError when it could not be made.
-        """
-
-    def cancel(self) -> bool:
-        """Stops a transfer that has not begun; true when there will be no copy."""
-
-    def load(self) -> Load:
-        """Begins to bring the bytes back. The copy stays."""
-
-    def release(self) -> None:
-        """Gives the space back. No transfer may be under way."""
+from dataeff.offload.transfer import Copy, Load
 
 
 class Remains(NamedTuple):
@@ -81,6 +38,7 @@ class SavedStorage:
         copy: the bytes in a tier, complete unless `writing`.
         load: the read under way, if any.
         weak: the last storage known to hold the bytes, alive as long as anybody holds it.
+        home: the tier that the device of the storage is.
         cached: held in memory although a complete copy exists.
     """
 
@@ -94,6 +52,7 @@ class SavedStorage:
         self.device = storage.device
         self.storage: torch.UntypedStorage | None = storage
         self.shift = 0
+        self.home = Tier.HOST if storage.device.type == "cpu" else Tier.DEVICE
         self.weak = StorageWeakRef(storage)
         self.copy: Copy | None = None
         self.load: Load | None = None

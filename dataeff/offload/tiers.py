@@ -13,9 +13,9 @@ from dataeff.ledger import Tier
 from dataeff.memory import HostBuffer
 from dataeff.offload.disk import DiskCopy, SpillSet, Written
 from dataeff.offload.planner import TierRate
-from dataeff.offload.saved import Copy
 from dataeff.offload.staging import DeviceCopy, PinnedPool
 from dataeff.offload.streams import CudaStreams, Streams
+from dataeff.offload.transfer import Copy
 
 _PROBE_BYTES = 32 << 20
 _PROBE_PARTS = 4

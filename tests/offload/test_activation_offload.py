@@ -424,7 +424,12 @@ def test_many_steps_grow_nothing(offload_of):
         offload._cache.drain()
         gc.collect()
         cache = offload._cache
-        sizes = (len(cache._writing), len(cache._loading), len(cache._cached), len(cache._grave))
+        sizes = (
+            len(cache._outgoing),
+            len(cache._incoming),
+            cache.held.num_cached,
+            len(cache._grave),
+        )
         return len(os.listdir("/proc/self/fd")), sizes, spill_peak(offload)
 
     def spill_peak(offload):

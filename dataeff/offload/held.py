@@ -1,0 +1,68 @@
+"""The bytes of memory held for backward, and those among them that can be dropped at will."""
+
+from __future__ import annotations
+
+import weakref
+
+from dataeff.offload.report import Counters
+from dataeff.offload.saved import SavedStorage
+from dataeff.offload.transfer import Tiers
+
+
+class HeldBytes:
+    """Counts what is held, and drops what is *cached*: in memory beside a complete copy.
+
+    Args:
+        counters: where the peaks are kept.
+        tiers: whose host memory counts too.
+    """
+
+    def __init__(self, counters: Counters, tiers: Tiers) -> None:
+        self._counters, self._tiers = counters, tiers
+        self._nbytes = 0
+        self._cached: dict[int, weakref.ref[SavedStorage]] = {}
+        self.cached_nbytes = 0  # cached, or being read
+        self.recent_peak = 0  # like `peak_saved_bytes`, since somebody last set it to 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory held for backward now, host memory of the tiers included."""
+        return self._nbytes + self._tiers.used_nbytes
+
+    @property
+    def num_cached(self) -> int:
+        """Storages that are cached."""
+        return len(self._cached)
+
+    def add(self, nbytes: int) -> None:
+        """Notes that `nbytes` more (fewer, when negative) are held."""
+        self._nbytes += nbytes
+        counters, held = self._counters, self.nbytes
+        counters.peak_held_bytes = max(counters.peak_held_bytes, self._nbytes)
+        counters.peak_saved_bytes = max(counters.peak_saved_bytes, held)
+        self.recent_peak = max(self.recent_peak, held)
+
+    def cache(self, saved: SavedStorage) -> None:
+        """Notes that `saved` is in memory beside a complete copy."""
+        saved.cached = True
+        self._cached[id(saved)] = weakref.ref(saved)
+        self.cached_nbytes += saved.nbytes
+
+    def drop(self, saved: SavedStorage) -> None:
+        """Lets the memory of a cached storage go."""
+        saved.storage = saved.arrived = None
+        saved.cached = False
+        del self._cached[id(saved)]
+        self.cached_nbytes -= saved.nbytes
+        self.add(-saved.nbytes)
+
+    def evict(self, wanted_nbytes: int, limit: int) -> None:
+        """Drops cached bytes, oldest first, until `wanted_nbytes` more fit `limit`."""
+        for key, ref in list(self._cached.items()):
+            if self.cached_nbytes + wanted_nbytes <= limit:
+                return
+            saved = ref()
+            if saved is None:
+                del self._cached[key]
+            else:
+                self.drop(saved)

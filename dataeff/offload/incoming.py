@@ -1,0 +1,110 @@
+"""The way back: loads that backward waits for, and those begun before it asks."""
+
+from __future__ import annotations
+
+import torch
+
+from dataeff.offload.account import Account
+from dataeff.offload.held import HeldBytes
+from dataeff.offload.identity import StorageTable, revive
+from dataeff.offload.outgoing import Outgoing
+from dataeff.offload.passes import Passes
+from dataeff.offload.saved import SavedStorage
+from dataeff.offload.schedule import Tape
+
+
+class Incoming:
+    """Loads under way and the prefetches that the order of backward suggests.
+
+    Guarded by the cache's lock.
+
+    Args:
+        table: is told which storage holds what came back.
+        held: counts, and makes room for, the memory that loads take.
+        outgoing: stores that a prefetch makes needless.
+        passes: chooses the budget when none is given.
+        budget: the most bytes brought back before backward has asked for them.
+        account: where what happened is entered.
+    """
+
+    def __init__(
+        self,
+        table: StorageTable,
+        held: HeldBytes,
+        outgoing: Outgoing,
+        passes: Passes,
+        budget: int | None,
+        account: Account,
+    ) -> None:
+        self._table, self._held, self._outgoing = table, held, outgoing
+        self._passes, self._budget, self._account = passes, budget, account
+        self._loading: list[SavedStorage] = []
+
+    def __len__(self) -> int:
+        return len(self._loading)
+
+    def begin(self, saved: SavedStorage) -> None:
+        """Begins to bring `saved` back, dropping cached bytes that the budget has no room for."""
+        assert saved.copy is not None
+        self._held.evict(saved.nbytes, self._passes.limit(self._budget, saved.tape))
+        saved.load = saved.copy.load()
+        self._loading.append(saved)
+        self._held.add(saved.nbytes)
+        self._held.cached_nbytes += saved.nbytes
+
+    def wait_for(self, saved: SavedStorage) -> torch.UntypedStorage:
+        """The bytes of `saved`, whose load has begun. Raises OSError when they cannot be read."""
+        if saved.storage is None:
+            with self._account.exposed("wait for load"):
+                self._end(saved)
+        assert saved.storage is not None
+        return saved.storage
+
+    def prefetch(self, tape: Tape) -> None:
+        """Begins the loads that backward is expected to ask for next, within the budget."""
+        limit = self._passes.limit(self._budget, tape)
+        for saved in tape.upcoming():
+            if saved.storage is not None or saved.load is not None:
+                # What is wanted this soon need not be written: the disk is free for reads.
+                if saved.writing and not self._outgoing.cancel(saved):
+                    break
+                continue
+            if self._held.cached_nbytes + saved.nbytes > limit:
+                break
+            if revive(saved.weak, saved.shift + saved.nbytes) is None:
+                self.begin(saved)
+
+    def settle(self) -> None:
+        """Settles the loads that have ended."""
+        for saved in [s for s in self._loading if s.load is not None and s.load.done()]:
+            self._settle(saved)
+
+    def drain(self) -> None:
+        """Waits for every load. Failed ones are left to whoever asks for them."""
+        for saved in list(self._loading):
+            self._settle(saved)
+
+    def _settle(self, saved: SavedStorage) -> None:
+        try:
+            self._end(saved)
+        except OSError:
+            # Nobody is waiting for these bytes yet. The copy is still there: whoever unpacks the
+            # tensor reads again, and gets the error if it persists.
+            self._account.counters.num_load_errors += 1
+
+    def _end(self, saved: SavedStorage) -> None:
+        assert saved.load is not None and saved.copy is not None
+        load, saved.load = saved.load, None
+        self._loading.remove(saved)
+        self._held.cached_nbytes -= saved.nbytes
+        try:
+            times_ns = load.finish()
+        except OSError:
+            self._held.add(-saved.nbytes)
+            raise
+        saved.restore(load)
+        self._table.adopt(load.storage, saved, load.shift)
+        self._held.cache(saved)
+        self._account.counters.bytes_read += saved.nbytes
+        self._account.moved("load", times_ns, saved.nbytes)
+        self._account.ledger.transfer(saved.copy.tier, saved.home, saved.nbytes)

@@ -1,0 +1,56 @@
+"""The process a cache belongs to: closed before the interpreter exits, refused after a fork."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import weakref
+from typing import Protocol
+
+
+class Closable(Protocol):
+    """Something that must be closed while the engines still run."""
+
+    def close(self) -> None:
+        """Waits for its transfers and gives its resources back."""
+
+
+_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+
+
+@functools.cache
+def _register() -> None:
+    @atexit.register
+    def close_all() -> None:
+        for one in list(_open):
+            one.close()
+
+
+def close_at_exit(one: Closable) -> None:
+    """Closes `one` at exit if it is still alive then.
+
+    Registered when the first one is made and not on import: it must run before the engines' own.
+    """
+    _open.add(one)
+    _register()
+
+
+class Process:
+    """The process that made an object whose threads do not survive `fork()`."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    @property
+    def is_this(self) -> bool:
+        """Whether this is still the same process."""
+        return os.getpid() == self._pid
+
+    def check(self) -> None:
+        """Raises RuntimeError in a forked child."""
+        if not self.is_this:
+            raise RuntimeError(
+                "this ActivationOffload was made in another process: the threads that move its "
+                "bytes do not survive fork(). Make a new one in the child."
+            )

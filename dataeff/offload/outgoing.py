@@ -1,0 +1,128 @@
+"""The way out: stores that are under way, settled, cancelled or failed."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections import deque
+
+import torch
+
+from dataeff.ledger import Tier
+from dataeff.offload.account import Account
+from dataeff.offload.held import HeldBytes
+from dataeff.offload.passes import Passes
+from dataeff.offload.saved import SavedStorage
+from dataeff.offload.transfer import Tiers
+
+
+class Outgoing:
+    """Stores in the order they began, within a budget of bytes; guarded by the cache's lock.
+
+    Args:
+        tiers: where storages go.
+        held: counts the memory that stores take and free.
+        passes: chooses the budget when none is given.
+        budget: the most bytes that may wait for their store to end.
+        account: where what happened is entered.
+    """
+
+    def __init__(
+        self, tiers: Tiers, held: HeldBytes, passes: Passes, budget: int | None, account: Account
+    ) -> None:
+        self._tiers, self._held, self._passes = tiers, held, passes
+        self._budget, self._account = budget, account
+        self._queue: deque[SavedStorage] = deque()
+        self._nbytes = 0
+        self._warned: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def begin(
+        self, saved: SavedStorage, storage: torch.UntypedStorage, prefer: Tier | None
+    ) -> None:
+        """Begins to store `saved`, waiting for the oldest stores while the budget is spent."""
+        limit = self._passes.limit(self._budget, saved.tape)
+        while self._queue and self._nbytes + saved.nbytes > limit:
+            with self._account.exposed("wait for store"):
+                self._end(self._queue.popleft())
+        try:
+            saved.copy = self._tiers.store(storage, prefer)
+        except OSError as error:
+            self._failed(saved.nbytes, error)
+            return
+        self._held.add(saved.copy.host_nbytes)
+        saved.writing = True
+        self._queue.append(saved)
+        self._nbytes += saved.nbytes
+
+    def cancel(self, saved: SavedStorage) -> bool:
+        """Stops the store of `saved` if it has not begun; true when there will be no copy."""
+        assert saved.copy is not None
+        if not saved.copy.cancel():
+            return False
+        self._queue.remove(saved)
+        saved.writing = False
+        self._nbytes -= saved.nbytes
+        self._account.counters.bytes_cancelled += saved.nbytes
+        self._discard_copy(saved)
+        return True
+
+    def settle(self) -> None:
+        """Settles the stores that have ended; stops those that nobody wants any more."""
+        for nbytes, error in self._tiers.poll():
+            self._account.counters.bytes_written -= nbytes
+            self._failed(nbytes, error)
+        for saved in [s for s in self._queue if s.copy is not None and s.copy.done()]:
+            self._queue.remove(saved)
+            self._end(saved)
+        for saved in [s for s in self._queue if not s.wanted]:
+            self.cancel(saved)
+
+    def drain(self) -> None:
+        """Waits for every store."""
+        while self._queue:
+            self._end(self._queue.popleft())
+
+    def _end(self, saved: SavedStorage) -> None:
+        """Settles a store that was taken off the queue, waiting for it if need be."""
+        assert saved.copy is not None
+        account = self._account
+        saved.writing = False
+        self._nbytes -= saved.nbytes
+        try:
+            times_ns = saved.copy.finish()
+        except OSError as error:
+            self._discard_copy(saved)
+            self._failed(saved.nbytes, error)
+            return
+        if saved.copy.tier is Tier.DISK:
+            account.counters.bytes_written += saved.nbytes
+        else:
+            account.counters.bytes_host += saved.nbytes
+        account.moved("store", times_ns, saved.nbytes)
+        account.ledger.transfer(saved.home, saved.copy.tier, saved.nbytes)
+        if saved.storage is not None:
+            self._held.cache(saved)
+            if not saved.in_use:
+                self._held.drop(saved)
+
+    def _discard_copy(self, saved: SavedStorage) -> None:
+        assert saved.copy is not None
+        self._held.add(-saved.copy.host_nbytes)
+        saved.copy.release()
+        saved.copy = None
+
+    def _failed(self, nbytes: int, error: OSError) -> None:
+        self._account.counters.bytes_failed += nbytes
+        self._account.counters.num_store_errors += 1
+        kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failing"
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(
+                f"activation offload: a tier is {kind} ({error}); the tensors that do not get in "
+                "stay in memory, and results do not change. This is said once; report() counts.",
+                RuntimeWarning,
+                stacklevel=2,
+            )

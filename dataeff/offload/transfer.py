@@ -1,0 +1,76 @@
+"""What the tensor cache asks of a transfer and of the tiers, whatever they are made of."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from dataeff.ledger import Tier
+
+
+class Load(Protocol):
+    """Bytes on their way back into a new storage."""
+
+    storage: torch.UntypedStorage
+    shift: int  # where in `storage` the first byte of the saved one is
+
+    def done(self) -> bool:
+        """Whether `finish` would return without waiting."""
+
+    def finish(self) -> tuple[int, int]:
+        """Waits for the bytes; returns when the transfer began and ended, in nanoseconds.
+
+        Raises OSError when the bytes cannot be had; `Copy.load` may then be tried again.
+        """
+
+    def order(self) -> None:
+        """Lets the device's current stream wait for the bytes; only after `finish`."""
+
+
+class Copy(Protocol):
+    """The bytes of one storage in another tier, or on their way there."""
+
+    tier: Tier
+    host_nbytes: int  # host memory that the copy takes
+
+    def done(self) -> bool:
+        """Whether `finish` would return without waiting."""
+
+    def finish(self) -> tuple[int, int]:
+        """Waits until the copy is complete; returns when it began and ended, in nanoseconds.
+
+        Raises OSError when it could not be made.
+        """
+
+    def cancel(self) -> bool:
+        """Stops a transfer that has not begun; true when there will be no copy."""
+
+    def load(self) -> Load:
+        """Begins to bring the bytes back. The copy stays."""
+
+    def release(self) -> None:
+        """Gives the space back. No transfer may be under way."""
+
+
+class Tiers(Protocol):
+    """What the cache asks of the tiers below it (`dataeff.offload.tiers`)."""
+
+    @property
+    def used_nbytes(self) -> int:
+        """Host memory that copies take now."""
+
+    def moves(self, device: torch.device) -> bool:
+        """Whether there is a tier that would free memory of `device`."""
+
+    def store(self, storage: torch.UntypedStorage, prefer: Tier | None) -> Copy:
+        """Begins the copy of a storage. Raises OSError when there is no room."""
+
+    def poll(self) -> list[tuple[int, OSError]]:
+        """Copies that were counted as stored and failed later, with their bytes."""
+
+    def drain(self) -> None:
+        """Waits for the writes under way."""
+
+    def close(self) -> None:
+        """Gives everything back."""
