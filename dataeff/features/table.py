@@ -1,4 +1,4 @@
-"""`FeatureTable`: rows in host memory, gathered to where the index lives."""
+"""`FeatureTable`: rows gathered to where the index lives."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataeff.features.gather import gather, scatter_
 from dataeff.features.gather_cuda import check_devices
 from dataeff.features.index import RowSelection, row_index
 from dataeff.features.prefetch import Prefetch, prefetch_in_thread, prefetch_on_stream
-from dataeff.features.registration import RegisteredMemory
+from dataeff.features.rows import HostRows, Rows
 from dataeff.features.stats import Account, TableStats
-from dataeff.ledger import Tier
 
 
 class FeatureTable:
@@ -46,18 +44,20 @@ class FeatureTable:
     """
 
     def __init__(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}")
-        if x.device.type != "cpu":
-            raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
-        if x.requires_grad:
-            raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
-        self._memory: RegisteredMemory | None = RegisteredMemory(x)
+        self._begin(HostRows(x))
+
+    def _begin(self, rows: Rows) -> None:
+        self._rows: Rows | None = rows
         self._account = Account()
         self._executor: ThreadPoolExecutor | None = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        # A layout that cannot be gathered is refused here, not at the first batch.
-        gather(x, torch.empty(0, dtype=torch.int64))
+
+    @classmethod
+    def _over(cls, rows: Rows) -> FeatureTable:
+        """A table over rows that are in no tensor."""
+        table = cls.__new__(cls)
+        table._begin(rows)
+        return table
 
     # --- what it is ---------------------------------------------------------------------------
 
@@ -67,29 +67,30 @@ class FeatureTable:
 
         Raises:
             RuntimeError: the table is closed.
+            TypeError: its rows are in no tensor.
         """
-        return self._open_memory().x
+        return self._open_rows().host_tensor()
 
-    def _open_memory(self) -> RegisteredMemory:
-        if self._memory is None:
+    def _open_rows(self) -> Rows:
+        if self._rows is None:
             raise RuntimeError("this table is closed")
-        return self._memory
+        return self._rows
 
     @property
     def shape(self) -> torch.Size:
         """[num_rows, ...]."""
-        return self.x.shape
+        return self._open_rows().shape
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the rows."""
-        return self.x.dtype
+        return self._open_rows().dtype
 
     def __len__(self) -> int:
-        return self.x.shape[0]
+        return self._open_rows().shape[0]
 
     def __repr__(self) -> str:
-        what = "closed" if self._memory is None else f"{list(self.shape)}, {self.dtype}"
+        what = "closed" if self._rows is None else f"{list(self.shape)}, {self.dtype}"
         return f"{type(self).__name__}({what})"
 
     # --- reading and writing ------------------------------------------------------------------
@@ -117,17 +118,10 @@ class FeatureTable:
             RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
                 says why and what helps).
         """
+        rows = self._open_rows()
         if torch.compiler.is_compiling():
-            return gather(self.x, index, out)
-        return self._gather(self._open_memory(), index, out)
-
-    def _gather(self, memory: RegisteredMemory, index: Tensor, out: Tensor | None) -> Tensor:
-        # Holds the memory itself: a table closed meanwhile must not take it away under the gather.
-        if index.device.type == "cuda":
-            memory.register(index.device)
-        rows = gather(memory.x, index, out)
-        self._enter(index, rows)
-        return rows
+            return rows.gather_traced(index, out)
+        return rows.gather(index, out, self._account)
 
     def register(self, device: torch.device | str | int = "cuda") -> FeatureTable:
         """Registers the memory with CUDA now instead of at the first gather.
@@ -141,7 +135,7 @@ class FeatureTable:
             raise RuntimeError(
                 "this torch finds no CUDA device: gathers run on the CPU, with CPU indices"
             )
-        self._open_memory().register(torch.empty(0, device=device).device)
+        self._open_rows().register(torch.empty(0, device=device).device)
         return self
 
     def scatter_(self, index: Tensor, rows: Tensor) -> FeatureTable:
@@ -163,9 +157,7 @@ class FeatureTable:
         """
         if rows.device != index.device:
             raise ValueError(f"rows is on {rows.device} but the index is on {index.device}")
-        memory = self._open_memory()
-        memory.synchronize()  # no gather under way may see half a row
-        scatter_(memory.x, index.cpu(), rows.cpu())
+        self._open_rows().scatter_(index, rows)
         return self
 
     def prefetch(self, index: Tensor) -> Prefetch:
@@ -180,21 +172,17 @@ class FeatureTable:
         Raises:
             RuntimeError: the table is closed.
         """
-        memory = self._open_memory()
+        rows, account = self._open_rows(), self._account
         if index.device.type == "cpu":
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
-            return prefetch_in_thread(self._executor, lambda: self._gather(memory, index, None))
+            return prefetch_in_thread(self._executor, lambda: rows.gather(index, None, account))
         if index.device not in self._streams:
             self._streams[index.device] = torch.cuda.Stream(index.device)
         stream = self._streams[index.device]
-        return prefetch_on_stream(stream, index, lambda: self._gather(memory, index, None))
+        return prefetch_on_stream(stream, index, lambda: rows.gather(index, None, account))
 
     # --- the account --------------------------------------------------------------------------
-
-    def _enter(self, index: Tensor, rows: Tensor) -> None:
-        target = Tier.HOST if rows.device.type == "cpu" else Tier.DEVICE
-        self._account.gathered(index.numel(), Tier.HOST, target, rows.nbytes)
 
     def stats(self) -> TableStats:
         """What the table has delivered so far, and from which tier."""
@@ -208,9 +196,9 @@ class FeatureTable:
             self._executor.shutdown(wait=True, cancel_futures=True)
             self._executor = None
         self._streams.clear()
-        if self._memory is not None:
-            self._memory.release()
-        self._memory = None
+        rows, self._rows = self._rows, None
+        if rows is not None:
+            rows.release()
 
     def check(self) -> None:
         """Waits for the CUDA gathers under way and raises the wrong indices they met, if any.
@@ -234,7 +222,7 @@ class FeatureTable:
             self.check()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"x": self.x}
+        return {"rows": self._open_rows()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["x"])  # type: ignore[misc]
+        self._begin(state["rows"])

@@ -173,7 +173,7 @@ def test_close_finishes_what_runs_and_cancels_the_rest(x, monkeypatch):
         return gather(*args)
 
     table = dataeff.FeatureTable(x)
-    monkeypatch.setattr("dataeff.features.table.gather", slow_gather)
+    monkeypatch.setattr("dataeff.features.rows.gather", slow_gather)
     running, waiting = (table.prefetch(torch.tensor([i])) for i in range(2))
     started.wait(30)
     threading.Timer(0.05, go_on.set).start()

@@ -1,0 +1,129 @@
+"""Where a table's rows are: the interface that `FeatureTable` drives, and rows in host memory."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff.features.gather import gather, scatter_
+from dataeff.features.registration import RegisteredMemory
+from dataeff.features.stats import Account
+from dataeff.ledger import Tier
+
+
+class Rows(ABC):
+    """Rows of one shape and dtype, wherever they are: what a table asks of them.
+
+    A gather may run in several threads at once, and while the table is closed: whoever gathers
+    holds the rows, and `release` waits for those under way. Pickled, rows carry what it takes to
+    find them again.
+
+    Attributes:
+        shape: [num_rows, ...], as gathered.
+        dtype: as gathered.
+        asynchronous: whether a gather to CUDA is queued on the current stream; one that keeps the
+            host busy is prefetched in a thread.
+    """
+
+    shape: torch.Size
+    dtype: torch.dtype
+    asynchronous: bool = True
+
+    @abstractmethod
+    def gather(self, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
+        """`out[i] = rows[index[i]]`, checked as `dataeff.features.gather.gather` checks.
+
+        Enters what was delivered, and from which tier, in the account.
+        """
+
+    def gather_traced(self, index: Tensor, out: Tensor | None) -> Tensor:
+        """The same while `torch.compile` traces: operators alone, no account."""
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be gathered inside torch.compile: gather before the "
+            "compiled function and pass the rows"
+        )
+
+    @abstractmethod
+    def scatter_(self, index: Tensor, rows: Tensor) -> None:
+        """`rows[index[i]] = rows[i]`, or raises TypeError saying why these cannot be written."""
+
+    @abstractmethod
+    def register(self, device: torch.device) -> None:
+        """Prepares gathers to a CUDA device ahead of the first."""
+
+    def host_tensor(self) -> Tensor:
+        """The tensor that holds the rows, or TypeError when no tensor does."""
+        raise TypeError(f"{type(self).__name__} are in no tensor: table[:] gathers all of them")
+
+    @abstractmethod
+    def release(self) -> None:
+        """Waits for gathers under way and gives back what was taken. A second call is nothing."""
+
+
+def entered_from_host(account: Account, index: Tensor, rows: Tensor) -> None:
+    """Enters a gather that took every row from host memory."""
+    target = Tier.HOST if rows.device.type == "cpu" else Tier.DEVICE
+    account.gathered(index.numel(), Tier.HOST, target, rows.nbytes)
+
+
+class HostRows(Rows):
+    """Rows of a host tensor, read in place by whichever device gathers.
+
+    Args:
+        x: [num_rows, ...], each row contiguous, rows at any stride.
+
+    Raises:
+        TypeError: `x` is no tensor.
+        ValueError: `x` is not in host memory, asks for gradients, or has rows not contiguous.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}")
+        if x.device.type != "cpu":
+            raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
+        if x.requires_grad:
+            raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
+        # A layout that cannot be gathered is refused here, not at the first batch.
+        gather(x, torch.empty(0, dtype=torch.int64))
+        self._memory = RegisteredMemory(x)
+        self.shape = x.shape
+        self.dtype = x.dtype
+
+    def gather(self, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
+        """By threads on the CPU, by a kernel that reads the memory in place on CUDA."""
+        if index.device.type == "cuda":
+            self._memory.register(index.device)
+        rows = gather(self._memory.x, index, out)
+        entered_from_host(account, index, rows)
+        return rows
+
+    def gather_traced(self, index: Tensor, out: Tensor | None) -> Tensor:
+        """The operator alone."""
+        return gather(self._memory.x, index, out)
+
+    def scatter_(self, index: Tensor, rows: Tensor) -> None:
+        """Writes into the tensor, after the gathers under way."""
+        self._memory.synchronize()  # none of them may see half a row
+        scatter_(self._memory.x, index.cpu(), rows.cpu())
+
+    def register(self, device: torch.device) -> None:
+        """Registers the memory with CUDA."""
+        self._memory.register(device)
+
+    def host_tensor(self) -> Tensor:
+        """The tensor the rows are in."""
+        return self._memory.x
+
+    def release(self) -> None:
+        """Gives the registration back."""
+        self._memory.release()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"x": self._memory.x}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["x"])  # type: ignore[misc]
