@@ -11,5 +11,6 @@ void bind_storage(pybind11::module_& m);
 void bind_gather(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);
 void bind_parallel(pybind11::module_& m);
+void bind_graph(pybind11::module_& m);
 
 }  // namespace dataeff

@@ -30,4 +30,5 @@ PYBIND11_MODULE(_core, m) {
   dataeff::bind_gather(m);
   dataeff::bind_sampling(m);
   dataeff::bind_parallel(m);
+  dataeff::bind_graph(m);
 }

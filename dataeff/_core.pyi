@@ -219,3 +219,32 @@ class NeighborSampler:
 # parallel/
 
 def parallel_for_address() -> int: ...
+
+# graph/: arrays of int32 (itemsize 4) or int64 (8), given by address; 0 for what is absent
+
+def counting_sort(
+    itemsize: int,
+    key: int,
+    first: int,
+    num_rows: int,
+    num_keys: int,
+    order: int,
+    rank: int,
+    ptr: int,
+    num_threads: int,
+) -> None: ...
+def count_runs(
+    itemsize: int, a: int, b: int, order: int, num_rows: int, num_threads: int
+) -> int: ...
+def number_runs(
+    itemsize: int,
+    a: int,
+    b: int,
+    order: int,
+    num_rows: int,
+    run_of: int,
+    ptr: int,
+    run_a: int,
+    run_b: int,
+    num_threads: int,
+) -> None: ...

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn import domains
+from dataeff.rgnn.sorting import count_ids, find_runs, rank_ids, sort_ids
 
 if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
@@ -46,60 +47,46 @@ class Structure:
         self.dtype = torch.int32 if largest < 2**31 else torch.int64
         self._index: dict[str, Tensor] = {}
         self._segments: dict[str, Segments] = {}
-        relations = max(graph.num_relations, 1)
-        by_dst, order = torch.sort(dst.long() * relations + graph.edge_type, stable=True)
-        self._index["edge.given"] = self._cast(order)
-        src, etype = src[order], graph.edge_type[order]
-        self._index["edge.src"] = self._cast(src)
-        self._index["edge.dst"] = self._cast(dst[order])
-        self._index["edge.etype"] = self._cast(etype)
-        self._build_dst_pairs(by_dst, relations)
-        self._build_src_pairs(etype.long() * max(graph.num_src_nodes, 1) + src)
+        src, dst, etype = (self._cast(ids) for ids in (src, dst, graph.edge_type))
+        by_type = sort_ids(etype, graph.num_relations)
+        given = sort_ids(dst, graph.num_dst_nodes, by_type.order)
+        self._index["edge.given"] = given.order
+        self._segments["edge.dst"] = _split(given.ptr, None)
+        src, dst, etype = (ids.index_select(0, given.order) for ids in (src, dst, etype))
+        self._index |= {"edge.src": src, "edge.dst": dst, "edge.etype": etype}
+        self._build_dst_pairs(dst, etype)
+        self._build_src_pairs(src, etype)
 
     def _cast(self, ids: Tensor) -> Tensor:
         return ids.to(self.dtype).contiguous()
 
-    def _build_dst_pairs(self, key: Tensor, relations: int) -> None:
-        """Pairs are runs of the sorted key; they are renumbered by (relation, destination)."""
-        runs, run_of_edge, counts = torch.unique_consecutive(
-            key, return_inverse=True, return_counts=True
-        )
-        self.num_dst_pairs = int(runs.numel())
-        run_dst, run_type = runs // relations, runs % relations
-        _, by_type = torch.sort(run_type, stable=True)
-        number = torch.empty_like(by_type)
-        number[by_type] = torch.arange(by_type.numel(), device=by_type.device)
-        self._index["edge.dst_pair"] = self._cast(number[run_of_edge])
-        self._index["dst_pair.dst"] = self._cast(run_dst[by_type])
-        self._index["dst_pair.etype"] = self._cast(run_type[by_type])
-        end = counts.cumsum(0)
-        self._segments["edge.dst_pair"] = Segments(
-            self._cast((end - counts)[by_type]), self._cast(end[by_type]), None
-        )
-        ptr = _pointers(run_dst, self.graph.num_dst_nodes)
-        self._segments["dst_pair.dst"] = self._split(ptr, number)
+    def _build_dst_pairs(self, dst: Tensor, etype: Tensor) -> None:
+        """Pairs are runs of the sorted edges; they are renumbered by (relation, destination)."""
+        runs = find_runs(dst, etype)
+        self.num_dst_pairs = runs.a.numel()
+        by_type = sort_ids(runs.b, self.graph.num_relations)
+        number, order = rank_ids(runs.b, self.graph.num_relations), by_type.order
+        self._index["edge.dst_pair"] = number.index_select(0, runs.run_of)
+        self._index["dst_pair.dst"] = runs.a.index_select(0, order)
+        self._index["dst_pair.etype"] = runs.b.index_select(0, order)
+        begin, end = (p.index_select(0, order) for p in (runs.ptr[:-1], runs.ptr[1:]))
+        self._segments["edge.dst_pair"] = Segments(begin, end, None)
+        self._segments["dst_pair.etype"] = _split(by_type.ptr, None)
+        self._segments["dst_pair.dst"] = _split(count_ids(runs.a, self.graph.num_dst_nodes), number)
 
-    def _build_src_pairs(self, key: Tensor) -> None:
-        key, edges = torch.sort(key, stable=True)
-        pairs, pair_of, counts = torch.unique_consecutive(
-            key, return_inverse=True, return_counts=True
-        )
-        self.num_src_pairs = int(pairs.numel())
-        pair_of_edge = torch.empty_like(pair_of)
-        pair_of_edge[edges] = pair_of
-        nodes = max(self.graph.num_src_nodes, 1)
-        self._index["edge.src_pair"] = self._cast(pair_of_edge)
-        self._index["src_pair.src"] = self._cast(pairs % nodes)
-        self._index["src_pair.etype"] = self._cast(pairs // nodes)
-        end = counts.cumsum(0)
-        edges = self._cast(edges)
-        self._segments["edge.src_pair"] = Segments(self._cast(end - counts), self._cast(end), edges)
-        ptr = _pointers(key // nodes, self.graph.num_relations)
-        self._segments["edge.etype"] = self._split(ptr, edges)
-
-    def _split(self, ptr: Tensor, items: Tensor | None) -> Segments:
-        ptr = self._cast(ptr)
-        return Segments(ptr[:-1], ptr[1:], None if items is None else self._cast(items))
+    def _build_src_pairs(self, src: Tensor, etype: Tensor) -> None:
+        """Pairs are runs of the edges in the order of (relation, source)."""
+        by_src = sort_ids(src, self.graph.num_src_nodes)
+        by_type = sort_ids(etype, self.graph.num_relations, by_src.order)
+        edges = by_type.order
+        runs = find_runs(etype, src, edges)
+        self.num_src_pairs = runs.a.numel()
+        self._index["edge.src_pair"] = runs.run_of
+        self._index["src_pair.src"] = runs.b
+        self._index["src_pair.etype"] = runs.a
+        self._segments["edge.src_pair"] = _split(runs.ptr, edges)
+        self._segments["edge.etype"] = _split(by_type.ptr, edges)
+        self._segments["edge.src"] = _split(by_src.ptr, by_src.order)
 
     def index(self, name: str) -> Tensor:
         """For each row of the map's source, the row it leads to."""
@@ -123,9 +110,9 @@ class Structure:
         ids = self.index(name)
         rows = self.graph.num_rows(domains.map_target(name))
         if name in CONTIGUOUS:  # sorted already
-            return self._split(_pointers(ids, rows), None)
-        keys, items = torch.sort(ids, stable=True)
-        return self._split(_pointers(keys, rows), items)
+            return _split(count_ids(ids, rows), None)
+        found = sort_ids(ids, rows)
+        return _split(found.ptr, found.order)
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +124,5 @@ class Structure:
         return sum(storages.values())
 
 
-def _pointers(sorted_ids: Tensor, rows: int) -> Tensor:
-    """CSR row pointers [rows + 1] of ids in ascending order."""
-    bounds = torch.arange(rows + 1, device=sorted_ids.device, dtype=sorted_ids.dtype)
-    return torch.searchsorted(sorted_ids.contiguous(), bounds)
+def _split(ptr: Tensor, items: Tensor | None) -> Segments:
+    return Segments(ptr[:-1], ptr[1:], items)
