@@ -16,6 +16,7 @@ COMMANDS = {
     "demo": "dataeff.demo",
     "bench": "dataeff.bench",
     "plan": "dataeff.offload.capacity",
+    "rgnn": "dataeff.rgnn",
 }
 
 app = typer.Typer(

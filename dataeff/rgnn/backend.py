@@ -28,12 +28,21 @@ BACKENDS = ("auto", "reference", "cpp", "triton")
 
 
 class Runner:
-    """One program on one backend; kernels are compiled at the first run."""
+    """One program on one backend; kernels are compiled at the first run.
 
-    def __init__(self, program: Program, dtype: torch.dtype, device: str) -> None:
+    Args:
+        program: what to run.
+        dtype: of its values.
+        device: device type, which chooses the backend unless one is named.
+        backend: `reference`, `cpp` or `triton`.
+    """
+
+    def __init__(
+        self, program: Program, dtype: torch.dtype, device: str, backend: str | None = None
+    ) -> None:
         self.program = program
         self.dtype = dtype
-        self.name = choose(device)
+        self.name = backend or choose(device)
         self.schedule: Schedule | None = (
             None if self.name == "reference" else lower(program, self._dense())
         )

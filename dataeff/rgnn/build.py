@@ -1,15 +1,23 @@
-"""Compiles typed products ahead of time, for a GPU that need not be there."""
+"""Compiles a layer's kernels ahead of time, for a GPU that need not be there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dataeff.rgnn.aot import KernelReport, compile_kernel
-from dataeff.rgnn.kernels_ir import Gemm, Schedule
+from dataeff.rgnn.aot import KernelReport, compile_kernel, load_kernels
+from dataeff.rgnn.kernels_ir import Gemm, Schedule, Traversal
+from dataeff.rgnn.plan import Plan, Request
 from dataeff.rgnn.schedule import dw_schedule, gemm_schedule
+
+if TYPE_CHECKING:
+    from dataeff.rgnn.layer import Layer
+
+TARGETS = ("sm_80", "sm_90", "sm_100")
 
 TRITON_NAMES = {
     torch.float64: "fp64",
@@ -17,6 +25,83 @@ TRITON_NAMES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
 }
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One kernel of a layer: in which direction it runs, what it does, what it uses."""
+
+    direction: str
+    work: str
+    kernel: KernelReport
+
+
+def layer_reports(
+    layer: Layer,
+    shapes: Mapping[str, tuple[int, ...]],
+    sizes: tuple[int, ...],
+    statics: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    target: str = "sm_90",
+    precision: str = "ieee",
+) -> Iterator[StepReport]:
+    """Compiles every kernel of a layer's forward and backward for `target`, one after another.
+
+    Args:
+        layer: the layer.
+        shapes: shape of each tensor argument, by name.
+        sizes: rows of each domain of the graph, in the order of `rgnn.Graph.sizes`.
+        statics: its other arguments.
+        dtype: of all tensors.
+        target: `sm_80`, `sm_90`, `sm_100`, ...
+        precision: of float32 products, `ieee` or `tf32`.
+    """
+    spec = repr((tuple(shapes), tuple((statics or {}).items())))
+    wanted = (1 << len(shapes)) - 1
+    request = Request(layer.id, spec, tuple(shapes.values()), dtype, "cuda", sizes, wanted)
+    compiled = Plan(request, backend="triton").compiled
+    for direction, runner in (
+        ("forward", compiled.forward_runner),
+        ("backward", compiled.backward_runner),
+    ):
+        if runner is None or runner.schedule is None:
+            continue
+        for report in traversal_reports(runner.schedule, dtype, target):
+            yield StepReport(direction, *report)
+        for report in _products(runner.schedule, dtype, target, precision):
+            yield StepReport(direction, *report)
+
+
+def traversal_reports(
+    schedule: Schedule, dtype: torch.dtype, target: str = "sm_90"
+) -> Iterator[tuple[str, KernelReport]]:
+    """What each generated traversal walks over, and what it uses on `target`."""
+    from dataeff.rgnn import triton_backend
+
+    module = load_kernels(triton_backend.generate(schedule, dtype))
+    for number, kernel in triton_backend.kernels(schedule, dtype).items():
+        step = schedule.steps[number]
+        assert isinstance(step, Traversal)
+        function = getattr(module, kernel.name)
+        kinds = [
+            f"*{TRITON_NAMES[dtype]}" if kind == "value" else "*i32" for kind, _ in kernel.arguments
+        ]
+        signature = dict(zip(function.arg_names, [*kinds, "i32"], strict=True))
+        # Row pointers are views that start one entry late; all else has a storage of its own.
+        ends = ("begin_", "end_", "rows")
+        aligned = [name for name in signature if not name.startswith(ends)]
+        yield (
+            f"traversal over {step.center}" + (f" along {step.map}" if step.map else ""),
+            compile_kernel(
+                function,
+                signature,
+                {},
+                target,
+                num_warps=kernel.num_warps,
+                divisible_by_16=aligned,
+            ),
+        )
 
 
 def product_reports(
@@ -30,17 +115,22 @@ def product_reports(
         target: `sm_80`, `sm_90`, `sm_100`, ...
         precision: of float32 products, `ieee` or `tf32`.
     """
-    reports = []
+    return [report for _, report in _products(schedule, dtype, target, precision)]
+
+
+def _products(
+    schedule: Schedule, dtype: torch.dtype, target: str, precision: str
+) -> Iterator[tuple[str, KernelReport]]:
     products = {_product(schedule, s) for s in schedule.steps if isinstance(s, Gemm)}
     for kind, num_in, num_out in sorted(products):
+        work = f"product, {num_in} to {num_out}"
         if kind == "outer":
-            reports.append(dw_report(dtype, num_in, num_out, target, precision))
+            report = dw_report(dtype, num_in, num_out, target, precision)
+            work = f"weight gradient, {num_in} x {num_out}"
         else:
             transposed = kind == "linear_t"
-            reports.append(
-                gemm_report(dtype, num_in, num_out, target, precision, transposed=transposed)
-            )
-    return reports
+            report = gemm_report(dtype, num_in, num_out, target, precision, transposed=transposed)
+        yield work, report
 
 
 def gemm_report(

@@ -7,15 +7,27 @@ from typing import TYPE_CHECKING, Any
 from dataeff.rgnn.cost import step_cost
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.kernels_ir import render_schedule
+from dataeff.rgnn.plan import Plan
 from dataeff.rgnn.text import render
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
 
 
-def explain(layer: Layer, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Programs after each pass, then the forward and backward programs that run."""
+def explain(
+    layer: Layer,
+    graph: Graph,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    backend: str | None = None,
+) -> str:
+    """Programs after each pass, then the forward and backward programs that run.
+
+    `backend` shows the kernels of `cpp` or `triton` instead of those that this machine runs.
+    """
     plan = layer.plan(graph, *args, **kwargs)
+    if backend is not None:
+        plan = Plan(plan.request, backend=backend)
     parts = [f"layer {layer.name} on {graph!r}"]
     parts.append(
         f"(source, relation) pairs per edge {graph.src_pair_ratio:.3f},"

@@ -83,6 +83,7 @@ class Compiled:
         dtype: torch.dtype,
         device: str,
         disabled: frozenset[str] = frozenset(),
+        backend: str | None = None,
     ) -> None:
         self.stages: list[tuple[str, Program]] = [("traced", traced)]
         program = optimise(traced, sizes, self.stages, disabled)
@@ -96,8 +97,10 @@ class Compiled:
         halves = split(joint, len(program.outputs))
         self.num_outputs = halves.num_outputs
         self.forward, self.backward = halves.forward, halves.backward
-        self.forward_runner = Runner(self.forward, dtype, device)
-        self.backward_runner = Runner(self.backward, dtype, device) if self.backward else None
+        self.forward_runner = Runner(self.forward, dtype, device, backend)
+        self.backward_runner = (
+            Runner(self.backward, dtype, device, backend) if self.backward else None
+        )
 
 
 class Plan:
@@ -109,7 +112,12 @@ class Plan:
         compiled: what it became; shared by all graphs of about this size.
     """
 
-    def __init__(self, request: Request, disabled: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        request: Request,
+        disabled: frozenset[str] = frozenset(),
+        backend: str | None = None,
+    ) -> None:
         self.request = request
         layer = LAYERS[request.layer_id]
         names, node_counts = request.names, request.sizes
@@ -118,7 +126,7 @@ class Plan:
         self.traced = layer.trace(shapes, request.statics, rows)
         self.sizes = (*node_counts[:5], *_type_counts(layer.name, self.traced, shapes, node_counts))
         self.wanted = [n for i, n in enumerate(names) if request.wanted >> i & 1]
-        self.compiled = _compiled_for(self, disabled)
+        self.compiled = _compiled_for(self, disabled, backend)
 
     def run_forward(
         self, view: View, inputs: Sequence[Tensor]
@@ -176,12 +184,12 @@ def _nearby(num_rows: int) -> int:
 _COMPILED: dict[tuple[Any, ...], Compiled] = {}
 
 
-def _compiled_for(plan: Plan, disabled: frozenset[str]) -> Compiled:
+def _compiled_for(plan: Plan, disabled: frozenset[str], backend: str | None) -> Compiled:
     # Compiled for a size that depends on nothing but this one, not for the first that came: the
     # same call gives the same bits in every process.
     sizes = (*map(_nearby, plan.sizes[:5]), *plan.sizes[5:])
     request = plan.request
-    kind = (tuple(plan.wanted), request.dtype, request.device, disabled)
+    kind = (tuple(plan.wanted), request.dtype, request.device, disabled, backend)
     key = (render(plan.traced), sizes, *kind)
     if key not in _COMPILED:
         _COMPILED[key] = Compiled(plan.traced, sizes, *kind)

@@ -1,47 +1,48 @@
-"""Generated kernels compile ahead of time for the GPUs we support, without spills."""
+"""Generated kernels compile ahead of time for the GPUs we support, without spills.
+
+`benchmarks/build_grid.py` compiles the full grid of layers, widths, heads, dtypes and targets.
+"""
 
 import pytest
 import torch
-from rgnn_layers import rgat, rgcn_mean
+from rgnn_layers import gated, heads
 
-from dataeff import rgnn
-from dataeff.rgnn.lower import lower
+from dataeff.rgnn.build import TARGETS, layer_reports
+from dataeff.rgnn.published import PUBLISHED
 
 pytest.importorskip("triton")
 
-
-def reports(program, target):
-    from dataeff.rgnn import triton_backend
-    from dataeff.rgnn.aot import compile_kernel, load_kernels
-
-    schedule = lower(program, triton_backend.DENSE_KINDS)
-    module = load_kernels(triton_backend.generate(schedule, torch.float32))
-    for kernel in triton_backend.kernels(schedule, torch.float32).values():
-        names = [("*fp32" if kind == "value" else "*i32") for kind, _ in kernel.arguments]
-        function = getattr(module, kernel.name)
-        signature = dict(zip(function.arg_names, [*names, "i32"], strict=True))
-        yield compile_kernel(
-            function, signature, {}, target, num_warps=kernel.num_warps, divisible_by_16=[]
-        )
+SIZES = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
+POINTS = [
+    ("rgcn", "sm_90", torch.bfloat16, 64, 1),
+    ("rgat", "sm_80", torch.float32, 64, 1),
+    ("rgat", "sm_90", torch.float32, 256, 4),
+    ("rgat", "sm_100", torch.bfloat16, 32, 1),
+    ("hgt", "sm_90", torch.float32, 128, 2),
+    ("hgt", "sm_100", torch.float32, 64, 1),
+]
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("width", [32, 64, 256])
-def test_rgat_forward_and_backward_fit(target, width):
-    if target != "sm_90" and width != 64:
-        pytest.skip("other widths are compiled for one target")
-    graph = rgnn.Graph(torch.randint(0, 50, (2, 200)), torch.randint(0, 3, (200,)), num_nodes=50)
-    a = torch.randn(3, width)
-    plan = rgat.plan(graph, torch.randn(50, width), torch.randn(3, width, width), a, a)
-    for program in (plan.compiled.forward, plan.compiled.backward):
-        for report in reports(program, target):
-            assert report.spill_bytes == 0, report
-            assert report.fits, report
+@pytest.mark.parametrize(("name", "target", "dtype", "width", "num_heads"), POINTS)
+def test_published_layers_fit(name, target, dtype, width, num_heads):
+    found = PUBLISHED[name]
+    shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, num_heads, width // num_heads)
+    reports = list(layer_reports(found.layer, shapes, SIZES, dtype=dtype, target=target))
+    assert all(report.kernel.fits for report in reports), reports
+    assert {report.direction for report in reports} == {"forward", "backward"}
 
 
-def test_rgcn_fits():
-    graph = rgnn.Graph(torch.randint(0, 50, (2, 200)), torch.randint(0, 3, (200,)), num_nodes=50)
-    x, W, root = torch.randn(50, 64), torch.randn(3, 64, 64), torch.randn(64, 64)
-    plan = rgcn_mean.plan(graph, x, W, root, torch.randn(64))
-    for program in (plan.compiled.forward, plan.compiled.backward):
-        assert all(report.fits for report in reports(program, "sm_90"))
+@pytest.mark.parametrize("layer", [gated, heads], ids=lambda f: f.name)
+def test_layers_in_no_paper_fit(layer):
+    nodes, _, edges, _, _, relations, _ = SIZES
+    shapes = {
+        gated: {"x": (nodes, 64), "W": (relations, 64, 64), "U": (64, 64), "c": (relations,)}
+        | {"e": (edges,)},
+        heads: {"x": (nodes, 5), "W": (relations, 5, 12), "K": (24, 24), "a": (relations, 24)},
+    }[layer]
+    reports = list(layer_reports(layer, shapes, SIZES))
+    assert all(report.kernel.fits for report in reports), reports
+
+
+def test_targets_are_the_ones_promised():
+    assert TARGETS == ("sm_80", "sm_90", "sm_100")

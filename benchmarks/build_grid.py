@@ -1,0 +1,47 @@
+"""Compile every published layer for every target, width, number of heads and dtype.
+
+    python benchmarks/build_grid.py [--target sm_90 ...]
+
+Prints the kernels that spill or do not fit, and the most registers; exits with 1 if there are any.
+Takes minutes, and no GPU.
+"""
+
+import argparse
+import itertools
+import sys
+
+import torch
+
+from dataeff.rgnn.build import TARGETS, layer_reports
+from dataeff.rgnn.published import PUBLISHED
+
+SIZES = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
+WIDTHS, HEADS = (32, 64, 128, 256), (1, 4)
+PRECISIONS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", nargs="*", default=TARGETS)
+    count, bad = 0, 0
+    points = itertools.product(
+        parser.parse_args().target, PUBLISHED.items(), WIDTHS, HEADS, PRECISIONS
+    )
+    for target, (name, found), width, heads, (dtype, precision) in points:
+        shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, heads, width // heads)
+        where = f"{name} {width} wide, {heads} heads, {dtype}, {precision}, {target}"
+        most = 0
+        for report in layer_reports(
+            found.layer, shapes, SIZES, dtype=dtype, target=target, precision=precision
+        ):
+            count, most = count + 1, max(most, report.kernel.registers)
+            if not report.kernel.fits:
+                bad += 1
+                print(f"{where}: {report.direction} {report.work}: {report.kernel}")
+        print(f"{where}: at most {most} registers", flush=True)
+    print(f"{count} kernels, {bad} spill or do not fit")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dataeff.cli import main
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "explain_rgat.py"
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as exited:
+        main(("rgnn", *arguments))
+    code = exited.value.code
+    out, err = capsys.readouterr()
+    return (0 if code is None else code), out, err
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_explain_shows_every_stage(capsys, backend):
+    code, out, err = run(capsys, "explain", str(EXAMPLE), "--backend", backend)
+    assert (code, err) == (0, "")
+    stages = ("traced", "compact", "reorder", "differentiate", "forward bytes and flops")
+    kernels = ("forward kernels", "backward kernels", f"backward source ({backend})")
+    assert all(f"== {name} ==" in out for name in (*stages, *kernels))
+    assert ("@triton.jit" if backend == "triton" else "parallel_for") in out
+
+
+def test_build_reports_every_kernel(capsys, tmp_path):
+    pytest.importorskip("triton")
+    path = tmp_path / "rgat.json"
+    size = ("--in", "64", "--out", "64", "--heads", "2")
+    code, out, _ = run(
+        capsys, "build", "--layer", "rgat", *size, "--target", "sm_90", "--json", str(path)
+    )
+    assert code == 0 and "0 spill" in out
+    report = json.loads(path.read_text())
+    assert report["layer"] == "rgat" and report["shapes"]["W"] == [64, 64, 2, 32]
+    kernels = report["kernels"]
+    assert {k["direction"] for k in kernels} == {"forward", "backward"}
+    assert {k["work"].split()[0].rstrip(",") for k in kernels} == {"traversal", "product", "weight"}
+    assert all(k["registers"] > 0 and k["spill_bytes"] == 0 and k["fits"] for k in kernels)
+
+
+def test_build_fails_when_a_kernel_spills(capsys, monkeypatch):
+    pytest.importorskip("triton")
+    from dataeff.rgnn import triton_source
+
+    # A wide loop body in few registers: what the default size is there to avoid.
+    monkeypatch.setattr(triton_source, "BLOCK_ELEMENTS", 1 << 15)
+    monkeypatch.setattr(triton_source, "MAX_BLOCK", 128)
+    code, out, _ = run(capsys, "build", "--layer", "rgcn", "--in", "256", "--target", "sm_80")
+    assert code == 1 and "0 spill" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("build", "--layer", "gcn"), "'gcn' is none of rgcn, rgat, hgt"),
+        (("build", "--layer", "rgat", "--heads", "3"), "--heads 3"),
+        (("build", "--layer", "rgat", "--dtype", "int8"), "'int8' is none of float32"),
+        (("build", "--layer", "rgat", "--target", "hopper"), "sm_90, got 'hopper'"),
+        (("explain", "nowhere.py"), "nowhere.py is not a file"),
+        (("explain", __file__), "needs a function example()"),
+    ],
+)
+def test_mistakes_are_named(capsys, arguments, message):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and message in err
