@@ -49,7 +49,7 @@ def test_build_fails_when_a_kernel_spills(capsys, monkeypatch):
     # A wide loop body in few registers: what the default size is there to avoid.
     monkeypatch.setattr(triton_source, "BLOCK_ELEMENTS", 1 << 15)
     monkeypatch.setattr(triton_source, "MAX_BLOCK", 128)
-    code, out, _ = run(capsys, "build", "--layer", "rgcn", "--in", "256", "--target", "sm_80")
+    code, out, _ = run(capsys, "build", "--layer", "rgat", "--out", "256", "--target", "sm_80")
     assert code == 1 and "0 spill" not in out
 
 
