@@ -44,12 +44,18 @@ char* map_on_huge_boundary(int64_t capacity) {
 std::shared_ptr<HostMapping> HostMapping::create(int64_t nbytes, bool shared) {
   const int64_t capacity = checked_capacity(nbytes);
   if (shared) {
-    const int fd = memfd_create("dataeff", MFD_CLOEXEC);
+    const int fd = memfd_create("dataeff", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (fd < 0) fail(errno, "creating shared memory");
     if (ftruncate(fd, capacity) != 0) {
       const int code = errno;
       ::close(fd);
       fail(code, "sizing shared memory to " + std::to_string(capacity) + " bytes");
+    }
+    // No process that holds the descriptor can take pages away from under the others.
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+      const int code = errno;
+      ::close(fd);
+      fail(code, "sealing the size of shared memory");
     }
     return map_fd(fd, nbytes);
   }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 
@@ -46,6 +47,12 @@ class HostBuffer(_core.HostBuffer):
             ValueError: the shape needs more bytes than there are, or the buffer is closed.
         """
         return tensor_over(memoryview(self), dtype, shape)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a HostBuffer is memory, not a value: send a shared one through multiprocessing, or "
+            "pickle buffer.tensor(), which copies it"
+        )
 
     def __enter__(self) -> HostBuffer:
         return self
