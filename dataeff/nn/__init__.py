@@ -6,7 +6,8 @@ may also be an `rgnn.Graph`, whose index structures are then built once.
 
 from __future__ import annotations
 
+from dataeff.nn.hgt_conv import HGTConv
 from dataeff.nn.rgat_conv import RGATConv
 from dataeff.nn.rgcn_conv import RGCNConv
 
-__all__ = ["RGATConv", "RGCNConv"]
+__all__ = ["HGTConv", "RGATConv", "RGCNConv"]

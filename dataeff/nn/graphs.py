@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dataeff.rgnn import Graph
+from dataeff.rgnn.typed import EdgeType
 
 _KEPT = 8  # a mini-batch trainer makes new edges at each step; old entries must not pile up
 
-_Key = tuple[int, int, int, int, int, int, int]
-_graphs: OrderedDict[_Key, tuple[weakref.ref[Tensor], weakref.ref[Tensor], Graph]] = OrderedDict()
+_graphs: OrderedDict[tuple[Any, ...], tuple[tuple[weakref.ref[Tensor], ...], Graph]] = OrderedDict()
 
 
 def graph_for(
@@ -39,23 +41,92 @@ def graph_for(
         )
     if edge_type is None:
         raise TypeError("edge_type is needed beside edge_index")
-    versions = edge_index._version, edge_type._version
-    key = (id(edge_index), id(edge_type), *versions, num_src_nodes, num_dst_nodes, num_relations)
+    sizes = (num_src_nodes, num_dst_nodes, num_relations)
+
+    def build() -> Graph:
+        return Graph(
+            edge_index,
+            edge_type,
+            num_src_nodes=num_src_nodes,
+            num_dst_nodes=num_dst_nodes,
+            num_relations=num_relations,
+        )
+
+    return _remembered((edge_index, edge_type), sizes, build)
+
+
+def typed_graph_for(
+    edges: Mapping[EdgeType, Tensor] | Graph,
+    x_dict: Mapping[str, Tensor],
+    node_types: Sequence[str],
+    edge_types: Sequence[EdgeType],
+) -> Graph:
+    """The graph of edges by type, with relations numbered as in `edge_types`.
+
+    Raises:
+        KeyError: an edge type that is not in `edge_types`.
+        ValueError: a given graph has other types, or features do not fit.
+        IndexError: a node number out of range.
+    """
+    if isinstance(edges, Graph):
+        layout = edges.layout
+        if layout is None or layout.edge_types != tuple(edge_types):
+            have = "none" if layout is None else list(layout.edge_types)
+            raise ValueError(
+                f"the layer's edge types are {list(edge_types)}, the graph's {have}; make it with"
+                " rgnn.Graph.from_typed(..., edge_types=layer.edge_types)"
+            )
+        if layout.node_types != tuple(node_types):
+            raise ValueError(
+                f"the layer's node types are {list(node_types)}, the graph's"
+                f" {list(layout.node_types)}; num_nodes must name them in this order"
+            )
+        return edges
+    unknown = [key for key in edges if key not in edge_types]
+    if unknown:
+        raise KeyError(f"edge types {unknown} are not in the metadata, {list(edge_types)}")
+    counts = {t: int(x_dict[t].shape[0]) if t in x_dict else 0 for t in node_types}
+
+    def build() -> Graph:
+        indices = {key: _edge_index(key, value) for key, value in edges.items()}
+        device = next(iter(x_dict.values())).device if x_dict else torch.device("cpu")
+        indices = indices or {edge_types[0]: torch.zeros(2, 0, dtype=torch.long, device=device)}
+        return Graph.from_typed(indices, counts, edge_types=edge_types)
+
+    return _remembered(tuple(edges.values()), (*edges, *counts.items(), *edge_types), build)
+
+
+def _edge_index(key: EdgeType, edges: Tensor) -> Tensor:
+    """Indices [2, num_edges] of dense ones, or of a sparse [destinations, sources] matrix."""
+    if not isinstance(edges, Tensor):
+        raise TypeError(
+            f"edges of {key} must be a tensor, got {type(edges).__name__}; a torch_sparse"
+            " SparseTensor becomes one by to_torch_sparse_coo_tensor()"
+        )
+    if edges.layout == torch.strided:
+        return edges
+    indices: Tensor = edges.to_sparse_coo().coalesce().indices()
+    return indices.flip(0)
+
+
+def _remembered(
+    tensors: tuple[Tensor, ...], sizes: tuple[Any, ...], build: Callable[[], Graph]
+) -> Graph:
+    """The graph made of these very tensors before, if nothing has been written to them since."""
+    key = (*((id(t), _version(t)) for t in tensors), *sizes)
     found = _graphs.get(key)
-    if found is not None and found[0]() is edge_index and found[1]() is edge_type:
+    if found is not None and all(r() is t for r, t in zip(found[0], tensors, strict=True)):
         _graphs.move_to_end(key)
-        return found[2]
-    graph = Graph(
-        edge_index,
-        edge_type,
-        num_src_nodes=num_src_nodes,
-        num_dst_nodes=num_dst_nodes,
-        num_relations=num_relations,
-    )
-    _graphs[key] = (weakref.ref(edge_index), weakref.ref(edge_type), graph)
+        return found[1]
+    graph = build()
+    _graphs[key] = (tuple(weakref.ref(t) for t in tensors), graph)
     while len(_graphs) > _KEPT:
         _graphs.popitem(last=False)
     return graph
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _checked(

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
+from dataeff.nn.arguments import optional, refuse_other_arguments
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
-from dataeff.nn.rgcn_conv import optional, refuse_other_arguments
 
 MODS = ("additive", "scaled", "f-additive", "f-scaled")
 MODES = ("additive-self-attention", "multiplicative-self-attention")

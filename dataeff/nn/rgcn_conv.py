@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
+from dataeff.nn.arguments import optional, refuse_other_arguments
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 
@@ -175,20 +176,3 @@ class RGCNConv(torch.nn.Module):
             f"{type(self).__name__}({self.in_channels}, {self.out_channels},"
             f" num_relations={self.num_relations})"
         )
-
-
-def optional(module: torch.nn.Module, name: str, present: bool, *shape: int) -> None:
-    """Register a parameter that may be absent."""
-    module.register_parameter(name, Parameter(torch.empty(shape)) if present else None)
-
-
-def refuse_other_arguments(layer: str, kwargs: dict[str, Any]) -> None:
-    """Message passing arguments are accepted at the value the layers have.
-
-    Raises:
-        NotImplementedError: any other argument or value.
-    """
-    fixed = {"flow": "source_to_target", "node_dim": 0, "aggr": "add", "decomposed_layers": 1}
-    for name, value in kwargs.items():
-        if name not in fixed or fixed[name] != value:
-            raise NotImplementedError(f"{layer} does not support {name}={value!r}")

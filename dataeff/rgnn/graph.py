@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import itertools
 import weakref
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dataeff.rgnn.structure import Segments, Structure
+from dataeff.rgnn.typed import EdgeType, TypedLayout, hetero_parts, merge_edges, typed_layout
 from dataeff.rgnn.view import SIZE_ORDER
 
 _TOKENS = itertools.count()
@@ -93,12 +95,91 @@ class Graph:
         self.edge_index = edge_index
         self.edge_type = edge_type
         self.node_type = node_type
+        self.layout: TypedLayout | None = None
         self._structure: Structure | None = None
         # The operator finds this object again by a token that travels as a tensor, so that
         # torch.compile does not specialise on which graph it is.
         self._id = next(_TOKENS)
         _LIVE[self._id] = self
         self.token = torch.tensor([self._id])
+
+    @classmethod
+    def from_typed(
+        cls,
+        edges: Mapping[EdgeType, Tensor],
+        num_nodes: Mapping[str, int],
+        *,
+        num_dst_nodes: Mapping[str, int] | None = None,
+        edge_types: Sequence[EdgeType] | None = None,
+    ) -> Graph:
+        """A graph of edges by type, as `HeteroData.edge_index_dict` has them.
+
+        Args:
+            edges: [2, num_edges] for each (source type, relation, destination type), with nodes
+                numbered within their type.
+            num_nodes: nodes of each type.
+            num_dst_nodes: of a sampled block, how many of each type, its first ones, are
+                destinations; all by default.
+            edge_types: the relations in the order of their numbers, also those without an edge;
+                those of `edges` by default.
+
+        Returns:
+            A graph with node types, whose `layout` brings features of each type to rows of one
+            table and results back.
+
+        Raises:
+            IndexError: a node number that its type does not have.
+            ValueError: edge types or sizes that are missing or do not fit.
+        """
+        layout = typed_layout(edges, num_nodes, num_dst_nodes, edge_types)
+        edge_index, edge_type = merge_edges(layout, edges)
+        graph = cls(
+            edge_index,
+            edge_type,
+            num_src_nodes=sum(layout.num_nodes),
+            num_dst_nodes=sum(layout.num_dst_nodes),
+            num_relations=len(layout.edge_types),
+            node_type=layout.node_type(edge_index.device),
+            num_node_types=len(layout.node_types),
+            validate=False,
+        )
+        graph.layout = layout
+        return graph
+
+    @classmethod
+    def from_hetero(cls, data: Any) -> Graph:
+        """The graph of a `torch_geometric.data.HeteroData`, whole or sampled."""
+        return cls.from_typed(*hetero_parts(data))
+
+    @classmethod
+    def from_block(
+        cls, block: Any, *, num_relations: int | None = None, device: torch.device | str = "cpu"
+    ) -> Graph:
+        """The graph of what a sampler returned (`dataeff.sampling`, or an object like it).
+
+        Args:
+            block: has `edge_index` and `n_id`, and perhaps `edge_type`: tensors for nodes of one
+                kind, or dictionaries by type. All of its nodes can be destinations, so layers can
+                be stacked; its seeds are the first rows (of their type).
+            num_relations: relations of the whole graph, for edges with `edge_type`.
+            device: where the graph is to be.
+
+        Raises:
+            TypeError: the block holds no edges of either kind.
+        """
+        edges = getattr(block, "edge_index", None)
+        if isinstance(edges, Mapping):
+            counts = {name: int(ids.numel()) for name, ids in block.n_id.items()}
+            return cls.from_typed({k: v.to(device) for k, v in edges.items()}, counts)
+        if not isinstance(edges, Tensor):
+            raise TypeError(f"a sampled block has edge_index and n_id, got {type(block).__name__}")
+        types = getattr(block, "edge_type", None)
+        return cls(
+            edges.to(device),
+            None if types is None else types.to(device),
+            num_nodes=int(block.n_id.numel()),
+            num_relations=num_relations,
+        )
 
     @property
     def structure(self) -> Structure:
@@ -166,7 +247,7 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device, with nothing built yet."""
-        return Graph(
+        graph = Graph(
             self.edge_index.to(device),
             self.edge_type.to(device),
             num_src_nodes=self.num_src_nodes,
@@ -176,6 +257,8 @@ class Graph:
             num_node_types=self.num_node_types or None,
             validate=False,
         )
+        graph.layout = self.layout
+        return graph
 
     def __repr__(self) -> str:
         nodes = (

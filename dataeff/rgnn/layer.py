@@ -68,6 +68,7 @@ class Layer:
                 graph.token, self.id, spec, sizes, wanted, *inputs
             )  # type: ignore[no-untyped-call]
             outputs = result[: result[-1]]
+            _keep_until_backward(outputs[0], graph)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def bind(
@@ -172,6 +173,13 @@ class _Apply(torch.autograd.Function):
         gradients = iter(found)
         wanted = [next(gradients) if ctx.wanted >> i & 1 else None for i in range(ctx.num_inputs)]
         return (None, None, None, None, None, *wanted)
+
+
+def _keep_until_backward(output: Tensor, graph: Graph) -> None:
+    """Backward finds the graph by its token, so the autograd node has to hold on to it."""
+    if not torch.compiler.is_compiling() and output.grad_fn is not None:
+        node: Any = output.grad_fn  # `metadata` is a dictionary, whatever the stub says
+        node.metadata["graph"] = graph
 
 
 def _check_tensors(name: str, tensors: dict[str, Tensor], graph: Graph) -> None:

@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -75,6 +77,14 @@ def test_large_scores_survive_the_softmax(small):
     y = rgat(small, x, W, a * 1e4, b * 1e4)
     y.sum().backward()
     assert torch.isfinite(y).all() and torch.isfinite(x.grad).all()
+
+
+def test_a_graph_of_one_call_lives_until_backward():
+    x, W = leaf(5, 3), leaf(1, 3, 4)
+    loss = rgcn(rgnn.Graph(torch.tensor([[0, 1], [2, 2]]), num_nodes=5), x, W).sum()
+    gc.collect()
+    loss.backward()
+    assert x.grad[:2].any() and not x.grad[2:].any()
 
 
 def test_block_with_destinations_first():

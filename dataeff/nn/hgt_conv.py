@@ -1,0 +1,210 @@
+"""HGT (Hu et al., arXiv 2003.01332), a drop-in for PyTorch Geometric's `HGTConv`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+from dataeff import rgnn
+from dataeff.nn.arguments import refuse_other_arguments
+from dataeff.nn.graphs import typed_graph_for
+
+Metadata = tuple[list[str], list[tuple[str, str, str]]]
+
+
+@rgnn.layer
+def hgt(g, x, K, bk, Q, bq, V, bv, attend, message, prior):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103
+    k, v = (rgnn.linear(g.node(x), W[g.ntype]) + b[g.ntype] for W, b in ((K, bk), (V, bv)))
+    q = rgnn.linear(g.at_dst(x), Q[g.ntype]) + bq[g.ntype]
+    score = rgnn.dot(rgnn.linear(g.src(k), attend[g.etype]), g.dst(q)) * prior[g.etype]
+    return g.sum(rgnn.edge_softmax(score) * rgnn.linear(g.src(v), message[g.etype]))
+
+
+@rgnn.layer
+def hgt_projected(g, k, q, v, attend, message, prior):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103
+    score = rgnn.dot(rgnn.linear(g.src(k), attend[g.etype]), g.dst(q)) * prior[g.etype]
+    return g.sum(rgnn.edge_softmax(score) * rgnn.linear(g.src(v), message[g.etype]))
+
+
+class HGTConv(torch.nn.Module):
+    r"""Heterogeneous graph transformer layer (arXiv 2003.01332, section 3).
+
+    With :math:`\tau` the type of a node, r a relation and D the width of a head,
+
+    .. math::
+        \alpha_{ij} = \mathrm{softmax}_j\; p_r \, k_j W^{att}_r \cdot q_i / \sqrt{D}, \qquad
+        x'_i = \sigma(s_\tau) A_\tau\, \mathrm{gelu}\Big(\sum_j \alpha_{ij}\, v_j W^{msg}_r\Big)
+               + (1 - \sigma(s_\tau)) x_i
+
+    where k, q and v are projections by node type, and the last term is there where widths agree.
+    The softmax runs over the edges of all relations together.
+
+    Args:
+        in_channels: input width, of each node type if they differ; -1 to take it from the first
+            input.
+        out_channels: output width.
+        metadata: node types and (source, relation, destination) edge types.
+        heads: attention heads.
+
+    Raises:
+        ValueError: heads do not divide `out_channels`.
+        NotImplementedError: a message passing argument that this layer does not follow.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | dict[str, int],
+        out_channels: int,
+        metadata: Metadata,
+        heads: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        refuse_other_arguments(type(self).__name__, kwargs)
+        if out_channels % heads:
+            raise ValueError(f"{heads} heads do not divide {out_channels} channels")
+        self.node_types, self.edge_types = metadata[0], [(a, b, c) for a, b, c in metadata[1]]
+        if not isinstance(in_channels, dict):
+            in_channels = dict.fromkeys(self.node_types, in_channels)
+        self.in_channels, self.out_channels, self.heads = in_channels, out_channels, heads
+        self.dst_node_types = {e[-1] for e in self.edge_types}
+        width, num_types = out_channels // heads, heads * len(self.edge_types)
+        self.kqv_lin = _Linears(in_channels, 3 * out_channels)
+        self.out_lin = _Linears(dict.fromkeys(self.node_types, out_channels), out_channels)
+        self.k_rel, self.v_rel = _Stacked(num_types, width), _Stacked(num_types, width)
+        self.skip = torch.nn.ParameterDict({t: Parameter(torch.empty(1)) for t in self.node_types})
+        self.p_rel = torch.nn.ParameterDict(
+            {_joined(e): Parameter(torch.empty(1, heads)) for e in self.edge_types}
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise all parameters again."""
+        for part in (self.kqv_lin, self.out_lin, self.k_rel, self.v_rel):
+            part.reset_parameters()
+        for value in (*self.skip.values(), *self.p_rel.values()):
+            torch.nn.init.ones_(value)
+
+    def forward(
+        self,
+        x_dict: Mapping[str, Tensor],
+        edge_index_dict: Mapping[tuple[str, str, str], Tensor] | rgnn.Graph,
+    ) -> dict[str, Tensor]:
+        """Run the layer.
+
+        Args:
+            x_dict: features of each node type, [nodes of the type, its width].
+            edge_index_dict: [2, num_edges] of each edge type (or a sparse adjacency
+                [destinations, sources]), or `rgnn.Graph.from_typed` of them with the layer's
+                `edge_types`, to build the index structures once.
+
+        Returns:
+            [destinations of the type, out_channels] for each node type that edges can lead to.
+
+        Raises:
+            KeyError: a node type or an edge type that the metadata does not have.
+            ValueError: features whose number of rows or width does not fit.
+            IndexError: a node number out of range.
+        """
+        unknown = set(x_dict) - set(self.node_types)
+        if unknown:
+            raise KeyError(f"node types {sorted(unknown)} are not in the metadata")
+        graph = typed_graph_for(edge_index_dict, x_dict, self.node_types, self.edge_types)
+        layout = graph.layout
+        assert layout is not None
+        result = {}
+        for name, rows in layout.split(self._attend(graph, x_dict).flatten(1)).items():
+            if name in self.dst_node_types and name in x_dict:
+                out = self.out_lin.lins[name](F.gelu(rows))
+                if self.out_channels == x_dict[name].shape[-1]:
+                    share = self.skip[name].sigmoid()
+                    out = share * out + (1 - share) * x_dict[name][: rows.shape[0]]
+                result[name] = out
+        return result
+
+    def _attend(self, graph: rgnn.Graph, x_dict: Mapping[str, Tensor]) -> Tensor:
+        """Sums of weighted messages, [num_dst_nodes, heads, width of a head]."""
+        heads, layout = self.heads, graph.layout
+        assert layout is not None
+        attend, message = (rel.by_relation(heads) for rel in (self.k_rel, self.v_rel))
+        prior = torch.cat([self.p_rel[_joined(e)] for e in self.edge_types])
+        common = (attend, message, prior / math.sqrt(self.out_channels // heads))
+        self.kqv_lin.materialise(x_dict)
+        if not self.kqv_lin.alike(x_dict):
+            kqv = {t: self.kqv_lin.lins[t](x) for t, x in x_dict.items()}
+            k, q, v = layout.concatenate(kqv).unflatten(1, (3, heads, -1)).unbind(1)
+            projected: Tensor = hgt_projected(graph, k, q, v, *common)
+            return projected
+        weight, bias = self.kqv_lin.stacked()
+        weights = weight.unflatten(2, (3, heads, -1)).unbind(2)
+        biases = bias.unflatten(1, (3, heads, -1)).unbind(1)
+        pairs = [value for pair in zip(weights, biases, strict=True) for value in pair]
+        out: Tensor = hgt(graph, layout.concatenate(x_dict), *pairs, *common)
+        return out
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(-1, {self.out_channels}, heads={self.heads})"
+
+
+class _Linears(torch.nn.Module):
+    """An affine map for each node type, under the names that PyTorch Geometric gives them."""
+
+    def __init__(self, in_channels: Mapping[str, int], out_channels: int) -> None:
+        super().__init__()
+        self.lins = torch.nn.ModuleDict(
+            {
+                name: torch.nn.LazyLinear(out_channels)
+                if width == -1
+                else torch.nn.Linear(width, out_channels)
+                for name, width in in_channels.items()
+            }
+        )
+
+    def reset_parameters(self) -> None:
+        for lin in self.lins.values():
+            lin.reset_parameters()  # type: ignore[operator]
+
+    def materialise(self, x_dict: Mapping[str, Tensor]) -> None:
+        """Give maps of a width not known so far the width of these features."""
+        for name, x in x_dict.items():
+            lin = self.lins[name]
+            if isinstance(lin, torch.nn.LazyLinear):
+                lin(x[:0])  # its hook makes the parameters
+
+    def alike(self, x_dict: Mapping[str, Tensor]) -> bool:
+        """Whether all types have features, of one width."""
+        widths = {x.shape[-1] for x in x_dict.values()}
+        return len(widths) == 1 and len(x_dict) == len(self.lins)
+
+    def stacked(self) -> tuple[Tensor, Tensor]:
+        """Weights [types, in, out] and biases [types, out]."""
+        lins: list[Any] = list(self.lins.values())
+        return torch.stack([n.weight for n in lins]).mT, torch.stack([n.bias for n in lins])
+
+
+class _Stacked(torch.nn.Module):
+    """Square weights of every head and relation, [heads * relations, width, width]."""
+
+    def __init__(self, num_types: int, width: int) -> None:
+        super().__init__()
+        self.weight = Parameter(torch.empty(num_types, width, width))
+
+    def reset_parameters(self) -> None:
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        torch.nn.init.uniform_(self.weight, -bound, bound)
+
+    def by_relation(self, heads: int) -> Tensor:
+        """[relations, heads, width, width]."""
+        split: Tensor = self.weight.unflatten(0, (heads, -1))
+        return split.transpose(0, 1)
+
+
+def _joined(edge_type: tuple[str, ...]) -> str:
+    """The name of an edge type's parameter; a dot would end the name of a module."""
+    return "__".join(edge_type).replace(".", "#")

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from dataeff import rgnn
+from dataeff.sampling import CSCGraph, HeteroNeighborSampler, NeighborSampler
+
+WRITES, CITES = ("author", "writes", "paper"), ("paper", "cites", "paper")
+EDGES = {
+    WRITES: torch.tensor([[0, 1, 1], [2, 0, 3]]),
+    CITES: torch.tensor([[3, 1], [0, 2]]),
+}
+NODES = {"author": 2, "paper": 4}
+
+
+def test_rows_of_a_whole_graph_are_blocks_of_types():
+    graph = rgnn.Graph.from_typed(EDGES, NODES)
+    assert graph.edge_index.tolist() == [[0, 1, 1, 5, 3], [4, 2, 5, 2, 4]]
+    assert graph.edge_type.tolist() == [0, 0, 0, 1, 1]
+    assert graph.node_type.tolist() == [0, 0, 1, 1, 1, 1]
+    assert graph.layout.relation_ends(graph.device).tolist() == [[0, 1], [1, 1]]
+
+
+def test_relations_are_numbered_as_listed():
+    graph = rgnn.Graph.from_typed(EDGES, NODES, edge_types=[CITES, ("a", "b", "a"), WRITES][::2])
+    assert graph.edge_type.tolist() == [1, 1, 1, 0, 0]
+
+
+def test_destinations_of_a_block_are_its_first_rows():
+    edges = {WRITES: torch.tensor([[0, 1, 1], [1, 0, 1]]), CITES: torch.tensor([[3, 1], [0, 1]])}
+    graph = rgnn.Graph.from_typed(edges, NODES, num_dst_nodes={"author": 1, "paper": 2})
+    # rows: author 0, papers 0 and 1, then author 1, papers 2 and 3
+    assert graph.num_src_nodes == 6 and graph.num_dst_nodes == 3
+    assert graph.node_type.tolist() == [0, 1, 1, 0, 1, 1]
+    assert graph.edge_index.tolist() == [[0, 3, 3, 5, 2], [2, 1, 2, 1, 2]]
+    x = {"author": torch.tensor([0.0, 1.0]), "paper": torch.tensor([10.0, 11.0, 12.0, 13.0])}
+    rows = graph.layout.concatenate(x)
+    assert rows.tolist() == [0, 10, 11, 1, 12, 13]
+    assert [v.tolist() for v in graph.layout.split(rows[:3]).values()] == [[0], [10, 11]]
+
+
+def test_hetero_data():
+    pyg = pytest.importorskip("torch_geometric.data")
+    data = pyg.HeteroData()
+    data["author"].num_nodes = 2
+    data["paper"].x = torch.zeros(4, 3)
+    for key, index in EDGES.items():
+        data[key].edge_index = index
+    graph = rgnn.Graph.from_hetero(data)
+    same = rgnn.Graph.from_typed(EDGES, NODES)
+    assert torch.equal(graph.edge_index, same.edge_index)
+    assert torch.equal(graph.edge_type, same.edge_type)
+
+
+def test_sampled_block():
+    g = torch.Generator().manual_seed(0)
+    index = torch.randint(0, 40, (2, 200), generator=g)
+    sampler = NeighborSampler(CSCGraph(index, torch.arange(200) % 3, num_nodes=40), [4, 4])
+    block = sampler.sample(torch.tensor([3, 7]), seed=1)
+    graph = rgnn.Graph.from_block(block, num_relations=3)
+    assert graph.num_src_nodes == block.n_id.numel() and graph.num_relations == 3
+    assert torch.equal(graph.edge_index, block.edge_index)
+
+
+def test_sampled_hetero_block():
+    graphs = {
+        WRITES: CSCGraph(EDGES[WRITES], num_nodes=(2, 4)),
+        CITES: CSCGraph(EDGES[CITES], num_nodes=4),
+    }
+    block = HeteroNeighborSampler(graphs, [2]).sample({"paper": torch.tensor([0])}, seed=0)
+    graph = rgnn.Graph.from_block(block)
+    # paper 0 is reached from author 1 and from paper 3
+    assert graph.num_edges == 2 and graph.edge_type.tolist() == [0, 1]
+    assert block.n_id["author"].tolist() == [1] and block.n_id["paper"].tolist() == [0, 3]
+    assert graph.edge_index.tolist() == [[0, 2], [1, 1]]
+
+
+def test_refusals():
+    with pytest.raises(IndexError, match=r"source 2 of edge type .* 2 'author' nodes"):
+        rgnn.Graph.from_typed({WRITES: torch.tensor([[2], [0]])}, NODES)
+    with pytest.raises(ValueError, match="number of 'author' nodes"):
+        rgnn.Graph.from_typed(EDGES, {"paper": 4})
+    with pytest.raises(ValueError, match="is not among"):
+        rgnn.Graph.from_typed(EDGES, NODES, edge_types=[CITES])
+    with pytest.raises(ValueError, match="4 nodes, of which 5 destinations"):
+        rgnn.Graph.from_typed(EDGES, NODES, num_dst_nodes={"paper": 5})
+    graph = rgnn.Graph.from_typed(EDGES, NODES)
+    with pytest.raises(ValueError, match="'paper' has 4 nodes in the graph, but features for 3"):
+        graph.layout.concatenate({"author": torch.zeros(2), "paper": torch.zeros(3)})
+    with pytest.raises(TypeError, match="edge_index and n_id"):
+        rgnn.Graph.from_block(object())
