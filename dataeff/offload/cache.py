@@ -27,7 +27,7 @@ from dataeff.offload.incoming import Incoming
 from dataeff.offload.lifetime import Process, close_at_exit
 from dataeff.offload.outgoing import Outgoing
 from dataeff.offload.passes import Budgets, Passes
-from dataeff.offload.saved import Direct, Grave, Handle, SavedStorage
+from dataeff.offload.saved import Direct, Grave, Handle, Kept, SavedStorage
 from dataeff.offload.scopes import Scopes
 from dataeff.offload.transfer import Tiers
 
@@ -72,7 +72,7 @@ class TensorCache:
 
     # ---- the two hooks ---------------------------------------------------------------------
 
-    def pack(self, tensor: torch.Tensor) -> Handle | Direct:
+    def pack(self, tensor: torch.Tensor) -> Handle | Kept | Direct:
         """Takes charge of a tensor that forward saves."""
         self._process.check()
         if not _is_plain(tensor):
@@ -91,9 +91,12 @@ class TensorCache:
                 saved = self._admit(tensor, storage, known)
             else:
                 self.counters.bytes_deduplicated += storage.nbytes()
+            # What stays needs no rebuilding: most saved tensors of a model are small and stay.
+            if saved.tape is None:
+                return Kept(saved, tensor)
             return Handle(saved, tensor, known.shift)
 
-    def unpack(self, handle: Handle | Direct) -> torch.Tensor:
+    def unpack(self, handle: Handle | Kept | Direct) -> torch.Tensor:
         """Gives back a saved tensor, as often and in whatever order it is asked for.
 
         Raises RuntimeError when the tensor was changed in place since, OSError when its bytes
@@ -101,6 +104,11 @@ class TensorCache:
         """
         self._process.check()
         if isinstance(handle, Direct):
+            return handle.unpack()
+        if isinstance(handle, Kept):
+            with self._lock:
+                self.counters.num_unpacked += 1
+                self._poll()
             return handle.unpack()
         handle.check_version()
         with self._lock:
@@ -218,10 +226,14 @@ class TensorCache:
             self.close()
 
     def _poll(self) -> None:
-        self._bury()
+        # At every hook, so what has nothing to do must cost next to nothing.
+        if self._grave:
+            self._bury()
         self._outgoing.settle()
-        self._incoming.settle()
-        self._bury()
+        if len(self._incoming):
+            self._incoming.settle()
+        if self._grave:
+            self._bury()
 
     def _bury(self) -> None:
         while self._grave:

@@ -35,7 +35,14 @@ class Exclusions:
 
     def refresh(self) -> None:
         """Looks up the storages of all parameters and buffers."""
-        self._own = dict(_weak_storages([*self._model.parameters(), *self._model.buffers()]))
+        before, self._own = self._own, {}
+        for tensor in _parameters_and_buffers(self._model):
+            if not _has_storage(tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            # A storage that is still referenced weakly is the same one as long as its key is.
+            self._own[key] = before.get(key) or StorageWeakRef(storage)
 
     def add_module(self, module: torch.nn.Module) -> None:
         """Looks up one module again, whose parameters may have been gathered just now."""
@@ -67,6 +74,20 @@ class Exclusions:
                 return False
             node = node.next_functions[0][0]
         return False
+
+
+def _parameters_and_buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Those of all modules. `model.parameters()` makes names and takes ten times as long."""
+    pending, seen = [model], {model}
+    while pending:
+        module = pending.pop()
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                yield tensor
+        for child in module._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                pending.append(child)
 
 
 def _weak_storages(values: Iterable[Any]) -> Iterator[tuple[int, StorageWeakRef]]:

@@ -37,6 +37,8 @@ class HeldBytes:
     def add(self, nbytes: int) -> None:
         """Notes that `nbytes` more (fewer, when negative) are held."""
         self._nbytes += nbytes
+        if nbytes <= 0:
+            return
         counters, held = self._counters, self.nbytes
         counters.peak_held_bytes = max(counters.peak_held_bytes, self._nbytes)
         counters.peak_saved_bytes = max(counters.peak_saved_bytes, held)

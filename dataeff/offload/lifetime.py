@@ -36,20 +36,34 @@ def close_at_exit(one: Closable) -> None:
     _register()
 
 
+_num_forks = 0
+
+
+def _forked() -> None:
+    global _num_forks
+    _num_forks += 1
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
 class Process:
-    """The process that made an object whose threads do not survive `fork()`."""
+    """The process that made an object whose threads do not survive `fork()`.
+
+    Counting forks takes no system call, and this is asked for every saved tensor.
+    """
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._num_forks = _num_forks
 
     @property
     def is_this(self) -> bool:
         """Whether this is still the same process."""
-        return os.getpid() == self._pid
+        return self._num_forks == _num_forks
 
     def check(self) -> None:
         """Raises RuntimeError in a forked child."""
-        if not self.is_this:
+        if self._num_forks != _num_forks:
             raise RuntimeError(
                 "this ActivationOffload was made in another process: the threads that move its "
                 "bytes do not survive fork(). Make a new one in the child."

@@ -74,6 +74,8 @@ class Outgoing:
         for nbytes, error in self._tiers.poll():
             self._account.counters.bytes_written -= nbytes
             self._failed(nbytes, error)
+        if not self._queue:
+            return
         for saved in [s for s in self._queue if s.copy is not None and s.copy.done()]:
             self._queue.remove(saved)
             self._end(saved)

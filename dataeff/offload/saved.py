@@ -132,6 +132,27 @@ class Handle:
         self.saved._dead.append(self.last_pass)
 
 
+class Kept:
+    """What autograd keeps of a tensor whose storage stays in memory: the tensor, detached.
+
+    It shares its version counter with the tensor, so changes in place are seen.
+    """
+
+    __slots__ = ("_saved", "_tensor", "_version")
+
+    def __init__(self, saved: SavedStorage, tensor: torch.Tensor) -> None:
+        self._saved = saved  # counts as held until the last of its handles is gone
+        self._tensor = tensor.detach()
+        self._version = tensor._version
+
+    def unpack(self) -> torch.Tensor:
+        """The tensor. Raises RuntimeError when it was changed in place after it was saved."""
+        now = self._tensor._version
+        if now != self._version:
+            raise changed_in_place(tuple(self._tensor.shape), self._version, now)
+        return self._tensor
+
+
 class Direct:
     """A saved tensor that is left alone: a parameter, an input, or a kind not understood."""
 

@@ -60,7 +60,9 @@ class Tiers:
     @property
     def used_nbytes(self) -> int:
         """Host memory that copies take now."""
-        return sum(pool.used_nbytes for pool in self._pools())
+        host, staging = self._host, self._staging  # asked at every hook: no list is made
+        used = 0 if host is None else host.used_nbytes
+        return used if staging is None else used + staging.used_nbytes
 
     def moves(self, device: torch.device) -> bool:
         """Whether there is a tier that would free memory of `device`."""
@@ -87,6 +89,8 @@ class Tiers:
 
     def poll(self) -> list[tuple[int, OSError]]:
         """Settles writes that have ended; returns those that failed since, with their bytes."""
+        if self._host is None and self._staging is None:
+            return []  # bytes went nowhere yet, or straight from their pages to disk
         for copy in list(self._trailing):
             self._settle(copy, wait=False)
         for pool in self._pools():
