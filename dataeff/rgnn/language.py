@@ -191,6 +191,15 @@ class GraphSymbol:
         """Number of edges that enter each destination."""
         return _emit(self.tracer, "degree", attrs=("edge.dst",))
 
+    def out_degree(self) -> Value:
+        """Number of edges that leave each source node."""
+        return _emit(self.tracer, "degree", attrs=("edge.src",))
+
+    def degree_norm(self) -> Value:
+        """1 / sqrt(out-degree of the source x in-degree of the destination), for each edge."""
+        product = self.src(self.out_degree()) * self.dst(self.in_degree())
+        return 1.0 / sqrt(product)
+
     def to_given_order(self, value: Symbol) -> Value:
         """An edge value in the order of `edge_index`, to be returned by the layer."""
         found = _expect(self.tracer, value, ("edge",), "g.to_given_order")
@@ -222,6 +231,15 @@ def dot(a: Symbol, b: Symbol) -> Value:
     if not product.type.shape:
         raise tracer.error(f"dot needs an axis to sum over, got {left.type} and {right.type}")
     return _emit(tracer, "reduce", product.id, attrs=(product.type.shape[:-1],))
+
+
+def outer(a: Symbol, b: Symbol) -> Value:
+    """Outer product of rows: `y[i, j] = a[i] b[j]`, for values of one row domain."""
+    tracer = _tracer(a, b)
+    left, right = _align(tracer, [a, b])
+    if len(left.type.shape) != 1 or len(right.type.shape) != 1:
+        raise tracer.error(f"outer needs rows with one axis, got {left.type} and {right.type}")
+    return reshape(left, left.type.numel, 1) * reshape(right, 1, right.type.numel)
 
 
 def concat(*values: Symbol) -> Value:
@@ -363,7 +381,8 @@ def _align(tracer: Tracer, symbols: Sequence[Any]) -> list[Value]:
             found = [d for d in typed if d != "one"]
         else:
             found = ["one"]
-    domain = "dst" if set(found) == {"node", "dst"} else found[0]
+    rows = [d for d in found if d not in domains.TYPE_DOMAINS]  # types follow rows, not they types
+    domain = "dst" if set(rows) == {"node", "dst"} else (rows or found)[0]
     return [_bring(tracer, v, domain) for v in plain]
 
 
@@ -384,7 +403,7 @@ def _bring(tracer: Tracer, value: Value | Picked, domain: str) -> Value:
         return Value(tracer, value.id)
     if have == "node" and domain == "dst":
         return _emit(tracer, "prefix", value.id)
-    if (isinstance(value, Picked) or have == "one") and domains.path(domain, have):
+    if have in domains.TYPE_DOMAINS and domains.path(domain, have):
         return _emit(tracer, "gather", value.id, attrs=(f"{domain}.{have}",))
     other = domains.DOMAINS[domain]
     raise tracer.error(
