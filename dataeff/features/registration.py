@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -23,6 +24,7 @@ class RegisteredMemory:
         self._devices: set[torch.device] = set()
         self._registration: _core.HostRegistration | None = None
         self._span: tuple[int, int] | None = None
+        self._pid = os.getpid()
 
     def register(self, device: torch.device) -> None:
         """Sees to it that kernels of `device` can read the memory.
@@ -30,6 +32,12 @@ class RegisteredMemory:
         Raises:
             RuntimeError: CUDA refuses, or is not there; says why and what helps.
         """
+        if torch.cuda._is_in_bad_fork():
+            raise RuntimeError(
+                "this process was forked after CUDA was initialised, so host memory is read by the "
+                "CPU alone here: index with a CPU tensor, or start the process with 'spawn'"
+            )
+        self._forget_if_forked()
         span = row_span(self.x)
         if span != self._span:  # sharing a tensor with another process moves its storage
             self.release()
@@ -38,13 +46,21 @@ class RegisteredMemory:
             self._span = span
         self._devices.add(device)
 
+    def _forget_if_forked(self) -> None:
+        if self._pid != os.getpid():  # the devices and the registration are the parent's
+            self._devices.clear()
+            self._registration = self._span = None
+            self._pid = os.getpid()
+
     def synchronize(self) -> None:
         """Waits for the devices that may be reading the memory."""
+        self._forget_if_forked()
         for device in self._devices:
             torch.cuda.synchronize(device)
 
     def release(self) -> None:
         """Waits for those devices and gives the registration back."""
+        self._forget_if_forked()
         if self._registration is not None:
             self.synchronize()
             self._registration.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from dataeff.features.gather import gather, scatter_
 from dataeff.features.registration import RegisteredMemory
 from dataeff.features.stats import Account
 from dataeff.ledger import Tier
+from dataeff.memory import SharedTensor, share_
 
 
 class Rows(ABC):
@@ -57,6 +60,10 @@ class Rows(ABC):
     def host_tensor(self) -> Tensor:
         """The tensor that holds the rows, or TypeError when no tensor does."""
         raise TypeError(f"{type(self).__name__} are in no tensor: table[:] gathers all of them")
+
+    def share_(self) -> None:
+        """Moves the rows into memory that other processes of the machine can map."""
+        raise TypeError(f"{type(self).__name__} are in no host memory that processes could share")
 
     @abstractmethod
     def release(self) -> None:
@@ -118,6 +125,11 @@ class HostRows(Rows):
         """The tensor the rows are in."""
         return self._memory.x
 
+    def share_(self) -> None:
+        """Moves the tensor, in place."""
+        self._memory.synchronize()
+        share_(self._memory.x)
+
     def release(self) -> None:
         """Gives the registration back."""
         self._memory.release()
@@ -127,3 +139,16 @@ class HostRows(Rows):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["x"])  # type: ignore[misc]
+
+
+def _receive(shared: SharedTensor) -> HostRows:
+    return HostRows(shared.tensor())
+
+
+def _send(rows: HostRows) -> tuple[Callable[[SharedTensor], HostRows], tuple[SharedTensor]]:
+    rows.share_()
+    return _receive, (SharedTensor(rows.host_tensor()),)
+
+
+# Between processes rows travel as a descriptor; pickle alone, as in a file, copies them.
+ForkingPickler.register(HostRows, _send)

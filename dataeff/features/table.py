@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,20 @@ from dataeff.features.index import RowSelection, row_index
 from dataeff.features.prefetch import Prefetch, prefetch_in_thread, prefetch_on_stream
 from dataeff.features.rows import HostRows, Rows
 from dataeff.features.stats import Account, TableStats
+from dataeff.memory import share_among_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_tables: weakref.WeakSet[FeatureTable] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for table in _tables:
+        table._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class FeatureTable:
@@ -51,6 +68,50 @@ class FeatureTable:
         self._account = Account()
         self._executor: ThreadPoolExecutor | None = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        _tables.add(self)
+
+    @classmethod
+    def shared(
+        cls, x: Tensor | Callable[[], Tensor], group: ProcessGroup | None = None
+    ) -> FeatureTable:
+        """A table whose rows the processes of this machine hold once between them.
+
+        Under an initialised `torch.distributed` every rank calls it: the first rank of each machine
+        takes its `x` and the others map that memory, without looking at their own. A callable is
+        run by that one rank only. Sent to other processes by `multiprocessing` or a data loader, by
+        fork or spawn, the table is a descriptor. The memory has no name: the size of /dev/shm does
+        not matter, and it is gone with the last process that holds it.
+
+        Args:
+            x: features as in `FeatureTable`, or what loads them.
+            group: default: all ranks.
+
+        Raises:
+            RuntimeError: `x` failed in the machine's first rank (which raises what it was).
+            TimeoutError: a rank of this machine did not take part.
+            OSError: the kernel has no such memory.
+        """
+        return cls(share_among_ranks(x if callable(x) else lambda: x, group))
+
+    def share_(self) -> FeatureTable:
+        """Moves the rows into memory that other processes of the machine can map, in place.
+
+        The tensor the table was made of moves along; views and arrays made of it before keep the
+        old memory. What sends a table to another process does this by itself.
+
+        Raises:
+            TypeError: the rows are in no host tensor.
+            RuntimeError: the table is closed.
+            OSError: the kernel has no such memory.
+        """
+        self._open_rows().share_()
+        return self
+
+    def _forked(self) -> None:
+        # A child has none of the parent's threads and streams, and its locks may stand locked.
+        self._executor = None
+        self._streams = {}
+        self._account = Account()
 
     @classmethod
     def _over(cls, rows: Rows) -> FeatureTable:
