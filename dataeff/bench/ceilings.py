@@ -119,6 +119,13 @@ class RawFile:
                 f"name another directory than {tempfile.gettempdir()} on a local disk"
             ) from error
         self._fd = fd
+        try:
+            # One stretch of the disk, as a spill file has it: blocks that the four threads' first
+            # writes get in the order in which these happen to arrive are read back slower.
+            os.posix_fallocate(fd, 0, self.nbytes)
+        except OSError as error:
+            os.close(fd)
+            raise Unavailable(f"{directory}: {os.strerror(error.errno or 0)}") from error
         # An anonymous map is page-aligned, which is what O_DIRECT asks of a buffer.
         self._buffers = [mmap.mmap(-1, BLOCK_NBYTES) for _ in range(NUM_IO_THREADS)]
         for buffer in self._buffers:

@@ -18,6 +18,7 @@ from dataeff.offload.cache import TensorCache
 from dataeff.offload.disk import SMALLEST_NBYTES, SpillSet
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.passes import Budgets
+from dataeff.offload.places import spill_directories
 from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
 from dataeff.offload.report import OffloadReport, make_report
@@ -52,6 +53,8 @@ class ActivationOffload:
     Args:
         model: the module that is trained.
         spill: directories on the disks to use; each gets one file, which is unlinked at once.
+            `{rank}` and `{local_rank}` in a name are filled in as torchrun set them, and such a
+            directory is made: `spill="/nvme{local_rank}"`.
         host_bytes: size of the host tier: pinned memory that a GPU's tensors go to first; when it
             is full they go to disk. Tensors in host memory go to disk only.
         policy: `"all"`; or `"auto"`: the second step (with its backward in the block) is measured,
@@ -105,7 +108,7 @@ class ActivationOffload:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        directories = _directories(spill)
+        directories = spill_directories(spill)
         if not directories and host_bytes <= 0:
             raise ValueError(
                 "nowhere to offload to: name a directory in spill=, or give host_bytes"
@@ -228,11 +231,3 @@ class ActivationOffload:
         if self._auto is not None:
             self._auto.close()
         self._scopes.remove()
-
-
-def _directories(
-    spill: Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None,
-) -> list[str | os.PathLike[str]]:
-    if spill is None:
-        return []
-    return [spill] if isinstance(spill, (str, os.PathLike)) else list(spill)

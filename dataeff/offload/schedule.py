@@ -76,7 +76,9 @@ class Tape:
             self._memory.learn(self._sizes, list(self._asked))
 
     def expect(self) -> None:
-        """Predicts the order of a backward that has not begun."""
+        """Predicts the order of backward, once; what it has asked for already stays behind."""
+        if self._expected:
+            return
         self._expected = self._memory.recall(self._sizes)
         self._rank = {position: rank for rank, position in enumerate(self._expected)}
         self._cursor = 0

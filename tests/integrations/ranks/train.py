@@ -1,0 +1,120 @@
+"""One rank of a training with and without offload; run by torchrun from test_distributed.py."""
+
+import contextlib
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
+
+from dataeff.integrations.pipelining import PipelineOffload
+from dataeff.offload import ActivationOffload
+
+WIDTH, ROWS = 96, 160  # activations [160, 96] and weights [96, 96] can be told apart
+
+
+def block():
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU())
+
+
+def local(tensor):
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def collect(model, step):
+    model.zero_grad(set_to_none=True)
+    step()
+    return [local(p.grad).clone() for p in model.parameters()]
+
+
+def compare(model, plain, offloaded, offload, num_steps=3):
+    expected = collect(model, plain)
+    assert any(g.abs().sum() > 0 for g in expected)
+    for _ in range(num_steps):
+        got = collect(model, offloaded)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    report = offload.report()
+    assert report.bytes_written > 0 and report.saved_bytes == 0, report
+    offload.close()
+
+
+def data_parallel(model, spill):
+    """The same steps, plain and offloaded; weights must never be asked about."""
+    x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(dist.get_rank()))
+    shapes = set()
+    offload = ActivationOffload(
+        model, spill, policy=lambda info: bool(shapes.add(tuple(info.shape))) or True, min_bytes=0
+    )
+
+    def offloaded():
+        with offload:
+            loss = model(x).square().mean()
+            offload._cache.drain()
+            loss.backward()
+
+    compare(model, lambda: model(x).square().mean().backward(), offloaded, offload)
+    assert shapes == {(ROWS, WIDTH)}, shapes
+    assert offload.report().bytes_read > 0
+
+
+def ddp(spill):
+    data_parallel(nn.parallel.DistributedDataParallel(nn.Sequential(block(), block())), spill)
+
+
+def fsdp(spill, reshard):
+    model = nn.Sequential(block(), block(), block())
+    for child in model:
+        fully_shard(child, reshard_after_forward=reshard)
+    data_parallel(fully_shard(model, reshard_after_forward=reshard), spill)
+
+
+def pipeline(spill, interleaved):
+    rank, num_chunks = dist.get_rank(), 2 if interleaved else 1
+    blocks = [block() for _ in range(2 * num_chunks)]
+    modules = nn.ModuleList(blocks[rank::2])
+    cpu = torch.device("cpu")
+    stages = [PipelineStage(m, rank + 2 * i, 2 * num_chunks, cpu) for i, m in enumerate(modules)]
+    loss = lambda out, target: (out - target).square().mean()  # noqa: E731
+    if interleaved:
+        schedule = ScheduleInterleaved1F1B(stages, 4, loss_fn=loss)
+    else:
+        schedule = Schedule1F1B(stages[0], 4, loss_fn=loss)
+    batch = torch.randn(4 * ROWS, WIDTH)
+    offload = ActivationOffload(modules, spill, min_bytes=0)
+    offloaded = PipelineOffload(offload, stages)
+
+    def step(context):
+        with context:
+            if rank == 0:
+                schedule.step(batch)
+            else:
+                schedule.step(target=batch, losses=[])
+
+    compare(modules, lambda: step(contextlib.nullcontext()), lambda: step(offloaded), offload)
+    # Of each stage and microbatch one forward and one backward, and the hints were of use.
+    assert len(offloaded._expected) == 2 * 4 * num_chunks
+    assert offload.report().num_replans == 0, offload.report()
+
+
+def main(spill):
+    dist.init_process_group("gloo")
+    runs = {
+        "ddp": lambda: ddp(spill),
+        "fsdp": lambda: fsdp(spill, True),
+        "fsdp without resharding": lambda: fsdp(spill, False),
+        "pipeline": lambda: pipeline(spill, False),
+        "interleaved": lambda: pipeline(spill, True),
+    }
+    for name, run in runs.items():
+        torch.manual_seed(0)
+        run()
+        if dist.get_rank() == 0:
+            print("same bits:", name, flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1])
