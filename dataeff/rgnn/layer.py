@@ -13,7 +13,7 @@ from torch import Tensor
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.language import Argument, GraphSymbol, Symbol, Value
-from dataeff.rgnn.plan import LAYERS, Plan, Request, plan_for
+from dataeff.rgnn.plan import LAYERS, Plan, Request, plan_for, spec_of
 from dataeff.rgnn.tracer import LayerTypeError, RowCounts, Tracer
 from dataeff.rgnn.verify import verify
 
@@ -58,7 +58,7 @@ class Layer:
         for position, tensor in enumerate(inputs):
             if needs_grad and tensor.requires_grad:
                 wanted |= 1 << position
-        spec = repr((names, statics))
+        spec = spec_of(names, statics)
         sizes = list(graph.sizes)
         if wanted == 0:
             found, _ = torch.ops.dataeff.rgnn_forward(inputs, graph.token, self.id, spec, sizes, 0)
@@ -108,7 +108,7 @@ class Layer:
     def plan(self, graph: Graph, *args: Any, **kwargs: Any) -> Plan:
         """The compiled plan of a call with these arguments, with gradients of every tensor."""
         tensors, statics = self.bind(graph, args, kwargs)
-        spec = repr((tuple(tensors), statics))
+        spec = spec_of(tuple(tensors), statics)
         wanted = (1 << len(tensors)) - 1
         return plan_for(
             Request.of(self.id, spec, list(tensors.values()), list(graph.sizes), wanted)

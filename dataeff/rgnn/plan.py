@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from ast import literal_eval
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from torch import Tensor
 from dataeff.rgnn.autodiff import differentiate, gradient_input
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.ir import Program
-from dataeff.rgnn.passes.pipeline import optimise, optimise_joint
+from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint
 from dataeff.rgnn.split import split
 from dataeff.rgnn.text import render
 from dataeff.rgnn.tracer import RowCounts
@@ -61,9 +63,41 @@ class Request:
         return names
 
     @property
+    def disabled(self) -> frozenset[str]:
+        """Optional passes that are left out."""
+        return frozenset(*literal_eval(self.spec)[2:])
+
+    @property
     def statics(self) -> dict[str, Any]:
         """Constant arguments."""
         return dict(literal_eval(self.spec)[1])
+
+
+# Passes that calls made now leave out, in all threads: torch.compile traces a plain global, and not
+# a ContextVar. They travel in the call's spec, so that backward finds the plan of its forward.
+_disabled: tuple[str, ...] = ()
+
+
+@contextmanager
+def disabled_passes(*names: str) -> Iterator[None]:
+    """Layers called meanwhile are compiled without these passes, to see what they are worth.
+
+    Raises:
+        ValueError: a name that is not in `OPTIONAL`.
+    """
+    global _disabled
+    if unknown := set(names) - set(OPTIONAL):
+        raise ValueError(f"no pass {sorted(unknown)} can be left out; these can: {OPTIONAL}")
+    before, _disabled = _disabled, tuple(sorted(names))
+    try:
+        yield
+    finally:
+        _disabled = before
+
+
+def spec_of(names: Sequence[str], statics: tuple[tuple[str, Any], ...]) -> str:
+    """The text that stands for a call's tensor names, constants and disabled passes."""
+    return repr((tuple(names), statics, *([_disabled] if _disabled else ())))
 
 
 class Compiled:
@@ -103,6 +137,20 @@ class Compiled:
         )
 
 
+_WATCHING: ContextVar[list[Plan] | None] = ContextVar("plans run", default=None)
+
+
+@contextmanager
+def watched_plans() -> Iterator[list[Plan]]:
+    """Collects the plans that run forward in this context, in order."""
+    found: list[Plan] = []
+    token = _WATCHING.set(found)
+    try:
+        yield found
+    finally:
+        _WATCHING.reset(token)
+
+
 class Plan:
     """One call signature of a layer on graphs of exact sizes, ready to run.
 
@@ -119,6 +167,7 @@ class Plan:
         backend: str | None = None,
     ) -> None:
         self.request = request
+        disabled |= request.disabled
         layer = LAYERS[request.layer_id]
         names, node_counts = request.names, request.sizes
         rows = RowCounts(*node_counts[:3], *node_counts[5:])
@@ -132,6 +181,8 @@ class Plan:
         self, view: View, inputs: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs, and the values that backward needs besides inputs and outputs."""
+        if (watching := _WATCHING.get()) is not None:
+            watching.append(self)
         named = dict(zip(self.request.names, inputs, strict=True))
         values = self.compiled.forward_runner(view, named)
         return values[: self.compiled.num_outputs], values[self.compiled.num_outputs :]

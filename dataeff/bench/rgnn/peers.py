@@ -1,0 +1,108 @@
+"""Layers of other libraries: PyTorch Geometric's, compiled and not, and DGL's on a CPU."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff.bench.case import Step, Unavailable
+from dataeff.bench.rgnn.handwritten import mean_shares
+from dataeff.bench.rgnn.workload import Workload, require_memory
+
+COMPILE_LIMIT_S = 120
+
+
+def pyg(name: str, work: Workload) -> Step:
+    """PyTorch Geometric's layer `name`."""
+    conv = _pyg_layer(name, work)
+    edges = work.edges
+    return work.step(
+        lambda x: conv(x, edges.edge_index, edges.edge_type), dict(conv.named_parameters())
+    )
+
+
+def compiled(name: str, work: Workload) -> Step:
+    """PyTorch Geometric's layer `name` after torch.compile, within a time limit."""
+    layer, edges = _pyg_layer(name, work), work.edges
+    conv = torch.compile(layer)
+
+    def forward(x: Tensor) -> Tensor:
+        found: Tensor = conv(x, edges.edge_index, edges.edge_type)
+        return found
+
+    step = work.step(forward, dict(layer.named_parameters()))
+    with _time_limit(COMPILE_LIMIT_S, f"torch.compile took more than {COMPILE_LIMIT_S} s"):
+        step.call()
+    return step
+
+
+def _pyg_layer(name: str, work: Workload) -> torch.nn.Module:
+    from torch_geometric import nn
+
+    if name == "RGCNConv":  # messages of one relation at a time, kept for backward together
+        largest = int(work.edges.edge_type.bincount().max())
+        rows = work.num_edges if work.training else largest
+        rows += 3 * work.nodes * (work.relations if work.training else 1)
+        require_memory(rows * work.dim * 4, "outputs per relation would take")
+    else:
+        copies = 4 if work.training else 2
+        require_memory(copies * work.num_edges * work.dim**2 * 4, "a weight per edge would take")
+    conv: torch.nn.Module = getattr(nn, name)(work.dim, work.dim, work.relations)
+    conv = conv.to(work.x.device)
+    conv.load_state_dict(work.state)
+    return conv
+
+
+def dgl(work: Workload) -> Step:
+    """DGL's RelGraphConv with PyTorch Geometric's normalisation."""
+    if work.model != "RGCNConv":
+        raise Unavailable("DGL has no layer of this formula")
+    library = _import_dgl()
+    src, dst = work.edges.edge_index
+    graph = library.graph((src, dst), num_nodes=work.nodes)
+    conv = library.nn.RelGraphConv(work.dim, work.dim, work.relations)
+    ours = {"linear_r.W": "weight", "loop_weight": "root", "h_bias": "bias"}
+    conv.load_state_dict({theirs: work.state[name] for theirs, name in ours.items()})
+    share = mean_shares(work)[:, None]
+    named = dict(conv.named_parameters())
+    return work.step(
+        lambda x: conv(graph, x, work.edges.edge_type, norm=share),
+        {name: named[theirs] for theirs, name in ours.items()},
+    )
+
+
+def _import_dgl() -> ModuleType | Any:
+    # DGL's GraphBolt needs its binary for exactly this torch, and nothing here uses it.
+    sys.modules.setdefault("dgl.graphbolt", ModuleType("dgl.graphbolt"))
+    try:
+        return importlib.import_module("dgl")
+    except (ImportError, OSError, AttributeError) as error:
+        raise Unavailable(f"dgl cannot be imported: {error}") from error
+
+
+@contextmanager
+def _time_limit(seconds: int, reason: str) -> Iterator[None]:
+    """Raises Unavailable in the block after so long; only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Unavailable(reason)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,148 @@
+"""What every provider is given, and the step it repeats: training or inference of one layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataeff.bench.case import Step, Unavailable
+from dataeff.bench.rgnn.datasets import Edges
+
+Metrics = Callable[[], Mapping[str, tuple[float, str]]]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One layer on one graph.
+
+    Attributes:
+        model: the layer's name, `RGCNConv`, `RGATConv`.
+        nodes, relations, dim: N, R, and D features in and out; one head.
+        training: forward, mean of squares and backward to features and parameters; else forward.
+        x: [N, D], on the device that is measured, as all tensors here.
+        edges: the graph.
+        state: of the layer, under PyTorch Geometric's names.
+    """
+
+    model: str
+    nodes: int
+    relations: int
+    dim: int
+    training: bool
+    x: Tensor
+    edges: Edges
+    state: dict[str, Tensor]
+
+    @property
+    def num_edges(self) -> int:
+        """E."""
+        return self.edges.edge_type.numel()
+
+    @cached_property
+    def tensors_nbytes(self) -> int:
+        """Bytes of features, edges, parameters and outputs, and of the gradients in training."""
+        dense = self.x.nbytes + sum(p.nbytes for p in self.state.values())
+        ids = self.edges.edge_index.nbytes + self.edges.edge_type.nbytes
+        return dense * (2 if self.training else 1) + self.nodes * self.dim * 4 + ids
+
+    def step(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        parameters: Mapping[str, Tensor],
+        metrics: Metrics | None = None,
+        nbytes: int | None = None,
+        flops: int | None = None,
+    ) -> Step:
+        """The step of a provider that computes `forward(x)` from these parameters."""
+        call: Callable[[], object]
+        if self.training:
+            call = _training(forward, self.x.clone().requires_grad_(), parameters)
+        else:
+            call = _inference(forward, self.x)
+
+        def measured() -> Mapping[str, tuple[float, str]]:
+            return {**self._memory(call), **(metrics() if metrics else {})}
+
+        return Step(call, metrics=measured, nbytes=nbytes, flops=flops)
+
+    def _memory(self, call: Callable[[], object]) -> dict[str, tuple[float, str]]:
+        if self.x.is_cuda:
+            return {}
+        kept = 0 if not self.training else sum(p.nbytes for p in self.state.values())
+        peak = peak_host_bytes(call) + kept
+        held = self.tensors_nbytes // (2 if self.training else 1)
+        share = (held + peak) / self.tensors_nbytes if self.tensors_nbytes else 0.0
+        return {"peak_host_bytes": (float(peak), "bytes"), "peak_over_tensors": (share, "1")}
+
+
+def _training(
+    forward: Callable[[Tensor], Tensor], x: Tensor, parameters: Mapping[str, Tensor]
+) -> Callable[[], dict[str, Tensor | None]]:
+    leaves = {"x": x, **parameters}
+
+    def call() -> dict[str, Tensor | None]:
+        for leaf in leaves.values():
+            leaf.grad = None
+        y = forward(x)
+        y.square().mean().backward()
+        return {"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+
+    return call
+
+
+def _inference(forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    def call() -> Tensor:
+        with torch.no_grad():
+            return forward(x)
+
+    return call
+
+
+def peak_host_bytes(call: Callable[[], object]) -> int:
+    """The most host memory that tensors of one call take at once, beyond what was held before.
+
+    Every allocation of torch's CPU allocator is counted, as its profiler reports them; what a
+    library takes from `malloc` itself is not.
+    """
+    call()  # what a first call leaves behind is not the step's
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        result = call()
+        del result
+    found = profiler.profiler
+    if found is None or found.kineto_results is None:
+        return 0
+    events = [e for e in found.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+def require_memory(nbytes: int, what: str) -> None:
+    """Declines work that this machine's free memory does not hold.
+
+    Raises:
+        Unavailable: `what`, as a part of the sentence, and both numbers.
+    """
+    if nbytes > 0.8 * (free := available_bytes()):
+        raise Unavailable(f"{what} {nbytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+
+
+def available_bytes() -> int:
+    """Host memory that can be had without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:  # not Linux
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,83 @@
+from functools import partial
+
+import pytest
+import torch
+
+from dataeff.bench import Options, Unavailable, rgnn
+from dataeff.bench.rgnn import datasets, handwritten, ours, peers, workload
+from dataeff.bench.rgnn.workload import peak_host_bytes, require_memory
+
+# The library's own warnings are its own: it calls torch.jit.script, which torch deprecates.
+pytestmark = pytest.mark.filterwarnings("default")
+SMALL = rgnn.Size(
+    "small", 60, 400, 5, partial(datasets.generate, datasets.Statistics("small", 60, 400, 2, 5))
+)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("model", ["RGCNConv", "RGATConv"])
+def test_all_providers_compute_the_same(model, training):
+    case = rgnn._case(Options(quick=True), model, SMALL, 16, training=training)
+    torch.manual_seed(0)
+    inputs = case.inputs()
+    results = {}
+    for provider in case.providers:
+        try:
+            results[provider.name] = provider.prepare(inputs).call()
+        except Unavailable as reason:
+            assert provider.name == "DGL RelGraphConv", reason
+    assert "dataeff" in results and len(results) >= 5
+    for result in results.values():
+        torch.testing.assert_close(result, next(iter(results.values())), rtol=1e-4, atol=1e-6)
+
+
+def test_figures_of_ours_are_counted():
+    case = rgnn._case(Options(quick=True), "RGCNConv", SMALL, 16, training=True)
+    step = ours.kept(case.inputs())
+    metrics = step.metrics()
+    assert metrics["index_bytes"][0] > 400 * 4 and metrics["index_build_s"][0] > 0
+    assert 0 < metrics["src_pair_ratio"][0] <= 1 and 0 < metrics["dst_pair_ratio"][0] <= 1
+    assert metrics["peak_over_tensors"][0] > 0.5
+    assert step.nbytes > 60 * 16 * 4 and step.flops > 2 * 60 * 16 * 16
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    def call():
+        a = torch.ones(1000, 1000)
+        del a
+        b = torch.ones(500, 1000)
+        c = b + 1
+        return b, c
+
+    assert 4_000_000 <= peak_host_bytes(call) < 4_000_100  # the 1 that is added is a tensor too
+
+
+def test_what_memory_does_not_hold_is_declined_with_both_numbers(monkeypatch):
+    monkeypatch.setattr(workload, "available_bytes", lambda: 10**9)
+    require_memory(7 * 10**8, "it takes")
+    with pytest.raises(Unavailable, match=r"it takes 0.9 GB, and 1.0 GB are free"):
+        require_memory(9 * 10**8, "it takes")
+    big = rgnn.Size("big", 10**6, 10**7, 5, lambda: pytest.fail("must not be made"))
+    case = rgnn._case(Options(quick=True), "RGCNConv", big, 64, training=True)
+    inputs = case.inputs()
+    for provider in case.providers:
+        if provider.name.startswith("dataeff"):
+            with pytest.raises(Unavailable, match="features, messages and edges"):
+                provider.prepare(inputs)
+
+
+def test_a_weight_per_edge_is_not_attempted_without_memory(monkeypatch):
+    pytest.importorskip("torch_geometric")
+    work = rgnn._case(Options(quick=True), "RGCNConv", SMALL, 16, training=True).inputs()
+    monkeypatch.setattr(workload, "available_bytes", lambda: 1000)
+    with pytest.raises(Unavailable, match="a weight per edge would take"):
+        peers.pyg("FastRGCNConv", work)
+
+
+def test_pairs_are_unique_and_sorted_by_relation():
+    work = rgnn._case(Options(quick=True), "RGCNConv", SMALL, 16, training=False).inputs()
+    (src, _), relation = work.edges.edge_index, work.edges.edge_type
+    pairs = handwritten.Pairs(src, relation, 60, 5)
+    assert torch.equal(pairs.node[pairs.of_edge], src)
+    assert torch.equal(pairs.relation[pairs.of_edge], relation)
+    assert pairs.node.numel() == len({*zip(src.tolist(), relation.tolist(), strict=True)})
