@@ -8,9 +8,19 @@ may also be an `rgnn.Graph`, whose index structures are then built once. `Simple
 from __future__ import annotations
 
 from dataeff.nn.comp_gcn_conv import CompGCNConv
+from dataeff.nn.convert import Conversion, convert, from_pyg
 from dataeff.nn.hgt_conv import HGTConv
 from dataeff.nn.rgat_conv import RGATConv
 from dataeff.nn.rgcn_conv import RGCNConv
 from dataeff.nn.simple_hgn_conv import SimpleHGNConv
 
-__all__ = ["CompGCNConv", "HGTConv", "RGATConv", "RGCNConv", "SimpleHGNConv"]
+__all__ = [
+    "CompGCNConv",
+    "Conversion",
+    "HGTConv",
+    "RGATConv",
+    "RGCNConv",
+    "SimpleHGNConv",
+    "convert",
+    "from_pyg",
+]
