@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._threads import share_torch_threads
 
+share_torch_threads()
 library = torch.library.Library("dataeff", "DEF")
 
 # rgnn: a whole layer is one operator; dataeff.rgnn.operators implements them when it is imported.

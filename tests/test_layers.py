@@ -13,11 +13,14 @@ ROWS = [
     {"cli", "doctor", "demo", "__main__"},
     {"bench", "integrations", "data"},
     {"features", "sampling", "rgnn", "nn", "offload"},
-    {"memory", "storage", "ledger", "_ops"},
+    {"memory", "storage", "ledger", "_ops", "_threads"},
     {"kernels", "_core", "_version"},
 ]
 SYSTEMS = [{"features", "sampling"}, {"rgnn", "nn"}, {"offload"}]
-SAME_ROW = [{"cli", "doctor", "demo", "__main__"}, {"memory", "storage", "ledger", "_ops"}]
+SAME_ROW = [
+    {"cli", "doctor", "demo", "__main__"},
+    {"memory", "storage", "ledger", "_ops", "_threads"},
+]
 
 
 def row_of(room):

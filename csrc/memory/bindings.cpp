@@ -81,6 +81,13 @@ void bind_memory(py::module_& m) {
       .def_property_readonly("largest_free", &ExtentMap::largest_free)
       .def_property_readonly("tail_free", &ExtentMap::tail_free);
   m.def(
+      "move_into_huge_pages",
+      [](uintptr_t data, int64_t nbytes, int num_threads) {
+        py::gil_scoped_release nogil;
+        return move_into_huge_pages(reinterpret_cast<void*>(data), nbytes, num_threads);
+      },
+      py::arg("data"), py::arg("nbytes"), py::arg("num_threads"));
+  m.def(
       "prefer_huge_pages",
       [](uintptr_t data, int64_t nbytes) {
         prefer_huge_pages(reinterpret_cast<void*>(data), nbytes);

@@ -18,4 +18,12 @@ inline void prefer_huge_pages(void* data, int64_t nbytes) {
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
+// Moves the pages that exist under [data, data + nbytes) into 2 MiB pages, in place: addresses and
+// contents stay, other threads may read and write meanwhile. Returns how many bytes now lie in such
+// pages. Only private anonymous memory is touched (what malloc gives), never a mapped file.
+//
+// It costs about a copy of the memory, once. It gives up where the kernel has no huge pages to give
+// or takes long to find them: after `kPatience` at less than `kLeastRate`.
+int64_t move_into_huge_pages(void* data, int64_t nbytes, int num_threads);
+
 }  // namespace dataeff

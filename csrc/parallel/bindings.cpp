@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+#include "parallel/parallel_for.h"
 #include "parallel/parallel_for_c.h"
 
 namespace dataeff {
@@ -8,6 +9,11 @@ void bind_parallel(pybind11::module_& m) {
   m.def(
       "parallel_for_address", [] { return reinterpret_cast<uintptr_t>(&dataeff_parallel_for); },
       "The address of dataeff_parallel_for, for code compiled at run time.");
+  m.def(
+      "use_openmp_team",
+      [](uintptr_t parallel) { use_openmp_team(reinterpret_cast<OpenMpParallel>(parallel)); },
+      pybind11::arg("gomp_parallel"),
+      "The address of GOMP_parallel in the libgomp whose threads loops of the main thread run on.");
 }
 
 }  // namespace dataeff

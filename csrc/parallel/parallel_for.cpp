@@ -1,6 +1,8 @@
 #include "parallel/parallel_for.h"
 
 #include <pthread.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -18,9 +20,24 @@ struct Job {
   const int64_t size;
   const int64_t grain;
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error{};  // written by the thread that sets `failed`
   int num_active = 0;          // guarded by the pool's mutex
-  std::exception_ptr error{};  // guarded by the pool's mutex
   std::condition_variable idle{};
+
+  // Takes pieces until there are none, on as many threads at once as call it.
+  void work() {
+    try {
+      for (;;) {
+        const int64_t begin = next.fetch_add(grain, std::memory_order_relaxed);
+        if (begin >= size) return;
+        body(begin, std::min(begin + grain, size));
+      }
+    } catch (...) {
+      next.store(size, std::memory_order_relaxed);
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
+  }
 };
 
 class Pool {
@@ -34,24 +51,10 @@ class Pool {
       queue_.insert(queue_.end(), num_helpers, &job);
     }
     wake_.notify_all();
-    work(job);
+    job.work();
     std::unique_lock lock(mutex_);
     std::erase(queue_, &job);  // nobody came for these: the work is done already
     job.idle.wait(lock, [&] { return job.num_active == 0; });
-  }
-
-  void work(Job& job) {
-    try {
-      for (;;) {
-        const int64_t begin = job.next.fetch_add(job.grain, std::memory_order_relaxed);
-        if (begin >= job.size) return;
-        job.body(begin, std::min(begin + job.grain, job.size));
-      }
-    } catch (...) {
-      job.next.store(job.size, std::memory_order_relaxed);
-      std::lock_guard lock(mutex_);
-      if (!job.error) job.error = std::current_exception();
-    }
   }
 
  private:
@@ -63,7 +66,7 @@ class Pool {
       queue_.pop_front();
       ++job->num_active;
       lock.unlock();
-      work(*job);
+      job->work();
       lock.lock();
       if (--job->num_active == 0) job->idle.notify_all();
     }
@@ -78,14 +81,23 @@ class Pool {
 // Never destroyed: its detached workers may outlive static destruction.
 Pool* pool = nullptr;
 
-Pool& get_pool() {
+std::atomic<OpenMpParallel> openmp_parallel{nullptr};
+
+// A forked child has the memory of the pool and of the team, but none of their threads.
+void forget_threads_when_forked() {
   static std::once_flag once;
   std::call_once(once, [] {
     pool = new Pool;
-    // A forked child has the pool's memory but none of its threads.
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    pthread_atfork(nullptr, nullptr, [] {
+      pool = new Pool;
+      openmp_parallel = nullptr;
+    });
   });
-  return *pool;
+}
+
+bool in_main_thread() {
+  static thread_local const bool is_main = syscall(SYS_gettid) == getpid();
+  return is_main;
 }
 
 }  // namespace
@@ -102,8 +114,19 @@ void parallel_for(int64_t size, int64_t grain, int num_threads,
     return;
   }
   Job job{body, size, grain};
-  get_pool().run(job, num_helpers);
+  const OpenMpParallel parallel = in_main_thread() ? openmp_parallel.load() : nullptr;
+  if (parallel) {
+    parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, num_helpers + 1, 0);
+  } else {
+    forget_threads_when_forked();
+    pool->run(job, num_helpers);
+  }
   if (job.error) std::rethrow_exception(job.error);
+}
+
+void use_openmp_team(OpenMpParallel parallel) {
+  forget_threads_when_forked();
+  openmp_parallel = parallel;
 }
 
 }  // namespace dataeff

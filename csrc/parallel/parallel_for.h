@@ -10,9 +10,20 @@ namespace dataeff {
 // `num_threads` threads, the caller among them. Returns when every piece is done; the first
 // exception that a piece throws is rethrown here and the pieces not yet begun are skipped.
 //
-// Threads start at the first call that needs them and are kept. Several threads may call at once,
-// a body may call again, and a forked child starts with a pool of its own.
+// The threads are those of the OpenMP team where there is one and the caller is the main thread,
+// and otherwise a pool of ours: it starts at the first call that needs it and is kept. Several
+// threads may call at once, a body may call again, and a forked child starts with a pool of its
+// own.
 void parallel_for(int64_t size, int64_t grain, int num_threads,
                   const std::function<void(int64_t begin, int64_t end)>& body);
+
+// The `GOMP_parallel` of the libgomp whose threads serve the main thread from now on: run(data) is
+// called on up to `num_threads` of them. A forked child forgets it: its team has lost its threads.
+//
+// Why: after each parallel operator of torch its OpenMP threads spin for some milliseconds, and a
+// second pool's threads get no core meanwhile. Other threads would each start a team of their own.
+using OpenMpParallel = void (*)(void (*run)(void*), void* data, unsigned num_threads,
+                                unsigned flags);
+void use_openmp_team(OpenMpParallel parallel);
 
 }  // namespace dataeff

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff import _core
+from dataeff._ops import row_span
 from dataeff.features.gather import gather, scatter_
 from dataeff.features.registration import RegisteredMemory
 from dataeff.features.stats import Account
@@ -76,18 +78,23 @@ def entered_from_host(account: Account, index: Tensor, rows: Tensor) -> None:
     account.gathered(index.numel(), Tier.HOST, target, rows.nbytes)
 
 
+# Below this the last-level cache and the TLB hold much of a table, and huge pages bring little.
+_HUGE_PAGES_FROM = 64 << 20
+
+
 class HostRows(Rows):
     """Rows of a host tensor, read in place by whichever device gathers.
 
     Args:
         x: [num_rows, ...], each row contiguous, rows at any stride.
+        huge_pages: as for `FeatureTable`.
 
     Raises:
         TypeError: `x` is no tensor.
         ValueError: `x` is not in host memory, asks for gradients, or has rows not contiguous.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, huge_pages: bool | None = None) -> None:
         if not isinstance(x, Tensor):
             raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}")
         if x.device.type != "cpu":
@@ -96,6 +103,10 @@ class HostRows(Rows):
             raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
         # A layout that cannot be gathered is refused here, not at the first batch.
         gather(x, torch.empty(0, dtype=torch.int64))
+        if huge_pages is None:
+            huge_pages = row_span(x)[1] >= _HUGE_PAGES_FROM and not torch.cuda.is_available()
+        if huge_pages:
+            _core.move_into_huge_pages(*row_span(x), torch.get_num_threads())
         self._memory = RegisteredMemory(x)
         self.shape = x.shape
         self.dtype = x.dtype

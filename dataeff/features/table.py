@@ -47,6 +47,11 @@ class FeatureTable:
     Args:
         x: features, [num_rows, ...], any dtype, host memory; each row contiguous, rows at any
             stride.
+        huge_pages: whether to move the memory of `x` into 2 MiB pages, in place, which spares most
+            page-table walks of random rows on the CPU (1.3 to 1.8 times the speed, measured at rows
+            of 256 bytes to 2 KiB) and takes about as long as `x.clone()`, once. Pages never written
+            are committed by it; mapped files are left alone. Default: when `x` has 64 MiB or more
+            and there is no GPU to gather instead.
 
     Raises:
         TypeError: `x` is no tensor.
@@ -60,8 +65,8 @@ class FeatureTable:
                 [0., 1.]])
     """
 
-    def __init__(self, x: Tensor) -> None:
-        self._begin(HostRows(x))
+    def __init__(self, x: Tensor, *, huge_pages: bool | None = None) -> None:
+        self._begin(HostRows(x, huge_pages))
 
     def _begin(self, rows: Rows) -> None:
         self._rows: Rows | None = rows

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._threads import share_torch_threads
+
+share_torch_threads()
 
 _MAX_INT32 = 2**31 - 1
 

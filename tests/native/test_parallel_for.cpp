@@ -75,3 +75,35 @@ TEST(many_callers_at_once) {
   for (std::thread& caller : callers) caller.join();
   CHECK_EQ(num_failed.load(), 0);
 }
+
+namespace {
+
+int num_teams = 0;
+
+// What libgomp does: `run` on the caller and on num_threads - 1 others.
+void fake_team(void (*run)(void*), void* data, unsigned num_threads, unsigned) {
+  ++num_teams;
+  std::vector<std::thread> team;
+  for (unsigned i = 1; i < num_threads; ++i) team.emplace_back(run, data);
+  run(data);
+  for (std::thread& thread : team) thread.join();
+}
+
+}  // namespace
+
+TEST(the_main_thread_uses_the_team_and_others_the_pool) {
+  dataeff::use_openmp_team(fake_team);
+  check_cover(1000, 3, 4);
+  CHECK_EQ(num_teams, 1);
+  std::thread([] { check_cover(1000, 3, 4); }).join();
+  CHECK_EQ(num_teams, 1);
+  try {
+    parallel_for(1000, 1, 4, [](int64_t, int64_t) { throw std::out_of_range("index"); });
+    CHECK(false && "nothing was thrown");
+  } catch (const std::out_of_range&) {
+  }
+  CHECK_EQ(num_teams, 2);
+  dataeff::use_openmp_team(nullptr);
+  check_cover(1000, 3, 4);
+  CHECK_EQ(num_teams, 2);
+}
