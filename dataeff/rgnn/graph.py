@@ -7,6 +7,8 @@ pairs needs no further sort. Every structure is built on the graph's device when
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import weakref
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from dataeff.rgnn.profile import profile_of
 from dataeff.rgnn.structure import Segments, Structure
 from dataeff.rgnn.typed import EdgeType, TypedLayout, hetero_parts, merge_edges, typed_layout
 from dataeff.rgnn.view import SIZE_ORDER
@@ -97,6 +101,7 @@ class Graph:
         self.node_type = node_type
         self.layout: TypedLayout | None = None
         self._structure: Structure | None = None
+        self._profile: str | None = None
         # The operator finds this object again by a token that travels as a tensor, so that
         # torch.compile does not specialise on which graph it is.
         self._id = next(_TOKENS)
@@ -185,13 +190,21 @@ class Graph:
     def structure(self) -> Structure:
         """Sorted edges and unique pairs, built at first use."""
         if self._structure is None:
-            self._structure = Structure(self)
+            with _outside_transforms():
+                self._structure = Structure(self)
         return self._structure
 
     def prepare(self) -> Graph:
         """Build the sorted edges and pairs now (before torch.compile traces a layer)."""
-        _ = self.structure
+        self._profile = profile_of(self.sizes)
         return self
+
+    @property
+    def profile(self) -> str:
+        """The row counts that a `torch.compile`d program is made for; see `rgnn.profile`."""
+        if self._profile is None:
+            raise RuntimeError("call graph.prepare() before a torch.compile'd layer runs on it")
+        return self._profile
 
     @property
     def num_src_pairs(self) -> int:
@@ -260,6 +273,20 @@ class Graph:
         graph.layout = self.layout
         return graph
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        return self  # it never changes, and its token stands for this very object
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options: dict[str, Any] = {
+            "num_src_nodes": self.num_src_nodes,
+            "num_dst_nodes": self.num_dst_nodes,
+            "num_relations": self.num_relations,
+            "node_type": self.node_type,
+            "num_node_types": self.num_node_types or None,
+            "validate": False,
+        }
+        return functools.partial(Graph, **options), (self.edge_index, self.edge_type)
+
     def __repr__(self) -> str:
         nodes = (
             f"num_nodes={self.num_src_nodes}"
@@ -285,6 +312,13 @@ def graph_of(token: Tensor) -> Graph:
             " until backward has run"
         )
     return graph
+
+
+def _outside_transforms() -> Any:
+    """Index structures belong to the graph: torch.func would wrap what is made inside grad."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return contextlib.nullcontext()
+    return temporarily_clear_interpreter_stack()
 
 
 def _first_given(first: int | None, second: int | None, what: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff.rgnn.autograd import Apply
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.language import Argument, GraphSymbol, Symbol, Value
@@ -23,7 +24,9 @@ class Layer:
 
     Calling it takes an `rgnn.Graph`, then the function's own arguments. Floating tensors become
     symbols; everything else (numbers, strings, None) is a constant of the trace. All tensors have
-    one floating dtype and the graph's device. It is differentiable once in every tensor.
+    one floating dtype and the graph's device; under `torch.autocast` they are cast to its dtype.
+    It is differentiable once in every tensor. A layer is found again by its name when it is
+    pickled, and a copy of it is itself.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -58,18 +61,25 @@ class Layer:
         for position, tensor in enumerate(inputs):
             if needs_grad and tensor.requires_grad:
                 wanted |= 1 << position
-        spec = spec_of(names, statics)
+        profile = graph.profile if torch.compiler.is_compiling() else None
+        spec = spec_of(names, statics, profile)
         sizes = list(graph.sizes)
         if wanted == 0:
             found, _ = torch.ops.dataeff.rgnn_forward(inputs, graph.token, self.id, spec, sizes, 0)
             outputs = tuple(found)
         else:
-            result: tuple[Any, ...] = _Apply.apply(
+            result: tuple[Any, ...] = Apply.apply(
                 graph.token, self.id, spec, sizes, wanted, *inputs
             )  # type: ignore[no-untyped-call]
             outputs = result[: result[-1]]
             _keep_until_backward(outputs[0], graph)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def __reduce__(self) -> str:
+        return str(self.__qualname__)  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
+        return self
 
     def bind(
         self, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -89,7 +99,7 @@ class Layer:
             if value is inspect._empty:
                 raise TypeError(f"{self.name} misses argument {name!r}")
             if isinstance(value, Tensor):
-                tensors[name] = value
+                tensors[name] = _autocast(value)
             else:
                 statics.append((name, value))
         _check_tensors(self.name, tensors, graph)
@@ -133,46 +143,12 @@ def layer(function: Callable[..., Any]) -> Layer:
     return Layer(function)
 
 
-class _Apply(torch.autograd.Function):
-    """The layer's operator with the generated backward program behind it."""
-
-    @staticmethod
-    def forward(
-        token: Tensor, layer_id: int, spec: str, sizes: list[int], wanted: int, *inputs: Tensor
-    ) -> tuple[Any, ...]:
-        outputs, saved = torch.ops.dataeff.rgnn_forward(
-            list(inputs), token, layer_id, spec, sizes, wanted
-        )
-        return (*outputs, *saved, len(outputs))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        token, ctx.layer_id, ctx.spec, ctx.sizes, ctx.wanted, *tensors = inputs
-        ctx.num_inputs, ctx.num_outputs = len(tensors), output[-1]
-        ctx.mark_non_differentiable(*output[output[-1] : -1])
-        ctx.set_materialize_grads(True)
-        ctx.save_for_backward(token, *tensors, *output[:-1])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        token, *rest = ctx.saved_tensors
-        inputs, rest = rest[: ctx.num_inputs], rest[ctx.num_inputs :]
-        outputs, saved = rest[: ctx.num_outputs], rest[ctx.num_outputs :]
-        found = torch.ops.dataeff.rgnn_backward(
-            list(grads[: ctx.num_outputs]),
-            inputs,
-            outputs,
-            saved,
-            token,
-            ctx.layer_id,
-            ctx.spec,
-            ctx.sizes,
-            ctx.wanted,
-        )
-        gradients = iter(found)
-        wanted = [next(gradients) if ctx.wanted >> i & 1 else None for i in range(ctx.num_inputs)]
-        return (None, None, None, None, None, *wanted)
+def _autocast(tensor: Tensor) -> Tensor:
+    """The argument in the dtype that `torch.autocast` asks for; float64 stays, as in torch."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device) or not tensor.is_floating_point():
+        return tensor
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device))
 
 
 def _keep_until_backward(output: Tensor, graph: Graph) -> None:

@@ -1,15 +1,23 @@
-"""What `torch.ops.dataeff.rgnn_forward` and `rgnn_backward` do, for real and for fake tensors."""
+"""What `torch.ops.dataeff.rgnn_forward` and `rgnn_backward` do.
+
+For real tensors, for fake ones whose sizes may be symbols (`torch.compile`), and for batches of
+`torch.func.vmap`, which run one after another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from dataeff._ops import library
 from dataeff.rgnn.graph import graph_of
 from dataeff.rgnn.plan import Plan, Request, plan_for
+from dataeff.rgnn.profile import NUM_COUNTS
 from dataeff.rgnn.view import View
 
 
@@ -23,7 +31,8 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs of the layer, and values kept for backward."""
     plan = plan_for(Request.of(layer_id, spec, inputs, sizes, wanted))
-    outputs, saved = plan.run_forward(View(graph_of(token), plan.sizes), inputs)
+    with _as_given(inputs[0].device.type):
+        outputs, saved = plan.run_forward(View(graph_of(token), plan.sizes), inputs)
     return _distinct(outputs, inputs), _distinct(saved, [*inputs, *outputs])
 
 
@@ -36,9 +45,13 @@ def forward_fake(
     wanted: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Empty tensors of the right shapes."""
-    plan = plan_for(Request.of(layer_id, spec, inputs, sizes, wanted))
+    plan = plan_for(_request_of_symbols(layer_id, spec, inputs, sizes, wanted))
+    for op in plan.traced.inputs:
+        if op.type.domain == "one":  # all its sizes are in the program: let none be a symbol
+            _ = [int(n) for n in inputs[plan.request.names.index(str(op.attrs[0]))].shape]
     values = [
-        _empty(plan, position, inputs[0]) for position in range(len(plan.compiled.forward.outputs))
+        _empty(plan, position, inputs[0], sizes)
+        for position in range(len(plan.compiled.forward.outputs))
     ]
     return values[: plan.compiled.num_outputs], values[plan.compiled.num_outputs :]
 
@@ -57,7 +70,8 @@ def backward(
     """Gradients of the wanted inputs."""
     plan = plan_for(Request.of(layer_id, spec, inputs, sizes, wanted))
     view = View(graph_of(token), plan.sizes)
-    found = plan.run_backward(view, grads, inputs, outputs, saved)
+    with _as_given(inputs[0].device.type):
+        found = plan.run_backward(view, grads, inputs, outputs, saved)
     return _distinct(found, [*grads, *inputs, *outputs, *saved])
 
 
@@ -76,12 +90,37 @@ def backward_fake(
     return [t.new_empty(t.shape) for i, t in enumerate(inputs) if wanted >> i & 1]
 
 
-def _empty(plan: Plan, position: int, like: Tensor) -> Tensor:
+def _request_of_symbols(
+    layer_id: int, spec: str, inputs: Sequence[Tensor], sizes: Sequence[int], wanted: int
+) -> Request:
+    """The request of a fake call.
+
+    Row counts are read without fixing them, as the plan of a size profile is the same for all;
+    widths of rows are in the program, so they are fixed.
+    """
+    return Request(
+        layer_id,
+        spec,
+        tuple((*map(_example, t.shape[:1]), *map(int, t.shape[1:])) for t in inputs),
+        inputs[0].dtype,
+        inputs[0].device.type,
+        tuple(map(_example, sizes)),
+        wanted,
+    )
+
+
+def _example(size: Any) -> int:
+    """The value that a symbol was made for."""
+    hint = size.node.hint if isinstance(size, torch.SymInt) else None
+    return int(size if hint is None else hint)
+
+
+def _empty(plan: Plan, position: int, like: Tensor, sizes: Sequence[int]) -> Tensor:
     kind = plan.compiled.forward[plan.compiled.forward.outputs[position]].type
     if kind.domain == "one":
         return like.new_empty(kind.shape)
-    rows = View.rows_of(plan.sizes, kind.domain)
-    return like.new_empty((rows, *kind.shape))
+    known = (*sizes[:NUM_COUNTS], *plan.sizes[NUM_COUNTS:])
+    return like.new_empty((View.rows_of(known, kind.domain), *kind.shape))
 
 
 def _distinct(values: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
@@ -96,8 +135,38 @@ def _distinct(values: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor
     return found
 
 
+def _as_given(device: str) -> Any:
+    """Compute in the dtypes that are at hand: autocast acts on a layer's arguments, not inside."""
+    if not torch.is_autocast_enabled(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+
+def _one_after_another(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """A batching rule: the graph is the same for all, so there is nothing to fuse."""
+
+    def rule(info: Any, in_dims: Any, *args: Any) -> Any:
+        flat, spec = pytree.tree_flatten(list(args))
+        dims = pytree._broadcast_to_and_flatten(list(in_dims), spec)
+        assert dims is not None
+        found = []
+        for i in range(info.batch_size):
+            one = [a if d is None else a.select(d, i) for a, d in zip(flat, dims, strict=True)]
+            found.append(operator(*pytree.tree_unflatten(one, spec)))
+        stacked = pytree.tree_map(lambda *values: torch.stack(values), *found)
+        return stacked, pytree.tree_map(lambda _: 0, stacked)
+
+    return rule
+
+
 # The token is a CPU tensor whatever the device, so no single device key fits the call.
 library.impl("rgnn_forward", forward, "CompositeExplicitAutograd")
 library.impl("rgnn_backward", backward, "CompositeExplicitAutograd")
 torch.library.register_fake("dataeff::rgnn_forward", forward_fake)
 torch.library.register_fake("dataeff::rgnn_backward", backward_fake)
+torch.library.register_vmap(
+    "dataeff::rgnn_forward", _one_after_another(torch.ops.dataeff.rgnn_forward)
+)
+torch.library.register_vmap(
+    "dataeff::rgnn_backward", _one_after_another(torch.ops.dataeff.rgnn_backward)
+)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from ast import literal_eval
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +17,7 @@ from dataeff.rgnn.autodiff import differentiate, gradient_input
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint
+from dataeff.rgnn.profile import NUM_COUNTS, counts_of, nearby
 from dataeff.rgnn.split import split
 from dataeff.rgnn.text import render
 from dataeff.rgnn.tracer import RowCounts
@@ -56,7 +56,7 @@ class Request:
             wanted,
         )
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names of the tensor arguments."""
         names: tuple[str, ...] = literal_eval(self.spec)[0]
@@ -65,12 +65,18 @@ class Request:
     @property
     def disabled(self) -> frozenset[str]:
         """Optional passes that are left out."""
-        return frozenset(*literal_eval(self.spec)[2:])
+        return frozenset(*literal_eval(self.spec)[2:3])
 
     @property
     def statics(self) -> dict[str, Any]:
         """Constant arguments."""
         return dict(literal_eval(self.spec)[1])
+
+    @property
+    def profile(self) -> str | None:
+        """The size profile that `torch.compile` fixed, if it did."""
+        profile: str | None = (*literal_eval(self.spec), None, None)[3]
+        return profile
 
 
 # Passes that calls made now leave out, in all threads: torch.compile traces a plain global, and not
@@ -95,9 +101,11 @@ def disabled_passes(*names: str) -> Iterator[None]:
         _disabled = before
 
 
-def spec_of(names: Sequence[str], statics: tuple[tuple[str, Any], ...]) -> str:
-    """The text that stands for a call's tensor names, constants and disabled passes."""
-    return repr((tuple(names), statics, *([_disabled] if _disabled else ())))
+def spec_of(
+    names: Sequence[str], statics: tuple[tuple[str, Any], ...], profile: str | None = None
+) -> str:
+    """The text that stands for a call's tensor names, constants, disabled passes and profile."""
+    return repr((tuple(names), statics, _disabled, profile))
 
 
 class Compiled:
@@ -225,11 +233,6 @@ def _type_counts(
     return counts["etype"], counts["ntype"]
 
 
-def _nearby(num_rows: int) -> int:
-    """The nearest of the row counts 0, 1, 1.4, 2, 2.8, 4 ... that programs are compiled for."""
-    return round(2 ** (round(2 * math.log2(num_rows)) / 2)) if num_rows else 0
-
-
 # Sampled blocks differ in size from step to step. Tracing one takes well under a millisecond;
 # passes, lowering and finding the kernels take many, so that their results are shared.
 _COMPILED: dict[tuple[Any, ...], Compiled] = {}
@@ -238,8 +241,11 @@ _COMPILED: dict[tuple[Any, ...], Compiled] = {}
 def _compiled_for(plan: Plan, disabled: frozenset[str], backend: str | None) -> Compiled:
     # Compiled for a size that depends on nothing but this one, not for the first that came: the
     # same call gives the same bits in every process.
-    sizes = (*map(_nearby, plan.sizes[:5]), *plan.sizes[5:])
     request = plan.request
+    counts = tuple(map(nearby, plan.sizes[:NUM_COUNTS]))
+    if request.profile is not None:
+        counts = counts_of(request.profile)
+    sizes = (*counts, *plan.sizes[NUM_COUNTS:])
     kind = (tuple(plan.wanted), request.dtype, request.device, disabled, backend)
     key = (render(plan.traced), sizes, *kind)
     if key not in _COMPILED:

@@ -3,6 +3,7 @@ from rgnn_layers import rgcn
 
 from dataeff import rgnn
 from dataeff.rgnn import plan
+from dataeff.rgnn.profile import nearby
 
 
 def step(num_nodes, num_edges):
@@ -39,6 +40,6 @@ def test_plans_do_not_pile_up():
 
 
 def test_sizes_are_rounded_the_same_whatever_came_before():
-    found = [plan._nearby(n) for n in range(4000)]
+    found = [nearby(n) for n in range(4000)]
     assert found == sorted(found) and found[:3] == [0, 1, 2]
     assert all(abs(near - n) <= 0.2 * n + 0.5 for n, near in enumerate(found))
