@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff.rgnn.graph import graph_of
+
 
 class Apply(torch.autograd.Function):
     """The layer's operator with the generated backward program behind it."""
@@ -17,6 +19,7 @@ class Apply(torch.autograd.Function):
     def forward(
         token: Tensor, layer_id: int, spec: str, sizes: list[int], wanted: int, *inputs: Tensor
     ) -> tuple[Any, ...]:
+        """Outputs, then what backward needs, then how many outputs there are."""
         outputs, saved = torch.ops.dataeff.rgnn_forward(
             list(inputs), token, layer_id, spec, sizes, wanted
         )
@@ -24,14 +27,19 @@ class Apply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        """Save for backward, and keep the graph: a mini-batch's caller has dropped it by then."""
         token, ctx.layer_id, ctx.spec, ctx.sizes, ctx.wanted, *tensors = inputs
         ctx.num_inputs, ctx.num_outputs = len(tensors), output[-1]
         ctx.mark_non_differentiable(*output[output[-1] : -1])
         ctx.set_materialize_grads(True)
         ctx.save_for_backward(token, *tensors, *output[:-1])
+        # Elsewhere the last saved tensor keeps it: see `operators.forward`.
+        if type(token) is Tensor and not torch.compiler.is_compiling():
+            ctx.graph = graph_of(token)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """The samples in turn."""
         found = _one_after_another(Apply, info, in_dims, args)
         num_outputs = found[0][-1]
         stacked = [torch.stack(values) for values in zip(*(f[:-1] for f in found), strict=True)]
@@ -39,6 +47,7 @@ class Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        """Gradients of the wanted inputs."""
         token, *rest = ctx.saved_tensors
         inputs, rest = rest[: ctx.num_inputs], rest[ctx.num_inputs :]
         outputs, saved = rest[: ctx.num_outputs], rest[ctx.num_outputs :]
@@ -67,20 +76,23 @@ class Backward(torch.autograd.Function):
         wanted: int,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
+        """Gradients of the wanted inputs."""
         return tuple(_run_backward(counts, (token, layer_id, spec, sizes, wanted), tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        pass
+        """Nothing is saved, since nothing follows."""
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        """The samples in turn."""
         found = zip(*_one_after_another(Backward, info, in_dims, args), strict=True)
         stacked = tuple(torch.stack(values) for values in found)
         return stacked, (0,) * len(stacked)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        """Refuse."""
         raise RuntimeError(
             "a relational layer is differentiable once: its generated backward has no derivative of"
             " its own. Leave create_graph out, or write the layer's formula in plain PyTorch"

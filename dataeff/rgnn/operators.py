@@ -15,7 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from dataeff._ops import library
-from dataeff.rgnn.graph import graph_of
+from dataeff.rgnn.graph import Graph, graph_of
 from dataeff.rgnn.plan import Plan, Request, plan_for
 from dataeff.rgnn.profile import NUM_COUNTS
 from dataeff.rgnn.view import View
@@ -31,9 +31,12 @@ def forward(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs of the layer, and values kept for backward."""
     plan = plan_for(Request.of(layer_id, spec, inputs, sizes, wanted))
+    graph = graph_of(token)
     with _as_given(inputs[0].device.type):
-        outputs, saved = plan.run_forward(View(graph_of(token), plan.sizes), inputs)
-    return _distinct(outputs, inputs), _distinct(saved, [*inputs, *outputs])
+        outputs, saved = plan.run_forward(View(graph, plan.sizes), inputs)
+    results = _distinct(outputs, inputs)
+    saved = _distinct(saved, [*inputs, *outputs])
+    return results, [*saved, _keeping(graph)] if wanted else saved
 
 
 def forward_fake(
@@ -53,7 +56,17 @@ def forward_fake(
         _empty(plan, position, inputs[0], sizes)
         for position in range(len(plan.compiled.forward.outputs))
     ]
-    return values[: plan.compiled.num_outputs], values[plan.compiled.num_outputs :]
+    saved = values[plan.compiled.num_outputs :]
+    if wanted:
+        saved.append(token.new_empty(token.shape))
+    return values[: plan.compiled.num_outputs], saved
+
+
+def _keeping(graph: Graph) -> Tensor:
+    """A tensor that keeps the graph: a compiled program saves tensors for backward, no objects."""
+    tensor = graph.token.clone()
+    tensor.graph = graph  # type: ignore[attr-defined]
+    return tensor
 
 
 def backward(
@@ -71,7 +84,7 @@ def backward(
     plan = plan_for(Request.of(layer_id, spec, inputs, sizes, wanted))
     view = View(graph_of(token), plan.sizes)
     with _as_given(inputs[0].device.type):
-        found = plan.run_backward(view, grads, inputs, outputs, saved)
+        found = plan.run_backward(view, grads, inputs, outputs, saved[:-1])
     return _distinct(found, [*grads, *inputs, *outputs, *saved])
 
 

@@ -1,7 +1,9 @@
 """Layers inside PyTorch: compiled, autocast, transformed by torch.func, copied, exported."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -84,6 +86,23 @@ def test_gradients_survive_aot_autograd_with_symbolic_sizes():
         got = torch.autograd.grad(compiled(graph, x, *parameters).sum(), (x, *parameters))
         for a, b in zip(got, want, strict=True):
             torch.testing.assert_close(a, b)
+
+
+@dynamo
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_dropped_graph_lives_until_backward_and_no_longer(backend):
+    torch._dynamo.reset()
+    layer = torch.compile(lambda g, *a: rgcn(g, *a).relu(), fullgraph=True, backend=backend)
+    x, W = leaf(50, 8), leaf(4, 8, 8)
+    for run in (layer, rgcn):
+        graph = block(50, 200)
+        alive = weakref.ref(graph)
+        y = run(graph, x, W)
+        del graph
+        y.sum().backward()
+        del y
+        gc.collect()
+        assert alive() is None
 
 
 def test_a_graph_not_prepared_is_refused_in_a_compiled_region(monkeypatch, small):
