@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataeff.rgnn.graph import graph_of
-
 
 class Apply(torch.autograd.Function):
     """The layer's operator with the generated backward program behind it."""
@@ -27,15 +25,12 @@ class Apply(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        """Save for backward, and keep the graph: a mini-batch's caller has dropped it by then."""
+        """Save for backward."""
         token, ctx.layer_id, ctx.spec, ctx.sizes, ctx.wanted, *tensors = inputs
         ctx.num_inputs, ctx.num_outputs = len(tensors), output[-1]
         ctx.mark_non_differentiable(*output[output[-1] : -1])
         ctx.set_materialize_grads(True)
         ctx.save_for_backward(token, *tensors, *output[:-1])
-        # Elsewhere the last saved tensor keeps it: see `operators.forward`.
-        if type(token) is Tensor and not torch.compiler.is_compiling():
-            ctx.graph = graph_of(token)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:

@@ -285,7 +285,8 @@ class Graph:
             "num_node_types": self.num_node_types or None,
             "validate": False,
         }
-        return functools.partial(Graph, **options), (self.edge_index, self.edge_type)
+        made = functools.partial(Graph, **options), (self.edge_index, self.edge_type)
+        return *made, {"layout": self.layout}
 
     def __repr__(self) -> str:
         nodes = (
