@@ -10,12 +10,16 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 ARGUMENTS = {
     "train_rgat.py": ["--tiny", "--epochs", "1"],
     "train_gpt_offload.py": ["--tiny", "--steps", "2"],
+    "explain_rgcn.py": [],
     "explain_rgat.py": [],
+    "explain_hgt.py": [],
 }
 SAYS = {
     "train_rgat.py": "test accuracy",
     "train_gpt_offload.py": "bytes_written",
+    "explain_rgcn.py": "== forward kernels ==",
     "explain_rgat.py": "== forward kernels ==",
+    "explain_hgt.py": "== forward kernels ==",
 }
 
 

@@ -1,60 +1,72 @@
-"""The published layers: short, and equal to their formulas."""
+"""RGCN, RGAT and HGT as the examples write them: how long they are, and that they are right."""
 
+import importlib.util
 import inspect
+import math
+from pathlib import Path
 
 import pytest
 import torch
 
-from dataeff import rgnn
-from dataeff.rgnn.published import PUBLISHED, hgt
+from dataeff import nn
+from dataeff.rgnn.published import PUBLISHED
 
-NODES, TYPES, RELATIONS, IN, HEADS, DIM = 20, 3, 4, 5, 2, 3
-
-
-@pytest.fixture
-def typed(small):
-    types = torch.arange(NODES) % TYPES
-    return rgnn.Graph(small.edge_index, small.edge_type, num_nodes=NODES, node_type=types)
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def arguments(name):
-    shapes = PUBLISHED[name].shapes(NODES, TYPES, RELATIONS, IN, HEADS, DIM)
-    return {k: torch.randn(*s, dtype=torch.float64, requires_grad=True) for k, s in shapes.items()}
+def example(name):
+    path = EXAMPLES / f"explain_{name}.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.example()
 
 
-def hgt_dense(graph, x, K, Q, V, A, M, P):
-    types, (src, dst), etype = graph.node_type, graph.edge_index, graph.edge_type
-    k, q, v = (torch.einsum("ni,nihd->nhd", x, w[types]) for w in (K, Q, V))
-    key = torch.einsum("ehd,ehdf->ehf", k[src], A[etype])
-    message = torch.einsum("ehd,ehdf->ehf", v[src], M[etype])
-    score, h = (key * q[dst]).sum(-1), torch.zeros_like(q)
-    for node in range(NODES):
-        mine = dst == node
-        alpha = torch.softmax(score[mine], 0)
-        h[node] = (alpha[:, :, None] * message[mine]).sum(0)
-    h = torch.nn.functional.gelu(h).flatten(1)
-    return torch.einsum("ni,nio->no", h, P[types])
+@pytest.mark.parametrize("where", ["examples", "published"])
+def test_three_layers_take_at_most_51_lines(where):
+    """As many as Hector's (arXiv 2301.06284, section 1)."""
+    layers = [example(n)[0] if where == "examples" else PUBLISHED[n].layer for n in PUBLISHED]
+    lines = [len(inspect.getsource(layer.function).splitlines()) for layer in layers]
+    assert len(lines) == 3 and sum(lines) <= 51
 
 
-def test_hgt_equals_its_formula(typed):
-    args = arguments("hgt")
-    ours, theirs = hgt(typed, **args), hgt_dense(typed, **args)
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    got = torch.autograd.grad(ours.sin().sum(), args.values())
-    want = torch.autograd.grad(theirs.sin().sum(), args.values())
-    for a, b in zip(got, want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+def test_rgcn_is_the_drop_in():
+    layer, graph, (x, W, root, bias) = example("rgcn")
+    conv = nn.RGCNConv(64, 64, 8)
+    conv.load_state_dict({"weight": W, "root": root, "bias": bias})
+    torch.testing.assert_close(layer(graph, x, W, root, bias), conv(x, graph), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_gradcheck(name, typed):
-    args = arguments(name)
-    layer = PUBLISHED[name].layer
-    call = lambda *a: layer(typed, **dict(zip(args, a, strict=True)))  # noqa: E731
-    assert torch.autograd.gradcheck(call, tuple(args.values()))
+def test_rgat_is_the_formula():
+    layer, graph, (x, W, a_src, a_dst) = example("rgat")
+    src, dst, etype = *graph.edge_index, graph.edge_type
+    z = [torch.einsum("ei,eio->eo", x[end], W[etype]) for end in (src, dst)]
+    score = (z[0] * a_src[etype]).sum(1) + (z[1] * a_dst[etype]).sum(1)
+    weight = torch.exp(torch.nn.functional.leaky_relu(score, 0.2).double())
+    total = torch.zeros(len(x), dtype=torch.double).index_add(0, dst, weight)
+    want = torch.zeros(len(x), 64, dtype=torch.double)
+    want = want.index_add(0, dst, (weight / total[dst])[:, None] * z[0])
+    got = layer(graph, x, W, a_src, a_dst)
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
 
 
-def test_the_three_layers_take_no_more_lines_than_hectors():
-    functions = [published.layer.function for published in PUBLISHED.values()]
-    lines = "\n".join(inspect.getsource(f) for f in functions).splitlines()
-    assert len([line for line in lines if line.strip()]) <= 51
+def test_hgt_is_the_drop_in():
+    layer, graph, (x, K, Q, V, A, M, prior) = example("hgt")
+    layout = graph.layout
+    conv = nn.HGTConv(64, 64, (list(layout.node_types), list(layout.edge_types)), heads=4)
+    state = conv.state_dict()
+    for t, name in enumerate(layout.node_types):
+        kqv = torch.cat([w[t].reshape(64, 64) for w in (K, Q, V)], dim=1)
+        state[f"kqv_lin.lins.{name}.weight"] = kqv.t()
+        state[f"kqv_lin.lins.{name}.bias"] = torch.zeros(192)
+    for weight, name in ((A, "k_rel.weight"), (M, "v_rel.weight")):
+        state[name] = weight.transpose(0, 1).reshape(-1, 16, 16)
+    conv.load_state_dict(state)
+    assert float(prior[0, 0]) == math.sqrt(1 / 16)
+    rows = layer(graph, x, K, Q, V, A, M, prior).flatten(1)
+    got = conv(layout.split(x), graph)
+    for name, have in layout.split(rows).items():
+        want = conv.out_lin.lins[name](torch.nn.functional.gelu(have))
+        share = conv.skip[name].sigmoid()
+        want = share * want + (1 - share) * layout.split(x)[name]
+        torch.testing.assert_close(got[name], want, rtol=1e-4, atol=1e-4)
