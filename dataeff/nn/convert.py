@@ -135,7 +135,7 @@ def _obstacle(layer: Any, traced: bool) -> str | None:
 
 def _refuse_options(layer: Any) -> None:
     fixed = {"flow": "source_to_target", "node_dim": 0, "decomposed_layers": 1}
-    if _maker(layer) is not _rgcn:
+    if _maker(layer) is _hgt:
         fixed["aggr"] = "add"
     for name, value in fixed.items():
         have = getattr(layer, name)
@@ -172,7 +172,7 @@ def _rgcn(layer: Any) -> nn.Module:
 
 def _rgat(layer: Any) -> nn.Module:
     names = "num_bases num_blocks mod attention_mechanism attention_mode heads dim concat"
-    names += " negative_slope dropout edge_dim"
+    names += " negative_slope dropout edge_dim aggr"
     options = {name: getattr(layer, name) for name in names.split()}
     sizes = layer.in_channels, layer.out_channels, layer.num_relations
     return RGATConv(*sizes, **options, bias=layer.bias is not None)

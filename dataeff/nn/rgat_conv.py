@@ -16,17 +16,18 @@ from dataeff.nn.initialise import glorot, zeros
 
 MODS = ("additive", "scaled", "f-additive", "f-scaled")
 MODES = ("additive-self-attention", "multiplicative-self-attention")
+AGGREGATIONS = ("add", "mean", "max")
 MECHANISMS = ("within-relation", "across-relation")
 
 
 @rgnn.layer
 def rgat(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
     g, x, weight, q, k,  # noqa: ANN001
-    edge_attr=None, edge_weight=None, e=None, keep=None,  # noqa: ANN001
+    x_dst=None, edge_attr=None, edge_weight=None, e=None, keep=None,  # noqa: ANN001
     w=None, l1=None, b1=None, l2=None, b2=None, *,  # noqa: ANN001
-    heads, dim, multiplicative, within, mod, slope, blocks, need_attention,  # noqa: ANN001
+    heads, dim, multiplicative, within, mod, slope, blocks, aggr, need_attention,  # noqa: ANN001
 ):  # fmt: skip
-    src, dst = g.src(x), g.dst(x)
+    src, dst = g.src(x), g.dst(x if x_dst is None else x_dst)
     if blocks:
         src, dst = rgnn.reshape(src, blocks, -1), rgnn.reshape(dst, blocks, -1)
     z_src, z_dst = rgnn.linear(src, weight[g.etype]), rgnn.linear(dst, weight[g.etype])
@@ -55,7 +56,7 @@ def rgat(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
     elif mod == "scaled":
         degree = rgnn.relu(rgnn.reshape(g.in_degree(), 1) * l1 + b1)
         message = message * rgnn.reshape(g.dst(rgnn.linear(degree, l2) + b2), 1, *middle, -1)
-    out = g.sum(message)
+    out = {"add": g.sum, "mean": g.mean, "max": g.max}[aggr](message)
     return (out, g.to_given_order(attention)) if need_attention else out
 
 
@@ -78,6 +79,7 @@ class RGATConv(torch.nn.Module):
         dropout: share of attention coefficients dropped in training.
         edge_dim: width of edge features.
         bias: add a bias.
+        **kwargs: `aggr`, how messages are joined at a node: "add" (or "sum"), "mean" or "max".
 
     Raises:
         ValueError: arguments that exclude each other, or unknown names.
@@ -104,6 +106,8 @@ class RGATConv(torch.nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        aggr = kwargs.pop("aggr", "add")
+        self.aggr = "add" if aggr == "sum" else aggr
         refuse_other_arguments(type(self).__name__, kwargs)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_relations = num_relations
@@ -116,6 +120,8 @@ class RGATConv(torch.nn.Module):
         self.reset_parameters()
 
     def _check(self) -> None:
+        if self.aggr not in AGGREGATIONS:
+            raise ValueError(f"aggr must be one of {AGGREGATIONS}, got {self.aggr!r}")
         if self.attention_mechanism not in MECHANISMS:
             raise ValueError(f"attention_mechanism must be one of {MECHANISMS}")
         if self.attention_mode not in MODES:
@@ -183,7 +189,7 @@ class RGATConv(torch.nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | tuple[Tensor, Tensor],
         edge_index: Tensor | rgnn.Graph,
         edge_type: Tensor | None = None,
         edge_attr: Tensor | None = None,
@@ -193,23 +199,26 @@ class RGATConv(torch.nn.Module):
         """Run the layer.
 
         Args:
-            x: features [num_nodes, in_channels].
+            x: features [num_nodes, in_channels], or a pair for sources and destinations.
             edge_index: [2, num_edges], or an `rgnn.Graph` (of a sampled block, too).
             edge_type: relation of each edge, [num_edges]; left out with a graph.
             edge_attr: edge features, [num_edges, edge_dim] or [num_edges].
-            size: not supported; give an `rgnn.Graph` of the block instead.
+            size: numbers of sources and destinations; they follow from `x`, and are checked.
             return_attention_weights: also return (edge_index, attention [num_edges, heads * dim]).
 
         Returns:
             [num_nodes, heads * dim * out_channels], without heads if they are not concatenated.
         """
-        if size is not None:
-            raise NotImplementedError("size is not supported; pass an rgnn.Graph of the block")
-        if not x.is_floating_point():
-            raise TypeError(f"RGATConv needs floating-point features, got {x.dtype}")
-        graph = graph_for(edge_index, edge_type, x.shape[0], x.shape[0], self.num_relations)
+        left, right = x if isinstance(x, tuple) else (x, x)
+        if not left.is_floating_point():
+            raise TypeError(f"RGATConv needs floating-point features, got {left.dtype}")
+        sizes = (left.shape[0], right.shape[0])
+        if size is not None and tuple(size) != sizes:
+            raise ValueError(f"size is {tuple(size)}, but the features are for {sizes} nodes")
+        graph = graph_for(edge_index, edge_type, *sizes, self.num_relations)
         need_attention = isinstance(return_attention_weights, bool)
-        out, attention = self._run(graph, x, edge_attr, need_attention)
+        own = right if right is not left else None
+        out, attention = self._run(graph, left, own, edge_attr, need_attention)
         out = out.flatten(1) if self.concat else out.mean(dim=1).flatten(1)
         if self.bias is not None:
             out = out + self.bias
@@ -218,9 +227,16 @@ class RGATConv(torch.nn.Module):
         return out, (graph.edge_index, attention)
 
     def _run(
-        self, graph: rgnn.Graph, x: Tensor, edge_attr: Tensor | None, need_attention: bool
+        self,
+        graph: rgnn.Graph,
+        x: Tensor,
+        x_dst: Tensor | None,
+        edge_attr: Tensor | None,
+        need_attention: bool,
     ) -> tuple[Tensor, Tensor | None]:
         inputs: dict[str, Tensor] = {"weight": self._weight(), "q": self.q, "k": self.k}
+        if x_dst is not None:
+            inputs["x_dst"] = x_dst
         if edge_attr is not None:
             if self.lin_edge is None or self.e is None:
                 raise ValueError("edge_attr was given, but the layer was made without edge_dim")
@@ -239,7 +255,7 @@ class RGATConv(torch.nn.Module):
             multiplicative=self.attention_mode == MODES[1],
             within=self.attention_mechanism == MECHANISMS[0],
             slope=float(self.negative_slope), blocks=self.num_blocks or 0,
-            need_attention=need_attention,
+            aggr=self.aggr, need_attention=need_attention,
         )  # fmt: skip
         return result if need_attention else (result, None)
 

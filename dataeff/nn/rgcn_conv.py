@@ -15,8 +15,10 @@ from dataeff.nn.initialise import glorot, zeros
 
 
 @rgnn.layer
-def rgcn(g, x, weight, root_x=None, root=None, bias=None, *, aggr, width):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103
-    rows = g.src(x)
+def rgcn(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
+    g, x, weight, root_x=None, root=None, bias=None, edge_weight=None, *, aggr, width,  # noqa: ANN001
+):  # fmt: skip
+    rows = g.src(x) if edge_weight is None else g.src(x) * g.edge(edge_weight)
     if len(weight[g.etype].type.shape) == 3:  # block-diagonal: [blocks, in / blocks, out / blocks]
         rows = rgnn.reshape(rows, weight[g.etype].type.shape[0], -1)
     if aggr == "max":
@@ -122,6 +124,7 @@ class RGCNConv(torch.nn.Module):
         x: Tensor | tuple[Tensor | None, Tensor] | None,
         edge_index: Tensor | rgnn.Graph,
         edge_type: Tensor | None = None,
+        edge_weight: Tensor | None = None,
     ) -> Tensor:
         """Run the layer.
 
@@ -130,6 +133,8 @@ class RGCNConv(torch.nn.Module):
                 as embeddings; None for all ids in order; or a pair for sources and destinations.
             edge_index: [2, num_edges], or an `rgnn.Graph`.
             edge_type: relation of each edge, [num_edges]; left out with a graph.
+            edge_weight: factor of each edge's features, [num_edges]; a mean still divides by the
+                number of edges. PyTorch Geometric's layer has no such argument.
 
         Returns:
             [num_nodes, out_channels] in the dtype of the features.
@@ -145,10 +150,12 @@ class RGCNConv(torch.nn.Module):
         sizes = (left.shape[0], right.shape[0], self.num_relations)
         graph = graph_for(edge_index, edge_type, *sizes)
         if not left.is_floating_point():
+            if edge_weight is not None:
+                raise ValueError("edge_weight needs floating-point features, not node ids")
             return self._embed(graph, left, right, weight)
         own = None if right is left or self.root is None else right
         out: Tensor = rgcn(
-            graph, left, weight, own, self.root, self.bias,
+            graph, left, weight, own, self.root, self.bias, edge_weight,
             aggr=self.aggr, width=self.out_channels,
         )  # fmt: skip
         return out

@@ -73,10 +73,16 @@ def stays(layer):
     return reason
 
 
+def oddly_summed(layer):
+    layer.aggr = "max"
+    return layer
+
+
 def test_what_stays_and_why():
     assert "subclass" in stays(Own(4, 4, 2))
     assert "flow='target_to_source'" in stays(pyg.RGCNConv(4, 4, 2, flow="target_to_source"))
-    assert "aggr='mean'" in stays(pyg.RGATConv(4, 4, 2, aggr="mean"))
+    assert "'median'" in stays(pyg.RGATConv(4, 4, 2, aggr="median"))
+    assert "aggr='max'" in stays(oddly_summed(pyg.HGTConv(4, 4, METADATA)))
     assert "run it once" in stays(pyg.HGTConv(-1, 4, METADATA))
     assert "median" in stays(pyg.RGCNConv(4, 4, 2, aggr="median"))
     hooked = pyg.RGCNConv(4, 4, 2)

@@ -2,8 +2,12 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nn_graphs import compare, many_relations, relational
 
 from dataeff import nn, rgnn
+from dataeff.nn.rgat_conv import MECHANISMS, MODES, MODS
 
 pyg = pytest.importorskip("torch_geometric.nn")
 
@@ -65,11 +69,50 @@ def test_equals_pyg(options, edges):
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
-def test_equals_pyg_in_float32(edges):
-    index, etype = edges
-    ours, theirs = layers(torch.float32, 16, 16, 5, heads=2)
-    x = torch.randn(25, 16)
-    torch.testing.assert_close(ours(x, index, etype), theirs(x, index, etype), rtol=1e-5, atol=1e-4)
+def check(case, dtype, tolerance, x_dst=None, **options):
+    """Results and gradients on a graph of `nn_graphs`."""
+    index, etype, nodes, relations = case
+    ours, theirs = layers(dtype, 6, 4, relations, **options)
+    torch.manual_seed(1)
+    # Products of two scores grow with the fourth power of x: large ones are ill-conditioned.
+    rows = [torch.randn(nodes, 6, dtype=dtype).mul(0.5).requires_grad_()]
+    if x_dst:
+        rows.append(torch.randn(x_dst, 6, dtype=dtype, requires_grad=True))
+    x = tuple(rows) if x_dst else rows[0]
+    attr = torch.randn(etype.numel(), 3, dtype=dtype) if "edge_dim" in options else None
+    names = dict(theirs.named_parameters())
+    tensors = [("x", r, r) for r in rows] + [(n, p, names[n]) for n, p in ours.named_parameters()]
+    run = lambda m: lambda: m(x, index, etype, edge_attr=attr)  # noqa: E731
+    compare(run(ours), run(theirs), tensors, tolerance)
+
+
+@given(
+    relational(),
+    st.sampled_from(MODES),
+    st.sampled_from(MECHANISMS),
+    st.sampled_from([None, *MODS]),
+    st.sampled_from([{}, {"heads": 2}, {"num_blocks": 2, "heads": 2}, {"edge_dim": 3}]),
+)
+@settings(max_examples=8, deadline=None)
+def test_equals_pyg_on_any_graph(case, mode, mechanism, mod, options):
+    check(
+        case, torch.float64, 1e-10,
+        attention_mode=mode, attention_mechanism=mechanism, mod=mod, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_equals_pyg_with_many_relations_in_float32(mode):
+    check(many_relations(), torch.float32, 1e-5, attention_mode=mode, heads=2)
+
+
+@pytest.mark.parametrize("aggr", ["mean", "max"])
+def test_other_aggregations(aggr, edges):
+    check((*edges, 25, 4), torch.float64, 1e-10, aggr=aggr, heads=2)
+
+
+def test_pair_of_sources_and_destinations(edges):
+    check((*edges, 25, 4), torch.float64, 1e-10, x_dst=13, heads=2)
 
 
 def test_attention_is_returned_in_the_order_of_the_edges(edges):
@@ -109,7 +152,11 @@ def test_refusals(edges):
     with pytest.raises(ValueError, match="dropout"):
         nn.RGATConv(4, 4, 2, dropout=0.1, mod="scaled")
     conv = nn.RGATConv(6, 4, 5)
-    with pytest.raises(NotImplementedError, match="size"):
-        conv(torch.randn(25, 6), *edges, size=(25, 25))
+    with pytest.raises(ValueError, match=r"size is \(25, 24\)"):
+        conv(torch.randn(25, 6), *edges, size=(25, 24))
+    with pytest.raises(ValueError, match="aggr"):
+        nn.RGATConv(4, 4, 2, aggr="median")
+    with pytest.raises(NotImplementedError, match="flow"):
+        nn.RGATConv(4, 4, 2, flow="target_to_source")
     with pytest.raises(ValueError, match="edge_dim"):
         conv(torch.randn(25, 6), *edges, edge_attr=torch.randn(90, 3))

@@ -1,5 +1,9 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nn_graphs import compare as compare_tensors
+from nn_graphs import many_relations, relational
 
 from dataeff import nn, rgnn
 
@@ -57,6 +61,43 @@ def test_equals_pyg(options):
     ours, theirs = pair("RGCNConv", torch.float64, 6, 10, 5, **options)
     call = lambda m, x: m(x, index, etype)  # noqa: E731
     compare(ours, theirs, torch.randn(30, 6, dtype=torch.float64), call, 1e-10)
+
+
+def check(case, dtype, tolerance, **options):
+    """Results and gradients on a graph of `nn_graphs`."""
+    index, etype, nodes, relations = case
+    ours, theirs = pair("RGCNConv", dtype, 6, 4, relations, **options)
+    x = torch.randn(nodes, 6, dtype=dtype, requires_grad=True)
+    names = dict(theirs.named_parameters())
+    tensors = [("x", x, x), *((n, p, names[n]) for n, p in ours.named_parameters())]
+    run = lambda m: lambda: m(x, index, etype)  # noqa: E731
+    compare_tensors(run(ours), run(theirs), tensors, tolerance)
+
+
+@given(relational(), st.sampled_from(OPTIONS))
+@settings(max_examples=12, deadline=None)
+def test_equals_pyg_on_any_graph(case, options):
+    check(case, torch.float64, 1e-10, **options)
+
+
+@pytest.mark.parametrize("aggr", ["mean", "add", "max"])
+def test_equals_pyg_with_many_relations_in_float32(aggr):
+    check(many_relations(), torch.float32, 1e-5, aggr=aggr)
+
+
+@pytest.mark.parametrize("aggr", ["mean", "add", "max"])
+def test_edge_weights_scale_the_features_of_the_source(aggr):
+    index, etype = edges(30, 5, 120)
+    conv = nn.RGCNConv(6, 4, 5, aggr=aggr).double()
+    x = torch.randn(30, 6, dtype=torch.float64)
+    weight = torch.rand(120, dtype=torch.float64, requires_grad=True)
+    # Each edge as an edge from a node of its own, which holds the scaled features.
+    own = torch.stack([torch.arange(120), index[1]])
+    want = conv((x[index[0]] * weight[:, None], x), own, etype)
+    got = conv(x, index, etype, weight)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    grads = [torch.autograd.grad(y.square().sum(), weight)[0] for y in (got, want)]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-10)
 
 
 def test_equals_pyg_in_float32():
