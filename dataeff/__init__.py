@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     # each lazily imported name stands here once more, for type checkers and editors
     from dataeff import nn as nn
     from dataeff import rgnn as rgnn
+    from dataeff.features import FeatureLoader as FeatureLoader
     from dataeff.features import FeatureTable as FeatureTable
     from dataeff.offload import ActivationOffload as ActivationOffload
 
 # name -> the module it is imported from when it is first used
 _LAZY: dict[str, str] = {
     "ActivationOffload": "dataeff.offload",
+    "FeatureLoader": "dataeff.features",
     "FeatureTable": "dataeff.features",
     "nn": "dataeff.nn",
     "rgnn": "dataeff.rgnn",

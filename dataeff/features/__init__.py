@@ -4,11 +4,13 @@
 """
 
 from dataeff.features.gather import gather, gather_reference, scatter_, scatter_reference
+from dataeff.features.loader import FeatureLoader
 from dataeff.features.prefetch import Prefetch
 from dataeff.features.stats import TableStats
 from dataeff.features.table import FeatureTable
 
 __all__ = [
+    "FeatureLoader",
     "FeatureTable",
     "Prefetch",
     "TableStats",

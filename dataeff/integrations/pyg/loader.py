@@ -9,7 +9,7 @@ import torch
 import torch_geometric.loader as pyg_loader
 from torch_geometric.data import Data
 
-from dataeff.integrations.pyg.batches import pipelined
+from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.graph import is_table, with_node_counts
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def pipelined(
     tasks: Iterable[Task], work: Callable[[Task], Result], *, num_threads: int, depth: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yields `work(task)` for each task, in order, up to `depth` of them computed ahead.
 
     Tasks are drawn by the consumer's thread, so what they take from random generators does not

@@ -1,0 +1,169 @@
+"""A table under concurrent gathers, prefetches, writes and closes, against a plain tensor."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from dataeff import FeatureTable
+
+NUM_ROWS, WIDTH = 300, 5
+INDEX = st.lists(st.integers(-NUM_ROWS, NUM_ROWS - 1), max_size=40).map(
+    lambda ids: torch.tensor(ids, dtype=torch.int64)
+)
+VALUES = st.integers(0, 1000)
+
+
+class TableMachine(RuleBasedStateMachine):
+    """Writes happen between gathers; prefetches and other threads' gathers run beside all else."""
+
+    prefetches = Bundle("prefetches")
+    gathers = Bundle("gathers")
+
+    @initialize(strided=st.booleans())
+    def open(self, strided: bool) -> None:
+        self.executor = ThreadPoolExecutor(3)
+        self.num_rows_asked = 0
+        self._make(strided)
+
+    def _make(self, strided: bool) -> None:
+        whole = torch.arange(NUM_ROWS * WIDTH * 2, dtype=torch.float32).view(NUM_ROWS, -1)
+        self.x = whole[:, :WIDTH] if strided else whole[:, :WIDTH].contiguous()
+        self.model = self.x.clone()
+        self.table = FeatureTable(self.x)
+        self.closed = False
+        self.under_way = 0
+
+    @precondition(lambda self: not self.closed)
+    @rule(index=INDEX)
+    def gather(self, index: torch.Tensor) -> None:
+        out = torch.empty(len(index), WIDTH)
+        self.table.gather(index, out=out)
+        assert torch.equal(out, self.model[index])
+        assert torch.equal(self.table[index], self.model[index])
+
+    @precondition(lambda self: not self.closed)
+    @rule(target=prefetches, index=INDEX)
+    def prefetch(self, index: torch.Tensor) -> tuple:
+        return self.table, self.table.prefetch(index), self.model[index]
+
+    @precondition(lambda self: not self.closed)
+    @rule(target=gathers, index=INDEX)
+    def gather_in_a_thread(self, index: torch.Tensor) -> tuple:
+        table = self.table
+        return table, self.executor.submit(lambda: table[index]), self.model[index]
+
+    @rule(pending=consumes(prefetches))
+    def wait(self, pending: tuple) -> None:
+        table, prefetch, before = pending
+        try:
+            rows = prefetch.wait()
+        except RuntimeError as error:
+            assert "closed" in str(error)
+            assert self.closed or table is not self.table
+            return
+        assert_old_or_written(rows, before)
+
+    @rule(pending=consumes(gathers))
+    def join(self, pending: tuple) -> None:
+        table, future, before = pending
+        try:
+            rows = future.result(timeout=60)
+        except RuntimeError as error:
+            assert "closed" in str(error)
+            assert self.closed or table is not self.table
+            return
+        assert_old_or_written(rows, before)
+
+    @precondition(lambda self: not self.closed)
+    @rule(index=INDEX, value=VALUES)
+    def write(self, index: torch.Tensor, value: int) -> None:
+        # What is written is negative and what was there at first is not: readers can tell.
+        rows = torch.full((len(index), WIDTH), -1.0 - value)
+        self.table.scatter_(index, rows)
+        self.model[index] = rows
+        assert torch.equal(self.x, self.model)
+
+    @precondition(lambda self: not self.closed)
+    @rule(wrong=st.sampled_from([NUM_ROWS, -NUM_ROWS - 1, 2**40]))
+    def ask_for_a_row_that_is_not_there(self, wrong: int) -> None:
+        with pytest.raises(IndexError, match=str(wrong)):
+            self.table[torch.tensor([0, wrong])]
+        with pytest.raises(IndexError, match=str(wrong)):
+            self.table.prefetch(torch.tensor([wrong])).wait()
+
+    @rule(again=st.booleans(), strided=st.booleans())
+    def close(self, again: bool, strided: bool) -> None:
+        self.table.close()
+        self.table.close()
+        self.closed = True
+        with pytest.raises(RuntimeError, match="closed"):
+            self.table[torch.tensor([0])]
+        if again:
+            self._make(strided)
+
+    @invariant()
+    def no_thread_is_left_by_a_closed_table(self) -> None:
+        if getattr(self, "closed", False):
+            assert self.table._executor is None
+
+    def teardown(self) -> None:
+        if hasattr(self, "executor"):
+            self.executor.shutdown(wait=True)
+            self.table.close()
+
+
+def assert_old_or_written(rows: torch.Tensor, before: torch.Tensor) -> None:
+    """A gather beside a write may see each element before or after it, and nothing else."""
+    assert ((rows == before) | (rows < 0)).all()
+
+
+TestTable = TableMachine.TestCase
+TestTable.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_many_threads_at_once_while_the_table_closes() -> None:
+    x = torch.arange(200_000.0).view(-1, 4)
+    for _ in range(20):
+        table = FeatureTable(x)
+        wrong: list[str] = []
+        start = threading.Barrier(5)
+
+        def read(
+            table: FeatureTable = table,
+            wrong: list[str] = wrong,
+            start: threading.Barrier = start,
+        ) -> None:
+            start.wait()
+            index = torch.randint(len(x), (5000,))
+            try:
+                while True:
+                    if not torch.equal(table.prefetch(index).wait(), x[index]):
+                        wrong.append("rows")
+            except RuntimeError as error:
+                if "closed" not in str(error):
+                    wrong.append(str(error))
+
+        readers = [threading.Thread(target=read) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        start.wait()
+        table.close()
+        for reader in readers:
+            reader.join(timeout=60)
+            assert not reader.is_alive()
+        assert not wrong
