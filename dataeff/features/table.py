@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,7 @@ class FeatureTable:
     def _begin(self, rows: Rows) -> None:
         self._rows: Rows | None = rows
         self._account = Account()
+        self._lock = threading.Lock()  # a prefetch begins before a close or after it
         self._executor: ThreadPoolExecutor | None = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         _tables.add(self)
@@ -114,6 +116,7 @@ class FeatureTable:
 
     def _forked(self) -> None:
         # A child has none of the parent's threads and streams, and its locks may stand locked.
+        self._lock = threading.Lock()
         self._executor = None
         self._streams = {}
         self._account = Account()
@@ -238,15 +241,16 @@ class FeatureTable:
         Raises:
             RuntimeError: the table is closed.
         """
-        rows, account = self._open_rows(), self._account
-        if index.device.type == "cpu":
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
-            return prefetch_in_thread(self._executor, lambda: rows.gather(index, None, account))
-        if index.device not in self._streams:
-            self._streams[index.device] = torch.cuda.Stream(index.device)
-        stream = self._streams[index.device]
-        return prefetch_on_stream(stream, index, lambda: rows.gather(index, None, account))
+        with self._lock:
+            rows, account = self._open_rows(), self._account
+            if index.device.type == "cpu":
+                if self._executor is None:
+                    self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
+                return prefetch_in_thread(self._executor, lambda: rows.gather(index, None, account))
+            if index.device not in self._streams:
+                self._streams[index.device] = torch.cuda.Stream(index.device)
+            stream = self._streams[index.device]
+            return prefetch_on_stream(stream, index, lambda: rows.gather(index, None, account))
 
     # --- the account --------------------------------------------------------------------------
 
@@ -258,11 +262,12 @@ class FeatureTable:
 
     def close(self) -> None:
         """Waits for the gathers under way, cancels prefetches not begun, and lets go of `x`."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
-        self._streams.clear()
-        rows, self._rows = self._rows, None
+        with self._lock:
+            executor, self._executor = self._executor, None
+            rows, self._rows = self._rows, None
+            self._streams.clear()
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
         if rows is not None:
             rows.release()
 
