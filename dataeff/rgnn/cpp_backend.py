@@ -24,6 +24,12 @@ using T = {scalar};
 using I = {index};
 
 namespace {{
+// How many inner rows ahead the rows that an index leads to are fetched.
+[[maybe_unused]] constexpr int64_t kAhead = 8;
+template <int Elements>
+inline void prefetch(const T* row) {{
+  for (int k = 0; k < Elements; k += 64 / int(sizeof(T))) __builtin_prefetch(row + k);
+}}
 [[maybe_unused]] inline T relu(T x) {{ return x > T(0) ? x : T(0); }}
 [[maybe_unused]] inline T leaky_relu(T x, T slope) {{ return x > T(0) ? x : x * slope; }}
 [[maybe_unused]] inline T gelu(T x) {{

@@ -40,6 +40,10 @@ _FORMULA = {
 }
 
 
+# A row of fewer elements shares its cache line with others, which bring it in.
+PREFETCH_ELEMENTS = 16
+
+
 @dataclass(frozen=True)
 class Row:
     """A row of a domain, held in a C++ variable, known in the outer or the inner loop."""
@@ -107,6 +111,9 @@ class _Writer:
         self.outer = Block("      ")
         self.inner = Block("        ")
         self.counter = 0
+        self.bounds: dict[str, str] = {}  # map -> the variable with a chunk's last inner row
+        self.followed: dict[str, tuple[str, str]] = {}  # row variable -> (its index array, from)
+        self.distant: dict[str, int] = {}  # text of an address one inner row ahead -> elements
         held: set[int] = set(kernel.sinks)
         for sink in kernel.sinks:
             held |= closure(self.program, self.stored, sink)
@@ -165,6 +172,15 @@ class _Writer:
         out.add(f"for (int64_t t = {begin}[i]; t < int64_t({end}[i]); ++t) {{")
         items = f"{self.argument('items', name)}[t]" if self.has_items(name) else "t"
         out.add(f"  const int64_t e = {items};")
+        if self.distant:
+            # Segments follow one another, so that looking ahead reaches into the next ones.
+            self.bounds.setdefault(name, f"ahead_{end}")
+            out.add(f"  if (t + kAhead < {self.bounds[name]}) {{")
+            out.add("    const int64_t u = t + kAhead;")
+            for address, size in self.distant.items():
+                out.add(f"    prefetch<{size}>({address});")
+            out.add("  }")
+            self.distant.clear()
         out.lines += self.inner.lines
         out.add("}")
 
@@ -240,7 +256,31 @@ class _Writer:
             return Ref(op.type.shape, lambda index: name)
         name = self.fresh("p")
         block.add(f"const T* const {name} = {base} + {start};")
+        if row.level == "inner":
+            self._ask_ahead(base, size, row.name)
         return _array(name, op.type.shape)
+
+    def _ask_ahead(self, base: str, size: int, row: str) -> None:
+        """Remember a wide row that is found through an index, to fetch it some rows ahead.
+
+        Rows of one center are few and scattered, so neither the hardware's prefetcher nor the
+        processor's window reaches the next ones; their indices are known, though.
+        """
+        where, indirect = self._ahead(row)
+        if indirect and size >= PREFETCH_ELEMENTS:
+            self.distant[f"{base} + {where} * {size}"] = size
+
+    def _ahead(self, row: str) -> tuple[str, bool]:
+        """A row's number for the inner row `u` ahead, and whether an index leads to it."""
+        if row == "e":
+            name = self.kernel.map
+            assert name is not None
+            items = self.has_items(name)
+            return (f"int64_t({self.argument('items', name)}[u])" if items else "u"), items
+        if row not in self.followed:
+            return row, False
+        index, source = self.followed[row]
+        return f"int64_t({index}[{self._ahead(source)[0]}])", True
 
     def _compute(self, op: Op, row: Row, block: Block) -> Ref:
         if op.kind == "const":
@@ -280,6 +320,7 @@ class _Writer:
                 return known.rows[key]
         variable = self.fresh("r")
         block.add(f"const int64_t {variable} = {self.argument('index', name)}[{row.name}];")
+        self.followed[variable] = (self.argument("index", name), row.name)
         block.rows[key] = Row(domains.map_target(name), variable, row.level)
         return block.rows[key]
 
@@ -414,6 +455,10 @@ class _Writer:
                 f"void {self.name}(void** args, int64_t rows, int64_t grain, int64_t threads) {{",
                 *declared,
                 "  dataeff::parallel_for(rows, grain, threads, [&](int64_t first, int64_t last) {",
+                *(
+                    f"    const int64_t {bound} = {self.argument('end', name)}[last - 1];"
+                    for name, bound in self.bounds.items()
+                ),
                 "    for (int64_t i = first; i < last; ++i) {",
                 *self.outer.lines,
                 "    }",

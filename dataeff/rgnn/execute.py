@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from dataeff.memory.huge_pages import on_huge_pages
 from dataeff.rgnn import domains
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw
 from dataeff.rgnn.interpret import run_op
@@ -65,7 +66,9 @@ class Executor:
         if isinstance(step, Traversal):
             for sink in self.schedule.kept(number):
                 kind = self.program[sink].type
-                values[sink] = like.new_empty((view.num_rows(kind.domain), *kind.shape))
+                values[sink] = on_huge_pages(
+                    like.new_empty((view.num_rows(kind.domain), *kind.shape))
+                )
             self.run_traversal(number, step, view, values)
         elif isinstance(step, Gemm):
             values[step.op] = self._gemm(step, view, values)

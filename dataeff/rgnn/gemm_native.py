@@ -9,6 +9,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from dataeff.memory.huge_pages import on_huge_pages
 from dataeff.rgnn import gemm_cpp
 from dataeff.rgnn.gemm_cpp import Arguments
 from dataeff.rgnn.toolchain import CompilerMissing, compile_cpp
@@ -29,7 +30,7 @@ def forward(
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
     num_types, num_heads, num_in, num_out = weight.shape
-    y = x.new_empty(num_rows, num_heads, num_out)
+    y = on_huge_pages(x.new_empty(num_rows, num_heads, num_out))
     x = x if x.stride(2) == 1 else x.contiguous()
     _run(
         "typed_gemm", x, weight, y, seg_ptr, gather, row_scale, None,
@@ -51,7 +52,7 @@ def weight_gradient(
 ) -> Tensor:
     """`typed_gemm_dw` with heads: x [N, heads, in], dy [rows, heads, out]."""
     num_types, (num_heads, num_in), num_out = seg_ptr.numel() - 1, x.shape[1:], dy.shape[2]
-    dw = x.new_empty(num_types, num_heads, num_in, num_out)
+    dw = on_huge_pages(x.new_empty(num_types, num_heads, num_in, num_out))
     x = x if x.stride(2) == 1 else x.contiguous()
     dy = dy if dy.stride(2) == 1 else dy.contiguous()
     chunk = chunk_rows(num_rows)

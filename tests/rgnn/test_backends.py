@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from rgnn_layers import gated, graphs, heads, rgat, rgcn, rgcn_mean
+from rgnn_layers import gated, graphs, heads, rgat, rgcn, rgcn_loop, rgcn_mean
 
 from dataeff import rgnn
 from dataeff.rgnn.backend import Runner
@@ -116,3 +116,14 @@ def test_unknown_backend_is_refused(monkeypatch):
     monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "cuda")
     with pytest.raises(ValueError, match="must be one of"):
         choose("cpu")
+
+
+def test_rows_found_through_an_index_are_fetched_ahead(small):
+    """Narrow rows share cache lines and are not; nothing beyond the index is read."""
+    x, W = torch.randn(20, 32, dtype=torch.float64), torch.randn(4, 32, 64, dtype=torch.float64)
+    wide = rgcn.plan(small, x, W).compiled
+    narrow = rgcn.plan(small, torch.randn(20, 32), torch.randn(4, 32, 12)).compiled
+    assert "prefetch<64>(v" in wide.forward_runner.sources()
+    assert "prefetch<12>(v" not in narrow.forward_runner.sources()
+    expected = rgcn_loop(small.edge_index, small.edge_type, x, W)
+    torch.testing.assert_close(rgcn(small, x, W), expected)
