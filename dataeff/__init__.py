@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dataeff import rgnn as rgnn
     from dataeff.features import FeatureLoader as FeatureLoader
     from dataeff.features import FeatureTable as FeatureTable
+    from dataeff.features import unified as unified
     from dataeff.offload import ActivationOffload as ActivationOffload
 
 # name -> the module it is imported from when it is first used
@@ -31,6 +32,7 @@ _LAZY: dict[str, str] = {
     "FeatureTable": "dataeff.features",
     "nn": "dataeff.nn",
     "rgnn": "dataeff.rgnn",
+    "unified": "dataeff.features",
 }
 
 __all__ = ["__version__", *_LAZY]

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include "memory/alias_capsule.h"
 #include "memory/extent_map.h"
 #include "memory/host_mapping.h"
 #include "memory/huge_pages.h"
@@ -80,6 +81,8 @@ void bind_memory(py::module_& m) {
       .def_property_readonly("num_free", &ExtentMap::num_free)
       .def_property_readonly("largest_free", &ExtentMap::largest_free)
       .def_property_readonly("tail_free", &ExtentMap::tail_free);
+  m.def("alias_capsule", &alias_capsule, py::arg("data"), py::arg("nbytes"), py::arg("device_type"),
+        py::arg("device_id"), py::arg("owner"));
   m.def(
       "move_into_huge_pages",
       [](uintptr_t data, int64_t nbytes, int num_threads) {

@@ -8,14 +8,17 @@ from dataeff.features.loader import FeatureLoader
 from dataeff.features.prefetch import Prefetch
 from dataeff.features.stats import TableStats
 from dataeff.features.table import FeatureTable
+from dataeff.features.unified_tensor import UnifiedTensor, unified
 
 __all__ = [
     "FeatureLoader",
     "FeatureTable",
     "Prefetch",
     "TableStats",
+    "UnifiedTensor",
     "gather",
     "gather_reference",
     "scatter_",
     "scatter_reference",
+    "unified",
 ]

@@ -1,0 +1,96 @@
+"""The gradient of a gather: only the touched rows, duplicates summed in a fixed order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataeff.features.gather import gather
+
+
+def sparse_row_gradient(
+    index: Tensor, grad_rows: Tensor, shape: torch.Size, padding_idx: int | None = None
+) -> Tensor:
+    """The gradient of `table` in `rows = table[index]`, as touched rows in host memory.
+
+    Rows of equal indices are summed in the order of the index: the same bits at any number of
+    threads, on the CPU those of `torch.nn.Embedding(sparse=True)` once coalesced. On CUDA the sum
+    is made there (a stable sort, then a segmented sum), so only unique rows cross the bus.
+
+    Args:
+        index: any shape, each in [-num_rows, num_rows).
+        grad_rows: [*index.shape, *shape[1:]], on the index's device.
+        shape: the table's.
+        padding_idx: a row that gets no gradient.
+
+    Returns:
+        A coalesced sparse COO tensor of that shape, one sparse dimension, on the CPU.
+    """
+    flat = index.reshape(-1).long()
+    flat = torch.where(flat < 0, flat + shape[0], flat)
+    values = grad_rows.reshape(flat.numel(), *shape[1:])
+    if padding_idx is not None:
+        kept = flat != padding_idx
+        flat, values = flat[kept], values[kept]
+    if flat.device.type == "cuda":
+        flat, values = sum_rows_by_segments(flat, values)
+        flat, values = flat.cpu(), values.cpu()
+        return torch.sparse_coo_tensor(
+            flat[None], values, shape, is_coalesced=True, check_invariants=False
+        )
+    return torch.sparse_coo_tensor(flat[None], values, shape, check_invariants=False).coalesce()
+
+
+def sum_rows_by_segments(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Unique indices, ascending, and for each the sum of its rows in their order; no atomics.
+
+    Args:
+        index: [n], int64.
+        rows: [n, ...], floating point.
+    """
+    order = torch.sort(index, stable=True)
+    unique, counts = torch.unique_consecutive(order.values, return_counts=True)
+    if not len(unique):
+        return unique, rows[:0]
+    matrix = rows.reshape(len(index), -1)[order.indices]
+    sums = torch.segment_reduce(matrix, "sum", lengths=counts, axis=0)
+    return unique, sums.reshape(len(unique), *rows.shape[1:])
+
+
+class GatherRows(torch.autograd.Function):
+    """`table[index]` by the zero-copy gather, differentiable in the table.
+
+    The gradient is in host memory like the table: sparse, or dense as plain indexing gives it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, table: Tensor, index: Tensor, sparse: bool, padding_idx: int | None
+    ) -> Tensor:
+        """Gathers to where the index is."""
+        ctx.save_for_backward(index)
+        ctx.shape, ctx.sparse, ctx.padding_idx = table.shape, sparse, padding_idx
+        return gather(table.detach(), index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Sums the rows of equal indices."""
+        (index,) = ctx.saved_tensors
+        if torch.compiler.is_compiling() and not ctx.sparse:
+            return dense_row_gradient(index, grads[0], ctx.shape, ctx.padding_idx), None, None, None
+        grad = sparse_row_gradient(index, grads[0], ctx.shape, ctx.padding_idx)
+        return grad if ctx.sparse else grad.to_dense(), None, None, None
+
+
+def dense_row_gradient(
+    index: Tensor, grad_rows: Tensor, shape: torch.Size, padding_idx: int | None
+) -> Tensor:
+    """The same as a dense tensor, by operators that a compiler can trace."""
+    flat = index.reshape(-1).long().cpu()
+    flat = torch.where(flat < 0, flat + shape[0], flat)
+    values = grad_rows.reshape(flat.numel(), *shape[1:]).cpu()
+    if padding_idx is not None:
+        values = torch.where((flat == padding_idx).view(-1, *[1] * (values.dim() - 1)), 0, values)
+    return values.new_zeros(shape).index_add_(0, flat, values)

@@ -1,0 +1,109 @@
+"""The memory under unified tensors: registered once, aliased on each GPU, ordered with the CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from dataeff import _core
+from dataeff._ops import library
+from dataeff.features.registration import RegisteredMemory
+
+DLPACK_CPU, DLPACK_CUDA = 1, 2
+
+
+def byte_span(x: Tensor) -> tuple[int, int]:
+    """The first byte of a CPU tensor within its storage, and the bytes to its last."""
+    if not x.numel():
+        return 0, 0
+    last = sum((size - 1) * step for size, step in zip(x.shape, x.stride(), strict=True))
+    return int(x.storage_offset()) * x.element_size(), int(last + 1) * x.element_size()
+
+
+class UnifiedMemory:
+    """The bytes of a tensor and of all views of it.
+
+    Args:
+        x: a plain CPU tensor.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        offset, nbytes = byte_span(x)
+        flat = torch.empty(0, dtype=torch.uint8)
+        if nbytes:
+            flat.set_(x.untyped_storage(), offset, (nbytes,), (1,))
+        self.registered = RegisteredMemory(flat)
+        self.begin, self.end = flat.data_ptr(), flat.data_ptr() + nbytes
+        self._read: dict[torch.cuda.Stream, torch.cuda.Event] = {}
+        self._written: dict[torch.cuda.Stream, torch.cuda.Event] = {}
+
+    def covers(self, x: Tensor) -> bool:
+        """Whether a CPU tensor lies in it."""
+        begin = x.data_ptr()
+        return not x.numel() or self.begin <= begin <= begin + byte_span(x)[1] <= self.end
+
+    def alias(self, x: Tensor, device: torch.device) -> Tensor:
+        """The same elements as a tensor of `device`, reading and writing the host memory in place.
+
+        Raises:
+            RuntimeError: CUDA cannot register the memory; says why and what helps.
+            ValueError: a device that reads no host memory.
+        """
+        if device.type == "meta" or not x.numel():
+            return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device)
+        if device.type != "cuda":
+            raise ValueError(f"unified memory is read by the CPU and by CUDA, not by {device}")
+        self.registered.register(device)
+        return byte_alias(x, DLPACK_CUDA, device.index, self.registered)
+
+    # --- the order of what GPU and CPU do ---------------------------------------------------------
+
+    def used(self, device: torch.device, wrote: bool) -> None:
+        """Marks what the device's current stream has been given to do with the memory."""
+        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return
+        stream = torch.cuda.current_stream(device)
+        events = self._written if wrote else self._read
+        if stream not in events:
+            events[stream] = torch.cuda.Event()
+        events[stream].record(stream)
+
+    def wait(self, to_write: bool) -> None:
+        """Waits until the CPU may read, or write, what the GPUs have been given to do."""
+        for event in self._written.values():
+            event.synchronize()
+        self._written.clear()
+        if to_write:
+            for event in self._read.values():
+                event.synchronize()
+            self._read.clear()
+
+
+def byte_alias(x: Tensor, device_type: int, device_id: int, owner: object) -> Tensor:
+    """`x`'s elements as a tensor of a DLPack device, keeping `owner` alive."""
+    nbytes = byte_span(x)[1]
+    capsule = _core.alias_capsule(x.data_ptr(), nbytes, device_type, device_id, owner)
+    flat: Tensor = from_dlpack(capsule)
+    return flat.view(x.dtype).as_strided(x.shape, x.stride())
+
+
+# --- in compiled functions: an operator over memory that is registered already -------------------
+
+library.define("unified_alias(Tensor x, Tensor like) -> Tensor")
+
+
+def _alias_cuda(x: Tensor, like: Tensor) -> Tensor:
+    if not _core.is_registered(x.data_ptr(), byte_span(x)[1]):
+        raise RuntimeError(
+            "the memory is not registered with CUDA: call u.register() before the compiled function"
+        )
+    return byte_alias(x, DLPACK_CUDA, like.device.index, x.untyped_storage())
+
+
+def _alias_fake(x: Tensor, like: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=like.device)
+
+
+library.impl("unified_alias", _alias_cuda, "CUDA")
+torch.library.register_fake("dataeff::unified_alias", _alias_fake, lib=library)

@@ -1,0 +1,389 @@
+"""`unified`: a tensor in host memory that operations on the GPU take as one of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from dataeff.features.placement import CPU, Operand, placement
+from dataeff.features.unified_memory import UnifiedMemory
+from dataeff.features.unified_ops import gather_zero_copy, memory_only, mutates, num_deciding
+from dataeff.memory import SharedTensor
+
+T = TypeVar("T")
+
+
+class UnifiedTensor(torch.Tensor):
+    """A tensor in host memory that the GPU reads and writes in place; made by `unified`.
+
+    For PyTorch it is a CPU tensor (`u.device` is the CPU). Where an operation runs, and so where
+    its result is, follows from the other operands:
+
+    | operation | other operands | runs on, result on |
+    |---|---|---|
+    | `u[i]`, `index_select`, `F.embedding`, `gather`, index on a GPU | - | that GPU, zero-copy |
+    | the same, index on the CPU | - | CPU |
+    | any other | one on a GPU | that GPU, reading `u` in place |
+    | any other | CPU tensors, numbers or none | CPU |
+    | any other, `propagate=True` | numbers, CPU scalars or none | the current GPU |
+    | views: `u[2:5]`, `view`, `t`, `detach`, ... | - | unified, the same memory |
+    | in place: `u.add_(y)`, `u[i] = y`, `out=u` | as above | written into `u`'s host memory |
+    | `u.clone()`, `deepcopy(u)` | - | unified, memory of its own |
+    | `u.cpu()`, `u.numpy()` | - | a plain tensor, an array, over the same memory |
+    | `u.cuda()`, `u.to(device)` | - | a copy in GPU memory |
+
+    A result on the GPU is a plain CUDA tensor, on the CPU a plain CPU tensor. CPU scalars decide
+    nothing. Gradients of a unified leaf are plain CPU tensors, as its memory is on the host. The
+    CPU waits for what GPUs were given to do with the memory before it touches it through a unified
+    tensor; through another alias (an array, the tensor it was made of) call `u.synchronize()`
+    first. A wrong row index on a GPU reads a zero row and raises at a later gather.
+    """
+
+    propagate = False  # a class, not an attribute of each view: torch.compile knows it by the type
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Runs the operation where the placement rule puts it."""
+        kwargs = kwargs or {}
+        if memory_only(func):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        deciding = list(_tensors(args[: num_deciding(func)])) + list(_tensors(kwargs))
+        device = placement(
+            [Operand(x.device, x.dim(), isinstance(x, UnifiedTensor)) for x in deciding],
+            _propagation(cls, func),
+        )
+        if device.type == "cpu":
+            return _run_on_cpu(func, args, kwargs)
+        return _run_on_device(func, args, kwargs, device)
+
+    @property
+    def _unified(self) -> UnifiedMemory:
+        memory: UnifiedMemory | None = self.__dict__.get("_memory")
+        with torch._C.DisableTorchFunctionSubclass():
+            plain = self.as_subclass(torch.Tensor).detach()
+            if memory is None or not memory.covers(plain):  # sharing moves the memory
+                memory = self.__dict__["_memory"] = UnifiedMemory(plain)
+        return memory
+
+    def register(self, device: torch.device | str | int = "cuda") -> UnifiedTensor:
+        """Registers the memory with CUDA now instead of at the first operation there.
+
+        A compiled function or a captured graph that uses it on CUDA needs this before it.
+
+        Raises:
+            RuntimeError: CUDA refuses or is not there; says why and what helps.
+        """
+        if not torch.cuda.is_available():
+            raise RuntimeError("this torch finds no CUDA device: unified tensors run on the CPU")
+        self._unified.registered.register(torch.empty(0, device=device).device)
+        return self
+
+    def synchronize(self) -> None:
+        """Waits until the GPUs are done with what they were given to do with the memory."""
+        self._unified.wait(to_write=True)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"unified({_plain(self)!r})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> UnifiedTensor:
+        if id(self) not in memo:
+            if not self.is_leaf:
+                raise RuntimeError("only leaves of autograd's graph are deep-copied: u.detach()")
+            memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
+        copy: UnifiedTensor = memo[id(self)]
+        return copy
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _rebuild, (_plain(self).detach(), self.requires_grad, self.propagate)
+
+
+class PropagatingTensor(UnifiedTensor):
+    """A unified tensor whose own operations run on the current GPU (`propagate=True`)."""
+
+    propagate = True
+
+
+def unified(x: Tensor, *, propagate: bool = False) -> UnifiedTensor:
+    """A tensor over `x`'s host memory that GPU operations take as an operand, in place.
+
+    Two changed lines give a training loop features that the GPU fetches itself:
+
+        x = dataeff.unified(data.x)                  # not .to("cuda")
+        ...
+        rows = x[batch.n_id.to("cuda")]              # gathered over the bus, no copy by the CPU
+
+    Nothing is copied; the memory stays alive with the result and is registered with CUDA when a
+    GPU first uses it. Sent to another process it is shared, not copied. `UnifiedTensor` says where
+    each operation runs.
+
+    Source: PyTorch-Direct (arXiv 2101.07956).
+
+    Args:
+        x: any shape, dtype and strides, host memory. A leaf that asks for gradients gives a
+            unified leaf that does.
+        propagate: whether operations that no other tensor decides run on the current GPU.
+
+    Raises:
+        TypeError: `x` is no dense tensor.
+        ValueError: `x` is not in host memory, or autograd recorded how it was made.
+
+    Example:
+        >>> u = dataeff.unified(torch.arange(6.0).view(3, 2))
+        >>> u[torch.tensor([2, 0])]
+        tensor([[4., 5.],
+                [0., 1.]])
+    """
+    if not isinstance(x, Tensor) or x.layout != torch.strided:
+        what = x.layout if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"a unified tensor is made of a dense torch.Tensor, got {what}")
+    if x.device.type != "cpu":
+        raise ValueError(f"unified tensors are in host memory, got one on {x.device}: x.cpu()")
+    if not x.is_leaf:
+        raise ValueError("autograd recorded how x was made: x.detach()")
+    _let_compiled_code_take_subclasses()
+    kind = PropagatingTensor if propagate else UnifiedTensor
+    plain = _plain(x).detach()
+    u = plain.as_subclass(kind)
+    u.__dict__["_memory"] = x._unified if isinstance(x, UnifiedTensor) else UnifiedMemory(plain)
+    u.requires_grad_(x.requires_grad)
+    return u
+
+
+def _let_compiled_code_take_subclasses() -> None:
+    # torch >= 2.11 watches the first run of a compiled function for custom operators that alias
+    # their inputs, and that watch, a debugging aid, refuses every subclass of Tensor it is shown.
+    from torch._functorch import config
+
+    if hasattr(config, "check_custom_op_aliasing"):
+        config.check_custom_op_aliasing = False
+
+
+# --- running an operation -------------------------------------------------------------------------
+
+
+def _plain(x: Tensor) -> Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.as_subclass(torch.Tensor)
+
+
+def _propagation(cls: type[UnifiedTensor], func: Callable[..., Any]) -> torch.device | None:
+    if not cls.propagate or func in _TO_HOST or not torch.cuda.is_available():
+        return None
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(tuple(values.values()))
+
+
+def _map(values: Any, change: Callable[[Tensor], Any]) -> Any:
+    if isinstance(values, Tensor):
+        return change(values)
+    if type(values) in (tuple, list):
+        return type(values)(_map(value, change) for value in values)
+    if isinstance(values, dict):
+        return {name: _map(value, change) for name, value in values.items()}
+    return values
+
+
+_CLONES = {torch.clone, torch.Tensor.clone}
+_TO_HOST = {torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist}
+
+
+def _run_on_cpu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    own = [x for x in _tensors((args, kwargs)) if isinstance(x, UnifiedTensor)]
+    if torch.compiler.is_compiling():
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+    for u in own:
+        u._unified.wait(to_write=mutates(func, kwargs))
+    with torch._C.DisableTorchFunctionSubclass():
+        result = func(*args, **kwargs)
+        if func in _CLONES:
+            clone: UnifiedTensor = result.as_subclass(type(own[0]))
+            return clone
+        if func is torch.Tensor.cpu:
+            return result.as_subclass(torch.Tensor)
+        return _map(result, lambda x: _unified_view(x, own))
+
+
+def _unified_view(x: Tensor, own: list[UnifiedTensor]) -> Tensor:
+    """A result that shares memory with a unified operand is unified too."""
+    if isinstance(x, UnifiedTensor) or x.device != CPU or x.layout != torch.strided:
+        return x
+    for u in own:
+        if x.untyped_storage()._cdata == u.untyped_storage()._cdata:
+            view = x.as_subclass(type(u))
+            view.__dict__["_memory"] = u.__dict__.get("_memory")
+            return view
+    return x
+
+
+class _OnDevice(torch.autograd.Function):
+    """A unified tensor as one of a device; its gradient comes back to host memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alias: Tensor) -> Tensor:
+        """The alias."""
+        return alias.view_as(alias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """To the host."""
+        return grads[0].to("cpu"), None
+
+
+class _TracedOnDevice(torch.autograd.Function):
+    """The same by the operator that a compiled function calls."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, like: Tensor) -> Tensor:
+        """The alias, on the device of `like`."""
+        alias: Tensor = torch.ops.dataeff.unified_alias(x.detach(), like)
+        return alias
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """To the host."""
+        return grads[0].to("cpu"), None
+
+
+def _run_on_device(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+) -> Any:
+    own = [x for x in _tensors((args, kwargs)) if isinstance(x, UnifiedTensor)]
+    rows = gather_zero_copy(func, args, kwargs, UnifiedTensor)
+    if rows is not None:
+        table, gather = rows
+        if not torch.compiler.is_compiling():
+            if device.type == "cuda":
+                table._unified.registered.register(device)
+            with torch._C.DisableTorchFunctionSubclass():
+                result = gather(_plain(table))
+            table._unified.used(device, wrote=False)
+            return result
+        with torch._C.DisableTorchFunctionSubclass():
+            return gather(table)
+    if torch.compiler.is_compiling():
+        return _trace_on_alias(func, args, kwargs, device)
+    return _run_on_alias(func, args, kwargs, device, own)
+
+
+def _trace_on_alias(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+) -> Any:
+    """The same inside `torch.compile`: operators alone."""
+    if _written(func, args, kwargs):
+        raise NotImplementedError(
+            "a compiled function cannot write from the GPU into a unified tensor: do it outside"
+        )
+    like = next(x for x in _tensors((args, kwargs)) if x.device == device)
+
+    def on_device(x: Tensor) -> Tensor:
+        return _TracedOnDevice.apply(x, like) if isinstance(x, UnifiedTensor) else x  # type: ignore[no-untyped-call]
+
+    with torch._C.DisableTorchFunctionSubclass():
+        return func(*_map(args, on_device), **_map(kwargs, on_device))
+
+
+def _run_on_alias(
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    device: torch.device,
+    own: list[UnifiedTensor],
+) -> Any:
+    written = _written(func, args, kwargs)
+    for u in written:
+        _check_writable(u)
+    aliases = {id(u): u._unified.alias(_plain(u).detach(), device) for u in own}
+
+    def on_device(x: Tensor) -> Tensor:
+        alias = aliases.get(id(x))
+        if alias is None:
+            return x
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return alias
+        with torch._C.DisableTorchFunctionSubclass():
+            lifted: Tensor = _OnDevice.apply(_plain(x), alias)  # type: ignore[no-untyped-call]
+            return lifted
+
+    result = func(*_map(args, on_device), **_map(kwargs, on_device))
+    for u in own:
+        u._unified.used(device, wrote=any(u is w for w in written))
+    for u in written:
+        torch.autograd.graph.increment_version(_plain(u))
+    return _map(result, lambda x: _own_memory(x, own, written, aliases))
+
+
+def _written(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[UnifiedTensor]:
+    """The unified tensors that the operation writes."""
+    if not mutates(func, kwargs):
+        return []
+    targets = kwargs["out"] if kwargs.get("out") is not None else args[:1]
+    return [x for x in _tensors(targets) if isinstance(x, UnifiedTensor)]
+
+
+def _check_writable(u: UnifiedTensor) -> None:
+    if u.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "a GPU operation writes in place into a unified tensor that asks for gradients: "
+            "do it under torch.no_grad()"
+        )
+
+
+def _own_memory(
+    x: Tensor, own: list[UnifiedTensor], written: list[UnifiedTensor], aliases: dict[int, Tensor]
+) -> Tensor:
+    """What was written in place is the unified tensor; nothing else aliases host memory."""
+    for u in written:
+        if x is aliases[id(u)]:
+            return u
+    for u in own:
+        same = x.untyped_storage()._cdata == aliases[id(u)].untyped_storage()._cdata
+        if same and x.numel():
+            return x.clone()
+    return x
+
+
+# --- between processes and into files -------------------------------------------------------------
+
+
+def _rebuild(x: Tensor, requires_grad: bool, propagate: bool) -> UnifiedTensor:
+    u = unified(x, propagate=propagate)
+    u.requires_grad_(requires_grad)
+    return u
+
+
+def _receive(shared: SharedTensor, requires_grad: bool, propagate: bool) -> UnifiedTensor:
+    return _rebuild(shared.tensor(), requires_grad, propagate)
+
+
+def _send(u: UnifiedTensor) -> tuple[Callable[..., UnifiedTensor], tuple[Any, ...]]:
+    with torch._C.DisableTorchFunctionSubclass():
+        shared = SharedTensor(u)
+    return _receive, (shared, u.requires_grad, u.propagate)
+
+
+for _kind in (UnifiedTensor, PropagatingTensor):
+    ForkingPickler.register(_kind, _send)
+torch.serialization.add_safe_globals([_rebuild])

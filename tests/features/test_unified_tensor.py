@@ -1,0 +1,393 @@
+"""Unified tensors: where each operation's result is, and that its values are PyTorch's own.
+
+Where there is no GPU, the meta device stands for it: it decides placement as a GPU does. Values on
+a device are then proven over an alias of the same memory that is made as a GPU's is.
+"""
+
+import copy
+import io
+import multiprocessing
+import pickle
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dataeff
+from dataeff.features import UnifiedTensor, unified_memory, unified_tensor
+from dataeff.features.unified_memory import DLPACK_CPU, byte_alias
+from dataeff.memory.shared import shared_buffer
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sharing_processes as processes
+
+META = torch.device("meta")
+# torch's own, while it compiles
+WARNS = [
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+]
+
+
+def compiling(test):
+    """Lets a test compile although warnings are errors."""
+    for mark in WARNS:
+        test = mark(test)
+    return test
+
+
+INDEX = torch.tensor([3, 0, 3])
+
+
+@pytest.fixture
+def x():
+    return torch.arange(24.0).view(6, 4)
+
+
+def other(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype, device=META)
+
+
+def ids(*shape):
+    return other(*shape, dtype=torch.long)
+
+
+UNIFIED, CPU, GPU = "unified", "cpu", "gpu"
+RULES = {
+    # the four gathers, by a GPU's index and by the CPU's
+    "u[i] gpu": (lambda u: u[ids(3)], GPU),
+    "u[i] gpu int32": (lambda u: u[ids(3).int()], GPU),
+    "u[2d i] gpu": (lambda u: u[ids(3, 2)], GPU),
+    "u[mask, i] gpu": (lambda u: u[:, ids(2)], GPU),
+    "index_select gpu": (lambda u: u.index_select(0, ids(3)), GPU),
+    "index_select dim 1 gpu": (lambda u: torch.index_select(u, 1, ids(3)), GPU),
+    "embedding gpu": (lambda u: F.embedding(ids(3, 2), u, padding_idx=-1), GPU),
+    "gather gpu": (lambda u: torch.gather(u, 1, ids(6, 2)), GPU),
+    "take_along_dim gpu": (lambda u: torch.take_along_dim(u, ids(6, 1), 1), GPU),
+    "u[i] cpu": (lambda u: u[INDEX], CPU),
+    "index_select cpu": (lambda u: u.index_select(0, INDEX), CPU),
+    "embedding cpu": (lambda u: F.embedding(INDEX, u), CPU),
+    "gather cpu": (lambda u: u.gather(0, INDEX[:, None]), CPU),
+    "u[rows] of a list": (lambda u: u[[1, 2]], CPU),
+    # arithmetic and the rest
+    "gpu operand": (lambda u: u + other(6, 4), GPU),
+    "gpu operand first": (lambda u: other(6, 4) * u, GPU),
+    "gpu in a list": (lambda u: torch.cat([u, other(1, 4)]), GPU),
+    "gpu by keyword": (lambda u: torch.add(u, other=other(4)), GPU),
+    "gpu scalar": (lambda u: u * other(), GPU),
+    "linear gpu": (lambda u: F.linear(other(2, 4), u), GPU),
+    "where gpu": (lambda u: torch.where(other(6, 4, dtype=torch.bool), u, 0.0), GPU),
+    "type of a gpu's": (lambda u: u.to(other(1)), GPU),
+    "cpu operand": (lambda u: u + torch.ones(6, 4), CPU),
+    "number": (lambda u: u * 2, CPU),
+    "cpu scalar": (lambda u: u * torch.tensor(2.0), CPU),
+    "alone": (lambda u: u.sum(), CPU),
+    "two unified": (lambda u: u @ u.t(), CPU),
+    "named tuple": (lambda u: u.max(0).values, CPU),
+    "half": (lambda u: u.half(), CPU),
+    "zeros_like": (lambda u: torch.zeros_like(u), CPU),
+    "cpu()": (lambda u: u.cpu(), CPU),
+    "to(gpu)": (lambda u: u.to(META), GPU),
+    # the same memory
+    "slice": (lambda u: u[2:5], UNIFIED),
+    "row": (lambda u: u[3], UNIFIED),
+    "view": (lambda u: u.view(-1), UNIFIED),
+    "view_as gpu": (lambda u: u.view_as(other(3, 8)), UNIFIED),
+    "t": (lambda u: u.t(), UNIFIED),
+    ".T": (lambda u: u.T, UNIFIED),
+    "detach": (lambda u: u.detach(), UNIFIED),
+    ".data": (lambda u: u.data, UNIFIED),
+    "split": (lambda u: u.split(2)[1], UNIFIED),
+    "iterated": (lambda u: next(iter(u)), UNIFIED),
+    "to(same dtype)": (lambda u: u.to(torch.float32), UNIFIED),
+    # in place
+    "in place, cpu": (lambda u: u.add_(1), UNIFIED),
+    "in place, gpu": (lambda u: u.add_(other(4)), UNIFIED),
+    "in place function, gpu": (lambda u: torch.add(u, other(4), out=u), UNIFIED),
+    "augmented, gpu": (lambda u: u.__iadd__(other(4)), UNIFIED),
+    # copies
+    "clone": (lambda u: u.clone(), UNIFIED),
+    "torch.clone": (lambda u: torch.clone(u), UNIFIED),
+    "deepcopy": (lambda u: copy.deepcopy(u), UNIFIED),
+    "parameter": (lambda u: torch.nn.Parameter(u), UNIFIED),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_where_the_result_is(x, name):
+    run, where = RULES[name]
+    u = dataeff.unified(x)
+    result = run(u)
+    assert isinstance(result, UnifiedTensor) == (where == UNIFIED), type(result)
+    assert result.device == (META if where == GPU else torch.device("cpu"))
+    if where != GPU and not name.startswith("in place"):
+        plain = run(x)
+        assert torch.equal(result, plain) if where == CPU else torch.equal(result.cpu(), plain)
+
+
+def test_what_is_in_place_returns_the_tensor_itself(x):
+    u = dataeff.unified(x)
+    assert u.add_(1) is u and u.add_(other(4)) is u and torch.add(u, 1, out=u) is u
+    u[ids(2)] = 1.0
+    u[INDEX] = 9.0
+    assert x[3].tolist() == [9] * 4
+
+
+def test_it_is_the_memory_it_was_made_of(x):
+    u = dataeff.unified(x)
+    x[1, 2] = -1
+    assert u[1, 2] == -1 and u.numpy()[1, 2] == -1 and u.data_ptr() == x.data_ptr()
+    u.numpy()[0] = 8
+    view = u[2:].t()
+    del u
+    view.fill_(3)
+    assert x[0].tolist() == [8] * 4 and x[2:].unique().tolist() == [3]
+    assert view.shape == (4, 4) and len(view) == 4 and view.device.type == "cpu"
+    assert repr(dataeff.unified(torch.ones(2))) == "unified(tensor([1., 1.]))"
+
+
+def test_it_keeps_the_storage_alive():
+    array = np.arange(12.0)
+    alive = weakref.ref(array)
+    u = dataeff.unified(torch.from_numpy(array))[2:]
+    del array
+    assert alive() is not None and u.sum() == sum(range(2, 12))
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "words"),
+    [
+        ([1.0], TypeError, "list"),
+        (torch.eye(3).to_sparse(), TypeError, "sparse"),
+        (torch.empty(3, device="meta"), ValueError, "meta"),
+        (torch.ones(3, requires_grad=True) * 2, ValueError, r"x\.detach"),
+    ],
+)
+def test_what_no_unified_tensor_is_made_of(x, error, words):
+    with pytest.raises(error, match=words):
+        dataeff.unified(x)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1,)])
+def test_small_and_empty_shapes(shape):
+    u = dataeff.unified(torch.ones(shape))
+    assert (u + 1).shape == shape and (u + other(*shape)).device == META
+    assert u.clone().shape == shape and dataeff.unified(u).shape == shape
+
+
+# --- values on a device, over an alias of the same memory -----------------------------------------
+
+
+@pytest.fixture
+def emulated(monkeypatch):
+    """Operations go the way of the GPU; the alias is of the CPU but made as a GPU's is."""
+
+    def alias(self, x, device):
+        return byte_alias(x, DLPACK_CPU, 0, self.registered) if x.numel() else x
+
+    monkeypatch.setattr(unified_tensor, "placement", lambda operands, propagate: META)
+    monkeypatch.setattr(unified_memory.UnifiedMemory, "alias", alias)
+
+
+OPERATIONS = [
+    lambda u: u + torch.ones(4),
+    lambda u: u[1:, ::2] * 2,
+    lambda u: u.t() @ torch.ones(6, 3),
+    lambda u: torch.cat([u, u.flip(0)]),
+    lambda u: u[torch.tensor([5, -6])].sum(0),
+    lambda u: u.topk(2, dim=0).values,
+    lambda u: torch.index_select(u, 1, INDEX),
+    lambda u: F.softmax(u, dim=1),
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=range(len(OPERATIONS)))
+def test_values_and_gradients_through_the_alias(emulated, operation):
+    x = torch.rand(6, 4, requires_grad=True)
+    u = dataeff.unified(x.detach().clone().requires_grad_())
+    expected, result = operation(x), operation(u)
+    assert torch.equal(result, expected) and not isinstance(result, UnifiedTensor)
+    weights = torch.rand(expected.shape)
+    (expected * weights).sum().backward()
+    (result * weights).sum().backward()
+    assert u.grad.device.type == "cpu" and torch.equal(u.grad, x.grad)
+
+
+def test_writes_through_the_alias(emulated, x):
+    u, plain = dataeff.unified(x), x.clone()
+    version = u._version
+    assert u.add_(torch.ones(4)) is u
+    u[INDEX] = torch.zeros(3, 4)
+    torch.mul(u, 2, out=u)
+    plain = plain.add_(1).index_fill_(0, INDEX, 0).mul_(2)
+    assert torch.equal(x, plain) and u._version > version
+
+
+def test_a_result_on_the_device_never_aliases_host_memory(emulated, x):
+    u = dataeff.unified(x)
+    result = u.to(torch.float32)
+    result.fill_(0)
+    assert x.sum() == sum(range(24))
+
+
+def test_a_leaf_with_gradients_is_not_written_from_the_device(x):
+    u = dataeff.unified(x.requires_grad_())
+    with pytest.raises(RuntimeError, match="no_grad"):
+        u.add_(other(4))
+    with torch.no_grad():
+        assert u.add_(other(4)) is u
+
+
+@given(
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 6),
+    start=st.integers(0, 5),
+    step=st.integers(1, 3),
+    dtype=st.sampled_from([torch.uint8, torch.bool, torch.bfloat16, torch.float64]),
+)
+@settings(deadline=None, max_examples=60)
+def test_an_alias_has_the_elements_of_any_view(rows, columns, start, step, dtype):
+    x = torch.randint(0, 2, (rows, columns)).to(dtype).t()[start % columns :: step]
+    alias = byte_alias(x, DLPACK_CPU, 0, None)
+    assert torch.equal(alias, x) and alias.stride() == x.stride() and alias.dtype == dtype
+    alias.fill_(1)
+    assert (x == 1).all()
+
+
+def test_an_alias_keeps_its_owner_until_it_is_gone():
+    class Owner:
+        pass
+
+    owner = Owner()
+    alive = weakref.ref(owner)
+    x = torch.ones(3)
+    alias = byte_alias(x, DLPACK_CPU, 0, owner)
+    capsule = unified_memory._core.alias_capsule(x.data_ptr(), 12, 1, 0, owner)
+    del owner
+    view = alias[1:]
+    del alias, capsule
+    assert alive() is not None
+    del view
+    assert alive() is None
+
+
+# --- elements by torch.gather ---------------------------------------------------------------------
+
+
+@given(dim=st.integers(-3, 2), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_gather_is_a_gather_of_elements(dim, seed):
+    from dataeff.features.unified_ops import _gather_elements
+
+    torch.manual_seed(seed)
+    table = torch.rand(3, 4, 5)
+    shape = [2, 3, 4]
+    index = torch.randint(0, table.shape[dim], shape)
+    assert torch.equal(_gather_elements(table, dim % 3, index), torch.gather(table, dim, index))
+    index.view(-1)[seed % 24] = table.shape[dim]  # within the memory, but not in the dimension
+    with pytest.raises(IndexError, match="60"):
+        _gather_elements(table, dim % 3, index)
+
+
+# --- the rest of PyTorch --------------------------------------------------------------------------
+
+
+def test_a_leaf_trains_like_a_plain_one(x):
+    plain = torch.nn.Parameter(x.clone())
+    u = torch.nn.Parameter(dataeff.unified(x))
+    assert isinstance(u, UnifiedTensor) and u.is_leaf
+    for weight in (plain, u):
+        optimizer = torch.optim.Adam([weight], lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            F.embedding(INDEX, weight).square().sum().backward()
+            optimizer.step()
+    assert torch.equal(x, plain.detach()) and type(u.grad) is torch.Tensor
+
+
+@compiling
+def test_compiles_as_one_graph(x):
+    u = dataeff.unified(x.clone().requires_grad_())
+    plain = x.requires_grad_()
+
+    def step(u, index):
+        return (F.embedding(index, u) * u[1:2]).sum() + u.index_select(0, index).square().sum()
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for weight, run in ((u, compiled), (plain, step)):
+        run(weight, INDEX).backward()
+    torch.testing.assert_close(u.grad, plain.grad)
+
+
+@compiling
+def test_inductor_compiles_it(x):
+    compiled = torch.compile(lambda u, index: u[index] * 2, fullgraph=True)
+    assert torch.equal(compiled(dataeff.unified(x), INDEX), x[INDEX] * 2)
+
+
+@compiling
+def test_compiles_for_an_index_and_operands_on_the_device(x):
+    u = dataeff.unified(x)
+
+    def step(u, index, weight):
+        return u[index] @ weight + torch.gather(u, 0, index[:, None]), u * weight.sum()
+
+    rows, product = torch.compile(step, fullgraph=True, backend="aot_eager")(u, ids(3), other(4, 2))
+    assert rows.shape == (3, 2) and rows.device == product.device == META
+    with pytest.raises(Exception, match="compiled function cannot write"):
+        torch.compile(lambda u, y: u.add_(y), fullgraph=True, backend="aot_eager")(u, other(4))
+
+
+def test_pickle_copies_and_keeps_the_kind(x):
+    u = dataeff.unified(x.requires_grad_(), propagate=True)
+    again = pickle.loads(pickle.dumps(u))
+    assert type(again) is type(u) and again.requires_grad and torch.equal(again.cpu(), x)
+    file = io.BytesIO()
+    torch.save({"u": u}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)["u"]
+    assert type(loaded) is type(u) and loaded.data_ptr() != u.data_ptr()
+    with pytest.raises(RuntimeError, match="leaves"):
+        copy.deepcopy(u.view(-1))
+
+
+def test_a_module_with_one_round_trips_its_state(x):
+    module = torch.nn.Module()
+    module.register_buffer("features", dataeff.unified(x))
+    state = copy.deepcopy(module.state_dict())
+    x.zero_()
+    module.load_state_dict(state)
+    assert x.view(-1).tolist() == list(range(24))
+    assert isinstance(module.features, UnifiedTensor)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_share_it(method):
+    u = dataeff.unified(torch.arange(24.0).view(12, 2))
+    if method == "fork":
+        dataeff.memory.share_(u)
+    loader = torch.utils.data.DataLoader(
+        processes.Rows(u), batch_size=4, num_workers=1, multiprocessing_context=method
+    )
+    assert torch.cat(list(loader))[:, 0].tolist() == list(range(0, 24, 2))
+    assert u[:, 1].tolist() == list(range(100, 112))
+    assert shared_buffer(u) is not None
+    assert "dataeff" in multiprocessing.reduction.ForkingPickler.dumps(u).tobytes().decode("latin1")
+
+
+def test_a_table_takes_one(x):
+    table = dataeff.FeatureTable(dataeff.unified(x))
+    assert torch.equal(table[INDEX], x[INDEX]) and type(table.x) is torch.Tensor
+
+
+def test_registering_says_that_there_is_no_gpu(x, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="no CUDA device"):
+        dataeff.unified(x).register()
+    dataeff.unified(x).synchronize()  # nothing is under way
