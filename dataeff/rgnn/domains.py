@@ -35,6 +35,9 @@ _NAMED: Final = {
     "dst_pair.etype": ("dst_pair", "etype"),
     "node.ntype": ("node", "ntype"),
     "dst.ntype": ("dst", "ntype"),
+    # Only where all sources, and all destinations, of a relation have one type.
+    "etype.src_ntype": ("etype", "ntype"),
+    "etype.dst_ntype": ("etype", "ntype"),
 }
 _TO_ONE: Final = {f"{d}.one": (d, "one") for d in DOMAINS if d != "one"}
 MAPS: Final = {**_NAMED, **_TO_ONE}

@@ -100,6 +100,7 @@ class Graph:
         self.edge_type = edge_type
         self.node_type = node_type
         self.layout: TypedLayout | None = None
+        self._relation_ends: Tensor | None = None
         self._structure: Structure | None = None
         self._profile: str | None = None
         # The operator finds this object again by a token that travels as a tensor, so that
@@ -193,6 +194,19 @@ class Graph:
             with _outside_transforms():
                 self._structure = Structure(self)
         return self._structure
+
+    @property
+    def relation_ends(self) -> Tensor:
+        """Node types of each relation's sources and of its destinations, [2, num_relations].
+
+        Raises:
+            ValueError: the graph was not made of edges by type.
+        """
+        if self.layout is None:
+            raise ValueError("relations of this graph have no node types; see Graph.from_typed")
+        if self._relation_ends is None:
+            self._relation_ends = self.layout.relation_ends(self.device)
+        return self._relation_ends
 
     def prepare(self) -> Graph:
         """Build the sorted edges and pairs now (before torch.compile traces a layer)."""

@@ -62,7 +62,7 @@ class Layer:
             if needs_grad and tensor.requires_grad:
                 wanted |= 1 << position
         profile = graph.profile if torch.compiler.is_compiling() else None
-        spec = spec_of(names, statics, profile)
+        spec = spec_of(names, statics, profile, graph.layout is not None)
         sizes = list(graph.sizes)
         if wanted == 0:
             found, _ = torch.ops.dataeff.rgnn_forward(inputs, graph.token, self.id, spec, sizes, 0)
@@ -118,7 +118,7 @@ class Layer:
     def plan(self, graph: Graph, *args: Any, **kwargs: Any) -> Plan:
         """The compiled plan of a call with these arguments, with gradients of every tensor."""
         tensors, statics = self.bind(graph, args, kwargs)
-        spec = spec_of(tuple(tensors), statics)
+        spec = spec_of(tuple(tensors), statics, typed=graph.layout is not None)
         wanted = (1 << len(tensors)) - 1
         return plan_for(
             Request.of(self.id, spec, list(tensors.values()), list(graph.sizes), wanted)

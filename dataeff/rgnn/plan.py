@@ -65,7 +65,10 @@ class Request:
     @property
     def disabled(self) -> frozenset[str]:
         """Optional passes that are left out."""
-        return frozenset(*literal_eval(self.spec)[2:3])
+        parts = (*literal_eval(self.spec), (), None, False)
+        # Weights of node types and of relations are only multiplied where each relation has one
+        # node type at either end.
+        return frozenset(parts[2] if parts[4] else (*parts[2], "fold_types"))
 
     @property
     def statics(self) -> dict[str, Any]:
@@ -102,10 +105,16 @@ def disabled_passes(*names: str) -> Iterator[None]:
 
 
 def spec_of(
-    names: Sequence[str], statics: tuple[tuple[str, Any], ...], profile: str | None = None
+    names: Sequence[str],
+    statics: tuple[tuple[str, Any], ...],
+    profile: str | None = None,
+    typed: bool = False,
 ) -> str:
-    """The text that stands for a call's tensor names, constants, disabled passes and profile."""
-    return repr((tuple(names), statics, _disabled, profile))
+    """The text that stands for a call's tensor names, constants, disabled passes and profile.
+
+    `typed` says that the graph was made of edges by type.
+    """
+    return repr((tuple(names), statics, _disabled, profile, typed))
 
 
 class Compiled:

@@ -11,6 +11,7 @@ from dataeff.rgnn.passes.canonicalise import canonicalise
 from dataeff.rgnn.passes.compact import compact
 from dataeff.rgnn.passes.cse import eliminate_common_subexpressions
 from dataeff.rgnn.passes.dce import eliminate_dead_code
+from dataeff.rgnn.passes.fold_types import fold_types
 from dataeff.rgnn.passes.reassociate import reassociate
 from dataeff.rgnn.passes.reorder import reorder
 from dataeff.rgnn.verify import verify
@@ -19,7 +20,7 @@ from dataeff.rgnn.view import SIZE_ORDER
 Pass = tuple[str, Callable[[Program], Program]]
 Stages = list[tuple[str, Program]]
 
-OPTIONAL = ("compact", "reorder", "aggregate_first", "reassociate")
+OPTIONAL = ("compact", "reorder", "fold_types", "aggregate_first", "reassociate")
 
 
 def optimise(
@@ -41,6 +42,7 @@ def optimise(
         ("cse", eliminate_common_subexpressions),
         ("dce", eliminate_dead_code),
         ("reorder", partial(reorder, rows=rows)),
+        ("fold_types", partial(fold_types, rows=rows)),
         ("dce", eliminate_dead_code),
         ("aggregate_first", partial(aggregate_first, rows=rows)),
         ("canonicalise", canonicalise),

@@ -1,0 +1,126 @@
+"""Weights of node types times weights of relations: HGT's reordering."""
+
+import pytest
+import torch
+
+from dataeff import rgnn
+from dataeff.rgnn.passes.pipeline import OPTIONAL
+from dataeff.rgnn.plan import disabled_passes
+
+RELATIONS = [("a", "r", "b"), ("b", "s", "a"), ("b", "t", "b"), ("c", "u", "a"), ("a", "v", "c")]
+NODES = {"a": 300, "b": 500, "c": 40}
+
+
+@rgnn.layer
+def hgt(g, x, K, bk, Q, V, A, M):
+    k, q = rgnn.linear(x, K[g.ntype]) + bk[g.ntype], rgnn.linear(g.at_dst(x), Q[g.ntype])
+    score = rgnn.dot(rgnn.linear(g.src(k), A[g.etype]), g.dst(q))
+    message = rgnn.linear(g.src(rgnn.linear(x, V[g.ntype])), M[g.etype])
+    return g.sum(rgnn.edge_softmax(score) * message)
+
+
+@rgnn.layer
+def both_ends(g, x, K, W):
+    """The same projection at both ends, whose types differ."""
+    z = rgnn.linear(x, K[g.ntype])
+    return g.sum(rgnn.linear(g.src(z), W[g.etype]) * rgnn.linear(g.dst(z), W[g.etype]))
+
+
+def problem(heads=1, width_in=4, width=4, more_relations=0, nodes=NODES, edges=400):
+    g = torch.Generator().manual_seed(0)
+    typed = {
+        r: torch.stack([torch.randint(0, nodes[r[k]], (edges,), generator=g) for k in (0, 2)])
+        for r in RELATIONS
+    }
+    graph = rgnn.Graph.from_typed(typed, nodes)
+
+    def leaf(*shape):
+        value = torch.randn(*shape, generator=g, dtype=torch.float64) * 0.5
+        return value.requires_grad_()
+
+    types, relations = len(nodes), len(RELATIONS) + more_relations
+    K, Q, V = (leaf(types, width_in, heads, width) for _ in range(3))
+    A, M = (leaf(relations, heads, width, width) for _ in range(2))
+    return graph, (leaf(sum(nodes.values()), width_in), K, leaf(types, heads, width), Q, V, A, M)
+
+
+def dense(graph, x, K, bk, Q, V, A, M):
+    """Edge by edge, with a copy of every weight."""
+    src, dst = graph.edge_index
+    ntype, etype = graph.node_type.long(), graph.edge_type
+    k = torch.einsum("ni,nihd->nhd", x, K[ntype]) + bk[ntype]
+    q, v = (torch.einsum("ni,nihd->nhd", x, W[ntype]) for W in (Q, V))
+    score = (torch.einsum("ehd,ehdo->eho", k[src], A[etype]) * q[dst]).sum(-1)
+    weight = torch.exp(score)
+    total = torch.zeros(x.shape[0], score.shape[1], dtype=x.dtype).index_add(0, dst, weight)
+    message = torch.einsum("ehd,ehdo->eho", v[src], M[etype])
+    message = (weight / total[dst])[..., None] * message
+    return torch.zeros_like(q).index_add(0, dst, message)
+
+
+def stages(layer, graph, args):
+    return [name for name, _ in layer.plan(graph, *args).compiled.stages]
+
+
+@pytest.mark.parametrize("disabled", [(), *((name,) for name in OPTIONAL)], ids=str)
+@pytest.mark.parametrize("heads", [1, 2])
+def test_hgt_is_right_with_each_pass_left_out(heads, disabled):
+    graph, args = problem(heads)
+    with disabled_passes(*disabled):
+        got = hgt(graph, *args)
+        have = torch.autograd.grad(got.square().sum(), args)
+    want = dense(graph, *args)
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+    for a, b in zip(have, torch.autograd.grad(want.square().sum(), args), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_it_folds_for_one_head_and_not_where_heads_widen_the_product():
+    assert "fold_types" in stages(hgt, *problem(heads=1))
+    assert "fold_types" not in stages(hgt, *problem(heads=8, width_in=32))
+
+
+def test_it_takes_the_type_of_the_end_that_is_read():
+    graph, (x, K, *_, A, _) = problem()
+    got = both_ends(graph, x, K.squeeze(2), A.squeeze(1))
+    z = torch.einsum("ni,nid->nd", x, K.squeeze(2)[graph.node_type.long()])
+    src, dst = graph.edge_index
+    W = A.squeeze(1)[graph.edge_type]
+    sides = (torch.einsum("ed,edo->eo", z[end], W) for end in (src, dst))
+    want = torch.zeros_like(z).index_add(0, dst, torch.mul(*sides))
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_weights_may_know_more_relations_than_the_graph():
+    graph, args = problem(more_relations=2)
+    got = hgt(graph, *args)
+    torch.testing.assert_close(got, dense(graph, *args), rtol=1e-10, atol=1e-10)
+    *_, dA, _ = torch.autograd.grad(got.sum(), args)
+    assert dA[:5].any() and not dA[5:].any()
+
+
+def test_a_graph_of_mixed_relations_is_left_alone():
+    """Where a relation leads from nodes of several types there is no weight per relation."""
+    graph, args = problem()
+    mixed = rgnn.Graph(
+        graph.edge_index, graph.edge_type.flip(0), num_nodes=840, node_type=graph.node_type
+    )
+    assert "fold_types" not in stages(hgt, mixed, args)
+    torch.testing.assert_close(hgt(mixed, *args), dense(mixed, *args), rtol=1e-10, atol=1e-10)
+
+
+def test_triton_kernels_of_the_folded_program(monkeypatch):
+    pytest.importorskip("triton")
+    from dataeff.rgnn.interpret import interpret
+    from dataeff.rgnn.plan import Plan
+    from dataeff.rgnn.view import View
+
+    graph, args = problem(nodes={"a": 18, "b": 20, "c": 4}, edges=8)
+    args = [a.detach().float() for a in args]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    plan = Plan(hgt.plan(graph, *args).request, backend="triton")
+    assert "fold_types" in [name for name, _ in plan.compiled.stages]
+    view, named = View(graph, plan.sizes), dict(zip(plan.request.names, args, strict=True))
+    want = interpret(plan.compiled.forward, view, named)
+    for a, b in zip(plan.compiled.forward_runner(view, named), want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
