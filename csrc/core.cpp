@@ -22,11 +22,14 @@ PYBIND11_MODULE(_core, m) {
       const py::object raised = py::reinterpret_steal<py::object>(
           PyObject_CallFunction(PyExc_OSError, "isO", e.code(), e.what(), path.ptr()));
       if (raised) PyErr_SetObject(py::type::handle_of(raised).ptr(), raised.ptr());
+    } catch (const dataeff::EndOfFile& e) {
+      PyErr_SetString(PyExc_EOFError, e.what());
     }
   });
   dataeff::bind_memory(m);
   dataeff::bind_registration(m);
   dataeff::bind_storage(m);
+  dataeff::bind_stored_rows(m);
   dataeff::bind_gather(m);
   dataeff::bind_sampling(m);
   dataeff::bind_parallel(m);

@@ -1,5 +1,6 @@
 // Exceptions of the core and what Python sees of them: std::invalid_argument is ValueError,
-// std::out_of_range is IndexError, std::runtime_error is RuntimeError, OsError is OSError.
+// std::out_of_range is IndexError, std::runtime_error is RuntimeError, OsError is OSError,
+// EndOfFile is EOFError.
 #pragma once
 
 #include <cerrno>
@@ -20,6 +21,12 @@ class OsError : public std::runtime_error {
  private:
   int code_;
   std::string path_;
+};
+
+// A read beyond the last byte of a file, which has no errno.
+class EndOfFile : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
 };
 
 // Thrown by every CUDA entry point of a core that was compiled without nvcc.

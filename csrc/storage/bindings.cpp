@@ -41,8 +41,7 @@ std::shared_ptr<Transfer> submit(Engine& engine, Op op, int fd, uintptr_t data, 
   if (transfer.cancelled()) throw OsError(ECANCELED, transfer.describe() + " was cancelled");
   const Transfer::Failure& failure = *transfer.failure();
   if (!failure.end_of_file) throw OsError(failure.code, failure.text);
-  PyErr_SetString(PyExc_EOFError, failure.text.c_str());
-  throw py::error_already_set();
+  throw EndOfFile(failure.text);
 }
 
 // Waits in slices, so that Ctrl-C is heard.

@@ -12,8 +12,8 @@ Engine::Engine(std::string name, std::shared_ptr<FaultPlan> faults)
 
 bool Engine::of_this_process() const { return pid_ == getpid(); }
 
-std::shared_ptr<Transfer> Engine::submit(Op op, int fd, char* data, int64_t nbytes,
-                                         int64_t offset) {
+std::shared_ptr<Transfer> Engine::submit(Op op, int fd, char* data, int64_t nbytes, int64_t offset,
+                                         int64_t room) {
   if (!of_this_process()) {
     throw std::runtime_error("this engine belongs to process " + std::to_string(pid_) +
                              ", and a fork copies none of its threads: open an engine in process " +
@@ -31,7 +31,7 @@ std::shared_ptr<Transfer> Engine::submit(Op op, int fd, char* data, int64_t nbyt
                                 std::to_string(alignment.block) +
                                 ": the file is open for direct I/O");
   }
-  auto transfer = std::make_shared<Transfer>(op, fd, data, nbytes, offset, alignment);
+  auto transfer = std::make_shared<Transfer>(op, fd, data, nbytes, offset, alignment, room);
   if (!enqueue(transfer)) throw std::invalid_argument("the engine is closed");
   return transfer;
 }

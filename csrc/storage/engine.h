@@ -22,11 +22,13 @@ class Engine {
 
   // Moves `nbytes` between `data` and the file. On a file open for direct I/O `offset` must be a
   // multiple of its block; memory that is not aligned is bounced, and the last part of a write is
-  // padded with zeros to a whole block, so whoever writes owns that block to its end.
+  // padded with zeros to a whole block, so whoever writes owns that block to its end. A read may
+  // overwrite `room` bytes from `data` on, if that is more than `nbytes`.
   //
   // Throws std::invalid_argument (closed engine, bad arguments), std::runtime_error (forked child)
   // and OsError (bad fd). Failures of the transfer itself are the transfer's.
-  std::shared_ptr<Transfer> submit(Op op, int fd, char* data, int64_t nbytes, int64_t offset);
+  std::shared_ptr<Transfer> submit(Op op, int fd, char* data, int64_t nbytes, int64_t offset,
+                                   int64_t room = 0);
 
   // Ends every transfer and stops the threads. With `cancel`, those that have not begun are
   // cancelled. A second call, and any call in a forked child, does nothing.

@@ -35,16 +35,20 @@ PieceIo::PieceIo(Piece piece, BounceBuffer& bounce, FaultPlan* faults)
       base_(target_),
       length_(piece_.nbytes) {
   const Alignment& alignment = transfer().alignment;
-  const bool reachable = reinterpret_cast<uintptr_t>(target_) % alignment.memory == 0 &&
-                         length_ % alignment.block == 0;
-  if (reachable) return;
+  const int64_t padded = round_up(length_, alignment.block);
+  const bool room =
+      padded == length_ || (transfer().op == Op::kRead && padded <= transfer().room - piece_.begin);
+  if (reinterpret_cast<uintptr_t>(target_) % alignment.memory == 0 && room) {
+    length_ = padded;
+    return;
+  }
   try {
     base_ = bounce.data();
   } catch (const OsError& e) {  // no memory: the first attempt reports it
     refusal_ = e.code();
     return;
   }
-  length_ = round_up(length_, alignment.block);
+  length_ = padded;
   if (transfer().op == Op::kWrite) {
     std::memcpy(base_, target_, piece_.nbytes);
     std::memset(base_ + piece_.nbytes, 0, length_ - piece_.nbytes);

@@ -2,6 +2,8 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+
 namespace dataeff {
 namespace {
 
@@ -24,12 +26,13 @@ std::string path_of(int fd) {
 const char* op_name(Op op) { return op == Op::kRead ? "read" : "write"; }
 
 Transfer::Transfer(Op op, int fd, char* data, int64_t nbytes, int64_t offset,
-                   const Alignment& alignment)
+                   const Alignment& alignment, int64_t room)
     : op(op),
       fd(fd),
       data(data),
       nbytes(nbytes),
       offset(offset),
+      room(std::max(room, nbytes)),
       alignment(alignment),
       pid_(getpid()),
       num_left_(nbytes) {

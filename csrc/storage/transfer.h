@@ -29,7 +29,10 @@ class Transfer {
     std::string text;
   };
 
-  Transfer(Op op, int fd, char* data, int64_t nbytes, int64_t offset, const Alignment& alignment);
+  // `room`, when larger than `nbytes`, is how much of the memory a read may overwrite: direct I/O
+  // reads whole blocks, and with room for the last one it needs no bounce.
+  Transfer(Op op, int fd, char* data, int64_t nbytes, int64_t offset, const Alignment& alignment,
+           int64_t room = 0);
 
   // For the caller.
   bool wait_for(std::chrono::nanoseconds timeout);  // false when the time is over
@@ -56,6 +59,7 @@ class Transfer {
   char* const data;
   const int64_t nbytes;
   const int64_t offset;
+  const int64_t room;
   const Alignment alignment;
 
  private:

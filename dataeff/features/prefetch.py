@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Prefetch:
@@ -38,11 +41,44 @@ def prefetch_in_thread(executor: ThreadPoolExecutor, gather: Callable[[], Tensor
     """Runs `gather` in a thread; exceptions come out of `wait()`."""
     future: Future[Tensor] = executor.submit(gather)
 
+    return Prefetch(lambda: _result(future))
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError:
+        raise RuntimeError("the table was closed before this prefetch began") from None
+
+
+def prefetch_in_thread_on_stream(
+    executor: ThreadPoolExecutor,
+    stream: torch.cuda.Stream,
+    index: Tensor,
+    gather: Callable[[], Tensor],
+) -> Prefetch:
+    """Runs `gather`, which keeps the host busy, in a thread whose copies to the GPU use `stream`.
+
+    The stream waits for what the current stream has queued (it may make the index, and may still
+    read rows whose memory comes round again); the reader's stream waits for the copy.
+    """
+    made = torch.cuda.Event()
+    made.record(torch.cuda.current_stream(index.device))
+
+    def run() -> tuple[Tensor, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            stream.wait_event(made)
+            rows = gather()
+            done = torch.cuda.Event()
+            done.record(stream)
+        return rows, done
+
+    future = executor.submit(run)
+
     def finish() -> Tensor:
-        try:
-            return future.result()
-        except CancelledError:
-            raise RuntimeError("the table was closed before this prefetch began") from None
+        rows, done = _result(future)
+        torch.cuda.current_stream(index.device).wait_event(done)
+        return rows
 
     return Prefetch(finish)
 

@@ -9,6 +9,25 @@ from dataeff.ledger import Ledger, Tier
 
 
 @dataclass(frozen=True)
+class DiskStats:
+    """What a table on disk has read.
+
+    Attributes:
+        num_cache_rows: rows that its cache holds when it is full.
+        num_hits: rows delivered from the cache.
+        num_misses: rows delivered from the files.
+        num_reads: requests to the files; several rows may share one.
+        nbytes_read: bytes of those requests, whole blocks of direct I/O.
+    """
+
+    num_cache_rows: int
+    num_hits: int
+    num_misses: int
+    num_reads: int
+    nbytes_read: int
+
+
+@dataclass(frozen=True)
 class TableStats:
     """Counts since the table was made: proof of what moved.
 
@@ -16,11 +35,13 @@ class TableStats:
         num_gathers: gathers carried out, prefetches and indexings among them.
         num_rows: rows they delivered.
         nbytes: bytes delivered, by way: `"host->host"`, `"host->device"`.
+        disk: hits, reads and their bytes, of a table on disk.
     """
 
     num_gathers: int
     num_rows: int
     nbytes: dict[str, int] = field(default_factory=dict)
+    disk: DiskStats | None = None
 
 
 class Account:
@@ -31,6 +52,7 @@ class Account:
         self._lock = threading.Lock()
         self._num_gathers = 0
         self._num_rows = 0
+        self.disk: DiskStats | None = None
 
     def gathered(self, num_rows: int, source: Tier, target: Tier, nbytes: int) -> None:
         """Enters one gather."""
@@ -48,4 +70,4 @@ class Account:
             if self.ledger.count(source, target)
         }
         with self._lock:
-            return TableStats(self._num_gathers, self._num_rows, ways)
+            return TableStats(self._num_gathers, self._num_rows, ways, disk=self.disk)

@@ -5,17 +5,25 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from dataeff._core import FaultPlan
+from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
 from dataeff.features.gather_cuda import check_devices
 from dataeff.features.index import RowSelection, row_index
-from dataeff.features.prefetch import Prefetch, prefetch_in_thread, prefetch_on_stream
+from dataeff.features.prefetch import (
+    Prefetch,
+    prefetch_in_thread,
+    prefetch_in_thread_on_stream,
+    prefetch_on_stream,
+)
 from dataeff.features.rows import HostRows, Rows
 from dataeff.features.stats import Account, TableStats
 from dataeff.memory import share_among_ranks
@@ -127,6 +135,47 @@ class FeatureTable:
         table = cls.__new__(cls)
         table._begin(rows)
         return table
+
+    @classmethod
+    def open(
+        cls,
+        paths: PathLike | Sequence[PathLike],
+        *,
+        name: str | None = None,
+        cache_bytes: int = 64 << 20,
+        queue_depth: int = 128,
+        engine: str = "auto",
+        faults: FaultPlan | None = None,
+    ) -> FeatureTable:
+        """A table whose rows stay on disk; larger than memory is fine.
+
+        A gather reads the pages of its rows past the page cache, many at a time, each page once,
+        and keeps rows in a cache of its own (S3-FIFO, which `stats().disk` counts). The files must
+        not change while the table is open. A CUDA index gets its rows through pinned memory;
+        `prefetch` reads in a thread. Pickled, and in forked workers, the table opens the files
+        anew, with an empty cache.
+
+        Args:
+            paths: `.npy`, `.safetensors`, or the `.json` index of a striped table that
+                `dataeff.convert` wrote; of several files the rows follow one another.
+            name: which tensor of `.safetensors` files that hold more than one.
+            cache_bytes: host memory for rows read before, bookkeeping included; 0 for none.
+            queue_depth: reads on their way at one time.
+            engine: `io_uring`, `threads`, or `auto`: io_uring where it is allowed.
+            faults: faults to inject, for tests.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: a file is no table, damaged, truncated, in Fortran order or of another byte
+                order; or files differ in dtype or row shape.
+            KeyError: a `.safetensors` file has no tensor of that name.
+            OSError: a file cannot be read, or io_uring was asked for and is refused.
+
+        Source: pages as in Ginex (arXiv 2208.09151); S3-FIFO (SOSP 2023).
+        """
+        some = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        options = DiskOptions(cache_bytes, queue_depth, engine, faults)
+        return cls._over(DiskRows(some, name, options))
 
     # --- what it is ---------------------------------------------------------------------------
 
@@ -243,14 +292,20 @@ class FeatureTable:
         """
         with self._lock:
             rows, account = self._open_rows(), self._account
+            gather = partial(rows.gather, index, None, account)
+            if index.device.type != "cpu" and rows.asynchronous:
+                return prefetch_on_stream(self._stream(index), index, gather)
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
             if index.device.type == "cpu":
-                if self._executor is None:
-                    self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
-                return prefetch_in_thread(self._executor, lambda: rows.gather(index, None, account))
-            if index.device not in self._streams:
-                self._streams[index.device] = torch.cuda.Stream(index.device)
-            stream = self._streams[index.device]
-            return prefetch_on_stream(stream, index, lambda: rows.gather(index, None, account))
+                return prefetch_in_thread(self._executor, gather)
+            stream = self._stream(index)
+            return prefetch_in_thread_on_stream(self._executor, stream, index, gather)
+
+    def _stream(self, index: Tensor) -> torch.cuda.Stream:
+        if index.device not in self._streams:
+            self._streams[index.device] = torch.cuda.Stream(index.device)
+        return self._streams[index.device]
 
     # --- the account --------------------------------------------------------------------------
 

@@ -1,0 +1,262 @@
+"""Files that hold one table: `.npy`, `.safetensors`, and the index of a striped one.
+
+Each is read up to the first row; what comes out says where the rows are and how wide.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+STRIPES_FORMAT = "dataeff-stripes"
+SUFFIXES = (".npy", ".safetensors", ".json")
+MAX_HEADER_NBYTES = 100 << 20  # what the safetensors library takes, too
+
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class RowFiles:
+    """A table in one file, or striped over several.
+
+    Attributes:
+        shape: [num_rows, ...].
+        dtype: of the rows.
+        paths: the files, absolute.
+        offset: the byte of each file at which its first row begins.
+        rows_per_extent: rows that go to one file before it is the next one's turn.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    paths: tuple[Path, ...]
+    offset: int
+    rows_per_extent: int
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def rows_in_file(self, index: int) -> int:
+        """How many rows the `index`th file holds."""
+        whole, rest = divmod(self.shape[0], self.rows_per_extent * len(self.paths))
+        rest = min(max(rest - index * self.rows_per_extent, 0), self.rows_per_extent)
+        return whole * self.rows_per_extent + rest
+
+    def check_sizes(self) -> None:
+        """Raises ValueError naming the file and both sizes when one is too short for its rows."""
+        for index, path in enumerate(self.paths):
+            size = path.stat().st_size
+            needed = self.offset + self.rows_in_file(index) * self.row_nbytes
+            if size < needed:
+                raise ValueError(
+                    f"{path} is truncated: it has {size} bytes, and {self.rows_in_file(index)} "
+                    f"rows of {self.row_nbytes} bytes from byte {self.offset} on need {needed}"
+                )
+
+
+def read_header(path: str | os.PathLike[str], name: str | None = None) -> RowFiles:
+    """Where the rows of a file are.
+
+    Args:
+        path: `.npy` (any version, C order), `.safetensors`, or the `.json` index of a striped
+            table.
+        name: which tensor of a `.safetensors` file; not needed when it holds one.
+
+    Raises:
+        FileNotFoundError: it is missing, or a stripe of it.
+        ValueError: another suffix; a header that is damaged, or of a layout or dtype that no table
+            has; a file too short for its rows.
+        KeyError: no tensor of that name.
+    """
+    path = Path(path).absolute()
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"{path}: a table is opened from {', '.join(SUFFIXES)}; dataeff.convert makes one "
+            "from tensors, arrays and Parquet"
+        )
+    if name is not None and path.suffix != ".safetensors":
+        raise ValueError(f"name={name!r}: only a .safetensors file names tensors, not {path}")
+    if path.suffix == ".npy":
+        files = _npy(path)
+    elif path.suffix == ".safetensors":
+        files = _safetensors(path, name)
+    else:
+        files = _stripes(path)
+    files.check_sizes()
+    return files
+
+
+def _damaged(path: Path, what: str) -> ValueError:
+    return ValueError(f"{path} has a damaged header: {what}")
+
+
+# --- .npy ---------------------------------------------------------------------------------------
+
+
+def _npy(path: Path) -> RowFiles:
+    """The format is that of NumPy's NEP 1: magic, version, length, a Python dict, padding."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8 or start[:6] != b"\x93NUMPY":
+            raise _damaged(path, f"it begins with {start[:6]!r}, a .npy file with b'\\x93NUMPY'")
+        major = start[6]
+        if major not in (1, 2, 3):
+            raise _damaged(path, f"version {major}.{start[7]} of .npy is unknown")
+        width = 2 if major == 1 else 4
+        length = int.from_bytes(file.read(width), "little")
+        if length > MAX_HEADER_NBYTES:
+            raise _damaged(path, f"it claims to be {length} bytes long")
+        text = file.read(length)
+        if len(text) < length:
+            raise _damaged(path, f"the file ends after {len(text)} of its {length} bytes")
+    shape, dtype = _npy_fields(path, text.decode("utf-8" if major == 3 else "latin1"))
+    return RowFiles(shape, dtype, (path,), 8 + width + length, max(shape[0], 1))
+
+
+def _npy_fields(path: Path, text: str) -> tuple[tuple[int, ...], torch.dtype]:
+    try:
+        fields = ast.literal_eval(text.strip())
+        shape, fortran, descr = fields["shape"], fields["fortran_order"], fields["descr"]
+        found = np.dtype(descr)
+    except (ValueError, SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
+        raise _damaged(path, f"{text.strip()[:80]!r} ({error})") from None
+    if not _is_shape(shape):
+        raise _damaged(path, f"shape {shape!r}")
+    if not shape:
+        raise ValueError(f"{path} holds a 0-dimensional array: a table needs rows")
+    if fortran and sum(size > 1 for size in shape) > 1:
+        raise ValueError(
+            f"{path} is in Fortran order, in which no row is contiguous: write it again with "
+            "np.save(path, np.ascontiguousarray(array))"
+        )
+    if not found.isnative and found.itemsize > 1:
+        raise ValueError(
+            f"{path} holds {found.str}, the other byte order: write it again with "
+            f"array.astype({found.newbyteorder('=').name!r})"
+        )
+    return shape, torch_dtype(found, str(path))
+
+
+def torch_dtype(dtype: np.dtype[Any], whose: str) -> torch.dtype:
+    """The torch dtype of a NumPy one; ValueError naming `whose` when there is none."""
+    try:
+        return torch.from_numpy(np.empty(0, dtype)).dtype
+    except TypeError:
+        raise ValueError(f"{whose} holds {dtype}, which no tensor has") from None
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, Sequence) and all(type(n) is int and n >= 0 for n in shape)
+
+
+# --- .safetensors -------------------------------------------------------------------------------
+
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Tensor name -> dtype, shape and data_offsets; and the byte at which those count from 0."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_NBYTES):
+            raise _damaged(path, f"it claims to be {length} bytes long, the file has {size}")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise _damaged(path, str(error)) from None
+    if not isinstance(header, dict):
+        raise _damaged(path, f"it is a {type(header).__name__}, not a dict")
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _safetensors(path: Path, name: str | None) -> RowFiles:
+    header, start = safetensors_header(path)
+    if name is None:
+        if len(header) != 1:
+            raise ValueError(f"{path} holds {len(header)} tensors: give name=, {_some(header)}")
+        name = next(iter(header))
+    if name not in header:
+        raise KeyError(f"{path} holds no tensor {name!r}, but {_some(header)}")
+    try:
+        entry = header[name]
+        kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        valid = _is_shape(shape) and _is_shape((begin, end))
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"tensor {name!r}: {error!r}") from None
+    if not valid:
+        raise _damaged(path, f"tensor {name!r} has shape {shape} and offsets {[begin, end]}")
+    if kind not in SAFETENSORS_DTYPES:
+        raise ValueError(f"{path}: tensor {name!r} is {kind}, which no table holds")
+    if not shape:
+        raise ValueError(f"{path}: tensor {name!r} is 0-dimensional: a table needs rows")
+    files = RowFiles(
+        tuple(shape), SAFETENSORS_DTYPES[kind], (path,), start + begin, max(shape[0], 1)
+    )
+    if end - begin != shape[0] * files.row_nbytes:
+        raise _damaged(path, f"tensor {name!r} has {end - begin} bytes for {kind} of shape {shape}")
+    return files
+
+
+def _some(header: dict[str, Any]) -> str:
+    names = [repr(name) for name in list(header)[:5]]
+    return "one of " + ", ".join(names) + (" ..." if len(header) > 5 else "")
+
+
+# --- stripes ------------------------------------------------------------------------------------
+
+
+def stripes_text(files: RowFiles, folder: Path) -> str:
+    """The index of a striped table that will lie in `folder`; files below it by relative path."""
+    inside = [p.relative_to(folder) if p.is_relative_to(folder) else p for p in files.paths]
+    fields = {
+        "format": STRIPES_FORMAT,
+        "version": 1,
+        "dtype": str(files.dtype).removeprefix("torch."),
+        "shape": list(files.shape),
+        "rows_per_extent": files.rows_per_extent,
+        "files": [str(path) for path in inside],
+    }
+    return json.dumps(fields, indent=1)
+
+
+def _stripes(path: Path) -> RowFiles:
+    try:
+        fields = json.loads(path.read_text())
+        if fields["format"] != STRIPES_FORMAT or fields["version"] != 1:
+            raise _damaged(path, f"format {fields['format']!r}, version {fields['version']!r}")
+        dtype = getattr(torch, fields["dtype"])
+        shape, extent, names = fields["shape"], fields["rows_per_extent"], fields["files"]
+        valid = _is_shape(shape) and shape and type(extent) is int and extent > 0 and names
+        paths = tuple(path.parent / str(name) for name in names)
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(path, f"it is no index of a striped table ({error!r})") from None
+    if not valid or not isinstance(dtype, torch.dtype):
+        raise _damaged(path, f"dtype {dtype}, shape {shape}, rows_per_extent {extent}")
+    return RowFiles(tuple(shape), dtype, paths, 0, extent)

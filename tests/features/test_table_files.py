@@ -1,0 +1,153 @@
+"""Headers of table files: NumPy's and safetensors' own writers, and what is wrong with others."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+from dataeff.features.table_files import read_header
+
+
+def npy(path, array, version=None):
+    with path.open("wb") as file:
+        np.lib.format.write_array(file, array, version=version)
+    return path
+
+
+def safetensors(path, tensors):
+    """Written by hand, so that this needs no library; `tensors`: name -> (dtype, shape, bytes)."""
+    header, data = {"__metadata__": {"format": "pt"}}, b""
+    for name, (dtype, shape, content) in tensors.items():
+        offsets = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+        data += content
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_npy(tmp_path, version):
+    path = npy(tmp_path / "x.npy", np.zeros((5, 3), np.float32), version)
+    found = read_header(path)
+    assert (found.shape, found.dtype, found.row_nbytes) == ((5, 3), torch.float32, 12)
+    assert path.stat().st_size - found.offset == 60
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", "i1", "u1", "i2", "u2", "i8", "u8", "?", "c8"])
+def test_dtypes_of_npy(tmp_path, dtype):
+    array = np.zeros((2, 4), dtype)
+    found = read_header(npy(tmp_path / "x.npy", array))
+    assert found.dtype == torch.from_numpy(array).dtype
+
+
+def test_a_column_counts_as_c_order(tmp_path):
+    array = np.asfortranarray(np.zeros((5, 1), np.float32))
+    assert read_header(npy(tmp_path / "x.npy", array)).shape == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.asfortranarray(np.zeros((5, 3))), "Fortran order.*ascontiguousarray"),
+        (np.zeros((5, 3), ">f4"), r"byte order.*astype\('float32'\)"),
+        (np.zeros((5, 3), "U4"), "<U4, which no tensor has"),
+        (np.zeros(5, [("a", "f4")]), "which no tensor has"),
+        (np.float32(3), "0-dimensional"),
+    ],
+)
+def test_arrays_that_are_no_table(tmp_path, array, words):
+    with pytest.raises(ValueError, match=words):
+        read_header(npy(tmp_path / "x.npy", np.asanyarray(array)))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda b: b"", "damaged header"),
+        (lambda b: b"PK\x03\x04" + b[4:], "PK"),
+        (lambda b: b[:6] + b"\x09" + b[7:], r"version 9\.0"),
+        (lambda b: b[:40], "file ends after 30 of its 118"),
+        (lambda b: b.replace(b"'shape'", b"'shope'"), "shape"),
+        (lambda b: b.replace(b"(5, 3)", b"(5,-3)"), r"\(5, -3\)"),
+        (lambda b: b.replace(b"(5, 3)", b"open()"), "open"),
+        (lambda b: b[:-1], "truncated: it has 187 bytes.*need 188"),
+    ],
+)
+def test_damaged_npy(tmp_path, damage, words):
+    path = npy(tmp_path / "x.npy", np.zeros((5, 3), np.float32))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=words) as caught:
+        read_header(path)
+    assert str(path) in str(caught.value)
+
+
+def test_safetensors_by_name(tmp_path):
+    path = safetensors(
+        tmp_path / "x.safetensors",
+        {"a": ("BF16", [2, 3], bytes(12)), "b": ("F8_E4M3", [4], bytes(4))},
+    )
+    found = read_header(path, "b")
+    assert (found.shape, found.dtype) == ((4,), torch.float8_e4m3fn)
+    assert path.stat().st_size - found.offset == 4
+    with pytest.raises(ValueError, match="2 tensors: give name=, one of 'a', 'b'"):
+        read_header(path)
+    with pytest.raises(KeyError, match="no tensor 'c'"):
+        read_header(path, "c")
+
+
+def test_safetensors_of_the_library(tmp_path):
+    library = pytest.importorskip("safetensors.torch")
+    path = tmp_path / "x.safetensors"
+    library.save_file({"only": torch.zeros(3, 4, dtype=torch.bfloat16)}, path)
+    found = read_header(path)
+    assert (found.shape, found.dtype) == ((3, 4), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        (("F32", [2, 3], bytes(20)), "20 bytes for F32"),
+        (("F32", [2, -3], bytes(24)), "-3"),
+        (("F4", [2, 3], bytes(24)), "F4, which no table holds"),
+        (("F32", [], bytes(4)), "0-dimensional"),
+    ],
+)
+def test_damaged_tensors(tmp_path, entry, words):
+    with pytest.raises(ValueError, match=words):
+        read_header(safetensors(tmp_path / "x.safetensors", {"x": entry}))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "claims to be 0 bytes"),
+        (struct.pack("<Q", 1 << 60) + b"{}", "claims to be"),
+        (struct.pack("<Q", 2) + b"[]", "list"),
+        (struct.pack("<Q", 2) + b"{,", "damaged"),
+        (struct.pack("<Q", 10) + b'{"a": {}}\n', "dtype"),
+    ],
+)
+def test_damaged_safetensors(tmp_path, content, words):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        read_header(path)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "dataeff-stripes", "version": 7}'])
+def test_damaged_index(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match="damaged header"):
+        read_header(tmp_path / "x.json")
+
+
+def test_other_mistakes(tmp_path):
+    with pytest.raises(ValueError, match=r"x.csv: a table is opened from .npy"):
+        read_header(tmp_path / "x.csv")
+    with pytest.raises(FileNotFoundError):
+        read_header(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match=r"only a \.safetensors file names tensors"):
+        read_header(npy(tmp_path / "x.npy", np.zeros(3)), "x")
