@@ -146,7 +146,9 @@ def layer(function: Callable[..., Any]) -> Layer:
 def _autocast(tensor: Tensor) -> Tensor:
     """The argument in the dtype that `torch.autocast` asks for; float64 stays, as in torch."""
     device = tensor.device.type
-    if not torch.is_autocast_enabled(device) or not tensor.is_floating_point():
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensor
+    if not tensor.is_floating_point():
         return tensor
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device))
 

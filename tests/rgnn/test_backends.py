@@ -8,9 +8,10 @@ from rgnn_layers import gated, graphs, heads, rgat, rgcn, rgcn_loop, rgcn_mean
 from dataeff import rgnn
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.interpret import interpret
+from dataeff.rgnn.published import PUBLISHED, hgt
 from dataeff.rgnn.view import View
 
-LAYERS = [rgcn, rgcn_mean, rgat, gated, heads]
+LAYERS = [rgcn, rgcn_mean, rgat, gated, heads, hgt]
 
 
 def arguments(layer, nodes, edges, relations, dtype, width=5, out=6):
@@ -24,13 +25,15 @@ def arguments(layer, nodes, edges, relations, dtype, width=5, out=6):
         rgat: (x, W, make(relations, out), make(relations, out)),
         gated: (x, W, make(width, out), make(relations), make(edges)),
         heads: (x, make(relations, width, 12), make(24, 24), make(relations, 24)),
+        hgt: [make(*s) for s in PUBLISHED["hgt"].shapes(nodes, 2, relations, width, 2, 9).values()],
     }[layer]
 
 
 def check(backend, monkeypatch, layer, case, dtype, tolerance, **sizes):
     """Run forward and backward programs on a backend and on the interpreter."""
     edge_index, etype, nodes, relations = case
-    graph = rgnn.Graph(edge_index, etype, num_nodes=nodes)
+    types = torch.arange(nodes) % 2
+    graph = rgnn.Graph(edge_index, etype, num_nodes=nodes, node_type=types, num_node_types=2)
     args = arguments(layer, nodes, etype.numel(), relations, dtype, **sizes)
     plan = layer.plan(graph, *args)
     view = View(graph, plan.sizes)

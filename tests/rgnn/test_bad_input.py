@@ -1,0 +1,66 @@
+"""What a user can get wrong, and the message that names it."""
+
+import pytest
+import torch
+from rgnn_layers import rgat, rgcn
+
+from dataeff import rgnn
+from dataeff.nn import RGCNConv
+from dataeff.rgnn.gemm import typed_gemm
+
+EDGES, TYPES = torch.tensor([[0, 1, 2], [2, 0, 1]]), torch.tensor([0, 1, 1])
+
+
+@pytest.mark.parametrize("ids", [torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    ("row", "value", "message"),
+    [
+        (0, 3, r"source node 3 at edge 1 is out of range: the graph has 3"),
+        (0, -1, r"source node -1 at edge 1"),
+        (1, 7, r"destination node 7 at edge 1"),
+    ],
+)
+def test_edge_index_out_of_range(ids, row, value, message):
+    edges = EDGES.clone()
+    edges[row, 1] = value
+    with pytest.raises(IndexError, match=message):
+        rgnn.Graph(edges.to(ids), TYPES, num_nodes=3)
+
+
+@pytest.mark.parametrize("value", [2, -1])
+def test_relation_out_of_range(value):
+    types = torch.tensor([0, value, 1])
+    with pytest.raises(IndexError, match=rf"relation {value} at edge 1 .* the graph has 2"):
+        rgnn.Graph(EDGES, types, num_nodes=3, num_relations=2)
+    with pytest.raises(IndexError, match=rf"relation {value}"):
+        RGCNConv(4, 4, num_relations=2)(torch.randn(3, 4), EDGES, types)
+
+
+def test_wrong_width_names_both_shapes(small):
+    a = torch.randn(4, 6)
+    with pytest.raises(rgnn.LayerTypeError, match=r"edge\[7\].*etype\[5x6\]"):
+        rgat(small, torch.randn(20, 7), torch.randn(4, 5, 6), a, a)
+
+
+def test_device_mismatch_names_both_devices(small):
+    with pytest.raises(ValueError, match=r"argument W is on meta, but the graph on cpu"):
+        rgcn(small, torch.randn(20, 5), torch.randn(4, 5, 6, device="meta"))
+    with pytest.raises(ValueError, match="edge_type is on meta, edge_index on cpu"):
+        rgnn.Graph(EDGES, TYPES.to("meta"), num_nodes=3)
+
+
+@pytest.mark.parametrize("seg_ptr", [[0, 3, 2, 4], [0, 2, 3], [1, 2, 4]])
+def test_segments_that_do_not_ascend_to_the_rows(seg_ptr):
+    weight = torch.randn(len(seg_ptr) - 1, 5, 6)
+    with pytest.raises(ValueError, match="seg_ptr"):
+        typed_gemm(torch.randn(4, 5), weight, torch.tensor(seg_ptr))
+
+
+def test_a_gathered_row_out_of_range():
+    with pytest.raises(IndexError, match="9"):
+        typed_gemm(
+            torch.randn(4, 5),
+            torch.randn(1, 5, 6),
+            torch.tensor([0, 2]),
+            gather=torch.tensor([0, 9]),
+        )
