@@ -40,7 +40,50 @@ def gather_cuda(
     device: int,
     stream: int,
     num_blocks: int = 0,
+    places: int = 0,
+    hot: int = 0,
+    hot_rows: int = 0,
+    hot_stride: int = 0,
+    hot_slots: int = 0,
+    hot_hits: int = 0,
+    format: int = -1,
+    element: int = 0,
+    scales: int = 0,
 ) -> None: ...
+def gather_decoded_cpu(
+    table: int,
+    num_rows: int,
+    row_nbytes: int,
+    row_stride: int,
+    index: int,
+    index_size: int,
+    index_itemsize: int,
+    out: int,
+    num_threads: int,
+    format: int,
+    element: int,
+    scales: int,
+) -> None: ...
+def encode_rows(
+    source: int,
+    num_rows: int,
+    row_nbytes: int,
+    row_stride: int,
+    element: int,
+    format: int,
+    codes: int,
+    scales: int,
+    num_threads: int,
+) -> None: ...
+def count_requests(
+    table: int,
+    num_rows: int,
+    row_nbytes: int,
+    row_stride: int,
+    index: int,
+    index_size: int,
+    index_itemsize: int,
+) -> tuple[int, int]: ...
 
 # memory/
 

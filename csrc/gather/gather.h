@@ -42,12 +42,34 @@ struct BadIndexReport {
       seen;  // pinned host memory, 3 numbers: 1 once there was one, its value, the table's size
 };
 
+// Copies of some rows in faster memory than the table's own. Row r is in slot slots[r], and in none
+// when that is negative; without `slots` the first `num_rows` rows are in the slots of their own
+// number. Every row is in the table too.
+struct HotTable {
+  const std::byte* data = nullptr;
+  int64_t num_rows = 0;  // slots; 0 when there is no such memory
+  int64_t row_stride = 0;
+  const int32_t* slots = nullptr;
+  int64_t* hits = nullptr;  // device memory, added to by the rows found
+};
+
+struct RowCoding;
+
+// What a gather may do beside reading one table in the order of the index.
+struct GatherOptions {
+  HotTable hot;
+  const int64_t* places = nullptr;    // row i of the index goes to row places[i] of the output
+  const RowCoding* coding = nullptr;  // rows are widened on their way
+  int num_blocks = 0;
+};
+
 // Queues out[i] = table[index[i]] on `stream` (a cudaStream_t) of `device`. `table` is in host
-// memory registered with CUDA, or on the device; `index` and `out` are on the device. `num_blocks`
-// bounds the grid, and with it the multiprocessors taken from other work; 0 takes the fewest that
-// keep enough bytes in flight for the bus. Throws std::runtime_error when the launch is refused, or
-// without CUDA in the build.
+// memory registered with CUDA, or on the device; `index`, `out` and what `options` points to are on
+// the device. `options.num_blocks` bounds the grid, and with it the multiprocessors taken from
+// other work; 0 takes the fewest that keep enough bytes in flight for the bus. Throws
+// std::runtime_error when the launch is refused, or without CUDA in the build.
 void gather_cuda(const RowTable& table, const RowIndex& index, std::byte* out,
-                 const BadIndexReport& report, int device, uintptr_t stream, int num_blocks);
+                 const BadIndexReport& report, int device, uintptr_t stream,
+                 const GatherOptions& options);
 
 }  // namespace dataeff

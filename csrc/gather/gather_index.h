@@ -10,6 +10,9 @@
 // in whole words and lines). Bytes that go elsewhere than their word's alignment are realigned when
 // they are stored, where the memory is the GPU's own and narrow accesses are cheap.
 //
+// Rows that are also in the GPU's own memory are found by the same arithmetic at another address,
+// so one kernel serves both tiers and a warp may read from both at once.
+//
 // Reading a whole word may touch up to 15 bytes before or after a row, never of another page.
 #pragma once
 
@@ -48,18 +51,32 @@ struct WordCopy {
   uintptr_t word = 0;   // address of the aligned word
   uintptr_t begin = 0;  // address of its first byte that belongs to the row
   uintptr_t end = 0;
-  uintptr_t out = 0;  // where the byte at `begin` goes
+  int64_t offset = 0;  // of the byte at `begin` in the rows laid back to back in output order
   bool readable = true;
+  bool hot = false;
   bool first_lane = false;  // exactly one lane of each row has this set
   int64_t position = 0;     // of the row in the index
+  int64_t row = 0;          // its number in the table
+};
+
+// One gather, as the lanes see it.
+template <typename Id>
+struct GatherTask {
+  RowTable table;
+  HotTable hot;
+  RowLayout layout;
+  const Id* ids;
+  int64_t num_ids;
+  const int64_t* places;
 };
 
 DATAEFF_HOST_DEVICE uint64_t lowest_bit(uint64_t value) { return value & (~value + 1); }
 
-DATAEFF_HOST_DEVICE RowLayout row_layout(const RowTable& table) {
-  const auto base = reinterpret_cast<uint64_t>(table.data);
-  const auto granule = static_cast<int64_t>(
-      lowest_bit(base | static_cast<uint64_t>(table.row_stride) | kWordNbytes));
+DATAEFF_HOST_DEVICE RowLayout row_layout(const RowTable& table, const HotTable& hot) {
+  const uint64_t addresses =
+      reinterpret_cast<uint64_t>(table.data) | static_cast<uint64_t>(table.row_stride) |
+      reinterpret_cast<uint64_t>(hot.data) | static_cast<uint64_t>(hot.row_stride);
+  const auto granule = static_cast<int64_t>(lowest_bit(addresses | kWordNbytes));
   const int64_t max_words = (2 * kWordNbytes - granule + table.row_nbytes - 1) / kWordNbytes;
   if (max_words <= kMaxPackedWords) return {max_words, kWarpLanes / max_words};
   return {(max_words + kWordsPerLine - 1) / kWordsPerLine * kWordsPerLine, 0};
@@ -81,10 +98,14 @@ DATAEFF_HOST_DEVICE uintptr_t slot_word(const RowLayout& layout, uintptr_t row, 
   return line + turned * kWordNbytes;
 }
 
+DATAEFF_HOST_DEVICE int64_t hot_slot(const HotTable& hot, int64_t row) {
+  if (hot.slots) return hot.slots[row];
+  return row < hot.num_rows ? row : -1;
+}
+
 template <typename Id>
-DATAEFF_HOST_DEVICE WordCopy word_copy(const RowTable& table, const RowLayout& layout,
-                                       const Id* ids, int64_t num_ids, std::byte* out, int64_t load,
-                                       int lane) {
+DATAEFF_HOST_DEVICE WordCopy word_copy(const GatherTask<Id>& task, int64_t load, int lane) {
+  const RowLayout& layout = task.layout;
   WordCopy copy;
   int64_t slot;
   if (layout.rows_per_load) {
@@ -92,54 +113,67 @@ DATAEFF_HOST_DEVICE WordCopy word_copy(const RowTable& table, const RowLayout& l
     slot = lane % layout.slots_per_row;
     if (lane >= layout.rows_per_load * layout.slots_per_row) return copy;
   } else {
-    const int64_t task = load * kWarpLanes + lane;
-    copy.position = task / layout.slots_per_row;
-    slot = task % layout.slots_per_row;
+    const int64_t lane_number = load * kWarpLanes + lane;
+    copy.position = lane_number / layout.slots_per_row;
+    slot = lane_number % layout.slots_per_row;
   }
-  if (copy.position >= num_ids) return copy;
-  int64_t id = ids[copy.position];
-  copy.readable = id >= -table.num_rows && id < table.num_rows;
+  if (copy.position >= task.num_ids) return copy;
+  int64_t id = task.ids[copy.position];
+  copy.readable = id >= -task.table.num_rows && id < task.table.num_rows;
   copy.first_lane = slot == 0;
   if (!copy.readable) id = 0;  // the lanes still share out the output row, which becomes zero
-  if (id < 0) id += table.num_rows;
-  const uintptr_t row = reinterpret_cast<uintptr_t>(table.data) + id * table.row_stride;
-  const uintptr_t row_end = row + table.row_nbytes;
+  if (id < 0) id += task.table.num_rows;
+  copy.row = id;
+  const int64_t in_slot = task.hot.num_rows && copy.readable ? hot_slot(task.hot, id) : -1;
+  copy.hot = in_slot >= 0;
+  const uintptr_t row =
+      copy.hot ? reinterpret_cast<uintptr_t>(task.hot.data) + in_slot * task.hot.row_stride
+               : reinterpret_cast<uintptr_t>(task.table.data) + id * task.table.row_stride;
+  const uintptr_t row_end = row + task.table.row_nbytes;
   copy.word = slot_word(layout, row, slot);
   copy.begin = copy.word < row ? row : copy.word;
   copy.end = copy.word + kWordNbytes < row_end ? copy.word + kWordNbytes : row_end;
   if (copy.end < copy.begin) copy.end = copy.begin;
-  copy.out =
-      reinterpret_cast<uintptr_t>(out) + copy.position * table.row_nbytes + (copy.begin - row);
+  const int64_t place = task.places ? task.places[copy.position] : copy.position;
+  copy.offset = place * task.table.row_nbytes + static_cast<int64_t>(copy.begin - row);
   return copy;
 }
 
+// The bytes of `word` from address `from` on, which lies within it.
 template <typename Unit>
-DATAEFF_HOST_DEVICE void store_units(const WordCopy& copy, const Word& word) {
-  for (uintptr_t from = copy.begin; from < copy.end; from += sizeof(Unit)) {
-    const uint64_t half = from & 8 ? word.high : word.low;
-    *reinterpret_cast<Unit*>(copy.out + (from - copy.begin)) =
-        static_cast<Unit>(half >> (from & 7) * 8);
-  }
+DATAEFF_HOST_DEVICE Unit unit_of(const Word& word, uintptr_t from) {
+  return static_cast<Unit>((from & 8 ? word.high : word.low) >> (from & 7) * 8);
+}
+
+template <typename Unit>
+DATAEFF_HOST_DEVICE void store_units(const WordCopy& copy, const Word& word, uintptr_t out) {
+  for (uintptr_t from = copy.begin; from < copy.end; from += sizeof(Unit))
+    *reinterpret_cast<Unit*>(out + (from - copy.begin)) = unit_of<Unit>(word, from);
 }
 
 // Writes the row's part of a word with the widest store that both ends and the target allow.
-// `store_word` writes a whole aligned word.
-template <typename StoreWord>
-DATAEFF_HOST_DEVICE void store_copy(const WordCopy& copy, const Word& word,
-                                    const StoreWord& store_word) {
-  if (copy.begin == copy.end) return;
-  switch (lowest_bit(copy.begin | copy.end | copy.out | kWordNbytes)) {
-    case 16:
-      return store_word(copy.out, word);
-    case 8:
-      return store_units<uint64_t>(copy, word);
-    case 4:
-      return store_units<uint32_t>(copy, word);
-    case 2:
-      return store_units<uint16_t>(copy, word);
-    default:
-      return store_units<uint8_t>(copy, word);
+struct StoreBytes {
+  std::byte* out;
+
+  // `store_word` writes a whole aligned word.
+  template <typename StoreWord>
+  DATAEFF_HOST_DEVICE void operator()(const WordCopy& copy, const Word& word,
+                                      const StoreWord& store_word) const {
+    if (copy.begin == copy.end) return;
+    const uintptr_t to = reinterpret_cast<uintptr_t>(out) + copy.offset;
+    switch (lowest_bit(copy.begin | copy.end | to | kWordNbytes)) {
+      case 16:
+        return store_word(to, word);
+      case 8:
+        return store_units<uint64_t>(copy, word, to);
+      case 4:
+        return store_units<uint32_t>(copy, word, to);
+      case 2:
+        return store_units<uint16_t>(copy, word, to);
+      default:
+        return store_units<uint8_t>(copy, word, to);
+    }
   }
-}
+};
 
 }  // namespace dataeff

@@ -7,7 +7,7 @@
 namespace dataeff {
 
 void gather_cuda(const RowTable&, const RowIndex&, std::byte*, const BadIndexReport&, int,
-                 uintptr_t, int) {
+                 uintptr_t, const GatherOptions&) {
   throw_no_cuda();
 }
 

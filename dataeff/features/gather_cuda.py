@@ -53,7 +53,8 @@ def check_devices() -> None:
         bad.check()
 
 
-def _check_readable(table: Tensor, index: Tensor) -> None:
+def check_readable(table: Tensor, index: Tensor) -> None:
+    """RuntimeError or ValueError unless kernels of the index's device can read the table."""
     if table.device.type == "cpu":
         if not _core.is_registered(*row_span(table)):
             raise RuntimeError(
@@ -66,7 +67,7 @@ def _check_readable(table: Tensor, index: Tensor) -> None:
 
 def _gather_into(table: Tensor, index: Tensor, out: Tensor) -> None:
     index = check_index(index)
-    _check_readable(table, index)
+    check_readable(table, index)
     bad = bad_indices(index.device)
     bad.check()
     _core.gather_cuda(

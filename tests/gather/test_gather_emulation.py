@@ -11,7 +11,8 @@ SENTINEL = 0xA5
 
 class Counts(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int64) for name in ("loads", "requests", "words", "bad", "stray_words")
+        (name, ctypes.c_int64)
+        for name in ("loads", "requests", "words", "bad", "stray_words", "hits")
     ]
 
 

@@ -1,0 +1,100 @@
+// The CPU gather of rows that are widened on their way: it reads the small rows, and the wide ones
+// are written once, straight to the output.
+#include <algorithm>
+
+#include "gather/stored_rows.h"
+#include "gather/wide_vectors.h"
+#include "parallel/parallel_for.h"
+
+namespace dataeff {
+namespace {
+
+constexpr int64_t kLine = 64;
+constexpr int64_t kPieceNbytes = 256 << 10;
+constexpr int64_t kSerialNbytes = 64 << 10;
+constexpr int64_t kAheadLines = 32;
+constexpr int64_t kMaxLinesOfRow = 8;
+
+using DecodeRow = void (*)(std::byte* out, const std::byte* row, int64_t size, float scale);
+
+template <typename Rows, typename Out>
+inline __attribute__((always_inline)) void decode_all(std::byte* out, const std::byte* row,
+                                                      int64_t size, float scale) {
+  auto* __restrict to = reinterpret_cast<typename Out::Value*>(out);
+  const auto* __restrict from = reinterpret_cast<const typename Rows::Code*>(row);
+  for (int64_t i = 0; i < size; ++i) to[i] = decode<Rows, Out>(from[i], scale);
+}
+
+template <typename Rows, typename Out>
+void decode_row(std::byte* out, const std::byte* row, int64_t size, float scale) {
+  decode_all<Rows, Out>(out, row, size, scale);
+}
+
+template <typename Rows, typename Out>
+DATAEFF_WIDE void decode_row_wide(std::byte* out, const std::byte* row, int64_t size, float scale) {
+  decode_all<Rows, Out>(out, row, size, scale);
+}
+
+DecodeRow row_decoder(const RowCoding& coding) {
+  return with_format(coding.format, [&]<typename Rows>(Rows) {
+    return with_element(coding.element, []<typename Out>(Out) -> DecodeRow {
+      return wide_vectors() ? decode_row_wide<Rows, Out> : decode_row<Rows, Out>;
+    });
+  });
+}
+
+template <typename Id>
+void gather(const RowTable table, const RowCoding coding, const Id* ids, int64_t num_ids,
+            std::byte* out, int num_threads) {
+  const DecodeRow decode_one = row_decoder(coding);
+  const int64_t size = table.row_nbytes / code_nbytes(coding.format);
+  const int64_t out_nbytes = size * element_nbytes(coding.element);
+  const int64_t num_lines = std::min((table.row_nbytes - 1) / kLine + 1, kMaxLinesOfRow);
+  const int64_t ahead = std::max<int64_t>(kAheadLines / num_lines, 2);
+  const auto row_of = [=](int64_t i) {
+    int64_t row = ids[i];
+    return row + ((row >> 63) & table.num_rows);
+  };
+  const auto fetch = [=](int64_t i) {
+    const int64_t row = row_of(i);
+    for (int64_t line = 0; line < num_lines; ++line)
+      __builtin_prefetch(table.data + row * table.row_stride + line * kLine, 0, 3);
+    if (coding.scales) __builtin_prefetch(coding.scales + row, 0, 3);
+  };
+  if (num_ids * out_nbytes <= kSerialNbytes) num_threads = 1;
+  const int64_t grain = std::max<int64_t>(kPieceNbytes / out_nbytes, 1);
+  parallel_for(num_ids, grain, num_threads, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < std::min(begin + ahead, end); ++i) fetch(i);
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + ahead < end) fetch(i + ahead);
+      const int64_t row = row_of(i);
+      decode_one(out + i * out_nbytes, table.data + row * table.row_stride, size,
+                 coding.scales ? coding.scales[row] : 1.0f);
+    }
+  });
+}
+
+}  // namespace
+
+int64_t code_nbytes(RowFormat format) {
+  return with_format(format,
+                     []<typename Rows>(Rows) -> int64_t { return sizeof(typename Rows::Code); });
+}
+
+int64_t element_nbytes(Element element) {
+  return with_element(element,
+                      []<typename Out>(Out) -> int64_t { return sizeof(typename Out::Value); });
+}
+
+void gather_decoded_cpu(const RowTable& table, const RowCoding& coding, const RowIndex& index,
+                        std::byte* out, int num_threads) {
+  check_index(index, table.num_rows, num_threads);
+  if (index.size == 0 || table.row_nbytes == 0) return;
+  if (index.itemsize == 4) {
+    gather(table, coding, static_cast<const int32_t*>(index.data), index.size, out, num_threads);
+  } else {
+    gather(table, coding, static_cast<const int64_t*>(index.data), index.size, out, num_threads);
+  }
+}
+
+}  // namespace dataeff

@@ -1,0 +1,25 @@
+// Loops that the compiler turns into vector code, for the 32-byte vectors of AVX2 where the
+// processor has them and for the baseline where it has not. FMA stays out on purpose: a fused
+// multiply-add rounds once where the reference rounds twice.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DATAEFF_WIDE __attribute__((target("avx2")))
+#define DATAEFF_HAS_WIDE 1
+#else
+#define DATAEFF_WIDE
+#define DATAEFF_HAS_WIDE 0
+#endif
+
+namespace dataeff {
+
+inline bool wide_vectors() {
+#if DATAEFF_HAS_WIDE
+  static const bool supported = __builtin_cpu_supports("avx2");
+  return supported;
+#else
+  return false;
+#endif
+}
+
+}  // namespace dataeff
