@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dataeff import rgnn as rgnn
     from dataeff.features import FeatureLoader as FeatureLoader
     from dataeff.features import FeatureTable as FeatureTable
+    from dataeff.features import HotRows as HotRows
     from dataeff.features import unified as unified
     from dataeff.offload import ActivationOffload as ActivationOffload
 
@@ -30,6 +31,7 @@ _LAZY: dict[str, str] = {
     "ActivationOffload": "dataeff.offload",
     "FeatureLoader": "dataeff.features",
     "FeatureTable": "dataeff.features",
+    "HotRows": "dataeff.features",
     "nn": "dataeff.nn",
     "rgnn": "dataeff.rgnn",
     "unified": "dataeff.features",

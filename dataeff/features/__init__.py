@@ -4,8 +4,11 @@
 """
 
 from dataeff.features.gather import gather, gather_reference, scatter_, scatter_reference
+from dataeff.features.hot import HotRows
+from dataeff.features.hot_cost import HotSuggestion, suggest_hot_rows
 from dataeff.features.loader import FeatureLoader
 from dataeff.features.prefetch import Prefetch
+from dataeff.features.quantised import dequantise, quantise, quantise_reference
 from dataeff.features.stats import TableStats
 from dataeff.features.table import FeatureTable
 from dataeff.features.unified_tensor import UnifiedTensor, unified
@@ -13,12 +16,18 @@ from dataeff.features.unified_tensor import UnifiedTensor, unified
 __all__ = [
     "FeatureLoader",
     "FeatureTable",
+    "HotRows",
+    "HotSuggestion",
     "Prefetch",
     "TableStats",
     "UnifiedTensor",
+    "dequantise",
     "gather",
     "gather_reference",
+    "quantise",
+    "quantise_reference",
     "scatter_",
     "scatter_reference",
+    "suggest_hot_rows",
     "unified",
 ]

@@ -67,6 +67,14 @@ class Rows(ABC):
         """Moves the rows into memory that other processes of the machine can map."""
         raise TypeError(f"{type(self).__name__} are in no host memory that processes could share")
 
+    def settle(self, account: Account) -> None:
+        """Enters what a device has counted since; most rows enter everything as they gather."""
+        return
+
+    def forked(self) -> None:
+        """Called in a forked child: what belongs to the parent's threads and devices is let be."""
+        return
+
     @abstractmethod
     def release(self) -> None:
         """Waits for gathers under way and gives back what was taken. A second call is nothing."""

@@ -33,14 +33,17 @@ class TableStats:
 
     Attributes:
         num_gathers: gathers carried out, prefetches and indexings among them.
-        num_rows: rows they delivered.
-        nbytes: bytes delivered, by way: `"host->host"`, `"host->device"`.
+        num_rows: rows they delivered; with `unique=True`, the different ones.
+        nbytes: bytes that moved, by way: `"host->host"`, `"host->device"`, and of hot rows
+            `"device->device"`. Of rows kept small they are the small ones, with their scales.
+        num_hot_rows: rows found among the hot ones, on whichever device.
         disk: hits, reads and their bytes, of a table on disk.
     """
 
     num_gathers: int
     num_rows: int
     nbytes: dict[str, int] = field(default_factory=dict)
+    num_hot_rows: int = 0
     disk: DiskStats | None = None
 
 
@@ -53,13 +56,27 @@ class Account:
         self._num_gathers = 0
         self._num_rows = 0
         self.disk: DiskStats | None = None
+        self._num_hot_rows = 0
 
     def gathered(self, num_rows: int, source: Tier, target: Tier, nbytes: int) -> None:
         """Enters one gather."""
-        self.ledger.transfer(source, target, nbytes)
+        self.moved(source, target, nbytes)
+        self.counted(num_rows)
+
+    def counted(self, num_rows: int) -> None:
+        """Enters one gather whose bytes are entered apart."""
         with self._lock:
             self._num_gathers += 1
             self._num_rows += num_rows
+
+    def moved(self, source: Tier, target: Tier, nbytes: int) -> None:
+        """Enters bytes."""
+        self.ledger.transfer(source, target, nbytes)
+
+    def found_hot(self, num_rows: int) -> None:
+        """Enters rows that were found among the hot ones."""
+        with self._lock:
+            self._num_hot_rows += num_rows
 
     def stats(self) -> TableStats:
         """The counts so far."""
@@ -70,4 +87,6 @@ class Account:
             if self.ledger.count(source, target)
         }
         with self._lock:
-            return TableStats(self._num_gathers, self._num_rows, ways, disk=self.disk)
+            return TableStats(
+                self._num_gathers, self._num_rows, ways, self._num_hot_rows, disk=self.disk
+            )

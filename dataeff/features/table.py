@@ -17,6 +17,7 @@ from torch import Tensor
 from dataeff._core import FaultPlan
 from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
 from dataeff.features.gather_cuda import check_devices
+from dataeff.features.hot import HotRows
 from dataeff.features.index import RowSelection, row_index
 from dataeff.features.prefetch import (
     Prefetch,
@@ -24,8 +25,11 @@ from dataeff.features.prefetch import (
     prefetch_in_thread_on_stream,
     prefetch_on_stream,
 )
+from dataeff.features.quantised import Store
 from dataeff.features.rows import HostRows, Rows
 from dataeff.features.stats import Account, TableStats
+from dataeff.features.stored import Sort, StoredRows, sorting_could_pay
+from dataeff.features.unique import gather_once
 from dataeff.memory import share_among_ranks
 
 if TYPE_CHECKING:
@@ -51,11 +55,20 @@ class FeatureTable:
     is written into `x` is seen by later gathers. Before its first CUDA gather the memory is
     registered with the driver (pinned in place), and released by `close()` or with the table.
 
-    Source: PyTorch-Direct (arXiv 2101.07956), section 4.
+    With `store` the rows are copied into a smaller format and widened inside the gather, so that
+    fewer bytes cross the bus; `dataeff.features.quantise` gives the formats and their error bounds.
+    With `hot` some rows are also in GPU memory, and one kernel reads both tiers.
+
+    Source: PyTorch-Direct (arXiv 2101.07956), section 4; Data Tiering (KDD 2022) for `hot`.
 
     Args:
         x: features, [num_rows, ...], any dtype, host memory; each row contiguous, rows at any
             stride.
+        store: `"fp16"`, `"bf16"`, `"int8"` or `"fp8"` (floating-point `x` alone), or None: as they
+            are, in place. Rows that have the format already stay in place too.
+        hot: `HotRows(n, score)`, or None.
+        sort: whether CUDA gathers read rows in the order of the table, for locality of address
+            translation; `"auto"`: of large tables of short rows. CPU gathers never do.
         huge_pages: whether to move the memory of `x` into 2 MiB pages, in place, which spares most
             page-table walks of random rows on the CPU (1.3 to 1.8 times the speed, measured at rows
             of 256 bytes to 2 KiB) and takes about as long as `x.clone()`, once. Pages never written
@@ -63,9 +76,10 @@ class FeatureTable:
             and there is no GPU to gather instead.
 
     Raises:
-        TypeError: `x` is no tensor.
+        TypeError: `x` is no tensor, or not of a dtype that `store` takes.
         ValueError: `x` is not in host memory, has no dimension, or has rows that are not
-            contiguous; or it asks for gradients, which a gather of features does not pass on.
+            contiguous; it asks for gradients, which a gather of features does not pass on; a row is
+            not finite and `store` is int8 or fp8; or `hot` has a score of another length.
 
     Example:
         >>> table = dataeff.FeatureTable(torch.arange(6.0).view(3, 2))
@@ -74,8 +88,22 @@ class FeatureTable:
                 [0., 1.]])
     """
 
-    def __init__(self, x: Tensor, *, huge_pages: bool | None = None) -> None:
-        self._begin(HostRows(x, huge_pages))
+    def __init__(
+        self,
+        x: Tensor,
+        *,
+        store: Store | None = None,
+        hot: HotRows | None = None,
+        sort: Sort = "auto",
+        huge_pages: bool | None = None,
+    ) -> None:
+        if sort not in ("auto", True, False):
+            raise ValueError(f"sort={sort!r} is not one of 'auto', True, False")
+        plain = store is None and hot is None
+        if plain and sort is not True and not (sort == "auto" and _may_sort(x)):
+            self._begin(HostRows(x, huge_pages))
+        else:
+            self._begin(StoredRows(x, store, hot, sort, huge_pages))
 
     def _begin(self, rows: Rows) -> None:
         self._rows: Rows | None = rows
@@ -128,6 +156,8 @@ class FeatureTable:
         self._executor = None
         self._streams = {}
         self._account = Account()
+        if self._rows is not None:
+            self._rows.forked()
 
     @classmethod
     def _over(cls, rows: Rows) -> FeatureTable:
@@ -217,13 +247,25 @@ class FeatureTable:
         """Rows by number, mask, slice or list, as `x[selection]`, but always a new tensor."""
         return self.gather(row_index(selection, len(self)))
 
-    def gather(self, index: Tensor, out: Tensor | None = None) -> Tensor:
+    def gather(
+        self,
+        index: Tensor,
+        out: Tensor | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        unique: bool = False,
+    ) -> Tensor:
         """Gathers rows to where the index is: `out[i] = x[index[i]]`.
 
         Args:
             index: any shape, int32 or int64, each in [-num_rows, num_rows).
             out: contiguous, [*index.shape, *x.shape[1:]], the table's dtype, on the index's
-                device; new by default.
+                device; new by default. With `store`, float16, bfloat16, float32 or float64.
+            dtype: of the new tensor, where there is no `out`; with `store` the same four, else the
+                table's alone.
+            unique: fetch a row that is asked for several times once. Worth it where rows repeat
+                and the sampler has not made them unique; it sorts the index, and on CUDA the host
+                waits for the number of different rows. Not applied inside `torch.compile`.
 
         Returns:
             `out`, or the new tensor.
@@ -231,14 +273,20 @@ class FeatureTable:
         Raises:
             IndexError: an index is out of range; nothing is written then. On CUDA it is raised by a
                 later call on the device, and the row of the wrong index is zero.
-            TypeError: an index or out of the wrong dtype.
-            ValueError: a wrong shape, device or layout.
+            TypeError: an index, out or `dtype` of the wrong dtype.
+            ValueError: a wrong shape, device or layout; both `out` and `dtype`.
             RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
                 says why and what helps).
         """
         rows = self._open_rows()
+        if dtype is not None:
+            if out is not None:
+                raise ValueError("give out or dtype, not both: out has a dtype of its own")
+            out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=dtype)
         if torch.compiler.is_compiling():
             return rows.gather_traced(index, out)
+        if unique and index.numel():
+            return gather_once(rows, index, out, self._account)
         return rows.gather(index, out, self._account)
 
     def register(self, device: torch.device | str | int = "cuda") -> FeatureTable:
@@ -310,7 +358,12 @@ class FeatureTable:
     # --- the account --------------------------------------------------------------------------
 
     def stats(self) -> TableStats:
-        """What the table has delivered so far, and from which tier."""
+        """What the table has delivered so far, and from which tier.
+
+        With hot rows on a GPU it waits for the gathers under way, which count what they find.
+        """
+        if self._rows is not None:
+            self._rows.settle(self._account)
         return self._account.stats()
 
     # --- the end ------------------------------------------------------------------------------
@@ -324,6 +377,7 @@ class FeatureTable:
         if executor is not None:
             executor.shutdown(wait=True, cancel_futures=True)
         if rows is not None:
+            rows.settle(self._account)
             rows.release()
 
     def check(self) -> None:
@@ -352,3 +406,7 @@ class FeatureTable:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._begin(state["rows"])
+
+
+def _may_sort(x: Tensor) -> bool:
+    return isinstance(x, Tensor) and sorting_could_pay(x)

@@ -1,0 +1,192 @@
+"""Rows that also live in GPU memory: which ones, and where they are found."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dataeff.features.adaptive import AdaptivePlacement
+from dataeff.features.gather_stored import Source, gather_stored
+from dataeff.features.hot_cost import suggest_hot_rows
+
+Policy = Literal["static", "adaptive"]
+
+
+class HotRows:
+    """The rows of a table that GPUs keep in their own memory: `FeatureTable(x, hot=HotRows(...))`.
+
+    One kernel reads hot rows from GPU memory and the others from host memory, by one index. A table
+    of row numbers says where a row is (4 bytes a row of GPU memory), or, when neither a score nor a
+    policy is given, the first `n` rows are the hot ones, for tables reordered by hotness.
+
+    `policy="static"` keeps the `n` rows of the highest score. `policy="adaptive"` begins with them
+    (without a score, with the first `n`) and then follows the accesses; see `AdaptivePlacement`.
+    Neither makes the host wait for the device.
+
+    On a CPU every row is in host memory: nothing is copied, and hits are still counted, as they
+    would be on a GPU, at the price of one look-up a row.
+
+    Source: Data Tiering (KDD 2022), section 3.
+
+    Args:
+        n: hot rows; more than the table has is all of them.
+        score: [num_rows], how much each row is asked for, any real dtype; see
+            `dataeff.features.hotness`.
+        policy: `"static"` or `"adaptive"`.
+        every: for the adaptive policy: follow every `every`-th gather.
+
+    Raises:
+        TypeError: `score` is complex or no tensor.
+        ValueError: `n` is negative, `score` is not one-dimensional or holds a NaN, the policy is
+            unknown, or `every` is not positive.
+    """
+
+    suggest = staticmethod(suggest_hot_rows)
+
+    def __init__(
+        self, n: int, score: Tensor | None = None, *, policy: Policy = "static", every: int = 4
+    ) -> None:
+        if n < 0:
+            raise ValueError(f"n={n} hot rows: at least 0")
+        if policy not in ("static", "adaptive"):
+            raise ValueError(f"policy={policy!r} is not one of 'static', 'adaptive'")
+        if every < 1:
+            raise ValueError(f"every={every}: at least 1")
+        if score is not None:
+            _check_score(score)
+        self.n, self.score, self.policy, self.every = int(n), score, policy, int(every)
+
+    def __repr__(self) -> str:
+        score = "" if self.score is None else ", score"
+        return f"HotRows({self.n}{score}, policy={self.policy!r})"
+
+    def chosen(self, num_rows: int) -> Tensor | None:
+        """The rows to begin with, [min(n, num_rows)], int64, hottest first; None: the first ones.
+
+        Raises:
+            ValueError: the score is of another number of rows.
+        """
+        if self.score is None:
+            return None
+        if len(self.score) != num_rows:
+            raise ValueError(
+                f"score has {len(self.score)} values but the table has {num_rows} rows"
+            )
+        # Stable, so that the choice among equals is the same everywhere.
+        order = self.score.detach().cpu().argsort(descending=True, stable=True)
+        return order[: self.n]
+
+
+def _check_score(score: Tensor) -> None:
+    if not isinstance(score, Tensor):
+        raise TypeError(f"score must be a torch.Tensor, got {type(score).__name__}")
+    if score.is_complex():
+        raise TypeError(f"score must be real, got {score.dtype}")
+    if score.dim() != 1:
+        raise ValueError(f"score must be [num_rows], got shape {tuple(score.shape)}")
+    if score.is_floating_point() and bool(score.isnan().any()):
+        raise ValueError("score holds a NaN, which is neither hot nor cold")
+
+
+class HotTier:
+    """The hot rows of one device: their memory, their places, and what was found in them.
+
+    Args:
+        hot: which rows.
+        source: the table's own rows; the scales on the device.
+        device: where the rows are to be; on a CPU there are places only.
+    """
+
+    def __init__(self, hot: HotRows, source: Source, device: torch.device) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._every, self._num_gathers = hot.every, 0
+        num_rows = source.table.shape[0]
+        self.num_hot = min(hot.n, num_rows)
+        chosen = hot.chosen(num_rows)
+        self.placement: AdaptivePlacement | None = None
+        self.slots: Tensor | None = None
+        if hot.policy == "adaptive":
+            first = torch.arange(self.num_hot) if chosen is None else chosen
+            self.placement = AdaptivePlacement(num_rows, first, device)
+            self.slots = self.placement.slots
+        elif chosen is not None:
+            self.slots = torch.full((num_rows,), -1, dtype=torch.int32)
+            self.slots[chosen] = torch.arange(self.num_hot, dtype=torch.int32)
+            self.slots = self.slots.to(device)
+        self.hits = torch.zeros(1, dtype=torch.int64, device=device)
+        self.rows: Tensor | None = None
+        self._ready: Any = None
+        if device.type == "cuda":
+            ids = torch.arange(self.num_hot) if chosen is None else chosen
+            with torch.cuda.device(device):
+                self.rows = gather_stored(source, ids.to(device), source.table.dtype)
+
+    def source(self) -> Source:
+        """Where a gather on the device finds the rows."""
+        base = self._source
+        if self.rows is None or not self.num_hot:
+            return base
+        return Source(base.table, base.scales, self.rows, self.slots, self.hits)
+
+    def before(self, index: Tensor) -> None:
+        """Orders a gather on the current stream behind the last change of the hot rows."""
+        if self.placement is not None and self._ready is not None and not _capturing():
+            torch.cuda.current_stream(index.device).wait_event(self._ready)
+
+    def after(self, index: Tensor) -> int:
+        """Counts hits where no kernel does, and follows the accesses; returns rows fetched."""
+        with self._lock:
+            if self.rows is None:
+                self.hits += self._found(index)
+            if self.placement is None or not self.num_hot or not index.numel() or _capturing():
+                return 0
+            self._num_gathers += 1
+            moved = self._follow(index) if self._num_gathers % self._every == 0 else 0
+            if index.device.type == "cuda":
+                self._ready = torch.cuda.Event()
+                self._ready.record(torch.cuda.current_stream(index.device))
+            return moved
+
+    def _found(self, index: Tensor) -> Tensor:
+        num_rows = self._source.table.shape[0]
+        ids = index.reshape(-1)
+        ids = torch.where(ids < 0, ids + num_rows, ids)
+        hot = ids < self.num_hot if self.slots is None else self.slots[ids] >= 0
+        return hot.sum()
+
+    def _follow(self, index: Tensor) -> int:
+        assert self.placement is not None
+        move = self.placement.propose(index)
+        if self.rows is not None:
+            # Rows that stay are read from their own place: no traffic on the bus.
+            source = Source(self._source.table, None, self.rows, self.slots)
+            fetched = gather_stored(source, move.rows, self.rows.dtype)
+            self.rows.index_copy_(0, move.slots, fetched)
+        self.placement.commit(move)
+        return move.slots.numel()
+
+    def num_moved(self) -> int:
+        """Rows that the adaptive policy has brought in so far; waits for the device."""
+        return 0 if self.placement is None else int(self.placement.num_moved)
+
+    def num_hits(self) -> int:
+        """Rows found in the hot tier so far; waits for the device."""
+        return int(self.hits)
+
+    def refresh(self, ids: Tensor) -> None:
+        """Copies rows that were written in the table, [n] on the host, into their places."""
+        if self.rows is None or not self.num_hot:
+            return
+        ids = ids.reshape(-1).long() % self._source.table.shape[0]
+        found = ids if self.slots is None else self.slots[ids.to(self.slots.device)].cpu().long()
+        here = (found >= 0) & (found < self.num_hot)
+        fresh = self._source.table[ids[here]].to(self.rows.device)
+        self.rows[found[here].to(self.rows.device)] = fresh
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,34 @@
+"""A gather that fetches a row once, however often the index names it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dataeff.features.rows import Rows
+from dataeff.features.stats import Account
+
+
+def gather_once(rows: Rows, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
+    """`rows.gather(index, out, account)`, each different row of a non-empty index fetched once.
+
+    The different rows are gathered in the order of the table, then spread by a gather within the
+    memory of the index's device.
+
+    Raises:
+        TypeError, ValueError: as `rows.gather` does, before anything is fetched.
+    """
+    shape = (*index.shape, *rows.shape[1:])
+    if out is None:
+        out = index.new_empty(shape, dtype=rows.dtype)
+    if tuple(out.shape) != shape or out.device != index.device or not out.is_contiguous():
+        raise ValueError(
+            f"out must be contiguous, {shape} on {index.device}; got {tuple(out.shape)} with "
+            f"strides {out.stride()} on {out.device}"
+        )
+    if index.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"an index is int32 or int64, got {index.dtype}: use index.long()")
+    ids, place = torch.unique(index, return_inverse=True)
+    few = rows.gather(ids, index.new_empty((len(ids), *rows.shape[1:]), dtype=out.dtype), account)
+    torch.index_select(few, 0, place.reshape(-1), out=out.view(-1, *rows.shape[1:]))
+    return out
