@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,14 +10,20 @@ import typer
 from dataeff.cli import UserError
 
 if TYPE_CHECKING:
-    from dataeff.offload.capacity import CapacityPlan
+    from dataeff.offload.capacity import CapacityPlan, Disks
 
 GB = 1e9
 TB = 1e12
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A model by name; an unknown one lists them.")],
+    model: Annotated[
+        str | None, typer.Argument(help="A model by name; an unknown one lists them.")
+    ] = None,
+    from_report: Annotated[
+        Path | None,
+        typer.Option(help="A report saved by `offload.report().save(FILE)`, instead of a model."),
+    ] = None,
     gpus: Annotated[int, typer.Option(help="GPUs of the job, which shard weights and states.")] = 8,
     tensor_parallel: Annotated[int, typer.Option(help="GPUs that share one microbatch.")] = 1,
     microbatch: Annotated[int, typer.Option(help="Sequences per forward and backward.")] = 1,
@@ -39,7 +46,9 @@ def command(
     """
     from dataeff.offload.capacity import MODELS, Disks, Gpu, plan_capacity
 
-    if model not in MODELS:
+    if (model is None) == (from_report is None):
+        raise UserError("name either a model or --from-report FILE")
+    if from_report is None and model not in MODELS:
         raise UserError(f"unknown model {model!r}: choose from {', '.join(MODELS)}")
     positive = {
         "--gpu-memory-gb": gpu_memory_gb,
@@ -53,6 +62,11 @@ def command(
     for option, value in positive.items():
         if not value > 0:
             raise UserError(f"{option}: {value} is not positive")
+    disk = Disks(disks, endurance_tb * TB, write_gbs * GB, read_gbs * GB)
+    if from_report is not None:
+        _show(f"what {from_report} measured", _from_report(from_report, disk), as_json)
+        return
+    assert model is not None
     try:
         plan = plan_capacity(
             MODELS[model],
@@ -62,14 +76,31 @@ def command(
             tensor_parallel=tensor_parallel,
             only_layer_inputs=only_layer_inputs,
             gpu=Gpu(gpu_memory_gb * GB, gpu_tflops * TB, utilization),
-            disks=Disks(disks, endurance_tb * TB, write_gbs * GB, read_gbs * GB),
+            disks=disk,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+    _show(f"{model} on {gpus} GPUs, one GPU's share of a step", plan, as_json)
+
+
+def _from_report(path: Path, disks: Disks) -> CapacityPlan:
+    from dataeff.offload.capacity import plan_from_measurement
+    from dataeff.offload.report import OffloadReport
+
+    try:
+        report = OffloadReport.load(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--from-report: {error}") from error
+    if not report.num_steps or not report.step_s:
+        raise UserError(f"--from-report: {path} holds no finished step")
+    return plan_from_measurement(report.bytes_per_step, report.step_s, disks=disks)
+
+
+def _show(title: str, plan: CapacityPlan, as_json: bool) -> None:
     if as_json:
         typer.echo(_as_json(plan))
     else:
-        _print(f"{model} on {gpus} GPUs, one GPU's share of a step", plan)
+        _print(title, plan)
 
 
 def _as_json(plan: CapacityPlan) -> str:

@@ -17,13 +17,16 @@ from dataeff.offload.auto import AutoPolicy
 from dataeff.offload.cache import TensorCache
 from dataeff.offload.disk import SMALLEST_NBYTES, SpillSet
 from dataeff.offload.exclude import Exclusions
+from dataeff.offload.live import LiveView
 from dataeff.offload.passes import Budgets
 from dataeff.offload.places import spill_directories
 from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
-from dataeff.offload.report import OffloadReport, make_report
+from dataeff.offload.report import OffloadReport, Pace, make_report
 from dataeff.offload.scopes import Scopes, is_compiled
+from dataeff.offload.simulate import Forecast
 from dataeff.offload.tiers import StreamsOf, Tiers, cuda_streams
+from dataeff.offload.wear import Endurance, StepClock, Wear
 from dataeff.storage import FaultPlan, open_engine
 
 _MAX_SPANS = 100_000
@@ -57,7 +60,7 @@ class ActivationOffload:
             directory is made: `spill="/nvme{local_rank}"`.
         host_bytes: size of the host tier: pinned memory that a GPU's tensors go to first; when it
             is full they go to disk. Tensors in host memory go to disk only.
-        policy: `"all"`; or `"auto"`: the second step (with its backward in the block) is measured,
+        policy: `"all"`; or `"auto"`: steps 2 to 4 (with their backward in the block) are measured,
             and a plan made for each block of the model: keep, host, disk or recompute, whichever
             costs least within `memory_budget`; or names of modules, whose tensors (and their
             submodules') are moved; or a callable that is asked about each storage
@@ -70,6 +73,10 @@ class ActivationOffload:
             waits. Chosen when None: an eighth of what a pass saves, at least two of its storages.
         prefetch_bytes: the most that may be brought back ahead of backward; chosen alike.
         spill_bytes: the most that each spill file may take; the disk's limit when None.
+        endurance_tbw: terabytes (1e12 bytes) that may be written to the disks in all: their rated
+            TBW, less what is spent. A warning comes before; beyond it, tensors stay in memory.
+        write_cap_tb: the same per day of running.
+        live: show what moves in a table on the terminal, from the first step on.
         staging_bytes: pinned memory through which a GPU's tensors go to disk and come back.
         num_threads: threads that read and write.
         faults: a plan of I/O faults, for tests.
@@ -95,6 +102,9 @@ class ActivationOffload:
         in_flight_bytes: int | None = None,
         prefetch_bytes: int | None = None,
         spill_bytes: int | None = None,
+        endurance_tbw: float | None = None,
+        write_cap_tb: float | None = None,
+        live: bool = False,
         staging_bytes: int = 1 << 30,
         num_threads: int = 4,
         faults: FaultPlan | None = None,
@@ -115,6 +125,7 @@ class ActivationOffload:
             )
         if memory_budget is not None and policy != "auto":
             raise ValueError("memory_budget is kept by policy='auto' only")
+        endurance = Endurance(endurance_tbw, write_cap_tb)
         choose: Policy | None = None if policy == "auto" else resolve_policy(policy, model)
         self._exclusions = Exclusions(model)
         self._scopes = Scopes(model, self._exclusions)
@@ -123,10 +134,13 @@ class ActivationOffload:
         if directories:
             engine = open_engine("threads", num_threads=num_threads, faults=faults)
             spills = SpillSet(directories, engine, spill_bytes)
-        tiers = Tiers(spills, host_bytes, staging_bytes, checksum, streams_of)
+        self._wear = Wear(endurance)
+        tiers = Tiers(spills, host_bytes, staging_bytes, checksum, streams_of, self._wear)
+        self._tiers = tiers
+        budgets = Budgets(in_flight_bytes, prefetch_bytes)
         self._auto: AutoPolicy | None = None
         if choose is None:
-            choose = self._auto = AutoPolicy(model, tiers, memory_budget)
+            choose = self._auto = AutoPolicy(model, tiers, memory_budget, budgets)
         self._selection = Selection(
             choose,
             tiers.moves,
@@ -138,16 +152,21 @@ class ActivationOffload:
             self._selection,
             self._exclusions,
             self._scopes,
-            Budgets(in_flight_bytes, prefetch_bytes),
+            budgets,
             self.ledger,
         )
         self._hooks: saved_tensors_hooks | None = None
+        self._clock = StepClock()
+        self._live = LiveView(self.report) if live else None
 
     def __enter__(self) -> ActivationOffload:
         if self._hooks is not None:
             raise RuntimeError("this ActivationOffload is already active: it cannot be nested")
         if self._cache.closed:
             raise RuntimeError("this ActivationOffload is closed")
+        if self._live is not None:
+            self._live.start()
+        self._clock.begin()
         self._exclusions.refresh()
         self._scopes.install()
         self._scopes.active = True
@@ -169,6 +188,8 @@ class ActivationOffload:
         self._scopes.active = False
         self._scopes.reset()
         self._cache.poll()
+        self._clock.end()
+        self._wear.foresee(self._tiers.disk_nbytes)
         if self._auto is not None and error is None:
             self._auto.end_step(self._cache)
 
@@ -202,7 +223,25 @@ class ActivationOffload:
             self._cache.held.nbytes,
             self._selection.min_bytes,
             self._cache.account.by_module,
+            self._pace(),
         )
+
+    def _pace(self) -> Pace:
+        written = self._tiers.disk_nbytes
+        days = self._wear.days_left(written) if self._wear.endurance.tbw is not None else None
+        if days == float("inf"):
+            days = None
+        rate = self._wear.written_tb_per_day(written)
+        return Pace(self._clock.num_steps, self._clock.step_s, rate, days)
+
+    def live(self) -> LiveView:
+        """`with offload.live():` shows what moves in a table on the terminal (needs rich)."""
+        return LiveView(self.report)
+
+    @property
+    def forecast(self) -> Forecast | None:
+        """Step time and peak that the plan of `policy="auto"` is predicted to show."""
+        return None if self._auto is None else self._auto.forecast
 
     @property
     def plan(self) -> Plan | None:
@@ -227,6 +266,8 @@ class ActivationOffload:
 
         What is only on disk can not be unpacked afterwards: close after the last backward.
         """
+        if self._live is not None:
+            self._live.stop()
         self._cache.close()
         if self._auto is not None:
             self._auto.close()

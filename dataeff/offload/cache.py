@@ -93,7 +93,7 @@ class TensorCache:
                 self.counters.bytes_deduplicated += storage.nbytes()
             # What stays needs no rebuilding: most saved tensors of a model are small and stay.
             if saved.tape is None:
-                return Kept(saved, tensor)
+                return Kept(saved, tensor, self.passes.current)
             return Handle(saved, tensor, known.shift)
 
     def unpack(self, handle: Handle | Kept | Direct) -> torch.Tensor:
@@ -109,6 +109,8 @@ class TensorCache:
             with self._lock:
                 self.counters.num_unpacked += 1
                 self._poll()
+                if handle.beside is not None and handle.beside.announce():
+                    self._incoming.prefetch(handle.beside)
             return handle.unpack()
         handle.check_version()
         with self._lock:
@@ -193,8 +195,13 @@ class TensorCache:
             self._poll()
             tape = self.passes.forward_of(microbatch)
             if tape is not None:
-                tape.expect()
+                tape.announce()
                 self._incoming.prefetch(tape)
+
+    def set_budgets(self, budgets: Budgets) -> None:
+        """Bounds what is in flight from now on."""
+        with self._lock:
+            self._outgoing.budget, self._incoming.budget = budgets.in_flight, budgets.prefetch
 
     # ---- housekeeping ----------------------------------------------------------------------
 

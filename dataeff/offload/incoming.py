@@ -37,7 +37,7 @@ class Incoming:
         account: Account,
     ) -> None:
         self._table, self._held, self._outgoing = table, held, outgoing
-        self._passes, self._budget, self._account = passes, budget, account
+        self._passes, self.budget, self._account = passes, budget, account
         self._loading: list[SavedStorage] = []
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class Incoming:
     def begin(self, saved: SavedStorage) -> None:
         """Begins to bring `saved` back, dropping cached bytes that the budget has no room for."""
         assert saved.copy is not None
-        self._held.evict(saved.nbytes, self._passes.limit(self._budget, saved.tape))
+        self._held.evict(saved.nbytes, self._passes.limit(self.budget, saved.tape))
         saved.load = saved.copy.load()
         self._loading.append(saved)
         self._held.add(saved.nbytes)
@@ -62,7 +62,7 @@ class Incoming:
 
     def prefetch(self, tape: Tape) -> None:
         """Begins the loads that backward is expected to ask for next, within the budget."""
-        limit = self._passes.limit(self._budget, tape)
+        limit = self._passes.limit(self.budget, tape)
         for saved in tape.upcoming():
             if saved.storage is not None or saved.load is not None:
                 # What is wanted this soon need not be written: the disk is free for reads.

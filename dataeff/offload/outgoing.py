@@ -13,7 +13,7 @@ from dataeff.offload.account import Account
 from dataeff.offload.held import HeldBytes
 from dataeff.offload.passes import Passes
 from dataeff.offload.saved import SavedStorage
-from dataeff.offload.transfer import Tiers
+from dataeff.offload.transfer import Tiers, WriteCapError
 
 
 class Outgoing:
@@ -31,7 +31,7 @@ class Outgoing:
         self, tiers: Tiers, held: HeldBytes, passes: Passes, budget: int | None, account: Account
     ) -> None:
         self._tiers, self._held, self._passes = tiers, held, passes
-        self._budget, self._account = budget, account
+        self.budget, self._account = budget, account
         self._queue: deque[SavedStorage] = deque()
         self._nbytes = 0
         self._warned: set[str] = set()
@@ -43,12 +43,15 @@ class Outgoing:
         self, saved: SavedStorage, storage: torch.UntypedStorage, prefer: Tier | None
     ) -> None:
         """Begins to store `saved`, waiting for the oldest stores while the budget is spent."""
-        limit = self._passes.limit(self._budget, saved.tape)
+        limit = self._passes.limit(self.budget, saved.tape)
         while self._queue and self._nbytes + saved.nbytes > limit:
             with self._account.exposed("wait for store"):
                 self._end(self._queue.popleft())
         try:
             saved.copy = self._tiers.store(storage, prefer)
+        except WriteCapError:
+            self._account.counters.bytes_capped += saved.nbytes
+            return
         except OSError as error:
             self._failed(saved.nbytes, error)
             return

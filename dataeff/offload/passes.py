@@ -53,6 +53,11 @@ class Passes:
             tape = self._tapes[key] = Tape(self._orders)
         return tape
 
+    @property
+    def current(self) -> Tape | None:
+        """The tape of the pass under way, if anything of it was moved."""
+        return self._tapes.get((self.microbatch, torch._C._current_graph_task_id()))
+
     def forward_of(self, microbatch: int) -> Tape | None:
         """The tape of the last forward of `microbatch`."""
         return self._tapes.get((microbatch, -1))

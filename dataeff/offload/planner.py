@@ -34,6 +34,7 @@ class ModuleProfile:
         backward_s: seconds of its backward.
         saved_bytes: bytes that it saves, each storage counted once.
         input_bytes: bytes that recomputing it would have to keep; None if it cannot be recomputed.
+        stuck_bytes: of `saved_bytes`, those that no tier takes (storages that are too small).
     """
 
     name: str
@@ -41,6 +42,12 @@ class ModuleProfile:
     backward_s: float
     saved_bytes: int
     input_bytes: int | None = None
+    stuck_bytes: int = 0
+
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes that go to a tier when the module is moved."""
+        return self.saved_bytes - self.stuck_bytes
 
 
 @dataclass(frozen=True)
@@ -179,19 +186,19 @@ class _Program:
     def _hide(self, tier: Action) -> None:
         rate = self.rates[tier]
         forward_s = sum(p.forward_s for p in self.profiles)
-        all_s = sum(p.saved_bytes for p in self.profiles) * (1 / rate.write + 1 / rate.read)
+        all_s = sum(p.moved_bytes for p in self.profiles) * (1 / rate.write + 1 / rate.read)
         capacity = self._row()
         for n, p in enumerate(self.profiles):
             backward_from_n = sum(q.backward_s for q in self.profiles[n:])
             stored, read = self._row(), self._row()
             for i, q in enumerate(self.profiles):
                 k = self.index[i, tier]
-                stored[k] = q.saved_bytes / rate.write if i < n else 0.0
-                read[k] = q.saved_bytes / rate.read if i >= n else 0.0
-            stored[self.index[n, tier]] += p.saved_bytes * (1 / rate.write + 1 / rate.read)
+                stored[k] = q.moved_bytes / rate.write if i < n else 0.0
+                read[k] = q.moved_bytes / rate.read if i >= n else 0.0
+            stored[self.index[n, tier]] += p.moved_bytes * (1 / rate.write + 1 / rate.read)
             self._if_moved(stored, n, tier, forward_s + backward_from_n, all_s)
             self._if_moved(read, n, tier, backward_from_n - p.backward_s, all_s)
-            capacity[self.index[n, tier]] = p.saved_bytes / self.byte
+            capacity[self.index[n, tier]] = p.moved_bytes / self.byte
         self.rows.append((capacity, -np.inf, rate.capacity / self.byte))
 
     def _if_moved(
@@ -208,7 +215,8 @@ class _Program:
             if action is Action.KEEP:
                 continue
             row = self._row()
-            row[k] = (1 if action is Action.RECOMPUTE else 2) * self.profiles[i].saved_bytes
+            p = self.profiles[i]
+            row[k] = p.saved_bytes if action is Action.RECOMPUTE else 2 * p.moved_bytes
             row /= self.byte
             row[self.working] = -1.0
             self.rows.append((row, -np.inf, 0.0))
@@ -221,6 +229,8 @@ class _Program:
                 row[k] = p.saved_bytes / self.byte
             elif action is Action.RECOMPUTE:
                 row[k] = (p.input_bytes or 0) / self.byte
+            else:
+                row[k] = p.stuck_bytes / self.byte
         row[self.working] = 1.0
         return row
 
@@ -232,7 +242,7 @@ class _Program:
             elif action is not Action.KEEP:
                 # Of plans that take as long, the one that moves least: disks wear.
                 weight = 1e-4 if action is Action.HOST else 2e-4
-                row[k] = weight * self.profiles[i].saved_bytes / self.byte
+                row[k] = weight * self.profiles[i].moved_bytes / self.byte
         row[self.exposed] = 1.0
         return row
 
@@ -258,7 +268,7 @@ class _Program:
                 # Of equal bytes, early ones: they have the longest time to come back.
                 cost[k] = p.saved_bytes / self.byte * (1 + 1e-4 * (len(self.profiles) - i))
             elif action is Action.DISK:
-                cost[k] = 1e-5 * p.saved_bytes / self.byte
+                cost[k] = 1e-5 * p.moved_bytes / self.byte
         actions = self._solve(cost, [(still, -np.inf, 0.0)])
         assert actions is not None
         return actions

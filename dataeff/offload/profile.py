@@ -1,10 +1,11 @@
-"""Measures the blocks of a model during one ordinary step: seconds, bytes, inputs."""
+"""Measures the blocks of a model during a few ordinary steps: seconds, bytes, inputs."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,12 +37,14 @@ class BlockProfiler:
 
     The backward of a block is taken to last until the next thing noted: in a chain of blocks, the
     backward of the one before it. Waits for transfers (`exposed_s`) are taken off. The device is
-    synchronised at each note, so a profiled step is slower, and only that one.
+    synchronised at each note, so profiled steps are slower, and only those.
     """
 
     def __init__(self, blocks: Mapping[str, torch.nn.Module], device: torch.device) -> None:
         self._blocks, self._device = blocks, device
         self._notes: list[tuple[float, float, str, str]] = []
+        self._steps: list[dict[tuple[str, str], float]] = []
+        self._totals_s: list[float] = []
         self._input_bytes: dict[str, int] = {}
         self._hooks: list[Any] = []
 
@@ -62,22 +65,48 @@ class BlockProfiler:
     def end(self) -> None:
         """Backward, or the step, is over: what was noted last ends here."""
         self._note("end", "")
-
-    def profiles(self, saved: Mapping[str, ModuleBytes]) -> list[ModuleProfile]:
-        """What was measured, with the bytes that each module saved during the step."""
         seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         for (t0, e0, kind, name), (t1, e1, _, _) in zip(self._notes, self._notes[1:], strict=False):
             seconds[kind, name] += max(0.0, (t1 - t0) - (e1 - e0))
-        return [
-            ModuleProfile(
-                name,
-                seconds["forward", name],
-                seconds["backward", name],
-                sum(b.bytes_saved for scope, b in saved.items() if _inside(scope, name)),
-                self._input_bytes.get(name),
-            )
-            for name in self._blocks
-        ]
+        self._steps.append(dict(seconds))
+        (t0, e0, _, _), (t1, e1, _, _) = self._notes[0], self._notes[-1]
+        self._totals_s.append((t1 - t0) - (e1 - e0))
+        self._notes.clear()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps measured so far."""
+        return len(self._steps)
+
+    def profiles(self, saved: Mapping[str, ModuleBytes]) -> list[ModuleProfile]:
+        """Medians over the steps, with the bytes that each module saved during all of them."""
+        return [self._profile(name, saved) for name in self._blocks]
+
+    def other_s(self, profiles: Sequence[ModuleProfile]) -> float:
+        """Seconds of a step outside the blocks: embedding, head, loss, whatever stands between."""
+        inside = sum(p.forward_s + p.backward_s for p in profiles)
+        return max(0.0, statistics.median(self._totals_s) - inside)
+
+    def _profile(self, name: str, saved: Mapping[str, ModuleBytes]) -> ModuleProfile:
+        forward_s, backward_s = (
+            statistics.median(step.get((kind, name), 0.0) for step in self._steps)
+            for kind in ("forward", "backward")
+        )
+        inside = [account for scope, account in saved.items() if _inside(scope, name)]
+        saved_bytes = sum(account.bytes_saved for account in inside) // self.num_steps
+        stored_bytes = sum(account.bytes_stored for account in inside) // self.num_steps
+        return ModuleProfile(
+            name,
+            forward_s,
+            backward_s,
+            saved_bytes,
+            self._input_bytes.get(name),
+            saved_bytes - stored_bytes,
+        )
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._note("between", "")
 
     def _note(self, kind: str, name: str) -> None:
         if self._device.type == "cuda":

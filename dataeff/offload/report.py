@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import NamedTuple
 
 
 @dataclass
@@ -20,6 +23,7 @@ class Counters:
     bytes_host: int = 0
     bytes_cancelled: int = 0
     bytes_failed: int = 0
+    bytes_capped: int = 0
     bytes_read: int = 0
     bytes_forwarded: int = 0
     num_store_errors: int = 0
@@ -51,7 +55,7 @@ class OffloadReport:
     Every count is in bytes of whole storages: a tensor that is a view of a larger storage keeps
     all of it alive, so all of it is what saving costs. When nothing is in flight,
     `bytes_packed = bytes_deduplicated + bytes_kept + bytes_written + bytes_host + bytes_cancelled
-    + bytes_failed`.
+    + bytes_failed + bytes_capped`.
 
     Attributes:
         num_packed: tensors saved for backward, parameters and caller-owned inputs left out.
@@ -67,6 +71,7 @@ class OffloadReport:
         bytes_host: bytes copied to the host tier.
         bytes_cancelled: bytes whose queued transfer was stopped because backward came first.
         bytes_failed: bytes kept in memory because a tier was full or failed.
+        bytes_capped: bytes kept in memory because no more may be written to the disks.
         bytes_read: bytes brought back from a tier.
         bytes_forwarded: bytes given to backward from memory although they had been sent to a tier:
             still in flight, or alive because somebody else holds the tensor.
@@ -83,6 +88,10 @@ class OffloadReport:
         exposed_wait_s: time forward or backward stood still for a transfer.
         transfer_s: time transfers took, summed over transfers.
         hidden_s: `transfer_s` less what was exposed: the part that ran beside compute.
+        num_steps: `with` blocks that have ended.
+        step_s: mean seconds from one to the next.
+        written_tb_per_day: rate of writing to disk since the object was made, TB (1e12 bytes).
+        endurance_days: days until `endurance_tbw` is spent at that rate; None without one.
         modules: bytes by the name of the module that saved them.
         reason: one sentence why nothing was offloaded; empty when something was.
     """
@@ -98,6 +107,7 @@ class OffloadReport:
     bytes_host: int
     bytes_cancelled: int
     bytes_failed: int
+    bytes_capped: int
     bytes_read: int
     bytes_forwarded: int
     num_store_errors: int
@@ -109,6 +119,10 @@ class OffloadReport:
     transfer_s: float
     saved_bytes: int
     hidden_s: float
+    num_steps: int
+    step_s: float
+    written_tb_per_day: float
+    endurance_days: float | None
     modules: dict[str, ModuleBytes]
     reason: str
 
@@ -117,20 +131,64 @@ class OffloadReport:
         """Bytes that left memory, to whichever tier."""
         return self.bytes_written + self.bytes_host
 
+    @property
+    def bandwidth_gbs(self) -> float:
+        """Bytes moved per second of transfer, in GB/s; transfers that overlap count each."""
+        moved = self.bytes_offloaded + self.bytes_read
+        return moved / self.transfer_s / 1e9 if self.transfer_s else 0.0
+
+    @property
+    def bytes_per_step(self) -> float:
+        """Bytes offloaded per step; when nothing was, the bytes that a step saves."""
+        saved = self.bytes_packed - self.bytes_deduplicated
+        return (self.bytes_offloaded or saved) / max(1, self.num_steps)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the report as JSON, for `dataeff plan --from-report`."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> OffloadReport:
+        """Reads what `save` wrote. Raises ValueError naming the file when it is something else."""
+        try:
+            found = json.loads(Path(path).read_text())
+            modules = {k: ModuleBytes(**v) for k, v in found.pop("modules").items()}
+            return cls(**found, modules=modules)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is not a saved OffloadReport: {error}") from error
+
     def __str__(self) -> str:
         rows = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "modules"]
-        lines = [f"{name:<20} {_readable(name, value)}" for name, value in rows if value != ""]
+        lines = [
+            f"{name:<20} {_readable(name, value)}"
+            for name, value in rows
+            if value not in ("", None)
+        ]
         return "\n".join(lines)
 
 
+class Pace(NamedTuple):
+    """How a job goes on, in the terms of `OffloadReport`."""
+
+    num_steps: int
+    step_s: float
+    written_tb_per_day: float
+    endurance_days: float | None
+
+
 def make_report(
-    counters: Counters, saved_bytes: int, min_bytes: int, modules: dict[str, ModuleBytes]
+    counters: Counters,
+    saved_bytes: int,
+    min_bytes: int,
+    modules: dict[str, ModuleBytes],
+    pace: Pace,
 ) -> OffloadReport:
     """Freezes the counters into a report."""
     return OffloadReport(
         **vars(counters),
         saved_bytes=saved_bytes,
         hidden_s=max(0.0, counters.transfer_s - counters.exposed_wait_s),
+        **pace._asdict(),
         modules={name: replace(account) for name, account in modules.items()},
         reason=_why_nothing(counters, min_bytes),
     )
@@ -144,6 +202,8 @@ def _why_nothing(counters: Counters, min_bytes: int) -> str:
             "Nothing was saved for backward while the offload was active: run the forward pass "
             "inside `with offload:` and with gradients enabled."
         )
+    if counters.bytes_capped:
+        return "No more may be written to the disks (endurance_tbw, write_cap_tb)."
     if counters.bytes_failed:
         return "Every store failed or found its tier full, so all tensors stayed in memory."
     if counters.bytes_cancelled:

@@ -138,10 +138,11 @@ class Kept:
     It shares its version counter with the tensor, so changes in place are seen.
     """
 
-    __slots__ = ("_saved", "_tensor", "_version")
+    __slots__ = ("_saved", "_tensor", "_version", "beside")
 
-    def __init__(self, saved: SavedStorage, tensor: torch.Tensor) -> None:
+    def __init__(self, saved: SavedStorage, tensor: torch.Tensor, beside: Tape | None) -> None:
         self._saved = saved  # counts as held until the last of its handles is gone
+        self.beside = beside  # what was moved in the same pass
         self._tensor = tensor.detach()
         self._version = tensor._version
 

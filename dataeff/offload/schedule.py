@@ -63,6 +63,13 @@ class Tape:
         if rank is not None:
             self._cursor = rank + 1
 
+    def announce(self) -> bool:
+        """Backward is about to read this tape; true when that is news."""
+        if self._asked or self._expected or not self._sizes:
+            return False
+        self.expect()
+        return True
+
     def upcoming(self) -> Iterator[SavedStorage]:
         """The storages expected next, nearest first, that are still needed."""
         for position in self._expected[self._cursor :]:

@@ -15,7 +15,8 @@ from dataeff.offload.disk import DiskCopy, SpillSet, Written
 from dataeff.offload.planner import TierRate
 from dataeff.offload.staging import DeviceCopy, PinnedPool
 from dataeff.offload.streams import CudaStreams, Streams
-from dataeff.offload.transfer import Copy
+from dataeff.offload.transfer import Copy, WriteCapError
+from dataeff.offload.wear import Endurance, Wear
 
 _PROBE_BYTES = 32 << 20
 _PROBE_PARTS = 4
@@ -37,6 +38,7 @@ class Tiers:
         staging_bytes: pinned memory through which a device's bytes go to disk and come back.
         checksum: keep a CRC-32C of what goes to disk.
         streams_of: the streams of a device, or None where tensors are in host memory already.
+        wear: bounds what is written to disk.
     """
 
     def __init__(
@@ -46,8 +48,11 @@ class Tiers:
         staging_bytes: int,
         checksum: bool,
         streams_of: StreamsOf = cuda_streams,
+        wear: Wear | None = None,
     ) -> None:
         self._spills, self._checksum = spills, checksum
+        self.wear = wear or Wear(Endurance())
+        self.disk_nbytes = 0  # sent to disk so far
         self._host_bytes, self._staging_bytes = host_bytes, staging_bytes
         self._streams_of = streams_of
         self._streams: dict[torch.device, Streams | None] = {}
@@ -73,11 +78,12 @@ class Tiers:
     def store(self, storage: torch.UntypedStorage, prefer: Tier | None = None) -> Copy:
         """Begins to copy `storage`: to the host tier while it has room, unless disk is preferred.
 
-        Raises OSError(ENOSPC) when no tier has room.
+        Raises OSError(ENOSPC) when no tier has room, WriteCapError when the disks are worn enough.
         """
         streams = self._of(storage.device)
         if streams is None:
             assert self._spills is not None
+            self._count_write(storage.nbytes())
             return DiskCopy(self._spills, storage, self._checksum)
         if self._host_bytes and (prefer is not Tier.DISK or self._spills is None):
             try:
@@ -85,7 +91,13 @@ class Tiers:
             except OSError as error:
                 if error.errno != errno.ENOSPC or self._spills is None:
                     raise
+        self._count_write(storage.nbytes())
         return self._store_through_staging(storage, streams)
+
+    def _count_write(self, nbytes: int) -> None:
+        if not self.wear.allows(self.disk_nbytes, nbytes):
+            raise WriteCapError(errno.EDQUOT, "no more may be written to disk")
+        self.disk_nbytes += nbytes
 
     def poll(self) -> list[tuple[int, OSError]]:
         """Settles writes that have ended; returns those that failed since, with their bytes."""

@@ -9,6 +9,10 @@ import torch
 from dataeff.ledger import Tier
 
 
+class WriteCapError(OSError):
+    """A bound on what may be written to disk is reached: the tensor is to stay in memory."""
+
+
 class Load(Protocol):
     """Bytes on their way back into a new storage."""
 

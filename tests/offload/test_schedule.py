@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
+from dataeff.offload import ActivationOffload
 from dataeff.offload.schedule import Orders, Tape
 
 
@@ -92,3 +96,20 @@ def test_old_orders_are_forgotten():
         orders.learn([n, n], [0, 1])
     assert orders.recall([39, 39]) == [0, 1]
     assert orders.recall([0, 0]) == [1, 0]
+
+
+def test_reads_begin_when_backward_reaches_what_was_kept_behind_them(tmp_path):
+    layers = [nn.Sequential(nn.Linear(256, 256), nn.Sigmoid()) for _ in range(3)]
+    model = nn.Sequential(*layers)
+    offload = ActivationOffload(model, tmp_path, policy=["0", "1"], min_bytes=0)
+    begun = []
+    with offload:
+        moved = model[1](model[0](torch.ones(256, 256)))
+        offload._cache.drain()
+        moved.register_hook(lambda grad: begun.append(len(offload._cache._incoming)))
+        loss = model[2](moved).sum()
+        before = offload.report().bytes_read
+        loss.backward()
+    assert before == 0 and offload.report().bytes_read > 0
+    assert begun[0] > 0  # the gradient is only just on its way to them
+    offload.close()

@@ -1,0 +1,214 @@
+"""Plays a plan through, storage by storage: the step time and the peak that it should show.
+
+The planner's inequalities bound a plan from above. Here one step is run on paper, with the queues
+and budgets that the tensor cache has: a store begins when its bytes exist and the tier is free,
+forward waits when too many are in flight, what has not begun when backward wants it is forwarded,
+and reads run ahead of backward within the prefetch budget.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dataeff.offload.planner import Action, ModuleProfile, TierRate
+
+_NUM_PARTS = 8  # a module saves its bytes bit by bit: so many equal parts unless told otherwise
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a plan is predicted to cost.
+
+    Attributes:
+        step_s: seconds from the first forward to the end of backward.
+        exposed_s: of these, seconds that compute stands still for transfers.
+        peak_bytes: the most bytes held for backward at once.
+    """
+
+    step_s: float
+    exposed_s: float
+    peak_bytes: float
+
+
+@dataclass
+class _Part:
+    """A stretch of one module's bytes on its way out and back."""
+
+    nbytes: float
+    tier: Action
+    stored_s: float = 0.0  # when its store ends
+    started_s: float = 0.0  # when its store begins
+    back_s: float | None = None  # when its load ends, once it is begun
+    forwarded: bool = False  # never left memory
+
+
+@dataclass
+class _Step:
+    """The clock, the tiers' queues and the bytes held, as one step goes on."""
+
+    rates: dict[Action, TierRate]
+    limit: float
+    now_s: float = 0.0
+    exposed_s: float = 0.0
+    held: float = 0.0
+    peak: float = 0.0
+    free_s: dict[Action, float] = field(default_factory=dict)
+    leaving: deque[_Part] = field(default_factory=deque)
+    coming: float = 0.0  # bytes read, or being read, ahead of backward
+
+    def hold(self, nbytes: float) -> None:
+        self.held += nbytes
+        self.peak = max(self.peak, self.held)
+
+    def wait_until(self, when_s: float) -> None:
+        if when_s > self.now_s:
+            self.exposed_s += when_s - self.now_s
+            self.now_s = when_s
+
+    def compute(self, seconds: float) -> None:
+        self.now_s += seconds
+        self._settle()
+
+    def _settle(self) -> None:
+        while self.leaving and self.leaving[0].stored_s <= self.now_s:
+            self.held -= self.leaving.popleft().nbytes
+
+    def store(self, part: _Part) -> None:
+        """The part exists now; waits while more would be in flight than allowed."""
+        while self.leaving and sum(p.nbytes for p in self.leaving) + part.nbytes > self.limit:
+            self.wait_until(self.leaving[0].stored_s)
+            self._settle()
+        part.started_s = max(self.now_s, self.free_s.get(part.tier, 0.0))
+        part.stored_s = part.started_s + part.nbytes / self.rates[part.tier].write
+        self.free_s[part.tier] = part.stored_s
+        self.leaving.append(part)
+
+    def begin_backward(self, parts: Sequence[_Part]) -> None:
+        """Stores that have not begun are stopped as backward comes near: the tier only reads."""
+        for part in parts:
+            if part.stored_s > self.now_s:
+                part.back_s, part.forwarded = self.now_s, True
+                if part in self.leaving:
+                    self.leaving.remove(part)
+        for tier in self.free_s:
+            self.free_s[tier] = min(self.free_s[tier], self.now_s)
+
+    def read_ahead(self, wanted: Sequence[_Part]) -> None:
+        """Begins the loads of `wanted`, nearest first, as far as the budget reaches."""
+        for part in wanted:
+            if part.back_s is not None:
+                continue
+            if self.coming and self.coming + part.nbytes > self.limit:
+                return
+            self._load(part)
+
+    def _load(self, part: _Part) -> None:
+        start_s = max(self.now_s, self.free_s.get(part.tier, 0.0))
+        part.back_s = start_s + part.nbytes / self.rates[part.tier].read
+        self.free_s[part.tier] = part.back_s
+        self.coming += part.nbytes
+        self.hold(part.nbytes)
+
+    def use(self, part: _Part, ahead: Sequence[_Part]) -> None:
+        """Backward wants the part now; `ahead` are the next it will want."""
+        if part.back_s is None:
+            self._load(part)
+        self.read_ahead(ahead)
+        assert part.back_s is not None
+        self.wait_until(part.back_s)
+
+    def done_with(self, part: _Part) -> None:
+        """Backward has used the part."""
+        if not part.forwarded:
+            self.coming -= part.nbytes
+        self.held -= part.nbytes
+
+
+def simulate(
+    profiles: Sequence[ModuleProfile],
+    actions: Sequence[Action],
+    rates: dict[Action, TierRate],
+    *,
+    limit: float,
+    part_bytes: float | None = None,
+    other_s: float = 0.0,
+    other_bytes: float = 0.0,
+) -> Forecast:
+    """Predicts a step in which module i is treated by `actions[i]`.
+
+    Args:
+        profiles: the modules in the order of forward.
+        actions: what to do with each.
+        rates: of the tiers that take part.
+        limit: bytes that may be in flight, and as many that may be prefetched.
+        part_bytes: the largest storage: what is moved at once.
+        other_s: seconds of the step outside the modules.
+        other_bytes: bytes that what lies outside the modules holds for backward.
+    """
+    step = _Step(rates, limit)
+    parts: dict[int, list[_Part]] = {}
+    for i, (profile, action) in enumerate(zip(profiles, actions, strict=True)):
+        parts[i] = _forward(step, profile, action, part_bytes)
+    step.hold(other_bytes)
+    step.compute(other_s)
+    step.begin_backward([part for i in parts for part in parts[i]])
+    step.held -= other_bytes
+    order = [part for i in reversed(parts) for part in reversed(parts[i])]
+    position = 0
+    for i in reversed(range(len(profiles))):
+        _backward(step, profiles[i], actions[i], parts[i], order, position)
+        position += len(parts[i])
+    return Forecast(step.now_s, step.exposed_s, step.peak)
+
+
+def _forward(
+    step: _Step, profile: ModuleProfile, action: Action, part_bytes: float | None
+) -> list[_Part]:
+    if action is Action.RECOMPUTE:
+        step.compute(profile.forward_s)
+        step.hold(profile.input_bytes or 0)
+        return []
+    if action is Action.KEEP:
+        step.compute(profile.forward_s)
+        step.hold(profile.saved_bytes)
+        return []
+    step.hold(profile.stuck_bytes)
+    made = []
+    num_parts = round(profile.moved_bytes / part_bytes) if part_bytes else _NUM_PARTS
+    num_parts = max(1, num_parts)
+    for _ in range(num_parts):
+        step.compute(profile.forward_s / num_parts)
+        part = _Part(profile.moved_bytes / num_parts, action)
+        step.hold(part.nbytes)
+        step.store(part)
+        made.append(part)
+    return made
+
+
+def _backward(
+    step: _Step,
+    profile: ModuleProfile,
+    action: Action,
+    parts: list[_Part],
+    order: list[_Part],
+    position: int,
+) -> None:
+    ahead = order[position + len(parts) :]
+    if action is Action.RECOMPUTE:
+        step.read_ahead(ahead)
+        step.compute(profile.forward_s)
+        step.hold(profile.saved_bytes)
+        step.compute(profile.backward_s)
+        step.hold(-profile.saved_bytes - (profile.input_bytes or 0))
+    elif action is Action.KEEP:
+        step.read_ahead(ahead)
+        step.compute(profile.backward_s)
+        step.hold(-profile.saved_bytes)
+    else:
+        for k, part in enumerate(reversed(parts)):
+            step.use(part, order[position + k + 1 :])
+            step.compute(profile.backward_s / len(parts))
+            step.done_with(part)
+        step.hold(-profile.stuck_bytes)

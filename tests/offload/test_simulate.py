@@ -1,0 +1,72 @@
+"""What a plan is predicted to show, worked out by hand."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dataeff.offload.planner import Action, ModuleProfile, TierRate
+from dataeff.offload.simulate import simulate
+
+KEEP, HOST, DISK, RECOMPUTE = Action.KEEP, Action.HOST, Action.DISK, Action.RECOMPUTE
+
+
+def modules(n, nbytes=800):
+    return [ModuleProfile(f"m{i}", 1.0, 2.0, nbytes, 100) for i in range(n)]
+
+
+def test_keeping_holds_everything_and_waits_for_nothing():
+    found = simulate(modules(4), [KEEP] * 4, {}, limit=0, other_s=0.5, other_bytes=70)
+    assert (found.step_s, found.exposed_s, found.peak_bytes) == (12.5, 0.0, 3270)
+
+
+def test_recomputing_costs_a_forward_and_holds_inputs_and_one_module():
+    found = simulate(modules(4), [RECOMPUTE] * 4, {}, limit=0)
+    assert found.step_s == 16.0 and found.peak_bytes == 4 * 100 + 800
+
+
+def test_a_fast_tier_costs_nothing_and_holds_what_is_in_flight():
+    found = simulate(modules(4), [DISK] * 4, {DISK: TierRate(1e9, 1e9)}, limit=200)
+    assert found.step_s == pytest.approx(12.0, abs=1e-4)
+    assert found.peak_bytes <= 300  # the limit, and the part being made or used
+
+
+def test_a_slow_tier_is_waited_for_within_the_limit():
+    # 3200 bytes at 100 bytes/s take 32 s out, of which 4 s pass beside the forward and the
+    # last 200 bytes need not move.
+    found = simulate(modules(4), [DISK] * 4, {DISK: TierRate(100.0, 1e9)}, limit=200)
+    assert found.step_s == pytest.approx(8.0 + (3200 - 200) / 100 + 1 / 8, rel=0.02)
+    assert found.peak_bytes <= 400  # in flight still, and read ahead
+    roomy = simulate(modules(4), [DISK] * 4, {DISK: TierRate(100.0, 1e9)}, limit=3200)
+    assert roomy.exposed_s == 0.0 and roomy.peak_bytes > 2500
+
+
+def test_reads_that_are_late_are_exposed():
+    found = simulate(modules(4), [DISK] * 4, {DISK: TierRate(1e9, 100.0)}, limit=200)
+    assert found.exposed_s == pytest.approx(3200 / 100 - 8.0, rel=0.1)
+
+
+def test_stuck_bytes_stay():
+    profile = [ModuleProfile("m", 1.0, 2.0, 800, None, 300)]
+    found = simulate(profile, [DISK], {DISK: TierRate(1e9, 1e9)}, limit=100)
+    assert profile[0].moved_bytes == 500
+    assert 300 < found.peak_bytes <= 500
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 10_000), min_size=1, max_size=6),
+    data=st.data(),
+    rate=st.floats(10, 1e6),
+    limit=st.integers(1, 20_000),
+)
+def test_never_faster_than_compute_nor_larger_than_keeping(sizes, data, rate, limit):
+    profiles = [ModuleProfile(f"m{i}", 1.0, 2.0, n, n // 4) for i, n in enumerate(sizes)]
+    action = st.sampled_from((KEEP, HOST, DISK, RECOMPUTE))
+    actions = data.draw(st.lists(action, min_size=len(sizes), max_size=len(sizes)))
+    rates = {HOST: TierRate(2 * rate, 2 * rate), DISK: TierRate(rate, rate)}
+    found = simulate(profiles, actions, rates, limit=limit)
+    compute_s = 3.0 * len(sizes) + actions.count(RECOMPUTE)
+    assert found.step_s == pytest.approx(compute_s + found.exposed_s)
+    assert found.exposed_s >= 0
+    inputs = sum(n // 4 for n, a in zip(sizes, actions, strict=True) if a is RECOMPUTE)
+    assert found.peak_bytes <= sum(sizes) + inputs + max(sizes) + 1e-6
