@@ -32,6 +32,11 @@ class Executor:
         self.run_traversal = run_traversal
         self.program = schedule.program
         self.last_use = self._last_uses()
+        self.kept = {
+            n: schedule.kept(n)
+            for n, step in enumerate(schedule.steps)
+            if isinstance(step, Traversal)
+        }
 
     def _last_uses(self) -> dict[int, int]:
         """Step after which a stored value is dropped; outputs are never."""
@@ -64,7 +69,7 @@ class Executor:
         self, number: int, step: Step, view: View, values: dict[int, Tensor], like: Tensor
     ) -> None:
         if isinstance(step, Traversal):
-            for sink in self.schedule.kept(number):
+            for sink in self.kept[number]:
                 kind = self.program[sink].type
                 values[sink] = on_huge_pages(
                     like.new_empty((view.num_rows(kind.domain), *kind.shape))

@@ -219,7 +219,7 @@ def linear(x: Symbol, weight: Symbol) -> Value:
     """
     tracer = _tracer(x, weight)
     left = _as_rows(tracer, x)
-    right = weight.id if isinstance(weight, Picked | Value) else _argument(weight).at("one")
+    right = weight.id if isinstance(weight, Picked | Value) else _parameter(tracer, weight)
     return _emit(tracer, "linear", left.id, right)
 
 
@@ -339,10 +339,10 @@ def _tracer(*symbols: Any) -> Tracer:
     raise LayerTypeError(f"expected values of a layer that is being traced, got {symbols!r}")
 
 
-def _argument(symbol: Any) -> Argument:
+def _parameter(tracer: Tracer, symbol: Any) -> int:
     if not isinstance(symbol, Argument):
-        raise LayerTypeError(f"expected a parameter, got {symbol!r}")
-    return symbol
+        raise tracer.error(f"expected a parameter, got {symbol!r}")
+    return symbol.at("one")
 
 
 def _emit(tracer: Tracer, kind: str, *args: int, attrs: Sequence[Attr] = ()) -> Value:

@@ -1,0 +1,146 @@
+"""What the language refuses while it traces, and a layer that uses most of what it has."""
+
+import pytest
+import torch
+
+from dataeff import rgnn
+
+
+@pytest.fixture
+def typed():
+    """Nodes of two types, three relations; x [9, 4], a weight by type or relation, edge values."""
+    g = torch.Generator().manual_seed(0)
+    nodes = {"a": 5, "b": 4}
+    relations = [("a", "r", "b"), ("b", "s", "a"), ("a", "t", "a")]
+    edges = {
+        r: torch.stack([torch.randint(0, nodes[r[k]], (6,), generator=g) for k in (0, 2)])
+        for r in relations
+    }
+    return rgnn.Graph.from_typed(edges, nodes)
+
+
+ARGUMENTS = {
+    "x": (9, 4),
+    "W": (3, 4, 5),
+    "K": (2, 4, 5),
+    "r": (3, 4),
+    "e": (18, 4),
+    "U": (4, 5),
+    "s": (),
+}
+
+REFUSED = [
+    (lambda g, x, **_: g.src(x) + g.at_dst(x), r"edge\[4\] is a edge|dst\[4\] is a destination"),
+    (lambda g, x, **_: g.sum(g.at_dst(x)), r"g.sum needs a edge or .* got dst\[4\]"),
+    (lambda g, x, **_: g.mean(g.node(x)), r"g.mean needs a edge .* got node\[4\]"),
+    (lambda g, x, **_: g.src(g.src(x)), r"g.node needs a node value, got edge\[4\]"),
+    (lambda g, x, **_: g.dst(g.src(x)), r"g.dst needs a node or destination .* got edge\[4\]"),
+    (lambda g, x, **_: g.edge(g.node(x)), r"g.edge needs a edge value, got node\[4\]"),
+    (lambda g, x, **_: rgnn.edge_softmax(g.node(x)), r"edge_softmax needs a edge .* node\[4\]"),
+    (lambda g, x, **_: g.per_relation.sum(g.node(x)), r"needs a edge value, got node\[4\]"),
+    (lambda g, x, K, **_: rgnn.linear(g.src(x), K[g.ntype]), r"edge\[4\] have no node type"),
+    (lambda g, x, W, **_: rgnn.linear(g.node(x), W[g.etype]), r"node\[4\] have no relation"),
+    (lambda g, x, r, **_: g.node(x) * r[g.etype], r"etype\[4\] is a relation value"),
+    (lambda g, x, U, **_: rgnn.linear(rgnn.linear(g.src(x), U), U), r"edge\[5\].*one\[4x5\]"),
+    (lambda g, x, U, **_: rgnn.linear(g.src(x), 3.0), r"expected a parameter, got 3.0"),
+    (lambda g, x, e, U, **_: g.edge(e) + rgnn.linear(g.src(x), U), r"\[4\] and \[5\] do not broad"),
+    (lambda g, x, e, U, **_: rgnn.dot(g.edge(e), rgnn.linear(g.src(x), U)), r"\[4\] and \[5\]"),
+    (lambda g, x, **_: rgnn.concat(g.src(x), g.at_dst(x)), r"used with a"),
+    (lambda g, x, **_: rgnn.split(g.src(x), (1, 2)), r"\[1, 2\] do not add up .* edge\[4\]"),
+    (lambda g, x, **_: rgnn.reshape(g.src(x), 3, -1), r"cannot reshape edge\[4\]"),
+    (lambda g, x, **_: rgnn.outer(rgnn.reshape(g.src(x), 2, 2), g.src(x)), r"edge\[2x2\]"),
+    (lambda g, x, **_: rgnn.dot(g.in_degree(), g.in_degree()), r"dot needs an axis"),
+    (lambda g, x, **_: g.to_given_order(g.node(x)), r"needs a edge value, got node\[4\]"),
+    (lambda g, x, **_: g.src(x) + "one", r"cannot compute with 'one' of type str"),
+    (lambda g, x, W, **_: rgnn.linear(g.src(x), W[0]), r"indexed with g.etype or g.ntype, not"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_refused_with_the_line_and_both_types(typed, number):
+    function, message = REFUSED[number]
+    layer = rgnn.layer(refused(function))
+    tensors = {name: torch.zeros(shape) for name, shape in ARGUMENTS.items()}
+    with pytest.raises(rgnn.LayerTypeError, match=message) as error:
+        layer(typed, **tensors)
+    assert str(error.value).startswith("test_language.py:") and "lambda g" in str(error.value)
+
+
+def refused(function):
+    def layer(g, x, W, K, r, e, U, s):
+        return function(g, x=x, W=W, K=K, r=r, e=e, U=U, s=s)
+
+    return layer
+
+
+@rgnn.layer
+def bilinear(g, x, K, r, e, U, s, norm):
+    """In no paper: typed nodes, outer products, relation arithmetic, degrees, a learned scalar."""
+    z = rgnn.tanh(rgnn.linear(x, K[g.ntype]))
+    mode = rgnn.linear(r[g.etype], U) * norm  # computed once per relation
+    left, right = rgnn.split(g.src(z) * mode + g.edge(e), (2, 3))
+    pair = rgnn.reshape(rgnn.outer(left, right) * g.degree_norm(), 6)
+    alpha = rgnn.edge_softmax(rgnn.dot(g.dst(z), mode) / (1.0 + g.src(g.out_degree())))
+    return rgnn.concat(g.mean(pair), g.max(right) * s, g.sum(alpha * left))
+
+
+def bilinear_plain(graph, x, K, r, e, U, s, norm):
+    src, dst = graph.edge_index
+    nodes = x.shape[0]
+    z = torch.tanh(torch.einsum("ni,nio->no", x, K[graph.node_type.long()]))
+    mode = ((r @ U) * norm)[graph.edge_type]
+    left, right = (z[src] * mode + e).split((2, 3), dim=1)
+    out_degree = torch.bincount(src, minlength=nodes).to(x.dtype)
+    in_degree = torch.bincount(dst, minlength=nodes).to(x.dtype)
+    pair = torch.einsum("ei,ej->eij", left, right).flatten(1)
+    pair = pair / (out_degree[src] * in_degree[dst]).sqrt()[:, None]
+    score = (z[dst] * mode).sum(1) / (1 + out_degree[src])
+    rows = []
+    for node in range(nodes):
+        mine = dst == node
+        if not mine.any():
+            rows.append(x.new_zeros(11))
+            continue
+        alpha = torch.softmax(score[mine], 0)[:, None]
+        best = right[mine].amax(0) * s
+        rows.append(torch.cat([pair[mine].mean(0), best, (alpha * left[mine]).sum(0)]))
+    return torch.stack(rows)
+
+
+def bilinear_arguments():
+    g = torch.Generator().manual_seed(1)
+    shapes = ((9, 4), (2, 4, 5), (3, 4), (18, 5), (4, 5), (), (5,))
+    tensors = [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes]
+    return [t.requires_grad_() for t in tensors]
+
+
+def test_a_layer_in_no_paper_equals_its_formula(typed):
+    args = bilinear_arguments()
+    ours, plain = bilinear(typed, *args), bilinear_plain(typed, *args)
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-10)
+    weight = torch.randn_like(plain)
+    got, want = (torch.autograd.grad((y * weight).sum(), args) for y in (ours, plain))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture
+def one_thread():
+    """Hundreds of calls on a tiny graph: waiting for a second thread is all they would do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_layer_in_no_paper_passes_gradcheck(typed):
+    assert torch.autograd.gradcheck(lambda *a: bilinear(typed, *a), bilinear_arguments())
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_layer_in_no_paper_compiles(typed):
+    args = bilinear_arguments()
+    typed.prepare()
+    compiled = torch.compile(lambda *a: bilinear(typed, *a), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*args), bilinear(typed, *args))
