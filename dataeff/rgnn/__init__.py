@@ -27,11 +27,13 @@ from dataeff.rgnn.language import (
 )
 from dataeff.rgnn.layer import Layer, layer
 from dataeff.rgnn.tracer import LayerTypeError
+from dataeff.rgnn.tune import Tuning, tune
 
 __all__ = [
     "Graph",
     "Layer",
     "LayerTypeError",
+    "Tuning",
     "concat",
     "dot",
     "edge_softmax",
@@ -49,4 +51,5 @@ __all__ = [
     "split",
     "sqrt",
     "tanh",
+    "tune",
 ]

@@ -20,6 +20,7 @@ from dataeff.rgnn.interpret import interpret
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.kernels_ir import Schedule
 from dataeff.rgnn.lower import lower
+from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.toolchain import CompilerMissing
 from dataeff.rgnn.view import View
 
@@ -35,11 +36,18 @@ class Runner:
         dtype: of its values.
         device: device type, which chooses the backend unless one is named.
         backend: `reference`, `cpp` or `triton`.
+        choice: sizes that tuning chose.
     """
 
     def __init__(
-        self, program: Program, dtype: torch.dtype, device: str, backend: str | None = None
+        self,
+        program: Program,
+        dtype: torch.dtype,
+        device: str,
+        backend: str | None = None,
+        choice: Choice | None = None,
     ) -> None:
+        self.choice = choice or Choice()
         self.program = program
         self.dtype = dtype
         self.name = backend or choose(device)
@@ -68,13 +76,16 @@ class Runner:
         if self.name == "triton":
             from dataeff.rgnn.triton_backend import TritonTraversals
 
-            return Executor(self.schedule, TritonTraversals(self.schedule, self.dtype))
+            elements = self.choice.block_elements
+            return Executor(self.schedule, TritonTraversals(self.schedule, self.dtype, elements))
+        parts = self.choice.parts_per_thread
         try:
             if cpp_backend.supports(self.dtype):
                 return Executor(
-                    self.schedule, cpp_backend.CppTraversals(self.schedule, self.dtype, index)
+                    self.schedule,
+                    cpp_backend.CppTraversals(self.schedule, self.dtype, index, parts),
                 )
-            wide = cpp_backend.CppTraversals(self.schedule, torch.float32, index)
+            wide = cpp_backend.CppTraversals(self.schedule, torch.float32, index, parts)
             return partial(_in_float32, Executor(self.schedule, wide), self.dtype)
         except CompilerMissing as error:
             _warn_once(str(error))
@@ -87,7 +98,7 @@ class Runner:
         if self.name == "triton":
             from dataeff.rgnn import triton_backend
 
-            return triton_backend.generate(self.schedule, self.dtype)
+            return triton_backend.generate(self.schedule, self.dtype, self.choice.block_elements)
         dtype = self.dtype if cpp_backend.supports(self.dtype) else torch.float32
         return cpp_backend.generate(self.schedule, dtype, torch.int32)
 

@@ -78,11 +78,24 @@ def _sources(schedule: Schedule) -> dict[int, KernelSource]:
 class CppTraversals:
     """The compiled traversals of one schedule.
 
+    Args:
+        schedule: what holds the traversals.
+        dtype: of values.
+        index: of indices.
+        parts_per_thread: pieces that rows are handed to each thread in.
+
     Raises:
         CompilerMissing: there is no C++ compiler.
     """
 
-    def __init__(self, schedule: Schedule, dtype: torch.dtype, index: torch.dtype) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        dtype: torch.dtype,
+        index: torch.dtype,
+        parts_per_thread: int = 16,
+    ) -> None:
+        self.parts_per_thread = parts_per_thread
         self.sources = _sources(schedule)
         self.library = compile_cpp(PARALLEL_HEADER + generate(schedule, dtype, index))
 
@@ -95,7 +108,7 @@ class CppTraversals:
         pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
         rows = view.num_rows(kernel.center)
         threads = torch.get_num_threads()
-        grain = max(1, -(-rows // (threads * 16)))
+        grain = max(1, -(-rows // (threads * self.parts_per_thread)))
         function = getattr(self.library, source.name)
         function(pointers, ctypes.c_int64(rows), ctypes.c_int64(grain), ctypes.c_int64(threads))
 

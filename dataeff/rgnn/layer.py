@@ -15,6 +15,8 @@ from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.language import Argument, GraphSymbol, Symbol, Value
 from dataeff.rgnn.plan import LAYERS, Plan, Request, plan_for, spec_of
+from dataeff.rgnn.profile import statistics_of
+from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.tracer import LayerTypeError, RowCounts, Tracer
 from dataeff.rgnn.verify import verify
 
@@ -42,6 +44,8 @@ class Layer:
             for n, p in inspect.signature(function).parameters.items()
             if p.default is not inspect.Parameter.empty
         }
+        # What `rgnn.tune` chose, by statistics of the graph, dtype and device.
+        self.choices: dict[tuple[str, str, str], Choice] = {}
         self.id = len(LAYERS)
         LAYERS.append(self)
 
@@ -62,7 +66,8 @@ class Layer:
             if needs_grad and tensor.requires_grad:
                 wanted |= 1 << position
         profile = graph.profile if torch.compiler.is_compiling() else None
-        spec = spec_of(names, statics, profile, graph.layout is not None)
+        choice = self._choice(graph, inputs[0]) if self.choices else None
+        spec = spec_of(names, statics, profile, graph.layout is not None, choice)
         sizes = list(graph.sizes)
         if wanted == 0:
             found, _ = torch.ops.dataeff.rgnn_forward(inputs, graph.token, self.id, spec, sizes, 0)
@@ -74,6 +79,11 @@ class Layer:
             outputs = result[: result[-1]]
             _keep_until_backward(outputs[0], graph)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _choice(self, graph: Graph, like: Tensor) -> Choice | None:
+        compiling = torch.compiler.is_compiling()
+        statistics = graph.profile if compiling else statistics_of(graph.sizes)
+        return self.choices.get((statistics, str(like.dtype), like.device.type))
 
     def __reduce__(self) -> str:
         return str(self.__qualname__)  # type: ignore[attr-defined]
@@ -118,7 +128,8 @@ class Layer:
     def plan(self, graph: Graph, *args: Any, **kwargs: Any) -> Plan:
         """The compiled plan of a call with these arguments, with gradients of every tensor."""
         tensors, statics = self.bind(graph, args, kwargs)
-        spec = spec_of(tuple(tensors), statics, typed=graph.layout is not None)
+        choice = self._choice(graph, next(iter(tensors.values())))
+        spec = spec_of(tuple(tensors), statics, None, graph.layout is not None, choice)
         wanted = (1 << len(tensors)) - 1
         return plan_for(
             Request.of(self.id, spec, list(tensors.values()), list(graph.sizes), wanted)

@@ -18,6 +18,7 @@ from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint
 from dataeff.rgnn.profile import NUM_COUNTS, counts_of, nearby
+from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.split import split
 from dataeff.rgnn.text import render
 from dataeff.rgnn.tracer import RowCounts
@@ -71,6 +72,12 @@ class Request:
         return frozenset(parts[2] if parts[4] else (*parts[2], "fold_types"))
 
     @property
+    def choice(self) -> Choice:
+        """What tuning chose, without the passes, which are in `disabled`."""
+        parts = literal_eval(self.spec)
+        return Choice((), *parts[5]) if len(parts) > 5 and parts[5] else Choice()
+
+    @property
     def statics(self) -> dict[str, Any]:
         """Constant arguments."""
         return dict(literal_eval(self.spec)[1])
@@ -109,12 +116,17 @@ def spec_of(
     statics: tuple[tuple[str, Any], ...],
     profile: str | None = None,
     typed: bool = False,
+    choice: Choice | None = None,
 ) -> str:
     """The text that stands for a call's tensor names, constants, disabled passes and profile.
 
-    `typed` says that the graph was made of edges by type.
+    `typed` says that the graph was made of edges by type; `choice` is what tuning chose.
     """
-    return repr((tuple(names), statics, _disabled, profile, typed))
+    if choice is None:
+        return repr((tuple(names), statics, _disabled, profile, typed))
+    disabled = tuple(sorted({*_disabled, *choice.disabled}))
+    sizes = choice.block_elements, choice.parts_per_thread
+    return repr((tuple(names), statics, disabled, profile, typed, sizes))
 
 
 class Compiled:
@@ -135,6 +147,7 @@ class Compiled:
         device: str,
         disabled: frozenset[str] = frozenset(),
         backend: str | None = None,
+        choice: Choice | None = None,
     ) -> None:
         self.stages: list[tuple[str, Program]] = [("traced", traced)]
         program = optimise(traced, sizes, self.stages, disabled)
@@ -148,9 +161,9 @@ class Compiled:
         halves = split(joint, len(program.outputs))
         self.num_outputs = halves.num_outputs
         self.forward, self.backward = halves.forward, halves.backward
-        self.forward_runner = Runner(self.forward, dtype, device, backend)
+        self.forward_runner = Runner(self.forward, dtype, device, backend, choice)
         self.backward_runner = (
-            Runner(self.backward, dtype, device, backend) if self.backward else None
+            Runner(self.backward, dtype, device, backend, choice) if self.backward else None
         )
 
 
@@ -255,7 +268,7 @@ def _compiled_for(plan: Plan, disabled: frozenset[str], backend: str | None) -> 
     if request.profile is not None:
         counts = counts_of(request.profile)
     sizes = (*counts, *plan.sizes[NUM_COUNTS:])
-    kind = (tuple(plan.wanted), request.dtype, request.device, disabled, backend)
+    kind = (tuple(plan.wanted), request.dtype, request.device, disabled, backend, request.choice)
     key = (render(plan.traced), sizes, *kind)
     if key not in _COMPILED:
         _COMPILED[key] = Compiled(plan.traced, sizes, *kind)

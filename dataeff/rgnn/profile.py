@@ -22,6 +22,11 @@ def nearby(num_rows: int) -> int:
     return round(2 ** (round(2 * math.log2(num_rows)) / 2)) if num_rows else 0
 
 
+def statistics_of(sizes: Sequence[int]) -> str:
+    """The row counts of a graph, each rounded to the nearest that programs are compiled for."""
+    return ",".join(str(nearby(n)) for n in sizes[:NUM_COUNTS])
+
+
 def profile_of(sizes: Sequence[int]) -> str:
     """The profile of a graph of these sizes: the first met in this process that is near enough."""
     counts = tuple(sizes[:NUM_COUNTS])

@@ -1,10 +1,26 @@
-"""Tile sizes, warps and stages of the typed GEMM kernels, from shapes alone."""
+"""Tile sizes, warps and stages of the typed GEMM kernels, from shapes; and what tuning chooses."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `rgnn.tune` chooses for one layer on graphs of about one size and shape.
+
+    Attributes:
+        disabled: optional passes that are left out.
+        block_elements: elements of the widest value that a generated Triton traversal holds at a
+            time: rows of a block times their padded width.
+        parts_per_thread: pieces that a C++ traversal's rows are handed to each thread in.
+    """
+
+    disabled: tuple[str, ...] = ()
+    block_elements: int = 2048
+    parts_per_thread: int = 16
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _writable(root: str) -> Path:
 
 
 @functools.cache
-def _cpu() -> str:
+def cpu_name() -> str:
     """What -march=native depends on, so that a shared home never serves another CPU's object."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -138,7 +138,7 @@ def _cpu() -> str:
 
 
 def _key(source: str, flags: Sequence[str], compiler: Compiler) -> str:
-    parts = [source, *BASE_FLAGS, *flags, *compiler.command, compiler.version, _cpu()]
+    parts = [source, *BASE_FLAGS, *flags, *compiler.command, compiler.version, cpu_name()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

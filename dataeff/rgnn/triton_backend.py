@@ -12,34 +12,39 @@ from torch import Tensor
 from dataeff.rgnn.aot import load_kernels
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.structure import CONTIGUOUS
-from dataeff.rgnn.triton_source import PRELUDE, TritonKernel, traversal_kernel
+from dataeff.rgnn.triton_source import BLOCK_ELEMENTS, PRELUDE, TritonKernel, traversal_kernel
 from dataeff.rgnn.view import View
 
 # Values whose rows change shape are stored and viewed, since a padded block cannot be reshaped.
 DENSE_KINDS = ("reshape", "concat", "slice", "embed")
 
 
-def kernels(schedule: Schedule, dtype: torch.dtype) -> dict[int, TritonKernel]:
-    """The generated kernel of each traversal, by step number."""
+def kernels(
+    schedule: Schedule, dtype: torch.dtype, elements: int = BLOCK_ELEMENTS
+) -> dict[int, TritonKernel]:
+    """The generated kernel of each traversal, by step number, holding `elements` at a time."""
     double = dtype == torch.float64
     return {
-        number: traversal_kernel(schedule, number, CONTIGUOUS, double)
+        number: traversal_kernel(schedule, number, CONTIGUOUS, double, elements)
         for number, step in enumerate(schedule.steps)
         if isinstance(step, Traversal)
     }
 
 
-def generate(schedule: Schedule, dtype: torch.dtype) -> str:
+def generate(schedule: Schedule, dtype: torch.dtype, elements: int = BLOCK_ELEMENTS) -> str:
     """The generated module of a schedule."""
-    return PRELUDE + "\n".join(k.text for k in kernels(schedule, dtype).values())
+    return PRELUDE + "\n".join(k.text for k in kernels(schedule, dtype, elements).values())
 
 
 class TritonTraversals:
     """The traversals of one schedule, compiled by Triton at their first launch."""
 
-    def __init__(self, schedule: Schedule, dtype: torch.dtype) -> None:
-        self.kernels = kernels(schedule, dtype)
-        self.module = load_kernels(generate(schedule, dtype)) if self.kernels else None
+    def __init__(
+        self, schedule: Schedule, dtype: torch.dtype, elements: int = BLOCK_ELEMENTS
+    ) -> None:
+        self.kernels = kernels(schedule, dtype, elements)
+        text = generate(schedule, dtype, elements)
+        self.module = load_kernels(text) if self.kernels else None
 
     def __call__(
         self, number: int, kernel: Traversal, view: View, values: dict[int, Tensor]

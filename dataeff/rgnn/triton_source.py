@@ -100,10 +100,17 @@ class Block:
 
 
 def traversal_kernel(
-    schedule: Schedule, number: int, contiguous: tuple[str, ...], double: bool
+    schedule: Schedule,
+    number: int,
+    contiguous: tuple[str, ...],
+    double: bool,
+    elements: int | None = None,
 ) -> TritonKernel:
-    """Generate the kernel of the traversal that is step `number`."""
-    return _Writer(schedule, number, contiguous, double).write()
+    """Generate the kernel of the traversal that is step `number`.
+
+    `elements` is the size of a block of the widest value, `BLOCK_ELEMENTS` by default.
+    """
+    return _Writer(schedule, number, contiguous, double, elements or BLOCK_ELEMENTS).write()
 
 
 def padded(shape: Shape) -> Shape:
@@ -113,8 +120,14 @@ def padded(shape: Shape) -> Shape:
 
 class _Writer:
     def __init__(
-        self, schedule: Schedule, number: int, contiguous: tuple[str, ...], double: bool
+        self,
+        schedule: Schedule,
+        number: int,
+        contiguous: tuple[str, ...],
+        double: bool,
+        elements: int,
     ) -> None:
+        self.elements = elements
         kernel = schedule.steps[number]
         assert isinstance(kernel, Traversal)
         self.schedule, self.kernel = schedule, kernel
@@ -147,7 +160,7 @@ class _Writer:
         for sink in self.kernel.sinks:
             if not phases.is_inner_store(sink):
                 self._store(self.outer, sink, self.emit(sink, center), center)
-        block = max(1, min(MAX_BLOCK, BLOCK_ELEMENTS // self.widest))
+        block = max(1, min(MAX_BLOCK, self.elements // self.widest))
         rows = 1 if self.kernel.map else block
         warps = 4 if block * self.widest >= 1024 else 1
         text = self._function().replace("BLOCK", str(block)).replace("ROWS", str(rows))

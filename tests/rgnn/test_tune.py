@@ -1,0 +1,139 @@
+import json
+import sys
+
+import pytest
+import torch
+from rgnn_layers import rgat, rgcn_mean
+
+from dataeff import rgnn
+from dataeff.rgnn.plan import watched_plans
+from dataeff.rgnn.schedule import Choice
+
+tuning = sys.modules["dataeff.rgnn.tune"]  # the function hides the module of its name
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATAEFF_CACHE_DIR", str(tmp_path))
+    for layer in (rgat, rgcn_mean):
+        monkeypatch.setattr(layer, "choices", {})
+
+
+@pytest.fixture
+def args():
+    W, a = torch.randn(4, 8, 6), torch.randn(2, 4, 6)
+    return torch.randn(20, 8), W, a[0], a[1]
+
+
+def slow_unless(wanted):
+    """A clock by which one choice is fast: what is measured decides, not what it takes here."""
+
+    def time(self, choice):
+        return 0.001 if wanted(choice) else 1.0
+
+    return time
+
+
+def test_the_chosen_schedule_is_used_and_found_again(small, args, monkeypatch):
+    before = rgat(small, *args)
+    wanted = Choice(("reorder",), parts_per_thread=64)
+    monkeypatch.setattr(
+        tuning._Search,
+        "_time",
+        slow_unless(lambda c: "reorder" in c.disabled and c.parts_per_thread == 64),
+    )
+    found = rgnn.tune(rgat, small, *args, candidates=8)
+    assert not found.cached and found.choice.parts_per_thread == 64
+    assert "reorder" in found.choice.disabled and found.candidates[0].measured_s == 0.001
+    with watched_plans() as plans:
+        after = rgat(small, *args)
+    (plan,) = plans
+    assert plan.request.choice == Choice(parts_per_thread=wanted.parts_per_thread)
+    assert "reorder" in plan.request.disabled
+    assert not any(op.kind == "einsum" for op in plan.compiled.forward.ops)
+    assert plan.compiled.forward_runner._compiled  # it ran there
+    torch.testing.assert_close(after, before)
+
+    def never(self, choice):
+        raise AssertionError("a kept result was measured again")
+
+    monkeypatch.setattr(tuning._Search, "_time", never)
+    rgat.choices.clear()
+    again = rgnn.tune(rgat, small, *args)
+    assert again.cached and again.choice == found.choice and again.candidates == found.candidates
+    assert rgat.choices
+    with pytest.raises(AssertionError, match="measured again"):
+        rgnn.tune(rgat, small, *args, refresh=True)
+
+
+def test_measuring_runs_forward_and_backward(small, args):
+    found = rgnn.tune(rgat, small, *args, candidates=2)
+    times = [c.measured_s for c in found.candidates if c.measured_s is not None]
+    assert len(times) == 2 + len(tuning.PARTS_PER_THREAD) - 1 and times == sorted(times)
+    assert found.choice == found.candidates[0].choice
+    x = args[0].clone().requires_grad_()
+    rgat(small, x, *args[1:]).sum().backward()
+    assert x.grad.any()
+
+
+def test_the_cost_model_alone_then_measured(small, args):
+    found = rgnn.tune(rgat, small, *args, measure=False)
+    assert all(c.measured_s is None for c in found.candidates)
+    modelled = [c.modelled_s for c in found.candidates]
+    assert modelled == sorted(modelled) and modelled[0] < modelled[-1]
+    assert rgnn.tune(rgat, small, *args, measure=False).cached
+    assert not rgnn.tune(rgat, small, *args, candidates=1).cached
+    assert rgnn.tune(rgat, small, *args, measure=False).cached
+
+
+def test_other_sizes_and_dtypes_are_not_affected(small, args, monkeypatch):
+    monkeypatch.setattr(tuning._Search, "_time", slow_unless(lambda c: c.parts_per_thread == 4))
+    rgnn.tune(rgat, small, *args, candidates=1)
+    larger = rgnn.Graph(torch.randint(0, 90, (2, 400)), torch.arange(400) % 4, num_nodes=90)
+    with watched_plans() as plans:
+        rgat(small, *args)
+        rgat(larger, torch.randn(90, 8), *args[1:])
+        rgat(small, *(a.double() for a in args))
+    assert [p.request.choice.parts_per_thread for p in plans] == [4, 16, 16]
+
+
+def test_interrupting_leaves_nothing_behind(small, args, monkeypatch, tmp_path):
+    def interrupt(self, choice):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tuning._Search, "_time", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        rgnn.tune(rgat, small, *args)
+    assert not rgat.choices and not list(tmp_path.glob("tune/*"))
+    rgat(small, *args)
+
+
+@pytest.mark.parametrize("text", ["", "{", json.dumps({"measured": True, "candidates": [{}]})])
+def test_a_damaged_file_is_made_again(small, args, text):
+    found = rgnn.tune(rgat, small, *args, measure=False)
+    found.path.write_text(text)
+    again = rgnn.tune(rgat, small, *args, measure=False)
+    assert not again.cached and again.choice == found.choice
+
+
+def test_bad_arguments(small, args):
+    with pytest.raises(ValueError, match="candidates is 0"):
+        rgnn.tune(rgat, small, *args, candidates=0)
+    with pytest.raises(TypeError, match="misses argument"):
+        rgnn.tune(rgat, small, args[0])
+
+
+def test_sizes_of_generated_triton(small, args, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "triton")
+    monkeypatch.setattr("dataeff.rgnn.plan._COMPILED", {})
+    monkeypatch.setattr(tuning._Search, "_time", slow_unless(lambda c: c.block_elements == 1024))
+    W, width = torch.randn(4, 8, 64), 64
+    wide = (args[0], W, torch.randn(4, width), torch.randn(4, width))
+    found = rgnn.tune(rgat, small, *wide, candidates=1)
+    assert found.choice.block_elements == 1024
+    text = rgat.plan(small, *wide).compiled.forward_runner.sources()
+    assert "range(first, last, 16)" in text  # 1024 elements of 64 a row
+    rgat.choices.clear()
+    usual = rgat.plan(small, *wide).compiled.forward_runner.sources()
+    assert "range(first, last, 16)" not in usual
