@@ -109,7 +109,8 @@ class HostRows(Rows):
             raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
         if x.requires_grad:
             raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
-        x = x.as_subclass(Tensor)  # of a unified tensor the memory
+        if type(x) is not Tensor:  # a plain one stays itself, to move along when it is shared
+            x = x.as_subclass(Tensor)  # of a unified tensor the memory
         # A layout that cannot be gathered is refused here, not at the first batch.
         gather(x, torch.empty(0, dtype=torch.int64))
         if huge_pages is None:

@@ -51,8 +51,8 @@ class StoredRows(Rows):
     ) -> None:
         narrow = store is not None and x.dtype != STORED_DTYPES.get(store)
         # For its checks; rows that are copied come on huge pages by themselves.
-        HostRows(x, False if narrow else huge_pages)
-        table, scales = (x, None) if store is None or not narrow else quantise(x, store)
+        plain = HostRows(x, False if narrow else huge_pages).host_tensor()
+        table, scales = (plain, None) if store is None or not narrow else quantise(plain, store)
         self._begin(table, scales, x.dtype, hot, sort, store)
 
     def _begin(
