@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dataeff.features import FeatureLoader as FeatureLoader
     from dataeff.features import FeatureTable as FeatureTable
     from dataeff.features import HotRows as HotRows
+    from dataeff.features import convert as convert
     from dataeff.features import unified as unified
     from dataeff.offload import ActivationOffload as ActivationOffload
 
@@ -32,6 +33,7 @@ _LAZY: dict[str, str] = {
     "FeatureLoader": "dataeff.features",
     "FeatureTable": "dataeff.features",
     "HotRows": "dataeff.features",
+    "convert": "dataeff.features",
     "nn": "dataeff.nn",
     "rgnn": "dataeff.rgnn",
     "unified": "dataeff.features",

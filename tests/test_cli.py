@@ -193,3 +193,17 @@ def test_plan_of_what_fits_wears_no_disk(capsys):
 def test_plan_refuses_in_one_line(capsys, typed, message):
     code, out, err = run(capsys, "plan", *typed)
     assert code == 2 and message in err and err.count("\n") == 1 and out == ""
+
+
+def test_convert(capsys, tmp_path):
+    x = torch.randn(40, 3)
+    dataeff.convert(x, tmp_path / "x.npy")
+    target = tmp_path / "x.json"
+    arguments = ("convert", str(tmp_path / "x.npy"), str(target), "--stripe", str(tmp_path))
+    assert run(capsys, *arguments)[:2] == (0, f"{target}\n")
+    with dataeff.FeatureTable.open(target) as table:
+        assert torch.equal(table[:], x)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2 and "exists" in err and str(target) in err
+    code, _, err = run(capsys, "convert", "no.npy", str(tmp_path / "y.npy"))
+    assert code == 2 and "no.npy" in err

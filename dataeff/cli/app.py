@@ -15,6 +15,7 @@ COMMANDS = {
     "doctor": "dataeff.doctor",
     "demo": "dataeff.demo",
     "bench": "dataeff.bench",
+    "convert": "dataeff.features.conversion",
     "plan": "dataeff.offload.capacity",
     "rgnn": "dataeff.rgnn",
 }

@@ -1,8 +1,9 @@
-"""Features in host memory, delivered where the index lives.
+"""Features in host memory or on disk, delivered where the index lives.
 
 `FeatureTable` is the public face; `gather` and `scatter_` are the operations under it.
 """
 
+from dataeff.features.conversion import convert
 from dataeff.features.gather import gather, gather_reference, scatter_, scatter_reference
 from dataeff.features.hot import HotRows
 from dataeff.features.hot_cost import HotSuggestion, suggest_hot_rows
@@ -21,6 +22,7 @@ __all__ = [
     "Prefetch",
     "TableStats",
     "UnifiedTensor",
+    "convert",
     "dequantise",
     "gather",
     "gather_reference",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch_geometric.data import Data, HeteroData
 
+import dataeff
 from dataeff.integrations.pyg import NeighborLoader, open_dataset, save_dataset
 from dataeff.integrations.pyg import dataset as module
 
@@ -65,6 +66,28 @@ def test_a_heterogeneous_graph_gives_the_same_batches(tmp_path):
             assert torch.equal(left[node_type].x, right[node_type].x)
         for key in data.edge_types:
             assert torch.equal(left[key].edge_index, right[key].edge_index)
+
+
+@pytest.mark.parametrize("make", [make_data, make_hetero])
+def test_tables_read_from_disk_give_the_same_batches(tmp_path, make):
+    save_dataset(make(), tmp_path / "set")
+    node_type = "node" if make is make_data else "paper"
+    mapped, read = open_dataset(tmp_path / "set"), open_dataset(tmp_path / "set", on_disk=True)
+    runs = [batches(stores, input_nodes=node_type) for stores in (mapped, read)]
+    for left, right in zip(*runs, strict=True):
+        assert torch.equal(left[node_type].x, right[node_type].x)
+    with dataeff.FeatureTable.open(tmp_path / "set" / "table-0.npy") as table:
+        assert torch.equal(table[:], next(iter(make().node_stores)).x)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_bfloat16_and_empty_attributes(tmp_path, on_disk):
+    data = make_data()
+    data.half, data.none = torch.randn(80, 3).bfloat16(), torch.empty(80, 0)
+    save_dataset(data, tmp_path / "set")
+    features, _ = open_dataset(tmp_path / "set", on_disk=on_disk)
+    for name in ("half", "none"):
+        assert torch.equal(features.get_tensor("node", name, torch.arange(80)), data[name])
 
 
 def test_writes_to_a_table_leave_the_file_alone(tmp_path):

@@ -2,7 +2,8 @@
 
     python -m dataeff.integrations.pyg data.pt folder
 
-A folder holds `dataset.json` and one `.npy` file per attribute and per array of each CSC graph.
+A folder holds `dataset.json` and one file per attribute (`.npy`; `.safetensors` for dtypes that
+NumPy lacks), which `FeatureTable.open` reads, and one per array of each CSC graph.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
-from dataeff.features import FeatureTable
+from dataeff.features import FeatureTable, convert
+from dataeff.features.table_files import read_header
 from dataeff.integrations.pyg.graph import hetero_graphs, homogeneous_graph
 from dataeff.integrations.pyg.stores import CSCGraphStore, TableFeatureStore
 from dataeff.sampling import CSCGraph
@@ -27,6 +30,7 @@ from dataeff.sampling.hetero import EdgeType
 NODE = "node"
 EDGE = (NODE, "to", NODE)
 MANIFEST = "dataset.json"
+NOT_OF_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def save_dataset(
@@ -38,7 +42,7 @@ def save_dataset(
     `Data` is written with one node type, `node`, and one edge type, `("node", "to", "node")`.
 
     Args:
-        data: tensors of any dtype that NumPy has.
+        data: tensors of any dtype that `.npy` or `.safetensors` holds.
         folder: must not exist.
         say: called with the name of each attribute and graph before it is written.
 
@@ -66,11 +70,19 @@ def save_dataset(
         raise
 
 
-def open_dataset(folder: str | Path) -> tuple[TableFeatureStore, CSCGraphStore]:
-    """Maps a folder of `save_dataset`: the pair that `NeighborLoader` takes for its `data`.
+def open_dataset(
+    folder: str | Path, *, on_disk: bool = False, cache_bytes: int = 64 << 20
+) -> tuple[TableFeatureStore, CSCGraphStore]:
+    """Opens a folder of `save_dataset`: the pair that `NeighborLoader` takes for its `data`.
 
-    Nothing is read but the graph, once, to check it; pages come in as they are touched, so features
-    and graph may be larger than memory. Writes to a table stay private to the process.
+    Nothing is read but the graph, once, to check it. Tables are mapped: pages come in as they are
+    touched, and writes to a table stay private to the process. Much larger than memory they are
+    faster `on_disk`, read in batches by `FeatureTable.open`.
+
+    Args:
+        folder: what `save_dataset` wrote.
+        on_disk: opens the tables by `FeatureTable.open` instead of mapping them.
+        cache_bytes: of each such table.
 
     Raises:
         FileNotFoundError: there is no dataset in `folder`, or a file of it is missing.
@@ -78,8 +90,9 @@ def open_dataset(folder: str | Path) -> tuple[TableFeatureStore, CSCGraphStore]:
     """
     folder = Path(folder)
     manifest = json.loads((folder / MANIFEST).read_text())
+    table = partial(FeatureTable.open, cache_bytes=cache_bytes) if on_disk else _mapped_table
     tables = {
-        (_group(entry["group"]), entry["name"]): FeatureTable(_mapped(folder / entry["file"]))
+        (_group(entry["group"]), entry["name"]): table(folder / entry["file"])
         for entry in manifest["tables"]
     }
     graphs = {}
@@ -106,8 +119,9 @@ def _save_tables(
                 continue
             group: Any = (NODE if by_node else EDGE) if isinstance(data, Data) else store._key
             say(f"{group} {name}: {list(value.shape)}, {value.dtype}")
-            file = f"table-{len(entries)}.npy"
-            np.save(folder / file, value.detach().cpu().numpy())
+            suffix = ".safetensors" if value.dtype in NOT_OF_NUMPY else ".npy"
+            file = f"table-{len(entries)}{suffix}"
+            convert(value, folder / file)
             entries.append({"group": group, "name": name, "file": file})
     return entries
 
@@ -131,6 +145,15 @@ def _save_graphs(
             np.save(folder / files[name], array.numpy())
         entries.append({"edge_type": key, "files": files, "num_src_nodes": graph.num_src_nodes})
     return entries
+
+
+def _mapped_table(path: Path) -> FeatureTable:
+    rows = read_header(path)
+    if not rows.row_nbytes * rows.shape[0]:  # nothing to map
+        return FeatureTable(torch.empty(rows.shape, dtype=rows.dtype))
+    # Copy-on-write, as below.
+    nbytes = np.memmap(path, np.uint8, "c", rows.offset, rows.row_nbytes * rows.shape[0])
+    return FeatureTable(torch.from_numpy(nbytes).view(rows.dtype).view(rows.shape))
 
 
 def _mapped(path: Path) -> Tensor:

@@ -1,0 +1,271 @@
+"""Writing tables that `FeatureTable.open` reads: whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataeff import _core
+from dataeff.features.row_sources import RowSource, row_source
+from dataeff.features.table_files import (
+    SAFETENSORS_DTYPES,
+    SUFFIXES,
+    RowFiles,
+    read_header,
+    stripes_text,
+)
+
+PathLike = str | os.PathLike[str]
+PAGE_NBYTES = 4096
+EXTENT_NBYTES = 1 << 20
+
+
+def convert(
+    source: Any,
+    target: PathLike,
+    *,
+    name: str | None = None,
+    columns: Sequence[str] | None = None,
+    stripes: Sequence[PathLike] = (),
+    overwrite: bool = False,
+    progress: Callable[[int, int], object] | None = None,
+) -> Path:
+    """Writes rows into a file, or stripes them over several directories, for `FeatureTable.open`.
+
+    Rows are read and written chunk by chunk, so source and target may be larger than memory. The
+    target appears when it is complete and on the disk: after an error (a full disk) or Ctrl-C
+    nothing is left of it, and a target that was there is as it was.
+
+    Args:
+        source: a tensor or array [num_rows, ...] (a memmap, too), a `FeatureTable`, or a path to
+            `.npy`, `.safetensors`, `.parquet` (with pyarrow) or a striped table.
+        target: `.npy`; `.safetensors`, for bfloat16 and float8 too; or, with `stripes`, `.json`.
+        name: which tensor of a `.safetensors` source; a `.safetensors` target holds it under this
+            name, or `x`.
+        columns: of a Parquet source, numbers or fixed-size lists of one dtype; all by default.
+        stripes: directories, best on different disks, that take extents of about 1 MiB by turns;
+            `target` becomes their index.
+        overwrite: replaces a target that is there.
+        progress: called with the bytes written so far and the bytes in all.
+
+    Returns:
+        The target's absolute path.
+
+    Raises:
+        FileExistsError: the target is there and `overwrite` is false.
+        OSError: no space, or the target cannot be written.
+        TypeError: a source of another kind.
+        ValueError: a target of another suffix; a dtype that `.npy` lacks; a damaged source; `name`
+            or `columns` for a source that has none.
+    """
+    target = Path(target).absolute()
+    _check_target(target, stripes, overwrite)
+    rows = row_source(source, name=name, columns=columns)
+    # Only now: the source may be the very file that is replaced.
+    if stripes:
+        _write_stripes(rows, target, [Path(d).absolute() for d in stripes], overwrite, progress)
+    else:
+        head = _npy_head(rows) if target.suffix == ".npy" else _safetensors_head(rows, name or "x")
+        with ExitStack() as stack:
+            file = stack.enter_context(_whole_file(target, len(head) + _nbytes(rows), overwrite))
+            file.write(head)
+            for chunk in _reported(rows, progress):
+                file.write(chunk)
+    return target
+
+
+def _check_target(target: Path, stripes: Sequence[PathLike], overwrite: bool) -> None:
+    if target.suffix not in SUFFIXES:
+        raise ValueError(f"{target}: a table is written to {', '.join(SUFFIXES)}")
+    if bool(stripes) != (target.suffix == ".json"):
+        raise ValueError(
+            f"{target}: a .json target is the index of stripes and needs their directories, "
+            f"another takes none; got stripes={[str(d) for d in stripes]}"
+        )
+    if target.exists() and not overwrite:
+        raise FileExistsError(
+            errno.EEXIST, "the target exists: remove it or overwrite", str(target)
+        )
+
+
+def _nbytes(rows: RowSource) -> int:
+    return math.prod(rows.shape) * rows.dtype.itemsize
+
+
+def _reported(
+    rows: RowSource, progress: Callable[[int, int], object] | None
+) -> Iterator[memoryview]:
+    """The bytes of each chunk; ValueError when the source has not the rows it promised."""
+    total, done = _nbytes(rows), 0
+    for chunk in rows.chunks:
+        done += chunk.nbytes
+        if done > total:
+            break
+        yield _bytes_of(chunk)
+        if progress is not None:
+            progress(done, total)
+    if done != total:
+        raise ValueError(f"the source gave {done} bytes of rows and had promised {total}")
+
+
+def _bytes_of(chunk: Tensor) -> memoryview:
+    return chunk.reshape(-1).view(torch.uint8).numpy().data
+
+
+# --- heads --------------------------------------------------------------------------------------
+
+
+def _npy_head(rows: RowSource) -> bytes:
+    try:
+        descr = np.lib.format.dtype_to_descr(torch.empty(0, dtype=rows.dtype).numpy().dtype)
+    except TypeError:
+        raise ValueError(f"NumPy has no {rows.dtype}: write it to a .safetensors target") from None
+    text = repr({"descr": descr, "fortran_order": False, "shape": rows.shape})
+    # Rows begin on a page, so that whole rows of a page are whole pages of the file.
+    text = text.ljust(PAGE_NBYTES - 10 - 1) + "\n"
+    return b"\x93NUMPY\x01\x00" + (PAGE_NBYTES - 10).to_bytes(2, "little") + text.encode("latin1")
+
+
+def _safetensors_head(rows: RowSource, name: str) -> bytes:
+    kinds = [kind for kind, dtype in SAFETENSORS_DTYPES.items() if dtype == rows.dtype]
+    if not kinds:
+        raise ValueError(f".safetensors has no {rows.dtype}: write it to a .npy target")
+    entry = {"dtype": kinds[0], "shape": list(rows.shape), "data_offsets": [0, _nbytes(rows)]}
+    text = json.dumps({name: entry}).encode()
+    text = text.ljust(-(-(len(text) + 8) // PAGE_NBYTES) * PAGE_NBYTES - 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+# --- files that appear when they are whole ------------------------------------------------------
+
+
+class _PartialFile:
+    """Sequential writes that continue after short ones."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path, self._fd = path, fd
+
+    def write(self, data: bytes | memoryview) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+
+@contextmanager
+def _whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[_PartialFile]:
+    """A file beside `path` that takes its name, on the disk, when the block ends without error."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            if nbytes:
+                _reserve(fd, nbytes, path)
+            yield _PartialFile(path, fd)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if overwrite:
+            partial.replace(path)
+        else:
+            os.link(partial, path)  # unlike a rename it refuses a target that came meanwhile
+            partial.unlink()
+        _sync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _reserve(fd: int, nbytes: int, path: Path) -> None:
+    try:
+        _core.reserve_file(fd, 0, nbytes)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"no space for {nbytes} bytes ({error.strerror})", str(path)
+        ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# --- stripes ------------------------------------------------------------------------------------
+
+
+def _write_stripes(
+    rows: RowSource,
+    target: Path,
+    folders: list[Path],
+    overwrite: bool,
+    progress: Callable[[int, int], object] | None,
+) -> None:
+    if len(set(folders)) < len(folders):
+        raise ValueError(f"stripes names a directory twice: {[str(f) for f in folders]}")
+    row_nbytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
+    # Extents of whole pages: no page then holds rows of two extents.
+    aligned = PAGE_NBYTES // math.gcd(row_nbytes or PAGE_NBYTES, PAGE_NBYTES)
+    extent = max(EXTENT_NBYTES // max(row_nbytes * aligned, 1), 1) * aligned
+    # Names of their own: an index that is replaced goes on naming its old stripes until the end.
+    token, count = os.urandom(4).hex(), len(folders)
+    names = [f"{target.stem}.{token}.{i}-of-{count}.rows" for i in range(count)]
+    paths = tuple(folder / name for folder, name in zip(folders, names, strict=True))
+    files = RowFiles(rows.shape, rows.dtype, paths, 0, extent)
+    old = _stripes_of(target) if overwrite else ()
+    try:
+        _fill_stripes(rows, target, files, overwrite, progress)
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+    for path in old:
+        path.unlink(missing_ok=True)
+
+
+def _stripes_of(target: Path) -> tuple[Path, ...]:
+    """The files that an index names which is about to be replaced."""
+    try:
+        return read_header(target).paths
+    except (ValueError, FileNotFoundError):  # none there, or none that can be read
+        return ()
+
+
+def _fill_stripes(
+    rows: RowSource,
+    target: Path,
+    files: RowFiles,
+    overwrite: bool,
+    progress: Callable[[int, int], object] | None,
+) -> None:
+    index = stripes_text(files, target.parent).encode()
+    extent_nbytes, written = files.rows_per_extent * files.row_nbytes, 0
+    with ExitStack() as stack:
+        # Left last, so that the index appears after the files it names.
+        stack.enter_context(_whole_file(target, len(index), overwrite)).write(index)
+        sizes = [files.rows_in_file(i) * files.row_nbytes for i in range(len(files.paths))]
+        parts = [
+            stack.enter_context(_whole_file(path, size, overwrite=False))
+            for path, size in zip(files.paths, sizes, strict=True)
+        ]
+        for chunk in _reported(rows, progress):
+            while chunk:
+                number, inside = divmod(written, extent_nbytes)
+                piece = chunk[: extent_nbytes - inside]
+                parts[number % len(parts)].write(piece)
+                written += len(piece)
+                chunk = chunk[len(piece) :]

@@ -1,0 +1,185 @@
+"""What a table on disk can be made from, as a shape, a dtype and chunks of rows in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataeff.features.table import FeatureTable
+from dataeff.features.table_files import SUFFIXES, torch_dtype
+
+if TYPE_CHECKING:
+    import pyarrow
+
+CHUNK_NBYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Rows that are read once, from first to last.
+
+    Attributes:
+        shape: [num_rows, ...].
+        dtype: of the rows.
+        chunks: contiguous host tensors [some, ...] that follow one another.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: Iterator[Tensor]
+
+
+def row_source(
+    source: Any, *, name: str | None = None, columns: Sequence[str] | None = None
+) -> RowSource:
+    """Rows of a tensor, an array or memmap, a table, or a file.
+
+    Args:
+        source: a tensor or array [num_rows, ...]; a `FeatureTable`; a path to `.npy`,
+            `.safetensors`, `.parquet` or the `.json` index of a striped table.
+        name: which tensor of a `.safetensors` file that holds several.
+        columns: of a Parquet file; all of them by default.
+
+    Raises:
+        TypeError: of another kind.
+        ValueError: no rows, an option that the source has no use for, or a file that is damaged or
+            whose columns make no table.
+        ModuleNotFoundError: a Parquet file, without pyarrow.
+    """
+    is_path = isinstance(source, (str, os.PathLike))
+    parquet = is_path and Path(source).suffix == ".parquet"
+    if columns is not None and not parquet:
+        raise ValueError(f"columns={list(columns)!r}: only a .parquet file has columns")
+    if name is not None and (not is_path or parquet):
+        raise ValueError(f"name={name!r}: only a .safetensors file names tensors")
+    if parquet:
+        return _parquet(Path(source), columns)
+    if is_path:
+        return _of_file(Path(source), name)
+    if isinstance(source, FeatureTable):
+        return RowSource(tuple(source.shape), source.dtype, _slices(source))
+    if isinstance(source, np.ndarray):
+        return _of_array(source)
+    if isinstance(source, Tensor):
+        if source.dim() == 0:
+            raise ValueError("a 0-dimensional tensor has no rows")
+        return RowSource(tuple(source.shape), source.dtype, _slices(source.detach()))
+    raise TypeError(
+        "a table is made from a tensor, an array, a FeatureTable or a path, "
+        f"got {type(source).__name__}"
+    )
+
+
+def _rows_per_chunk(shape: Sequence[int], itemsize: int) -> int:
+    row_nbytes = itemsize
+    for size in shape[1:]:
+        row_nbytes *= size
+    return max(CHUNK_NBYTES // max(row_nbytes, 1), 1)
+
+
+def _slices(rows: Tensor | FeatureTable) -> Iterator[Tensor]:
+    step = _rows_per_chunk(rows.shape, rows.dtype.itemsize)
+    for begin in range(0, len(rows), step):
+        yield rows[begin : begin + step].cpu().contiguous()
+
+
+def _of_array(array: np.ndarray[Any, Any]) -> RowSource:
+    if array.ndim == 0:
+        raise ValueError("a 0-dimensional array has no rows")
+    # A memmap may be read-only or of the other byte order: each chunk is copied, one at a time.
+    native = array.dtype.newbyteorder("=")
+    dtype = torch_dtype(native, "the array")
+    step = _rows_per_chunk(array.shape, array.dtype.itemsize)
+    chunks = (
+        torch.from_numpy(np.array(array[begin : begin + step], dtype=native, order="C"))
+        for begin in range(0, len(array), step)
+    )
+    return RowSource(array.shape, dtype, chunks)
+
+
+def _of_file(path: Path, name: str | None) -> RowSource:
+    if path.suffix == ".npy":
+        # NumPy's own reader: it also takes what a table is not opened from (Fortran order, ...).
+        return _of_array(np.load(path, mmap_mode="r", allow_pickle=False))
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: rows are read from {', '.join((*SUFFIXES, '.parquet'))}")
+    table = FeatureTable.open(path, name=name, cache_bytes=0)
+
+    def chunks() -> Iterator[Tensor]:
+        with table:
+            yield from _slices(table)
+
+    return RowSource(tuple(table.shape), table.dtype, chunks())
+
+
+# --- Parquet ------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, columns: Sequence[str] | None) -> RowSource:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"reading {path} takes pyarrow, which is not installed: pip install pyarrow"
+        ) from None
+    file = pyarrow.parquet.ParquetFile(path)
+    schema = file.schema_arrow
+    chosen = list(schema.names if columns is None else columns)
+    if missing := [column for column in chosen if column not in schema.names]:
+        raise ValueError(f"{path} has no column {missing[0]!r}, but {', '.join(schema.names)}")
+    if not chosen:
+        raise ValueError(f"{path}: no column was chosen")
+    widths, dtype = _columns(path, [schema.field(column) for column in chosen])
+    # A lone column of single numbers is a vector, a lone column of lists their matrix.
+    shape = (file.metadata.num_rows, *((sum(widths),) if len(chosen) > 1 or widths[0] else ()))
+    rows = _rows_per_chunk(shape, dtype.itemsize)
+
+    def chunks() -> Iterator[Tensor]:
+        with file:
+            for batch in file.iter_batches(rows, columns=chosen):
+                arrays = [_column(path, batch.column(column), column) for column in chosen]
+                joined = arrays[0] if len(arrays) == 1 else np.column_stack(arrays)
+                yield torch.from_numpy(np.array(joined, order="C")).reshape(-1, *shape[1:])
+
+    return RowSource(shape, torch_dtype(dtype, str(path)), chunks())
+
+
+def _columns(path: Path, fields: list[pyarrow.Field]) -> tuple[list[int], np.dtype[Any]]:
+    """Numbers per row of each column (0 for single ones, that count 1), and the common dtype."""
+    import pyarrow.types
+
+    widths, dtypes = [], []
+    for field in fields:
+        listed = pyarrow.types.is_fixed_size_list(field.type)
+        value = field.type.value_type if listed else field.type
+        if not (pyarrow.types.is_integer(value) or pyarrow.types.is_floating(value)):
+            raise ValueError(
+                f"{path}: column {field.name!r} is {field.type}: a table takes numbers and "
+                "fixed-size lists of them; choose others with columns="
+            )
+        widths.append(field.type.list_size if listed else 0)
+        dtypes.append(np.dtype(value.to_pandas_dtype()))
+    if len(set(dtypes)) > 1:
+        named = ", ".join(f"{f.name} {t}" for f, t in zip(fields, dtypes, strict=True))
+        raise ValueError(f"{path}: the columns have several dtypes ({named}): cast them to one")
+    if len(fields) > 1:
+        widths = [width or 1 for width in widths]
+    return widths, dtypes[0]
+
+
+def _column(path: Path, column: pyarrow.Array, name: str) -> np.ndarray[Any, Any]:
+    import pyarrow.types
+
+    listed = pyarrow.types.is_fixed_size_list(column.type)
+    values = column.flatten() if listed else column
+    if column.null_count or values.null_count:
+        raise ValueError(f"{path}: column {name!r} has nulls, which a table cannot hold")
+    numbers: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False)
+    return numbers.reshape(len(column), -1) if listed else numbers

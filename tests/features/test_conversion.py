@@ -1,0 +1,273 @@
+"""`dataeff.convert`: what it writes, `FeatureTable.open` and the libraries of the formats read."""
+
+import json
+import os
+import resource
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import dataeff
+from dataeff.features import conversion, row_sources
+
+DTYPES = [torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool]
+WIDE_DTYPES = [*DTYPES, torch.bfloat16, torch.float8_e4m3fn]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks and extents of a few rows, so that small tables have many."""
+    monkeypatch.setattr(row_sources, "CHUNK_NBYTES", 1000)
+    monkeypatch.setattr(conversion, "EXTENT_NBYTES", 4096)
+
+
+def table_of(path, **options):
+    with dataeff.FeatureTable.open(path, **options) as table:
+        return table[:]
+
+
+def same(left, right):
+    return left.dtype == right.dtype and torch.equal(
+        left.view(torch.uint8), right.view(torch.uint8)
+    )
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), max_size=2).map(lambda row: (37, *row)),
+    dtype=st.sampled_from(WIDE_DTYPES),
+    suffix=st.sampled_from([".npy", ".safetensors", ".json"]),
+)
+@settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30
+)
+def test_every_target_gives_the_rows_back(tmp_path, small_chunks, shape, dtype, suffix):
+    x = torch.randint(0, 2, shape).to(dtype)
+    stripes = [tmp_path / "a", tmp_path / "b"] if suffix == ".json" else []
+    for folder in stripes:
+        folder.mkdir(exist_ok=True)
+    target = tmp_path / f"x{suffix}"
+    if suffix == ".npy" and dtype not in DTYPES:
+        with pytest.raises(ValueError, match=r"NumPy has no torch.*\.safetensors"):
+            dataeff.convert(x, target, overwrite=True)
+        return
+    assert dataeff.convert(x, target, stripes=stripes, overwrite=True) == target
+    rows = table_of(target)
+    assert rows.shape == x.shape and same(rows.flatten(), x.flatten())
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (5, 0), (0,)])
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".json"])
+def test_empty_tables(tmp_path, shape, suffix):
+    stripes = [tmp_path] if suffix == ".json" else []
+    dataeff.convert(torch.zeros(shape), tmp_path / f"x{suffix}", stripes=stripes)
+    assert table_of(tmp_path / f"x{suffix}").shape == shape
+
+
+def test_the_libraries_read_it(tmp_path):
+    x = torch.randn(11, 3)
+    dataeff.convert(x, tmp_path / "x.npy")
+    assert np.array_equal(np.load(tmp_path / "x.npy"), x.numpy())
+    library = pytest.importorskip("safetensors.torch")
+    dataeff.convert(x, tmp_path / "x.safetensors", name=None)
+    assert torch.equal(library.load_file(tmp_path / "x.safetensors")["x"], x)
+
+
+def test_rows_begin_on_a_page(tmp_path):
+    from dataeff.features.table_files import read_header
+
+    for suffix in (".npy", ".safetensors"):
+        dataeff.convert(torch.zeros(3, 1024), tmp_path / f"x{suffix}")
+        assert read_header(tmp_path / f"x{suffix}").offset % 4096 == 0
+
+
+def sources(x, tmp_path):
+    np.save(tmp_path / "s.npy", x.numpy())
+    np.save(tmp_path / "f.npy", np.asfortranarray(x.numpy()))
+    dataeff.convert(x, tmp_path / "s.safetensors")
+    yield x.numpy()
+    yield x.numpy().astype(">f4")
+    yield np.asfortranarray(x.numpy())
+    yield np.load(tmp_path / "s.npy", mmap_mode="r")
+    yield x.t().contiguous().t()
+    yield x.clone().requires_grad_()
+    yield tmp_path / "s.npy"
+    yield str(tmp_path / "f.npy")
+    yield tmp_path / "s.safetensors"
+    yield dataeff.FeatureTable(x)
+    yield dataeff.FeatureTable.open(tmp_path / "s.npy")
+
+
+def test_every_source(tmp_path, small_chunks):
+    x = torch.randn(300, 5)
+    for i, source in enumerate(sources(x, tmp_path)):
+        assert torch.equal(table_of(dataeff.convert(source, tmp_path / f"{i}.npy")), x), source
+
+
+def test_stripes_are_dealt_by_turns(tmp_path, small_chunks):
+    folders = [tmp_path / name for name in "abc"]
+    for folder in folders:
+        folder.mkdir()
+    x = torch.randn(1000, 100)
+    target = dataeff.convert(x, tmp_path / "x.json", stripes=folders)
+    sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
+    assert sum(sizes) == x.nbytes and max(sizes) - min(sizes) <= 1024 * 400
+    with dataeff.FeatureTable.open(target) as table:
+        index = torch.randint(-1000, 1000, (500,))
+        assert torch.equal(table[index], x[index])
+    again = dataeff.convert(target, tmp_path / "y.npy")
+    assert torch.equal(table_of(again), x)
+    next(folders[1].iterdir()).unlink()
+    with pytest.raises(FileNotFoundError, match="1-of-3"):
+        dataeff.FeatureTable.open(target)
+
+
+def test_stripes_below_the_index_move_with_it(tmp_path):
+    (tmp_path / "set").mkdir()
+    x = torch.randn(9, 4)
+    dataeff.convert(x, tmp_path / "set" / "x.json", stripes=[tmp_path / "set"])
+    (tmp_path / "set").rename(tmp_path / "moved")
+    assert torch.equal(table_of(tmp_path / "moved" / "x.json"), x)
+
+
+def test_overwriting(tmp_path):
+    x = torch.randn(9, 4)
+    for target, stripes in (("x.npy", []), ("x.json", [tmp_path])):
+        dataeff.convert(x, tmp_path / target, stripes=stripes)
+        before = len(list(tmp_path.iterdir()))
+        with pytest.raises(FileExistsError, match=target):
+            dataeff.convert(x, tmp_path / target, stripes=stripes)
+        dataeff.convert(x + 1, tmp_path / target, stripes=stripes, overwrite=True)
+        assert torch.equal(table_of(tmp_path / target), x + 1)
+        assert len(list(tmp_path.iterdir())) == before
+    dataeff.convert(tmp_path / "x.npy", tmp_path / "x.npy", overwrite=True)  # onto itself
+    assert torch.equal(table_of(tmp_path / "x.npy"), x + 1)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".json"])
+@pytest.mark.parametrize("there", [False, True])
+def test_an_interrupted_write_leaves_nothing_and_harms_nothing(
+    tmp_path, small_chunks, suffix, there
+):
+    x, target = torch.randn(500, 4), tmp_path / f"x{suffix}"
+    stripes = [tmp_path] if suffix == ".json" else []
+    if there:
+        dataeff.convert(x, target, stripes=stripes)
+    before = sorted(tmp_path.iterdir())
+
+    def ctrl_c(done, total):
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dataeff.convert(x * 2, target, stripes=stripes, progress=ctrl_c, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == before
+    if there:
+        assert torch.equal(table_of(target), x)
+
+
+def test_no_space_is_found_before_a_byte_is_written(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"no space for .*x\.npy"):
+            dataeff.convert(torch.zeros(100_000), tmp_path / "x.npy", progress=pytest.fail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_names_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "_reserve", lambda *_: None)  # a file system that cannot
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"x\.npy"):
+            dataeff.convert(torch.zeros(100_000), tmp_path / "x.npy")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "options", "error", "words"),
+    [
+        (torch.zeros(3), "x.bin", {}, ValueError, "x.bin: a table is written to .npy"),
+        (torch.zeros(3), "x.json", {}, ValueError, "needs their directories"),
+        (torch.zeros(3), "x.npy", {"stripes": ["."]}, ValueError, "takes none"),
+        (torch.zeros(3), "x.json", {"stripes": [".", "."]}, ValueError, "twice"),
+        (torch.tensor(3), "x.npy", {}, ValueError, "0-dimensional"),
+        (np.float32(3), "x.npy", {}, TypeError, "float32"),
+        ([1, 2], "x.npy", {}, TypeError, "list"),
+        (np.zeros(3, "U3"), "x.npy", {}, ValueError, "<U3"),
+        (torch.zeros(3, dtype=torch.complex64), "x.safetensors", {}, ValueError, "complex64"),
+        (torch.zeros(3), "x.npy", {"columns": ["a"]}, ValueError, "only a .parquet"),
+        (torch.zeros(3), "x.npy", {"name": "a"}, ValueError, "only a .safetensors"),
+        ("missing.npy", "x.npy", {}, FileNotFoundError, "missing"),
+        ("x.csv", "x.npy", {}, ValueError, "x.csv"),
+    ],
+)
+def test_mistakes(tmp_path, source, target, options, error, words):
+    with pytest.raises(error, match=words):
+        dataeff.convert(source, tmp_path / target, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        dataeff.convert(torch.zeros(3), tmp_path / "nowhere" / "x.npy")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        dataeff.convert(torch.zeros(3), tmp_path / "x.json", stripes=[tmp_path / "nowhere"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def parquet(path, **columns):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    write_table(arrow.table(columns), path, row_group_size=64)
+    return path
+
+
+def test_parquet_columns_and_lists(tmp_path, small_chunks):
+    arrow = pytest.importorskip("pyarrow")
+    x = torch.randn(200, 3)
+    a, b, c = x.t().contiguous().numpy()
+    path = parquet(tmp_path / "x.parquet", a=a, b=b, c=c)
+    assert torch.equal(table_of(dataeff.convert(path, tmp_path / "x.npy")), x)
+    some = dataeff.convert(path, tmp_path / "ca.npy", columns=["c", "a"])
+    assert torch.equal(table_of(some), x[:, [2, 0]])
+    one = dataeff.convert(path, tmp_path / "b.npy", columns=["b"])
+    assert torch.equal(table_of(one), x[:, 1])
+    lists = arrow.FixedSizeListArray.from_arrays(x.flatten().numpy(), 3)
+    path = parquet(tmp_path / "y.parquet", rows=lists)
+    assert torch.equal(table_of(dataeff.convert(path, tmp_path / "y.npy")), x)
+
+
+def test_parquet_that_makes_no_table(tmp_path):
+    path = parquet(tmp_path / "x.parquet", a=[1.0, None], b=["s", "t"], c=[1, 2], d=[1.5, 2.5])
+    for columns, words in [
+        (["a"], "column 'a' has nulls"),
+        (["b"], "'b' is string"),
+        (["c", "d"], "several dtypes"),
+        (["e"], "no column 'e'"),
+        ([], "no column was chosen"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            dataeff.convert(path, tmp_path / "x.npy", columns=columns)
+    assert sorted(os.listdir(tmp_path)) == ["x.parquet"]
+
+
+def test_parquet_without_pyarrow_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pyarrow"):
+        dataeff.convert(tmp_path / "x.parquet", tmp_path / "x.npy")
+
+
+def test_the_index_is_text_a_person_can_read(tmp_path):
+    dataeff.convert(torch.zeros(3, 2), tmp_path / "x.json", stripes=[tmp_path])
+    fields = json.loads((tmp_path / "x.json").read_text())
+    assert (fields["dtype"], fields["shape"]) == ("float32", [3, 2])
+    assert (tmp_path / fields["files"][0]).is_file()
