@@ -37,6 +37,9 @@ class Executor:
             for n, step in enumerate(schedule.steps)
             if isinstance(step, Traversal)
         }
+        # Values that a kernel allocates; what a dense step returns may be a view of its operand.
+        self.own = {v for kept in self.kept.values() for v in kept}
+        self.own |= {step.op for step in schedule.steps if isinstance(step, Gemm)}
 
     def _last_uses(self) -> dict[int, int]:
         """Step after which a stored value is dropped; outputs are never."""
@@ -76,7 +79,7 @@ class Executor:
                 )
             self.run_traversal(number, step, view, values)
         elif isinstance(step, Gemm):
-            values[step.op] = self._gemm(step, view, values)
+            values[step.op] = self._gemm(number, step, view, values)
         else:
             op = self.program[step.op]
             args = [self._operand(a, values, like) for a in op.args]
@@ -88,7 +91,11 @@ class Executor:
             return values[value]
         return like.new_full((1,), float(self.program[value].attrs[0]))  # type: ignore[arg-type]
 
-    def _gemm(self, step: Gemm, view: View, values: dict[int, Tensor]) -> Tensor:
+    def _may_overwrite(self, number: int, step: Gemm) -> bool:
+        """Whether a product's rows are this run's own memory and nothing reads them afterwards."""
+        return step.rows in self.own and self.last_use.get(step.rows) == number
+
+    def _gemm(self, number: int, step: Gemm, view: View, values: dict[int, Tensor]) -> Tensor:
         op = self.program[step.op]
         domain = self.program[op.args[0]].type.domain
         rows, other = values[step.rows], values[op.args[1]]
@@ -103,7 +110,10 @@ class Executor:
                 pointers.numel() - 1, *op.type.shape
             )
         batch = len(op.type.shape) - 1 if op.kind == "linear_t" else rows.dim() - 2
-        result = _linear(rows, other, pointers, gather, batch, op.kind == "linear_t")
+        overwrite = order is None and self._may_overwrite(number, step)
+        result = _linear(
+            rows, other, pointers, gather, batch, op.kind == "linear_t", overwrite_x=overwrite
+        )
         result = result.reshape(result.shape[0], *op.type.shape)
         if order is None:
             return result
@@ -121,7 +131,14 @@ def type_order(domain: str, target: str, view: View) -> tuple[Tensor, Tensor | N
 
 
 def _linear(
-    x: Tensor, w: Tensor, pointers: Tensor, gather: Tensor | None, batch: int, transpose: bool
+    x: Tensor,
+    w: Tensor,
+    pointers: Tensor,
+    gather: Tensor | None,
+    batch: int,
+    transpose: bool,
+    *,
+    overwrite_x: bool = False,
 ) -> Tensor:
     heads, width = prod(w.shape[1 : batch + 1]), w.shape[batch + 1]
     weight = w.reshape(w.shape[0], heads, width, prod(w.shape[batch + 2 :]))
@@ -129,8 +146,8 @@ def _linear(
         weight = weight.transpose(2, 3)
     rows = x.reshape(x.shape[0], heads, weight.shape[2])
     if heads == 1:
-        return typed_gemm(rows[:, 0], weight[:, 0], pointers, gather=gather)
-    return typed_gemm(rows, weight, pointers, gather=gather)
+        rows, weight = rows[:, 0], weight[:, 0]
+    return typed_gemm(rows, weight, pointers, gather=gather, overwrite_x=overwrite_x)
 
 
 def _outer(x: Tensor, y: Tensor, pointers: Tensor, gather: Tensor | None) -> Tensor:

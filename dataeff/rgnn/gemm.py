@@ -30,6 +30,7 @@ def typed_gemm(
     gather: Tensor | None = None,
     row_scale: Tensor | None = None,
     tile_map: TileMap | None = None,
+    overwrite_x: bool = False,
 ) -> Tensor:
     """Multiplies every row with the weight of its type.
 
@@ -43,6 +44,8 @@ def typed_gemm(
         row_scale: factor of output row i, [num_rows], or [num_rows, heads] with heads.
         tile_map: `build_tile_map(seg_ptr, num_rows, block)` kept from an earlier call; CUDA only,
             built here when missing.
+        overwrite_x: x is not needed afterwards. Compiled C++ then returns the result in its memory
+            where the shapes allow it, which saves as much memory; others leave x as it is.
 
     Returns:
         y, [num_rows, out] or [num_rows, heads, out], contiguous, dtype of x. Sums are taken in
@@ -65,6 +68,7 @@ def typed_gemm(
         gather,
         _heads(row_scale),
         tile_map,
+        overwrite_x,
     )
     return y if heads else y.squeeze(1)
 

@@ -145,15 +145,31 @@ static void pack_panel(const Arguments& a, const Value* w, int64_t column, Value
   }
 }
 
+// What one thread keeps between tiles: a packed panel, and the rows of a product that overwrites
+// them, [kTileRows, num_in].
+struct Workspace {
+  std::vector<Value> panel, rows;
+  const Value* packed = nullptr;  // where the panel was read from, in the call number `call`
+  int64_t call = 0;
+};
+
 static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t begin,
-                          int64_t end, std::vector<Value>& panel) {
+                          int64_t end, Workspace& work) {
+  std::vector<Value>& panel = work.panel;
+  const bool overwrites = a.x == a.y;
+  if (overwrites) {
+    for (int64_t i = begin; i < end; ++i)
+      std::copy_n(a.x + i * a.x_row + head * a.x_head, a.num_in,
+                  work.rows.data() + (i - begin) * a.num_in);
+  }
   const Value* w = a.weight + t * a.w_type + head * a.w_head;
   const bool in_place = a.w_out == 1 && a.num_out % kLanes == 0;
   for (int64_t column = 0; column < a.num_out; column += kPanel) {
     const int64_t columns = std::min<int64_t>(kPanel, a.num_out - column);
-    const Value* b = w + column;
+    const Value* b = w + column * a.w_out;
     if (!in_place) {
-      pack_panel(a, w, column, panel.data());
+      if (work.packed != b) pack_panel(a, w, column, panel.data());
+      work.packed = b;
       b = panel.data();
     }
     const int64_t ld = in_place ? a.w_in : kPanel;
@@ -163,7 +179,8 @@ static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t b
       Value* y[kRows];
       Value scale[kRows];
       for (int r = 0; r < rows; ++r) {
-        x[r] = source_row(a, i + r) + head * a.x_head;
+        x[r] = overwrites ? work.rows.data() + (i + r - begin) * a.num_in
+                          : source_row(a, i + r) + head * a.x_head;
         y[r] = a.y + (i + r) * a.y_row + head * a.y_head + column;
         scale[r] = a.row_scale ? a.row_scale[(i + r) * a.s_row + head * a.s_head] : Value(1);
       }
@@ -177,14 +194,19 @@ static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t b
 }
 
 EXPORT void typed_gemm(const Arguments* arguments) {
+  static std::atomic<int64_t> calls{0};
+  const int64_t call = ++calls;
   const Arguments& a = *arguments;
   const std::vector<int64_t> tile_ptr = count_tiles(a, kTileRows);
   const int64_t grain = std::max<int64_t>(1, tile_ptr.back() / (a.num_threads * 16));
   for_tiles(a, tile_ptr, kTileRows, grain, [&](int64_t t, int64_t begin, int64_t end, int64_t) {
-    static thread_local std::vector<Value> panel;
-    panel.resize(a.num_in * kPanel);
+    static thread_local Workspace work;
+    if (work.call != call) work.packed = nullptr;
+    work.call = call;
+    work.panel.resize(a.num_in * kPanel);
+    if (a.x == a.y) work.rows.resize(kTileRows * a.num_in);
     for (int64_t head = 0; head < a.num_heads; ++head)
-      multiply_tile(a, t, head, begin, end, panel);
+      multiply_tile(a, t, head, begin, end, work);
   });
 }
 """

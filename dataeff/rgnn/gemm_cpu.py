@@ -45,11 +45,12 @@ def forward(
     gather: Tensor | None,
     row_scale: Tensor | None,
     tile_map: object = None,
+    overwrite_x: bool = False,
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
     check_bounds(seg_ptr, num_rows)
     if gemm_native.available(x.dtype):
-        return gemm_native.forward(x, weight, seg_ptr, num_rows, gather, row_scale)
+        return gemm_native.forward(x, weight, seg_ptr, num_rows, gather, row_scale, overwrite_x)
     y = x.new_empty(num_rows, weight.shape[1], weight.shape[3])
     for t, begin, end, rows in _segments(x, seg_ptr, num_rows, gather):
         out = y[begin:end]

@@ -27,10 +27,14 @@ def forward(
     num_rows: int,
     gather: Tensor | None,
     row_scale: Tensor | None,
+    overwrite_x: bool = False,
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
     num_types, num_heads, num_in, num_out = weight.shape
-    y = on_huge_pages(x.new_empty(num_rows, num_heads, num_out))
+    if overwrite_x and gather is None and num_in == num_out and x.is_contiguous():
+        y = x
+    else:
+        y = on_huge_pages(x.new_empty(num_rows, num_heads, num_out))
     x = x if x.stride(2) == 1 else x.contiguous()
     _run(
         "typed_gemm", x, weight, y, seg_ptr, gather, row_scale, None,

@@ -31,6 +31,7 @@ def forward(
     gather: Tensor | None,
     row_scale: Tensor | None,
     tile_map: TileMap | None = None,
+    overwrite_x: bool = False,
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
     from dataeff.kernels.typed_gemm import typed_gemm_kernel

@@ -47,7 +47,22 @@ def lower(program: Program, dense: tuple[str, ...] = ()) -> Schedule:
     if shared:
         stored |= shared
         steps = _Assignment(program, stored, dense).steps
-    return Schedule(program, tuple(steps), frozenset(stored))
+    schedule = Schedule(program, tuple(steps), frozenset(stored))
+    return Schedule(program, _let_products_overwrite(schedule), frozenset(stored))
+
+
+def _let_products_overwrite(schedule: Schedule) -> tuple[Step, ...]:
+    """Move transposed products behind the other readers of their rows, whose memory they reuse."""
+    steps = list(schedule.steps)
+    for step in schedule.steps:
+        if not isinstance(step, Gemm) or schedule.program[step.op].kind != "linear_t":
+            continue
+        here = steps.index(step)
+        rest = [schedule.reads(s) for s in steps[here + 1 :]]
+        last = max((n for n, read in enumerate(rest) if step.rows in read), default=-1)
+        if last >= 0 and not any(step.op in read for read in rest[: last + 1]):
+            steps.insert(here + last + 1, steps.pop(here))
+    return tuple(steps)
 
 
 def category(program: Program, op: Op, dense: tuple[str, ...] = ()) -> str:

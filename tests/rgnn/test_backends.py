@@ -130,3 +130,20 @@ def test_rows_found_through_an_index_are_fetched_ahead(small):
     assert "prefetch<12>(v" not in narrow.forward_runner.sources()
     expected = rgcn_loop(small.edge_index, small.edge_type, x, W)
     torch.testing.assert_close(rgcn(small, x, W), expected)
+
+
+def test_backward_overwrites_only_values_of_its_own(small):
+    """The gradient of a gradient input, a saved value and the arguments stay as they are."""
+    x, W, a, b = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+        for shape in ((20, 16), (4, 16, 16), (4, 16), (4, 16))
+    )
+    y = rgat(small, x, W, a, b)
+    dy = torch.randn_like(y)
+    before = [t.detach().clone() for t in (x, W, a, b, y, dy)]
+    first = torch.autograd.grad(y, (x, W, a, b), dy, retain_graph=True)
+    again = torch.autograd.grad(y, (x, W, a, b), dy)
+    for one, two in zip(first, again, strict=True):
+        assert torch.equal(one, two)
+    for was, tensor in zip(before, (x, W, a, b, y, dy), strict=True):
+        assert torch.equal(was, tensor.detach())

@@ -291,3 +291,17 @@ def test_without_a_compiler_one_warning_and_the_same_result(monkeypatch, tmp_pat
         assert_close(typed_gemm(case.x, case.weight, case.seg_ptr), expected, 4)
     finally:
         gemm_native._library.cache_clear()
+
+
+@pytest.mark.parametrize("width", [3, 16, 70])  # 70 floats are more than one panel of columns
+@pytest.mark.parametrize("heads", [(), (2,)])
+def test_a_product_may_take_the_memory_of_its_rows(width, heads):
+    seg_ptr = torch.tensor([0, 0, 5, 400, 401])
+    x = torch.randn(401, *heads, width, dtype=torch.float64)
+    weight = torch.randn(4, *heads, width, width, dtype=torch.float64).transpose(-1, -2)
+    expected = typed_gemm_reference(x, weight, seg_ptr)
+    start = x.data_ptr()
+    found = typed_gemm(x, weight, seg_ptr, overwrite_x=True)
+    torch.testing.assert_close(found, expected)
+    if gemm_native.available(x.dtype):
+        assert found.data_ptr() == start
