@@ -301,6 +301,32 @@ class NeighborSampler:
         self, seeds: list[tuple[int, int, int]], random_seed: int, num_threads: int
     ) -> Sample: ...
 
+class Frontier:
+    def __init__(
+        self,
+        *,
+        colptr: int,
+        id_nbytes: int,
+        node: int,
+        tree: int,
+        until: int,
+        size: int,
+        etype: int,
+        weight: int,
+        time: int,
+        fanouts: int,
+        num_fanouts: int,
+        replace: bool,
+        last: bool,
+        random_seed: int,
+        hop: int,
+        relation: int,
+    ) -> None: ...
+    def count(self, counts: int) -> None: ...
+    def choose(self, offsets: int, places: int) -> None: ...
+    def count_cuda(self, counts: int, device: int, stream: int) -> None: ...
+    def choose_cuda(self, offsets: int, places: int, device: int, stream: int) -> None: ...
+
 # parallel/
 
 def parallel_for_address() -> int: ...

@@ -19,12 +19,7 @@
 #include <cstdint>
 
 #include "gather/gather.h"
-
-#if defined(__CUDACC__)
-#define DATAEFF_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define DATAEFF_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace dataeff {
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "sampling/csc.h"
+#include "sampling/frontier.h"
 #include "sampling/neighbor_sampler.h"
 
 namespace py = pybind11;
@@ -71,6 +72,24 @@ RelationSpec make_relation(int src_type, int dst_type, uintptr_t colptr, uintptr
           std::move(fanouts)};
 }
 
+Frontier make_frontier(uintptr_t colptr, int id_nbytes, uintptr_t node, uintptr_t tree,
+                       uintptr_t until, int64_t size, uintptr_t etype, uintptr_t weight,
+                       uintptr_t time, uintptr_t fanouts, int64_t num_fanouts, bool replace,
+                       bool last, uint64_t random_seed, int hop, int relation) {
+  return {
+      pointer<const void>(colptr),
+      id_nbytes,
+      pointer<const int64_t>(node),
+      pointer<const int64_t>(tree),
+      pointer<const int64_t>(until),
+      size,
+      {pointer<const int32_t>(etype), pointer<const double>(weight), pointer<const int64_t>(time),
+       pointer<const int64_t>(fanouts), num_fanouts, replace, last},
+      random_seed,
+      hop,
+      relation};
+}
+
 std::unique_ptr<Sample> bind_sample(
     NeighborSampler& sampler, const std::vector<std::tuple<uintptr_t, uintptr_t, int64_t>>& seeds,
     uint64_t random_seed, int num_threads) {
@@ -127,6 +146,39 @@ void bind_sampling(py::module_& m) {
            py::arg("induced"))
       .def("sample", &bind_sample, no_gil, py::arg("seeds"), py::arg("random_seed"),
            py::arg("num_threads"));
+
+  py::class_<Frontier>(m, "Frontier")
+      .def(py::init(&make_frontier), py::kw_only(), py::arg("colptr"), py::arg("id_nbytes"),
+           py::arg("node"), py::arg("tree"), py::arg("until"), py::arg("size"), py::arg("etype"),
+           py::arg("weight"), py::arg("time"), py::arg("fanouts"), py::arg("num_fanouts"),
+           py::arg("replace"), py::arg("last"), py::arg("random_seed"), py::arg("hop"),
+           py::arg("relation"))
+      .def(
+          "count",
+          [](const Frontier& self, uintptr_t counts) {
+            count_frontier(self, pointer<int64_t>(counts));
+          },
+          no_gil, py::arg("counts"))
+      .def(
+          "choose",
+          [](const Frontier& self, uintptr_t offsets, uintptr_t places) {
+            choose_frontier(self, pointer<const int64_t>(offsets), pointer<int64_t>(places));
+          },
+          no_gil, py::arg("offsets"), py::arg("places"))
+      .def(
+          "count_cuda",
+          [](const Frontier& self, uintptr_t counts, int device, uintptr_t stream) {
+            count_frontier_cuda(self, pointer<int64_t>(counts), device, stream);
+          },
+          no_gil, py::arg("counts"), py::arg("device"), py::arg("stream"))
+      .def(
+          "choose_cuda",
+          [](const Frontier& self, uintptr_t offsets, uintptr_t places, int device,
+             uintptr_t stream) {
+            choose_frontier_cuda(self, pointer<const int64_t>(offsets), pointer<int64_t>(places),
+                                 device, stream);
+          },
+          no_gil, py::arg("offsets"), py::arg("places"), py::arg("device"), py::arg("stream"));
 }
 
 }  // namespace dataeff

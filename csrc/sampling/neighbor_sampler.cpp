@@ -9,6 +9,7 @@
 
 #include "parallel/parallel_for.h"
 #include "sampling/column.h"
+#include "sampling/pick.h"
 #include "sampling/workspace.h"
 
 namespace dataeff {
@@ -79,6 +80,17 @@ class TypedSampler final : public NeighborSampler,
       return static_cast<Key>(tree) * static_cast<Key>(spec_.num_nodes[type]) +
              static_cast<Key>(id);
     }
+  }
+
+  ColumnRules rules_at(const RelationSpec& relation, int hop) const {
+    const std::vector<int64_t>& fanouts = relation.fanouts[hop];
+    return {relation.etype,
+            relation.weight,
+            relation.time,
+            fanouts.data(),
+            static_cast<int64_t>(fanouts.size()),
+            spec_.replace,
+            spec_.last};
   }
 
   int32_t tree_of(const NodeList<Id, Key>& list, int64_t i) const {
@@ -173,12 +185,11 @@ std::unique_ptr<Sample> TypedSampler<Id, Key>::sample(const std::vector<Seeds>& 
     for (size_t r = 0; r < spec_.relations.size(); ++r) {
       const RelationSpec& relation = spec_.relations[r];
       const auto [begin, end] = frontier[relation.dst_type];
-      expand(
-          *space,
-          {relation, space->edges[r], space->nodes[relation.dst_type],
-           space->nodes[relation.src_type], ColumnChooser(relation, hop, spec_.replace, spec_.last),
-           root.fork(hop).fork(r), begin, end, space->edges[r].size()},
-          num_threads);
+      expand(*space,
+             {relation, space->edges[r], space->nodes[relation.dst_type],
+              space->nodes[relation.src_type], ColumnChooser(rules_at(relation, hop)),
+              root.fork(hop).fork(r), begin, end, space->edges[r].size()},
+             num_threads);
     }
     for (size_t type = 0; type < frontier.size(); ++type) {
       const int64_t end = space->nodes[type].id.size();
@@ -246,7 +257,7 @@ void TypedSampler<Id, Key>::pick_chunk(Space& space, const Step& step, int64_t f
   const int64_t* offsets = space.offsets.data();
   Id* places = step.edges.e_id.data() + step.first_edge;
   int32_t* dst = step.edges.dst.data() + step.first_edge;
-  PickScratch scratch;
+  Picks picks;
   for (int64_t i = from; i < to; ++i) {
     const int64_t target = step.begin + i;
     if (i + kPrefetchDistance < to) {
@@ -260,8 +271,7 @@ void TypedSampler<Id, Key>::pick_chunk(Space& space, const Step& step, int64_t f
       stream = stream.fork(tree);
       if (relation.time) until = space.tree_time[tree];
     }
-    step.chooser.choose(colptr[node], colptr[node + 1], until, stream, scratch,
-                        places + offsets[i]);
+    step.chooser.choose(colptr[node], colptr[node + 1], until, stream, picks, places + offsets[i]);
     for (int64_t e = offsets[i]; e < offsets[i + 1]; ++e) {
       dst[e] = static_cast<int32_t>(target);
       __builtin_prefetch(&row[places[e]]);

@@ -13,12 +13,12 @@ share_torch_threads()
 _MAX_INT32 = 2**31 - 1
 
 
-def id_tensor(name: str, ids: Tensor, ndim: int = 1) -> Tensor:
-    """Checks that `ids` is an int32/int64 host tensor with `ndim` dimensions; makes it contiguous.
+def id_tensor(name: str, ids: Tensor, ndim: int = 1, on_host: bool = True) -> Tensor:
+    """Checks that `ids` is an int32/int64 tensor with `ndim` dimensions; makes it contiguous.
 
     Raises:
         TypeError: it is not a tensor of int32 or int64.
-        ValueError: its number of dimensions or its device is another.
+        ValueError: its number of dimensions is another, or it is not on the host but should be.
     """
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(ids).__name__}")
@@ -26,7 +26,7 @@ def id_tensor(name: str, ids: Tensor, ndim: int = 1) -> Tensor:
         raise TypeError(f"{name} must be int32 or int64, not {ids.dtype}: cast it with .long()")
     if ids.dim() != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), not shape {tuple(ids.shape)}")
-    if ids.device.type != "cpu":
+    if on_host and ids.device.type != "cpu":
         raise ValueError(f"{name} must be in host memory, not on {ids.device}: use .cpu()")
     return ids.contiguous()
 
@@ -179,6 +179,25 @@ class CSCGraph:
     def num_nodes(self) -> int:
         """Number of nodes; of both sides together they are numbered from 0 each."""
         return max(self.num_src_nodes, self.num_dst_nodes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the graph is."""
+        return self.colptr.device
+
+    def arrays(self) -> list[Tensor]:
+        """The arrays that the graph consists of."""
+        values = (self.row, self.e_id, self.edge_type, self.edge_weight, self.edge_time)
+        return [self.colptr, *(value for value in values if value is not None)]
+
+    def to(self, device: torch.device | str) -> CSCGraph:
+        """This graph in the memory of `device`, for seeds that are there; itself when it is."""
+        graph = CSCGraph.__new__(CSCGraph)
+        graph.__dict__ = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in self.__dict__.items()
+        }
+        return self if graph.device == self.device else graph
 
     def with_index_dtype(self, index_dtype: torch.dtype) -> CSCGraph:
         """This graph with ids of `index_dtype`; itself when they are already.

@@ -16,10 +16,12 @@ from dataeff.sampling.neighbor import (
     check_options,
     checked_fanouts,
     checked_seed_time,
+    core_on_host,
     read_edges,
     read_nodes,
     relation_spec,
 )
+from dataeff.sampling.on_device import DeviceSampler, Edges, Nodes, Relation
 
 EdgeType = tuple[str, str, str]
 
@@ -88,7 +90,12 @@ class HeteroNeighborSampler:
         self.seed = seed
         for key, graph in self.graphs.items():
             check_options(graph, self.fanouts[key], replace=replace, last=last, induced=induced)
-        self._core = self._make_core()
+        self._begin()
+
+    def _begin(self) -> None:
+        on_host = all(graph.device.type == "cpu" for graph in self.graphs.values())
+        self._core = self._make_core() if on_host else None
+        self._by_device: dict[torch.device, DeviceSampler] = {}
 
     def _make_core(self) -> _core.NeighborSampler:
         place = {node_type: i for i, node_type in enumerate(self.num_nodes)}
@@ -107,11 +114,29 @@ class HeteroNeighborSampler:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_core"}
+        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._core = self._make_core()
+        self._begin()
+
+    def on_device(self, device: torch.device) -> DeviceSampler:
+        """The sampler of seeds on `device`; the first call registers graphs in host memory."""
+        if device not in self._by_device:
+            place = {node_type: i for i, node_type in enumerate(self.num_nodes)}
+            self._by_device[device] = DeviceSampler(
+                [
+                    Relation(graph, self.fanouts[key], place[key[0]], place[key[2]])
+                    for key, graph in self.graphs.items()
+                ],
+                list(self.num_nodes.values()),
+                device,
+                replace=self.replace,
+                disjoint=self.disjoint,
+                last=self.last,
+                induced=self.induced,
+            )
+        return self._by_device[device]
 
     def sample(
         self,
@@ -124,7 +149,8 @@ class HeteroNeighborSampler:
         """Samples the neighbourhood of `seeds`.
 
         Args:
-            seeds: node ids by node type, each [num_seeds], int32/int64, host.
+            seeds: node ids by node type, each [num_seeds], int32/int64, on one device. There the
+                sample is drawn and stays: on CUDA, kernels read the graphs in place.
             seed: random seed, by default the sampler's own.
             seed_time: latest time of the edges in each seed's tree, by node type.
             num_threads: threads that share the work, by default torch's number.
@@ -141,21 +167,43 @@ class HeteroNeighborSampler:
             )
         if (seed_time is None) == self.temporal:
             raise ValueError("seed_time is needed for graphs with edge_time, and only there")
-        none = torch.empty(0, dtype=torch.int64)
-        ids = [id_tensor(f"seeds[{t!r}]", seeds.get(t, none)).long() for t in self.num_nodes]
+        device = _one_device(seeds)
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        ids = [
+            id_tensor(f"seeds[{t!r}]", seeds.get(t, none), on_host=False).long()
+            for t in self.num_nodes
+        ]
         times: list[Tensor | None] = [None] * len(ids)
         if seed_time is not None:
             times = [
                 checked_seed_time(seed_time.get(t, none), own)
                 for t, own in zip(self.num_nodes, ids, strict=True)
             ]
+        random_seed = (self.seed if seed is None else seed) % 2**64
+        if device.type != "cpu":
+            return self._read_lists(*self.on_device(device).sample(ids, times, random_seed))
         threads = torch.get_num_threads() if num_threads is None else num_threads
-        drawn = self._core.sample(
+        drawn = core_on_host(self._core, next(iter(self.graphs.values()))).sample(
             seeds=[(address(i), address(t), i.numel()) for i, t in zip(ids, times, strict=True)],
-            random_seed=(self.seed if seed is None else seed) % 2**64,
+            random_seed=random_seed,
             num_threads=threads,
         )
         return self._read(drawn, threads)
+
+    def _read_lists(self, nodes: list[Nodes], edges: list[Edges]) -> HeteroSampledSubgraph:
+        by_type = dict(zip(self.num_nodes, nodes, strict=True))
+        by_edge = dict(zip(self.graphs, edges, strict=True))
+        read = {key: one.read(self.graphs[key]) for key, one in by_edge.items()}
+        return HeteroSampledSubgraph(
+            n_id={key: one.id for key, one in by_type.items()},
+            edge_index={key: edge_index for key, (edge_index, _, _) in read.items()},
+            e_id={key: e_id for key, (_, e_id, _) in read.items()},
+            batch={key: one.tree for key, one in by_type.items() if one.tree is not None}
+            if self.disjoint
+            else None,
+            num_sampled_nodes={key: one.per_hop for key, one in by_type.items()},
+            num_sampled_edges={key: one.per_hop for key, one in by_edge.items()},
+        )
 
     def _read(self, drawn: _core.Sample, threads: int) -> HeteroSampledSubgraph:
         nodes = {
@@ -173,6 +221,13 @@ class HeteroNeighborSampler:
             num_sampled_nodes={key: drawn.nodes_per_hop(i) for i, key in enumerate(nodes)},
             num_sampled_edges={key: drawn.edges_per_hop(i) for i, key in enumerate(edges)},
         )
+
+
+def _one_device(seeds: Mapping[str, Tensor]) -> torch.device:
+    devices = {ids.device for ids in seeds.values() if isinstance(ids, Tensor)}
+    if len(devices) > 1:
+        raise ValueError(f"seeds are on {sorted(map(str, devices))}: bring them to one device")
+    return devices.pop() if devices else torch.device("cpu")
 
 
 def _sizes(graphs: Mapping[EdgeType, CSCGraph]) -> dict[str, int]:

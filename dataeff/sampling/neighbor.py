@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff.sampling.csc import CSCGraph, id_tensor
+from dataeff.sampling.on_device import DeviceSampler, Relation
 
 Fanouts = Sequence[int | Sequence[int]]
 
@@ -144,7 +145,11 @@ class NeighborSampler:
         self.induced = induced
         self.seed = seed
         check_options(graph, self.fanouts, replace=replace, last=last, induced=induced)
-        self._core = self._make_core()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._core = self._make_core() if self.graph.device.type == "cpu" else None
+        self._by_device: dict[torch.device, DeviceSampler] = {}
 
     def _make_core(self) -> _core.NeighborSampler:
         return _core.NeighborSampler(
@@ -159,11 +164,41 @@ class NeighborSampler:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_core"}
+        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._core = self._make_core()
+        self._begin()
+
+    def on_device(self, device: torch.device) -> DeviceSampler:
+        """The sampler of seeds on `device`; the first call registers a graph in host memory."""
+        if device not in self._by_device:
+            self._by_device[device] = DeviceSampler(
+                [Relation(self.graph, self.fanouts)],
+                [self.graph.num_dst_nodes],
+                device,
+                replace=self.replace,
+                disjoint=self.disjoint,
+                last=self.last,
+                induced=self.induced,
+            )
+        return self._by_device[device]
+
+    def _sample_on_device(
+        self, seeds: Tensor, seed_time: Tensor | None, random_seed: int
+    ) -> SampledSubgraph:
+        sampler = self.on_device(seeds.device)
+        [nodes], [edges] = sampler.sample([seeds], [seed_time], random_seed)
+        edge_index, e_id, edge_type = edges.read(self.graph)
+        return SampledSubgraph(
+            n_id=nodes.id,
+            edge_index=edge_index,
+            e_id=e_id,
+            edge_type=edge_type,
+            batch=nodes.tree,
+            num_sampled_nodes=nodes.per_hop,
+            num_sampled_edges=edges.per_hop,
+        )
 
     def sample(
         self,
@@ -176,23 +211,28 @@ class NeighborSampler:
         """Samples the neighbourhood of `seeds`.
 
         Args:
-            seeds: node ids, [num_seeds], int32/int64, host; repeated ones are expanded each.
+            seeds: node ids, [num_seeds], int32/int64; repeated ones are expanded each. Where they
+                are, the sample is drawn and stays: on CUDA, kernels read the graph in place.
             seed: random seed, by default the sampler's own.
             seed_time: latest time of the edges in each seed's tree, [num_seeds], integers.
-            num_threads: threads that share the work, by default torch's number.
+            num_threads: threads that share the work on the host, by default torch's number.
 
         Raises:
             IndexError: a seed is not a node of the graph.
             TypeError: seeds are neither int32 nor int64.
-            ValueError: the graph has times and `seed_time` is missing, or the other way round.
+            ValueError: the graph has times and `seed_time` is missing, or the other way round; the
+                graph is on another device than the seeds and not in host memory.
+            RuntimeError: the graph cannot be registered with CUDA.
         """
-        seeds = id_tensor("seeds", seeds).long()
+        seeds = id_tensor("seeds", seeds, on_host=False).long()
         if (seed_time is None) != (self.graph.edge_time is None):
             raise ValueError("seed_time is needed for a graph with edge_time, and only there")
         if seed_time is not None:
             seed_time = checked_seed_time(seed_time, seeds)
+        if seeds.device.type != "cpu":
+            return self._sample_on_device(seeds, seed_time, self.seed if seed is None else seed)
         threads = torch.get_num_threads() if num_threads is None else num_threads
-        drawn = self._core.sample(
+        drawn = core_on_host(self._core, self.graph).sample(
             seeds=[(seeds.data_ptr(), address(seed_time), seeds.numel())],
             random_seed=(self.seed if seed is None else seed) % 2**64,
             num_threads=threads,
@@ -210,6 +250,13 @@ class NeighborSampler:
             num_sampled_nodes=drawn.nodes_per_hop(0),
             num_sampled_edges=drawn.edges_per_hop(0),
         )
+
+
+def core_on_host(core: _core.NeighborSampler | None, graph: CSCGraph) -> _core.NeighborSampler:
+    """The host's sampler, or ValueError where the graph is out of its reach."""
+    if core is None:
+        raise ValueError(f"seeds are on cpu but the graph is on {graph.device}: move the seeds")
+    return core
 
 
 def check_options(
@@ -245,7 +292,7 @@ def checked_seed_time(seed_time: Tensor, seeds: Tensor) -> Tensor:
         raise TypeError(f"seed_time must be an integer tensor, not {seed_time.dtype}")
     if seed_time.shape != seeds.shape:
         raise ValueError(f"{seeds.numel()} seeds but seed_time of shape {tuple(seed_time.shape)}")
-    return seed_time.to("cpu", torch.int64).contiguous()
+    return seed_time.to(seeds.device, torch.int64).contiguous()
 
 
 def read_nodes(

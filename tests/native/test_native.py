@@ -27,7 +27,7 @@ SANITIZERS = {
     "thread": ["-O1", "-fsanitize=thread"],
 }
 FLAGS = ["-std=c++20", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra"]
-NEEDS_PYTHON = re.compile(r'#include [<"](pybind11/|bindings\.h)')
+INCLUDED = re.compile(r'#include [<"]([^>"]+)[>"]')
 ADDR_NO_RANDOMIZE = 0x0040000
 
 
@@ -38,11 +38,18 @@ def compiler() -> str:
     return found
 
 
+def needs_python(path: Path) -> bool:
+    """Whether a source includes pybind11, itself or through headers of the core."""
+    for name in INCLUDED.findall(path.read_text()):
+        header = ROOT / "csrc" / name
+        if name.startswith("pybind11/") or (header.is_file() and needs_python(header)):
+            return True
+    return False
+
+
 def sources() -> list[Path]:
     """The core without its Python bindings, and the tests."""
-    core = [
-        path for path in (ROOT / "csrc").rglob("*.cpp") if not NEEDS_PYTHON.search(path.read_text())
-    ]
+    core = [path for path in (ROOT / "csrc").rglob("*.cpp") if not needs_python(path)]
     return sorted(core) + sorted(HERE.glob("*.cpp"))
 
 
