@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dataeff import rgnn as rgnn
     from dataeff.features import FeatureLoader as FeatureLoader
     from dataeff.features import FeatureTable as FeatureTable
+    from dataeff.features import HostEmbedding as HostEmbedding
     from dataeff.features import HotRows as HotRows
     from dataeff.features import convert as convert
     from dataeff.features import unified as unified
@@ -34,6 +35,7 @@ _LAZY: dict[str, str] = {
     "FeatureTable": "dataeff.features",
     "HotRows": "dataeff.features",
     "convert": "dataeff.features",
+    "HostEmbedding": "dataeff.features",
     "nn": "dataeff.nn",
     "rgnn": "dataeff.rgnn",
     "unified": "dataeff.features",

@@ -4,6 +4,7 @@
 """
 
 from dataeff.features.conversion import convert
+from dataeff.features.embedding import HostEmbedding
 from dataeff.features.gather import gather, gather_reference, scatter_, scatter_reference
 from dataeff.features.hot import HotRows
 from dataeff.features.hot_cost import HotSuggestion, suggest_hot_rows
@@ -17,6 +18,7 @@ from dataeff.features.unified_tensor import UnifiedTensor, unified
 __all__ = [
     "FeatureLoader",
     "FeatureTable",
+    "HostEmbedding",
     "HotRows",
     "HotSuggestion",
     "Prefetch",

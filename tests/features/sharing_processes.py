@@ -1,6 +1,10 @@
 """What the processes of the sharing tests run: importable, so that spawned ones find it."""
 
 import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import dataeff
 
 
 class Rows(torch.utils.data.Dataset):
@@ -23,3 +27,49 @@ class Rows(torch.utils.data.Dataset):
 
 def prefetch_in_child(table, answers):
     answers.put(table.prefetch(torch.tensor([1])).wait().tolist())
+
+
+class Ranker(torch.nn.Module):
+    """Rows and a dense layer over them."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+        self.score = torch.nn.Linear(4, 1)
+
+    def forward(self, index):
+        return self.score(self.rows(index)).square().mean()
+
+
+def ranker():
+    """The same model in every process."""
+    torch.manual_seed(7)
+    return Ranker(dataeff.HostEmbedding(20, 4))
+
+
+BATCHES = torch.tensor([[[1, 2, 2, 5], [3, 3, 9, 1]], [[0, 4, 4, 4], [4, 19, 0, 2]]])
+
+
+def train_rank(rank, store, answers, by_ddp):
+    """Two steps of data-parallel training; the rows at the end."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model = ranker()
+    if not by_ddp:
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["rows.weight"])
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for step in range(2):
+        optimizer.zero_grad()
+        wrapped(BATCHES[step, rank]).backward()
+        if not by_ddp:
+            model.rows.average_gradients()
+        optimizer.step()
+    answers.put((rank, model.rows.weight.detach().tolist()))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def write_row(embedding):
+    with torch.no_grad():
+        embedding.weight[3] = 42

@@ -1,0 +1,229 @@
+"""`HostEmbedding`: learnable rows in host memory, gathered to where the index lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dataeff.features.registration import RegisteredMemory
+from dataeff.features.row_gradient import GatherRows
+from dataeff.memory import HostBuffer, SharedTensor, new_shared, share_
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class HostEmbedding(torch.nn.Embedding):
+    """`torch.nn.Embedding(sparse=True)` whose rows stay in host memory, whatever the model is on.
+
+        rows = embedding(index)    # where the index is: on a GPU, which reads the rows in place
+        rows.sum().backward()      # weight.grad: each touched row once, sparse, on the host
+        optimizer.step()           # updates them in place: torch.optim's SGD, Adagrad, SparseAdam
+
+    `model.cuda()` leaves the rows where they are; give them to an optimizer as any parameter.
+    Gradients of equal indices are summed in a fixed order, so results are the same bits at any
+    number of threads; on the CPU they are those of `torch.nn.Embedding(sparse=True)` with its
+    gradient coalesced. A state dict goes into `torch.nn.Embedding` and back.
+
+    **Several ranks.** On the CPU, `DistributedDataParallel` (gloo) reduces the sparse gradient as
+    it does an `nn.Embedding`'s. It refuses a model whose other parameters are on GPUs: have it
+    ignore the rows and average their gradients before each step:
+
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["rows.weight"])
+        host_group = torch.distributed.new_group(backend="gloo")   # moves CPU tensors
+        ...
+        loss.backward(); model.rows.average_gradients(host_group); optimizer.step()
+
+    Args:
+        num_embeddings: rows.
+        embedding_dim: elements of a row.
+        padding_idx: a row that gets no gradient, zero at first.
+        max_norm: refused, as is scale_grad_by_freq: both rewrite rows while they are read.
+        shared: whether the rows begin in memory that other processes map (`share_memory`).
+        dtype: of the rows.
+
+    Shape:
+        index [*], int32 or int64, each in [-num_embeddings, num_embeddings);
+        rows [*, embedding_dim].
+
+    Raises:
+        ValueError: an argument that is refused, or a device other than the CPU.
+        IndexError: by a call, an index out of range; on CUDA by a later one, and its row is zero.
+        OSError: the kernel has no such memory.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = True,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
+        _refuse(max_norm, scale_grad_by_freq, sparse, device, _weight)
+        weight = _weight
+        if weight is None:
+            shape = (num_embeddings, embedding_dim)
+            weight = _new_rows(shape, dtype or torch.get_default_dtype(), shared)
+        super().__init__(
+            num_embeddings,
+            embedding_dim,
+            padding_idx,
+            sparse=True,
+            _weight=share_(weight) if shared else weight,
+            _freeze=_freeze,
+        )
+        if _weight is None:
+            self.reset_parameters()
+        self._memory: RegisteredMemory | None = None
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None
+    ) -> Self:
+        """Rows that exist already, in place: [num_embeddings, embedding_dim], host memory.
+
+        Raises:
+            ValueError: not two dimensions, or not in host memory.
+        """
+        if embeddings.dim() != 2:
+            raise ValueError(f"embeddings have 2 dimensions, got {tuple(embeddings.shape)}")
+        rows, columns = embeddings.shape
+        return cls(rows, columns, padding_idx, _weight=embeddings, _freeze=freeze)
+
+    # A compiled graph has no sparse gradients: it breaks here and goes on behind.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, input: Tensor) -> Tensor:
+        """`weight[input]`, on the input's device."""
+        if input.device.type == "cuda":
+            self.register(input.device)
+        rows: Tensor = GatherRows.apply(self.weight, input, True, self.padding_idx)  # type: ignore[no-untyped-call]
+        return rows
+
+    def register(self, device: torch.device | str | int = "cuda") -> Self:
+        """Registers the rows with CUDA now instead of at the first call there.
+
+        Raises:
+            RuntimeError: CUDA refuses or is not there; says why and what helps.
+        """
+        if not torch.cuda.is_available():
+            raise RuntimeError("this torch finds no CUDA device: index with CPU tensors")
+        if self._memory is None or self._memory.x is not self.weight:
+            self._memory = RegisteredMemory(self.weight)
+        self._memory.register(torch.empty(0, device=device).device)
+        return self
+
+    def average_gradients(self, group: dist.ProcessGroup | None = None) -> None:
+        """Replaces `weight.grad` by the mean over the ranks of a group, the same bits in each.
+
+        Every rank calls it; one without a gradient adds nothing.
+
+        Args:
+            group: one that moves CPU tensors (gloo); default: all ranks.
+        """
+        grad = self.weight.grad
+        if grad is None:
+            grad = torch.sparse_coo_tensor(
+                torch.empty(1, 0, dtype=torch.int64),
+                self.weight.new_empty(0, self.embedding_dim),
+                self.weight.shape,
+                check_invariants=False,
+            )
+        grad = grad.coalesce()
+        index = _all_gather_rows(grad.indices()[0], group)
+        rows = _all_gather_rows(grad.values(), group) / dist.get_world_size(group)
+        mean = torch.sparse_coo_tensor(
+            index[None], rows, self.weight.shape, check_invariants=False
+        ).coalesce()
+        self.weight.grad = mean
+
+    # --- the rows stay on the host ------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A model's .cuda(), .half(), .share_memory() come here: the dtype counts, not the device.
+        probe = fn(self.weight.detach().new_zeros(1))
+        if probe.dtype != self.weight.dtype:
+            self.weight.data = self.weight.data.to(probe.dtype)
+            self.weight.grad = None
+        if probe.device.type == "cpu" and probe.is_shared():
+            share_(self.weight)
+        return self
+
+    def share_memory(self) -> Self:
+        """Moves the rows into memory that other processes map; what sends it does so by itself."""
+        share_(self.weight)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_memory": None}
+
+
+def _refuse(
+    max_norm: float | None,
+    scale_grad_by_freq: bool,
+    sparse: bool,
+    device: torch.device | str | None,
+    weight: Tensor | None,
+) -> None:
+    if max_norm is not None or scale_grad_by_freq:
+        raise ValueError(
+            f"max_norm={max_norm} and scale_grad_by_freq={scale_grad_by_freq} are not for rows in "
+            "host memory: clip or scale the gathered rows"
+        )
+    if not sparse:
+        raise ValueError("the gradient of rows in host memory is sparse: sparse=True")
+    device = torch.device("cpu" if device is None else device) if weight is None else weight.device
+    if device.type != "cpu":
+        raise ValueError(f"the rows are in host memory, not on {device}")
+
+
+def _new_rows(shape: tuple[int, int], dtype: torch.dtype, shared: bool) -> Tensor:
+    if shared:
+        return new_shared(shape, dtype)
+    return HostBuffer(torch.Size(shape).numel() * dtype.itemsize).tensor(dtype, shape)
+
+
+def _all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The rows of all ranks, one after another; ranks may have different numbers of them."""
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(counts, torch.tensor([len(rows)]), group=group)
+    most = max(int(count) for count in counts)
+    padded = rows.new_zeros(most, *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded, group=group)
+    return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])
+
+
+# --- between processes ----------------------------------------------------------------------------
+
+
+def _receive(
+    kind: type[HostEmbedding], state: dict[str, Any], shared: SharedTensor, requires_grad: bool
+) -> HostEmbedding:
+    module = kind.__new__(kind)
+    module.__setstate__(state)  # type: ignore[no-untyped-call]
+    module.weight = torch.nn.Parameter(shared.tensor(), requires_grad=requires_grad)
+    return module
+
+
+def _send(module: HostEmbedding) -> tuple[Callable[..., HostEmbedding], tuple[Any, ...]]:
+    shared = SharedTensor(module.weight)
+    state = {**module.__getstate__(), "_parameters": {}}
+    return _receive, (type(module), state, shared, module.weight.requires_grad)
+
+
+ForkingPickler.register(HostEmbedding, _send)

@@ -1,0 +1,217 @@
+"""`HostEmbedding` against `torch.nn.Embedding(sparse=True)`, bit by bit."""
+
+import copy
+import multiprocessing
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dataeff
+from dataeff.features.row_gradient import sparse_row_gradient, sum_rows_by_segments
+from dataeff.memory.shared import shared_buffer
+
+sys.path.insert(0, str(Path(__file__).parent))
+import sharing_processes as processes
+
+ROWS, DIM = 12, 5
+OPTIMIZERS = {
+    "SGD": lambda weights: torch.optim.SGD(weights, lr=0.3),
+    "Adagrad": lambda weights: torch.optim.Adagrad(weights, lr=0.3),
+    "SparseAdam": lambda weights: torch.optim.SparseAdam(list(weights), lr=0.3),
+}
+
+
+def pair(padding_idx=None, dtype=torch.float32):
+    torch.manual_seed(3)
+    plain = torch.nn.Embedding(ROWS, DIM, padding_idx, sparse=True, dtype=dtype)
+    torch.manual_seed(3)
+    return plain, dataeff.HostEmbedding(ROWS, DIM, padding_idx, dtype=dtype)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")  # Adagrad's own
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@given(
+    steps=st.lists(st.lists(st.integers(0, ROWS - 1), max_size=20), min_size=1, max_size=4),
+    padding_idx=st.sampled_from([None, 0, -1]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    int32=st.booleans(),
+)
+@settings(deadline=None, max_examples=25)
+def test_trains_as_a_plain_embedding_bit_by_bit(name, steps, padding_idx, dtype, int32):
+    plain, host = pair(padding_idx, dtype)
+    assert torch.equal(plain.weight, host.weight)
+    optimizers = [OPTIMIZERS[name](module.parameters()) for module in (plain, host)]
+    for step in steps:
+        index = torch.tensor(step, dtype=torch.int32 if int32 else torch.int64)
+        weights = torch.rand(len(step), DIM, dtype=dtype)
+        for module, optimizer in zip((plain, host), optimizers, strict=True):
+            optimizer.zero_grad()
+            rows = module(index)
+            (rows * weights).sum().backward()
+            if module is plain:  # SGD adds an uncoalesced gradient piece by piece: other bits
+                module.weight.grad = module.weight.grad.coalesce()
+            optimizer.step()
+        assert torch.equal(plain.weight, host.weight)
+
+
+@given(
+    index=st.lists(st.integers(0, 5), max_size=30),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+@settings(deadline=None, max_examples=60)
+def test_segments_sum_what_coalescing_sums(index, dtype):
+    index = torch.tensor(index, dtype=torch.int64)
+    rows = torch.rand(len(index), 2, 3, dtype=dtype)
+    expected = sparse_row_gradient(index, rows, torch.Size((6, 2, 3)))
+    unique, sums = sum_rows_by_segments(index, rows)
+    assert torch.equal(unique, expected.indices()[0])
+    torch.testing.assert_close(sums, expected.values())  # a long segment is summed in vectors
+    assert torch.equal(sums, sum_rows_by_segments(index, rows)[1])
+
+
+def test_threads_do_not_change_a_bit():
+    index = torch.randint(0, 50, (4000,))
+    rows = torch.randn(4000, 33)
+    found = []
+    before = torch.get_num_threads()
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        found.append(sparse_row_gradient(index, rows, torch.Size((50, 33))).to_dense())
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_only_the_touched_rows_have_gradients():
+    _, host = pair(padding_idx=2)
+    host(torch.tensor([[4, 2], [4, -3]])).sum().backward()
+    grad = host.weight.grad  # not flagged as coalesced: autograd drops the flag
+    assert grad.is_sparse and grad._indices().tolist() == [[4, ROWS - 3]]
+    assert grad._values()[:, 0].tolist() == [2, 1] and grad.device.type == "cpu"
+
+
+def test_gradients_in_float64():
+    _, host = pair(dtype=torch.float64)
+    index = torch.tensor([1, 3, 1])
+
+    def loss(weight):
+        return torch.func.functional_call(host, {"weight": weight}, index).sin()
+
+    weight = host.weight.detach().clone().requires_grad_()
+    with torch.no_grad():
+        steps = []
+        for place in range(weight.numel()):
+            change = torch.zeros(weight.numel(), dtype=weight.dtype)
+            change[place] = 1e-6
+            change = change.view_as(weight)
+            steps.append((loss(weight + change).sum() - loss(weight - change).sum()) / 2e-6)
+    loss(weight).sum().backward()
+    torch.testing.assert_close(weight.grad.to_dense(), torch.stack(steps).view_as(weight))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"max_norm": 1.0}, "max_norm=1.0"),
+        ({"scale_grad_by_freq": True}, "scale_grad_by_freq=True"),
+        ({"sparse": False}, "sparse=True"),
+        ({"device": "meta"}, "host memory, not on meta"),
+        ({"_weight": torch.empty(3, 2, device="meta")}, "host memory, not on meta"),
+    ],
+)
+def test_what_is_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        dataeff.HostEmbedding(3, 2, **arguments)
+
+
+def test_bad_indices_are_named():
+    _, host = pair()
+    with pytest.raises(IndexError, match="12"):
+        host(torch.tensor([0, ROWS]))
+    with pytest.raises(TypeError, match="float32"):
+        host(torch.tensor([0.5]))
+    with pytest.raises(ValueError, match=r"\(3,\)"):
+        dataeff.HostEmbedding.from_pretrained(torch.ones(3))
+    assert host(torch.empty(0, 2, dtype=torch.long)).shape == (0, 2, DIM)
+
+
+def test_the_rows_stay_on_the_host():
+    model = torch.nn.Sequential(dataeff.HostEmbedding(ROWS, DIM), torch.nn.Linear(DIM, 2))
+    place = model[0].weight.data_ptr()
+    model.to("meta")
+    assert model[1].weight.device.type == "meta"
+    assert model[0].weight.device.type == "cpu" and model[0].weight.data_ptr() == place
+    model[0].double()
+    assert model[0].weight.dtype == torch.float64 and model[0](torch.tensor([1])).dtype is not None
+
+
+def test_state_goes_to_a_plain_embedding_and_back():
+    plain, host = pair()
+    place = host.weight.data_ptr()
+    state = {name: value + 1 for name, value in plain.state_dict().items()}
+    host.load_state_dict(state)
+    assert torch.equal(host.weight, plain.weight + 1) and host.weight.data_ptr() == place
+    plain.load_state_dict(host.state_dict())
+    assert torch.equal(host.weight, plain.weight)
+    for again in (copy.deepcopy(host), pickle.loads(pickle.dumps(host))):
+        assert torch.equal(again.weight, host.weight)
+        assert again.weight.data_ptr() != place
+    rows = torch.rand(3, 2)
+    pretrained = dataeff.HostEmbedding.from_pretrained(rows)
+    assert pretrained.weight.data_ptr() == rows.data_ptr() and not pretrained.weight.requires_grad
+
+
+def test_a_spawned_process_writes_the_same_rows():
+    model = torch.nn.Sequential(dataeff.HostEmbedding(ROWS, DIM, shared=True))
+    assert shared_buffer(model[0].weight) is not None
+    context = multiprocessing.get_context("spawn")
+    worker = context.Process(target=processes.write_row, args=(model[0],), daemon=True)
+    worker.start()
+    worker.join()
+    assert worker.exitcode == 0
+    assert model[0].weight[3].tolist() == [42] * DIM
+    plain = torch.nn.Sequential(dataeff.HostEmbedding(ROWS, DIM))
+    plain.share_memory()
+    assert shared_buffer(plain[0].weight) is not None
+
+
+@pytest.mark.parametrize("by_ddp", [True, False], ids=["ddp", "average_gradients"])
+def test_two_ranks_train_as_one(tmp_path, by_ddp):
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    ranks = [
+        context.Process(
+            target=processes.train_rank,
+            args=(rank, tmp_path / "store", answers, by_ddp),
+            daemon=True,
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    found = dict(answers.get(timeout=100) for _ in ranks)
+    for rank in ranks:
+        rank.join()
+    model = processes.ranker()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for step in range(2):
+        optimizer.zero_grad()
+        model(processes.BATCHES[step].reshape(-1)).backward()
+        optimizer.step()
+    assert found[0] == found[1]
+    torch.testing.assert_close(torch.tensor(found[0]), model.rows.weight.detach())
+
+
+@pytest.mark.filterwarnings("default")  # torch's own, while it compiles
+def test_compiled_code_goes_on_around_it():
+    _, host = pair()
+    compiled = torch.compile(lambda index: host(index * 2) * 3, backend="aot_eager")
+    index = torch.tensor([1, 2, 1])
+    rows = compiled(index)
+    assert torch.equal(rows, host.weight[index * 2] * 3)
+    rows.sum().backward()
+    assert host.weight.grad.coalesce().values()[:, 0].tolist() == [6, 3]
