@@ -16,7 +16,7 @@ from dataeff.features.row_gradient import sparse_row_gradient, sum_rows_by_segme
 from dataeff.memory.shared import shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
-import sharing_processes as processes
+import table_processes as processes
 
 ROWS, DIM = 12, 5
 OPTIMIZERS = {

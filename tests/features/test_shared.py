@@ -14,7 +14,7 @@ from dataeff.features.registration import RegisteredMemory
 from dataeff.memory.shared import shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
-import sharing_processes as processes
+import table_processes as processes
 
 METHODS = ["fork", "spawn"]
 
@@ -50,7 +50,7 @@ def test_a_data_loaders_workers_read_and_write_the_same_memory(method, wrap):
     if method == "fork" and wrap is dataeff.FeatureTable:
         source.share_()  # a forked worker would have copies of the pages it writes
     loader = torch.utils.data.DataLoader(
-        processes.Rows(source), batch_size=4, num_workers=2, multiprocessing_context=method
+        processes.Rows(source), batch_size=4, num_workers=1, multiprocessing_context=method
     )
     batches = list(loader)
     assert torch.cat(batches)[:, 0].tolist() == list(range(0, 24, 2))

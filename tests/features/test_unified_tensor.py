@@ -25,7 +25,7 @@ from dataeff.features.unified_memory import DLPACK_CPU, byte_alias
 from dataeff.memory.shared import shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
-import sharing_processes as processes
+import table_processes as processes
 
 META = torch.device("meta")
 # torch's own, while it compiles

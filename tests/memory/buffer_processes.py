@@ -58,7 +58,7 @@ def run_rank(rank, store, answers, fail):
         x = share_among_ranks(make, timeout_s=60)
         x[rank] = -rank
         dist.barrier()
-        answers.put((rank, made, x.clone()))
+        answers.put((rank, made, x.tolist()))
     except Exception:
         answers.put((rank, made, traceback.format_exc()))
     dist.destroy_process_group()
