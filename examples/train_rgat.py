@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     def run(seeds, seed: int):
         block = sampler.sample(seeds, seed=seed)
         x = table[block.n_id.to(device)]
-        edges = block.edge_index.to(device), block.edge_type.to(device)
-        local = rgnn.Graph(*edges, num_nodes=len(x), num_relations=len(RELATIONS))
+        local = rgnn.Graph.from_block(block, num_relations=len(RELATIONS), device=device)
         return model(x, local, len(seeds)), data.y[seeds].to(device)
 
     train, test = data.nodes_of("train"), data.nodes_of("test")

@@ -142,6 +142,28 @@ def test_block_whose_destinations_come_first():
         torch.testing.assert_close(rows, whole[t][: inner[t]], rtol=1e-10, atol=1e-10)
 
 
+# Dynamo makes an instance of the autograd function while it traces it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiles_without_a_graph_break():
+    x, edges = problem(1, (12, 20, 4), (40, 40, 60, 20), (8, 8, 8), torch.float32)
+    sizes = {t: v.shape[0] for t, v in x.items()}
+    graph = rgnn.Graph.from_typed(edges, sizes, edge_types=METADATA[1]).prepare()
+    conv = nn.HGTConv(8, 8, METADATA, heads=2)
+    compiled = torch.compile(conv, fullgraph=True, backend="aot_eager")
+    for t, rows in compiled(x, graph).items():
+        torch.testing.assert_close(rows, conv(x, graph)[t])
+
+
+def test_half_precision_keeps_its_dtype():
+    x, edges = problem(1, (12, 20, 4), (40, 40, 60, 20), (8, 8, 8), torch.float32)
+    conv = nn.HGTConv(8, 8, METADATA, heads=2)
+    exact = conv(x, edges)
+    half = conv.bfloat16()({t: v.bfloat16() for t, v in x.items()}, edges)
+    for t, rows in half.items():
+        assert rows.dtype == torch.bfloat16
+        torch.testing.assert_close(rows.float(), exact[t], rtol=0.05, atol=0.05)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="3 heads do not divide 8"):
         nn.HGTConv(4, 8, METADATA, heads=3)
