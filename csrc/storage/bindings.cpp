@@ -128,6 +128,7 @@ void bind_storage(py::module_& m) {
       });
   m.def("make_threads_engine", make_threads_engine, py::arg("num_threads"), py::arg("faults"));
   m.def("make_uring_engine", make_uring_engine, py::arg("queue_depth"), py::arg("faults"));
+  m.def("make_cufile_engine", make_cufile_engine, py::arg("library"), py::arg("num_threads"));
   m.def("direct_alignment", [](int fd) {
     const Alignment alignment = alignment_of(fd);
     return py::make_tuple(alignment.direct, alignment.memory, alignment.block);

@@ -25,7 +25,7 @@ std::shared_ptr<Transfer> Engine::submit(Op op, int fd, char* data, int64_t nbyt
                                 std::to_string(reinterpret_cast<uintptr_t>(data)) +
                                 " makes no sense");
   }
-  const Alignment alignment = alignment_of(fd);
+  const Alignment alignment = alignment_for(fd);
   if (offset % alignment.block != 0) {
     throw std::invalid_argument("offset=" + std::to_string(offset) + " must be a multiple of " +
                                 std::to_string(alignment.block) +

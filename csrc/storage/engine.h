@@ -42,6 +42,8 @@ class Engine {
   Engine(std::string name, std::shared_ptr<FaultPlan> faults);
   // False when the engine is closed.
   virtual bool enqueue(std::shared_ptr<Transfer> transfer) = 0;
+  // What a transfer to or from `fd` must be aligned to. Throws OsError (bad fd).
+  virtual Alignment alignment_for(int fd) const { return alignment_of(fd); }
 
   const std::shared_ptr<FaultPlan> faults_;
 
@@ -57,5 +59,9 @@ std::shared_ptr<Engine> make_threads_engine(int num_threads, std::shared_ptr<Fau
 // a reason where io_uring is missing or forbidden. Memory that direct I/O cannot reach in place is
 // copied by that one thread: with such memory the threads engine is faster.
 std::shared_ptr<Engine> make_uring_engine(int queue_depth, std::shared_ptr<FaultPlan> faults);
+
+// Blocking cuFile calls on `num_threads` threads, between files and the memory of a GPU. Throws
+// OsError with a reason where `library` does not load or would not reach the GPU directly.
+std::shared_ptr<Engine> make_cufile_engine(const std::string& library, int num_threads);
 
 }  // namespace dataeff

@@ -1,11 +1,8 @@
 #include "storage/piece_io.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <thread>
 #include <utility>
 
 #include "errors.h"
@@ -116,24 +113,6 @@ bool PieceIo::fail(int code, bool end_of_file) {
   piece_.transfer->fail({code, end_of_file, std::move(text)});
   piece_.transfer->account(piece_.nbytes);
   return true;
-}
-
-void run_blocking(PieceIo& io) {
-  for (;;) {
-    const PieceIo::Attempt attempt = io.next();
-    if (attempt.pause.count() > 0) std::this_thread::sleep_for(attempt.pause);
-    int64_t result;
-    if (attempt.fault.error) {
-      result = -attempt.fault.error;
-    } else {
-      const Transfer& transfer = io.transfer();
-      result = transfer.op == Op::kRead
-                   ? pread(transfer.fd, attempt.data, attempt.nbytes, attempt.offset)
-                   : pwrite(transfer.fd, attempt.data, attempt.nbytes, attempt.offset);
-      if (result < 0) result = -errno;
-    }
-    if (io.advance(attempt, result)) return;
-  }
 }
 
 }  // namespace dataeff

@@ -60,7 +60,4 @@ class PieceIo {
   int num_retries_ = 0;  // in a row, without progress
 };
 
-// Moves the piece with blocking system calls.
-void run_blocking(PieceIo& io);
-
 }  // namespace dataeff

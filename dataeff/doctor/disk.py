@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import sys
 from pathlib import Path
 
 from dataeff.doctor.finding import Finding
@@ -24,7 +23,9 @@ def findings(directory: Path) -> list[Finding]:
         io_uring(PROC),
         file_system(directory),
         *bandwidth(directory),
+        engine(directory),
         gpudirect_storage(PROC),
+        cufile(directory),
     ]
 
 
@@ -123,24 +124,47 @@ def _rate(way: str, bandwidth_gbs: float, nbytes: int, how: str) -> Finding:
     )
 
 
-def cufile_library() -> str | None:
-    """The cuFile library that can be loaded: the system's, else a Python package's."""
-    packaged = [
-        str(path)
-        for folder in sys.path
-        for path in Path(folder or ".").glob("nvidia/*/lib/libcufile.so.0")
+def engine(directory: Path) -> Finding:
+    """Which engine `engine="auto"` takes for `directory`, and what each has shown."""
+    from dataeff.storage.choice import choose_engine, seconds_per_gb
+
+    try:
+        choice = choose_engine(directory)
+    except OSError as error:
+        return Finding("engine", ok=False, value=str(error), area=AREA)
+    shown = [
+        f"{kind}: write {made.write_gbs:.2f}, read {made.read_gbs:.2f} GB/s"
+        for kind, made in choice.probes.items()
     ]
-    for name in ("libcufile.so.0", *packaged):
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return name
-    return None
+    shown += [f"{kind}: {why}" for kind, why in choice.refusals.items()]
+    return Finding(
+        "engine",
+        ok=True,
+        value=f"{choice.kind} ({choice.reason}; {'; '.join(shown)})",
+        area=AREA,
+        figures={f"{k}_s_per_gb": round(seconds_per_gb(p), 3) for k, p in choice.probes.items()},
+    )
+
+
+def cufile(directory: Path) -> Finding:
+    """A file in `directory` goes to GPU memory and back by cuFile, without host memory between."""
+    from dataeff.storage import cufile_refusal
+
+    refused = cufile_refusal(directory)
+    return Finding(
+        "cuFile",
+        ok=refused is None,
+        value="works between this directory and the GPU" if refused is None else refused,
+        cost="transfers between SSD and GPU pass through pinned host memory",
+        remedy="see GPUDirect Storage; the disk must be local NVMe, the file system ext4 or xfs",
+        area=AREA,
+    )
 
 
 def gpudirect_storage(proc: Path) -> Finding:
     """Both halves of GPUDirect Storage are there: the library and the kernel module."""
+    from dataeff.storage.cufile import cufile_library
+
     library, module = cufile_library(), (proc / "driver/nvidia-fs").exists()
     missing = [
         name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from dataeff.offload.scopes import Scopes, is_compiled
 from dataeff.offload.simulate import Forecast
 from dataeff.offload.tiers import StreamsOf, Tiers, cuda_streams
 from dataeff.offload.wear import Endurance, StepClock, Wear
-from dataeff.storage import FaultPlan, open_engine
+from dataeff.storage import FaultPlan, choose_engine, open_engine
 
 _MAX_SPANS = 100_000
 
@@ -78,6 +79,8 @@ class ActivationOffload:
         write_cap_tb: the same per day of running.
         live: show what moves in a table on the terminal, from the first step on.
         staging_bytes: pinned memory through which a GPU's tensors go to disk and come back.
+        engine: what reads and writes the spill files: `"threads"`, `"io_uring"`, or `"auto"`: the
+            one that a short measurement in the first directory shows to be faster.
         num_threads: threads that read and write.
         faults: a plan of I/O faults, for tests.
         streams_of: the streams of a device, for tests.
@@ -106,6 +109,7 @@ class ActivationOffload:
         write_cap_tb: float | None = None,
         live: bool = False,
         staging_bytes: int = 1 << 30,
+        engine: str = "threads",
         num_threads: int = 4,
         faults: FaultPlan | None = None,
         streams_of: StreamsOf = cuda_streams,
@@ -118,6 +122,7 @@ class ActivationOffload:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        said_compiled = is_compiled(model)
         directories = spill_directories(spill)
         if not directories and host_bytes <= 0:
             raise ValueError(
@@ -132,8 +137,10 @@ class ActivationOffload:
         self.ledger = Ledger(max_spans=_MAX_SPANS)
         spills = None
         if directories:
-            engine = open_engine("threads", num_threads=num_threads, faults=faults)
-            spills = SpillSet(directories, engine, spill_bytes)
+            if engine == "auto":
+                engine = choose_engine(directories[0], num_threads=num_threads).kind
+            opened = open_engine(_of_host_memory(engine), num_threads=num_threads, faults=faults)
+            spills = SpillSet(directories, opened, spill_bytes)
         self._wear = Wear(endurance)
         tiers = Tiers(spills, host_bytes, staging_bytes, checksum, streams_of, self._wear)
         self._tiers = tiers
@@ -155,6 +162,7 @@ class ActivationOffload:
             budgets,
             self.ledger,
         )
+        self._cache.regions.said |= said_compiled
         self._hooks: saved_tensors_hooks | None = None
         self._clock = StepClock()
         self._live = LiveView(self.report) if live else None
@@ -172,7 +180,11 @@ class ActivationOffload:
         self._scopes.active = True
         if self._auto is not None:
             self._auto.begin_step(self._cache)
-        self._hooks = saved_tensors_hooks(self._cache.pack, self._cache.unpack)
+        pack, unpack = self._cache.pack, self._cache.unpack
+        if "torch._dynamo" in sys.modules:
+            # After a graph break, dynamo would trace the hooks too.
+            pack, unpack = torch.compiler.disable(pack), torch.compiler.disable(unpack)
+        self._hooks = saved_tensors_hooks(pack, unpack)
         self._hooks.__enter__()
         return self
 
@@ -190,6 +202,7 @@ class ActivationOffload:
         self._cache.poll()
         self._clock.end()
         self._wear.foresee(self._tiers.disk_nbytes)
+        self._cache.regions.say(stacklevel=3)
         if self._auto is not None and error is None:
             self._auto.end_step(self._cache)
 
@@ -272,3 +285,12 @@ class ActivationOffload:
         if self._auto is not None:
             self._auto.close()
         self._scopes.remove()
+
+
+def _of_host_memory(engine: str) -> str:
+    if engine == "cufile":
+        raise ValueError(
+            "engine='cufile': offloads stage in pinned host memory, which cuFile does not serve; "
+            "it moves files to GPU memory for those who call dataeff.storage.open_engine('cufile')"
+        )
+    return engine

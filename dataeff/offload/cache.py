@@ -27,9 +27,13 @@ from dataeff.offload.incoming import Incoming
 from dataeff.offload.lifetime import Process, close_at_exit
 from dataeff.offload.outgoing import Outgoing
 from dataeff.offload.passes import Budgets, Passes
+from dataeff.offload.regions import CompiledRegions
 from dataeff.offload.saved import Direct, Grave, Handle, Kept, SavedStorage
 from dataeff.offload.scopes import Scopes
 from dataeff.offload.transfer import Tiers
+from dataeff.offload.wrapped import Wrapped, is_wrapper
+
+Packed = Handle | Kept | Direct | Wrapped
 
 
 class TensorCache:
@@ -63,6 +67,7 @@ class TensorCache:
         self.counters = self.account.counters
         self.held = HeldBytes(self.counters, tiers)
         self.passes = Passes(self.counters)
+        self.regions = CompiledRegions()
         self._outgoing = Outgoing(tiers, self.held, self.passes, budgets.in_flight, self.account)
         self._incoming = Incoming(
             self._table, self.held, self._outgoing, self.passes, budgets.prefetch, self.account
@@ -72,10 +77,12 @@ class TensorCache:
 
     # ---- the two hooks ---------------------------------------------------------------------
 
-    def pack(self, tensor: torch.Tensor) -> Handle | Kept | Direct:
+    def pack(self, tensor: torch.Tensor) -> Packed:
         """Takes charge of a tensor that forward saves."""
         self._process.check()
         if not _is_plain(tensor):
+            if is_wrapper(tensor):
+                return Wrapped.of(tensor, self.pack)
             return self._leave_alone(tensor)
         storage = tensor.untyped_storage()
         with self._lock:
@@ -96,13 +103,15 @@ class TensorCache:
                 return Kept(saved, tensor, self.passes.current)
             return Handle(saved, tensor, known.shift)
 
-    def unpack(self, handle: Handle | Kept | Direct) -> torch.Tensor:
+    def unpack(self, handle: Packed) -> torch.Tensor:
         """Gives back a saved tensor, as often and in whatever order it is asked for.
 
         Raises RuntimeError when the tensor was changed in place since, OSError when its bytes
         cannot be read back.
         """
         self._process.check()
+        if isinstance(handle, Wrapped):
+            return handle.rebuild(self.unpack)
         if isinstance(handle, Direct):
             return handle.unpack()
         if isinstance(handle, Kept):
@@ -164,6 +173,7 @@ class TensorCache:
         """The bytes in memory; begins to read what backward is expected to want after them."""
         if saved.tape is not None:
             saved.tape.ask(saved.position)
+            self.regions.see(saved.tape, saved.position, saved.nbytes)
         storage = self._at_hand(saved)
         if storage is None and saved.load is None:
             self._incoming.begin(saved)

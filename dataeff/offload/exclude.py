@@ -14,6 +14,8 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
+from dataeff.offload.wrapped import inner_tensors, is_wrapper
+
 _CASTS_AND_VIEWS = (
     "ToCopyBackward",
     "TBackward",
@@ -92,7 +94,9 @@ def _parameters_and_buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 def _weak_storages(values: Iterable[Any]) -> Iterator[tuple[int, StorageWeakRef]]:
     for value in values:
-        if isinstance(value, torch.Tensor) and _has_storage(value):
+        if isinstance(value, torch.Tensor) and is_wrapper(value):
+            yield from _weak_storages(inner_tensors(value).values())
+        elif isinstance(value, torch.Tensor) and _has_storage(value):
             storage = value.untyped_storage()
             yield storage._cdata, StorageWeakRef(storage)
 

@@ -63,7 +63,8 @@ class Scopes:
 
     def _entering(self, name: str) -> Any:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            if not self.active:
+            # While dynamo traces, nothing here may break its graph.
+            if torch.compiler.is_compiling() or not self.active:
                 return
             if module is self._model:
                 self._stacks.names = []
@@ -77,7 +78,9 @@ class Scopes:
         return enter
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if self.active and getattr(self._stacks, "names", None):
+        if torch.compiler.is_compiling() or not self.active:
+            return
+        if getattr(self._stacks, "names", None):
             self._stacks.names.pop()
 
 

@@ -6,11 +6,12 @@ import atexit
 import weakref
 
 from dataeff import _core
+from dataeff.storage.cufile import cufile_library
 
 _open: weakref.WeakSet[_core.Engine] = weakref.WeakSet()
 
 
-KINDS = ("threads", "io_uring")
+KINDS = ("threads", "io_uring", "cufile")
 
 
 def open_engine(
@@ -24,24 +25,27 @@ def open_engine(
 
     Args:
         kind: `threads`: blocking pread and pwrite on threads of the core; `io_uring`: one thread
-            that keeps many requests with the kernel; `auto`: io_uring where it is allowed, else
-            threads (`engine.name` tells).
-        num_threads: of `threads`: how many 1 MiB pieces are on their way at one time.
+            that keeps many requests with the kernel; `cufile`: between files and GPU memory,
+            without a stop in host memory. `dataeff.storage.choose_engine` measures which is faster.
+        num_threads: of `threads` and `cufile`: how many 1 MiB pieces are on their way at one time.
         queue_depth: of `io_uring`: the same.
         faults: faults to inject, for tests.
 
     Raises:
         ValueError: an unknown kind, or no sensible number of threads or requests.
-        OSError: `io_uring` was asked for and is missing or forbidden; the text says which.
+        OSError: `io_uring` or `cufile` was asked for and is missing or forbidden; the text says
+            which.
     """
-    if kind == "auto":
-        kind = "threads" if uring_refusal() else "io_uring"
     if kind == "threads":
         engine = _core.make_threads_engine(num_threads, faults)
     elif kind == "io_uring":
         engine = _core.make_uring_engine(queue_depth, faults)
+    elif kind == "cufile":
+        if faults is not None:
+            raise ValueError("faults cannot be injected into cuFile: they would touch GPU memory")
+        engine = _core.make_cufile_engine(cufile_library() or "libcufile.so.0", num_threads)
     else:
-        raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}, auto")
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
     _open.add(engine)
     return engine
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dataeff.doctor import disk
-from dataeff.storage import Probe
+from dataeff.storage import Choice, Probe
 
 
 @pytest.mark.parametrize(
@@ -65,18 +65,33 @@ def test_directory_that_takes_no_file():
 
 
 def test_gpudirect_needs_library_and_module(monkeypatch, tmp_path):
-    monkeypatch.setattr(disk, "cufile_library", lambda: "libcufile.so.0")
+    monkeypatch.setattr("dataeff.storage.cufile.cufile_library", lambda: "libcufile.so.0")
     found = disk.gpudirect_storage(tmp_path)
     assert not found.ok and found.value == "missing: the kernel module nvidia-fs"
     (tmp_path / "driver/nvidia-fs").mkdir(parents=True)
     assert disk.gpudirect_storage(tmp_path).ok
-    monkeypatch.setattr(disk, "cufile_library", lambda: None)
+    monkeypatch.setattr("dataeff.storage.cufile.cufile_library", lambda: None)
     assert "dataeff[gds]" in disk.gpudirect_storage(tmp_path).remedy
 
 
-def test_library_from_a_package_that_does_not_load_is_not_counted(monkeypatch, tmp_path):
-    library = tmp_path / "nvidia/cu13/lib/libcufile.so.0"
-    library.parent.mkdir(parents=True)
-    library.write_bytes(b"not a library")
-    monkeypatch.setattr("sys.path", [str(tmp_path)])
-    assert disk.cufile_library() in (None, "libcufile.so.0")
+def test_engine_is_chosen_by_what_was_measured(monkeypatch, tmp_path):
+    slow = Probe(1.0, 1.0, True, "ext4", "threads", 1 << 20, ())
+    fast = Probe(4.0, 2.0, True, "ext4", "io_uring", 1 << 20, ())
+    choice = Choice("io_uring", {"threads": slow, "io_uring": fast}, {}, "it is faster")
+    monkeypatch.setattr("dataeff.storage.choice.choose_engine", lambda directory: choice)
+    found = disk.engine(tmp_path)
+    assert found.ok and found.value.startswith("io_uring (it is faster; threads: write 1.00")
+    assert found.figures == {"threads_s_per_gb": 2.0, "io_uring_s_per_gb": 0.75}
+
+
+def test_engine_in_a_directory_that_takes_no_file():
+    found = disk.engine(Path("/proc"))
+    assert not found.ok and "/proc" in found.value
+
+
+def test_cufile_is_shown_with_the_reason(monkeypatch, tmp_path):
+    monkeypatch.setattr("dataeff.storage.cufile_refusal", lambda directory: "no such luck")
+    found = disk.cufile(tmp_path)
+    assert not found.ok and found.value == "no such luck" and "pinned" in found.cost
+    monkeypatch.setattr("dataeff.storage.cufile_refusal", lambda directory: None)
+    assert disk.cufile(tmp_path).ok

@@ -55,3 +55,34 @@ def test_model_compiled_whole_is_pointed_out(gpt_and_loss, tmp_path, gradients, 
         offload = ActivationOffload(whole, tmp_path, min_bytes=0)
     _, got = peak_and_gradients(whole, lambda: whole(tokens), gradients, offload)
     assert_same(got, expected)
+
+
+class LinearTanh(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(96, 96)
+
+    def forward(self, x):
+        return self.linear(x).tanh()
+
+
+@pytest.mark.parametrize("share", ["all", "a block"])
+def test_a_region_that_asks_for_most_of_a_pass_is_pointed_out(tmp_path, share):
+    model = torch.nn.Sequential(*[LinearTanh() for _ in range(4)])
+    call = torch.compile(lambda x: model(x).sum(), backend="aot_eager")  # not seen from the model
+    if share == "a block":
+        for block in model:
+            block.compile(backend="aot_eager")
+        call = lambda x: model(x).sum()  # noqa: E731
+    offload = ActivationOffload(model, tmp_path, min_bytes=0)
+
+    def step():
+        with offload:
+            call(torch.randn(64, 96)).backward()
+
+    if share == "all":
+        with pytest.warns(RuntimeWarning, match=r"one compiled region asked for \d+ of the \d+"):
+            step()
+    step()  # warnings are errors: it is said once, or not at all
+    assert offload._cache.regions.largest_nbytes > 0
+    offload.close()

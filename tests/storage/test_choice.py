@@ -1,0 +1,58 @@
+"""The engine is chosen by measurement, and only for a reason."""
+
+import pytest
+
+from dataeff.storage import choice, choose_engine, open_engine, uring_refusal
+from dataeff.storage.choice import decide
+
+
+@pytest.mark.parametrize(
+    ("times", "kind", "reason"),
+    [
+        ({"threads": 1.0}, "threads", "no other engine"),
+        ({"threads": 1.0, "io_uring": 1.2}, "threads", "no other engine is faster"),
+        ({"threads": 1.0, "io_uring": 0.95}, "threads", "noise"),
+        ({"threads": 1.0, "io_uring": 0.5}, "io_uring", "2.00 times"),
+    ],
+)
+def test_another_engine_must_win_clearly(times, kind, reason):
+    chosen, why = decide(times)
+    assert chosen == kind and reason in why
+
+
+def test_what_is_chosen_was_measured_and_opens(tmp_path):
+    made = choose_engine(tmp_path, nbytes=8 << 20, max_seconds=0.02)
+    assert made.kind in made.probes and made.reason
+    assert set(made.probes) | set(made.refusals) == {"threads", "io_uring"}
+    assert all(p.read_gbs > 0 and p.write_gbs > 0 for p in made.probes.values())
+    open_engine(made.kind).close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_refused_is_not_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(choice, "uring_refusal", lambda: "not today")
+    made = choose_engine(tmp_path, nbytes=4 << 20, max_seconds=0.02)
+    assert made.kind == "threads" and made.refusals == {"io_uring": "not today"}
+    assert list(made.probes) == ["threads"]
+
+
+def test_a_directory_that_takes_no_file_raises():
+    with pytest.raises(OSError, match="/proc"):
+        choose_engine("/proc")
+
+
+@pytest.mark.skipif(uring_refusal() is not None, reason="io_uring is refused here")
+def test_an_offload_runs_on_the_engine_it_is_told(tmp_path):
+    from torch import nn
+
+    from dataeff.offload import ActivationOffload
+
+    for engine in ("io_uring", "auto"):
+        offload = ActivationOffload(nn.Linear(4, 4), tmp_path, engine=engine)
+        name = offload._cache._tiers._spills.engine.name
+        assert name == "io_uring" or engine == "auto"
+        offload.close()
+    with pytest.raises(ValueError, match="pinned host memory"):
+        ActivationOffload(nn.Linear(4, 4), tmp_path, engine="cufile")
+    with pytest.raises(ValueError, match="kind='pigeon'"):
+        ActivationOffload(nn.Linear(4, 4), tmp_path, engine="pigeon")
