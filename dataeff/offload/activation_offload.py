@@ -163,6 +163,8 @@ class ActivationOffload:
             self.ledger,
         )
         self._cache.regions.said |= said_compiled
+        self._pack, self._unpack = self._cache.pack, self._cache.unpack
+        self._untraced = False
         self._hooks: saved_tensors_hooks | None = None
         self._clock = StepClock()
         self._live = LiveView(self.report) if live else None
@@ -180,11 +182,7 @@ class ActivationOffload:
         self._scopes.active = True
         if self._auto is not None:
             self._auto.begin_step(self._cache)
-        pack, unpack = self._cache.pack, self._cache.unpack
-        if "torch._dynamo" in sys.modules:
-            # After a graph break, dynamo would trace the hooks too.
-            pack, unpack = torch.compiler.disable(pack), torch.compiler.disable(unpack)
-        self._hooks = saved_tensors_hooks(pack, unpack)
+        self._hooks = self._make_hooks()
         self._hooks.__enter__()
         return self
 
@@ -205,6 +203,14 @@ class ActivationOffload:
         self._cache.regions.say(stacklevel=3)
         if self._auto is not None and error is None:
             self._auto.end_step(self._cache)
+
+    def _make_hooks(self) -> saved_tensors_hooks:
+        if "torch._dynamo" in sys.modules and not self._untraced:
+            # After a graph break, dynamo would trace the hooks too.
+            self._untraced = True
+            self._pack = torch.compiler.disable(self._pack)
+            self._unpack = torch.compiler.disable(self._unpack)
+        return saved_tensors_hooks(self._pack, self._unpack)
 
     @contextmanager
     def microbatch(self, index: int) -> Iterator[None]:

@@ -38,10 +38,7 @@ class Exclusions:
     def refresh(self) -> None:
         """Looks up the storages of all parameters and buffers."""
         before, self._own = self._own, {}
-        for tensor in _parameters_and_buffers(self._model):
-            if not _has_storage(tensor):
-                continue
-            storage = tensor.untyped_storage()
+        for storage in _storages(_parameters_and_buffers(self._model)):
             key = storage._cdata
             # A storage that is still referenced weakly is the same one as long as its key is.
             self._own[key] = before.get(key) or StorageWeakRef(storage)
@@ -93,12 +90,16 @@ def _parameters_and_buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _weak_storages(values: Iterable[Any]) -> Iterator[tuple[int, StorageWeakRef]]:
-    for value in values:
-        if isinstance(value, torch.Tensor) and is_wrapper(value):
-            yield from _weak_storages(inner_tensors(value).values())
-        elif isinstance(value, torch.Tensor) and _has_storage(value):
-            storage = value.untyped_storage()
-            yield storage._cdata, StorageWeakRef(storage)
+    for storage in _storages(value for value in values if isinstance(value, torch.Tensor)):
+        yield storage._cdata, StorageWeakRef(storage)
+
+
+def _storages(tensors: Iterable[torch.Tensor]) -> Iterator[torch.UntypedStorage]:
+    for tensor in tensors:
+        if is_wrapper(tensor):
+            yield from _storages(inner_tensors(tensor).values())
+        elif _has_storage(tensor):
+            yield tensor.untyped_storage()
 
 
 def _has_storage(tensor: torch.Tensor) -> bool:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils import _python_dispatch
 
+from dataeff.offload.identity import changed_in_place
+
 # As a type guard it would have mypy believe that no tensor passes.
 _is_wrapper: Callable[[object], Any] = _python_dispatch.is_traceable_wrapper_subclass
 
@@ -31,6 +33,17 @@ def inner_tensors(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: part for name, part in parts if isinstance(part, torch.Tensor)}
 
 
+def _without_parts(tensor: torch.Tensor) -> torch.Tensor:
+    """An alias that shares the wrapper's version counter and holds none of its memory.
+
+    What is done to a wrapper in place is counted on the wrapper, not on the tensors that it holds.
+    """
+    alias = tensor.detach()
+    for name, part in inner_tensors(alias).items():
+        setattr(alias, name, torch.empty(0, dtype=part.dtype, device=part.device))
+    return alias
+
+
 def _names(tensor: torch.Tensor) -> list[str]:
     names: list[str] = tensor.__tensor_flatten__()[0]  # type: ignore[attr-defined]
     return names
@@ -39,7 +52,7 @@ def _names(tensor: torch.Tensor) -> list[str]:
 class Wrapped:
     """A saved wrapper: its parts, each packed, and how they go together."""
 
-    __slots__ = ("_context", "_kind", "_others", "_parts", "_size", "_stride")
+    __slots__ = ("_context", "_kind", "_others", "_parts", "_probe", "_size", "_stride", "_version")
 
     def __init__(self, tensor: torch.Tensor, parts: dict[str, Any]) -> None:
         self._kind, self._parts = type(tensor), parts
@@ -47,6 +60,7 @@ class Wrapped:
         self._others = {name: getattr(tensor, name) for name in _names(tensor) if name not in parts}
         _, self._context = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
         self._size, self._stride = tensor.size(), tensor.stride()
+        self._probe, self._version = _without_parts(tensor), tensor._version
 
     @classmethod
     def of(cls, tensor: torch.Tensor, pack: Callable[[torch.Tensor], Any]) -> Wrapped:
@@ -54,7 +68,12 @@ class Wrapped:
         return cls(tensor, {name: pack(part) for name, part in inner_tensors(tensor).items()})
 
     def rebuild(self, unpack: Callable[[Any], torch.Tensor]) -> torch.Tensor:
-        """The saved wrapper over its unpacked parts."""
+        """The saved wrapper over its unpacked parts.
+
+        Raises RuntimeError when it was changed in place after it was saved.
+        """
+        if self._probe._version != self._version:
+            raise changed_in_place(tuple(self._size), self._version, self._probe._version)
         parts = {name: unpack(part) for name, part in self._parts.items()}
         rebuilt: torch.Tensor = self._kind.__tensor_unflatten__(  # type: ignore[attr-defined]
             {**self._others, **parts}, self._context, self._size, self._stride
