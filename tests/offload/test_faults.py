@@ -164,7 +164,7 @@ from torch import nn
 from dataeff.offload import ActivationOffload
 from dataeff.storage import FaultPlan
 model = nn.Sequential(*[nn.Linear(512, 512) for _ in range(8)])
-slow = FaultPlan().add("write", delay_s=0.02)
+slow = FaultPlan().add("write", delay_s=0.2)
 offload = ActivationOffload(model, sys.argv[1], min_bytes=0, num_threads=1, faults=slow)
 with offload:
     loss = model(torch.randn(1024, 512)).sum()
