@@ -1,11 +1,15 @@
 """Weights of node types times weights of relations: HGT's reordering."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from dataeff import rgnn
 from dataeff.rgnn.passes.pipeline import OPTIONAL
 from dataeff.rgnn.plan import disabled_passes
+from dataeff.rgnn.text import render
 
 RELATIONS = [("a", "r", "b"), ("b", "s", "a"), ("b", "t", "b"), ("c", "u", "a"), ("a", "v", "c")]
 NODES = {"a": 300, "b": 500, "c": 40}
@@ -56,6 +60,17 @@ def dense(graph, x, K, bk, Q, V, A, M):
     message = torch.einsum("ehd,ehdo->eho", v[src], M[etype])
     message = (weight / total[dst])[..., None] * message
     return torch.zeros_like(q).index_add(0, dst, message)
+
+
+def test_golden():
+    """`DATAEFF_UPDATE_GOLDEN=1` writes the file again."""
+    graph, args = problem()
+    found = hgt.plan(graph, *args).compiled.stages
+    text = "\n".join(f"== {name} ==\n{render(program)}" for name, program in found)
+    path = Path(__file__).parent / "golden" / "hgt.expected"
+    if os.environ.get("DATAEFF_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
 
 
 def stages(layer, graph, args):
