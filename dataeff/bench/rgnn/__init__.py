@@ -16,7 +16,7 @@ features, edges, parameters, outputs and gradients.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -28,7 +28,11 @@ from dataeff.bench.rgnn.datasets import DATASETS, Edges, generate, uniform
 from dataeff.bench.rgnn.workload import Workload, require_memory
 
 PYG = ("torch_geometric",)
-PYG_LAYERS = {"RGCNConv": ("RGCNConv", "FastRGCNConv"), "RGATConv": ("RGATConv",)}
+PYG_LAYERS = {
+    "RGCNConv": ("RGCNConv", "FastRGCNConv"),
+    "RGATConv": ("RGATConv",),
+    "HGTConv": ("HGTConv",),
+}
 COMPILES = {"RGCNConv": "FastRGCNConv", "RGATConv": "RGATConv"}  # without a loop over relations
 QUICK = ("aifb",)
 
@@ -83,21 +87,23 @@ def _case(options: Options, model: str, size: Size, dim: int, *, training: bool)
     layers = PYG_LAYERS[model]
     providers = [Provider(f"PyG {name}", _if_held(partial(peers.pyg, name)), requires=PYG)
                  for name in layers]  # fmt: skip
+    if model != "HGTConv":
+        providers += [
+            Provider("hand-written ATen", _if_held(handwritten.aten)),
+            Provider("hand-written grouped_mm", _if_held(handwritten.grouped)),
+        ]
     providers += [
-        Provider("hand-written ATen", _if_held(handwritten.aten)),
-        Provider("hand-written grouped_mm", _if_held(handwritten.grouped)),
         Provider("dataeff", _if_held(ours.kept), role="ours"),
         Provider("dataeff, passes off", _if_held(ours.without_passes), role="ours"),
     ]
     if training:
-        compiled = partial(peers.compiled, COMPILES[model])
-        providers += [
-            Provider("dataeff, new graph", _if_held(ours.new_graph), role="ours"),
-            Provider("DGL RelGraphConv", _if_held(peers.dgl), requires=("dgl",)),
-        ]
-        if not options.quick:  # compiling takes longer than the rest of a quick run
-            name = f"PyG {COMPILES[model]}, compiled"
-            providers.append(Provider(name, _if_held(compiled), requires=PYG))
+        providers.append(Provider("dataeff, new graph", _if_held(ours.new_graph), role="ours"))
+        # Compiling takes longer than the rest of a quick run.
+        if model in COMPILES and not options.quick:
+            compiled = _if_held(partial(peers.compiled, COMPILES[model]))
+            providers.append(Provider(f"PyG {COMPILES[model]}, compiled", compiled, requires=PYG))
+        if model == "RGCNConv":
+            providers.append(Provider("DGL RelGraphConv", _if_held(peers.dgl), requires=("dgl",)))
     moved = min(size.edges * dim * 4, 1 << 28)
     what = "training" if training else "inference"
     numbers = f"nodes={size.nodes} edges={size.edges} relations={size.relations} dim={dim}"
@@ -117,16 +123,13 @@ def _inputs(
     device: torch.device, model: str, size: Size, dim: int, training: bool
 ) -> Workload | str:
     """The workload, or why memory does not hold it."""
-    import dataeff.nn
-
     wide = dim * 4 * (2 * size.edges + 6 * size.nodes) * (2 if training else 1)
     try:
         require_memory(wide + 200 * size.edges, "features, messages and edges take about")
     except Unavailable as reason:
         return str(reason)
     edges = size.make()
-    layer = getattr(dataeff.nn, model)(dim, dim, size.relations)
-    return Workload(
+    work = Workload(
         model=model,
         nodes=size.nodes,
         relations=size.relations,
@@ -134,8 +137,9 @@ def _inputs(
         training=training,
         x=torch.randn(size.nodes, dim).to(device),
         edges=Edges(edges.edge_index.to(device), edges.edge_type.to(device), edges.type_ptr),
-        state={name: value.to(device) for name, value in layer.state_dict().items()},
+        state={},
     )
+    return replace(work, state=ours.fresh_state(work))
 
 
 def _if_held(make: Callable[[Workload], Step]) -> Callable[[Workload | str], Step]:

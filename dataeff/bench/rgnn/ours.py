@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dataeff.bench.case import Step
+from dataeff.bench.rgnn import typed
 from dataeff.bench.rgnn.workload import Workload
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def kept(work: Workload) -> Step:
         }
 
     return work.step(
-        lambda x: conv(x, graph), dict(conv.named_parameters()), metrics, nbytes, flops
+        _forward(conv, graph, work), dict(conv.named_parameters()), metrics, nbytes, flops
     )
 
 
@@ -47,6 +48,13 @@ def new_graph(work: Workload) -> Step:
     """The layer on edges seen for the first time, as in mini-batch training."""
     conv = _layer(work)
     edges = work.edges
+    if work.model == "HGTConv":
+        by_type = typed.edge_index_dict(edges, work.relations)
+
+        def clones(x_dict: dict[str, Tensor], kept: dict[typed.EdgeType, Tensor]) -> Any:
+            return conv(x_dict, {key: value.clone() for key, value in kept.items()})
+
+        return work.step(typed.forward(clones, by_type, work), dict(conv.named_parameters()))
 
     def forward(x: Tensor) -> Tensor:
         found: Tensor = conv(x, edges.edge_index.clone(), edges.edge_type.clone())
@@ -60,7 +68,7 @@ def without_passes(work: Workload) -> Step:
     from dataeff.rgnn.plan import disabled_passes
 
     conv, graph = _layer(work), _graph(work)
-    step = work.step(lambda x: conv(x, graph), dict(conv.named_parameters()))
+    step = work.step(_forward(conv, graph, work), dict(conv.named_parameters()))
 
     def call() -> object:
         with disabled_passes("compact", "reorder", "aggregate_first"):
@@ -89,25 +97,45 @@ def _plans(conv: torch.nn.Module, graph: Graph, work: Workload) -> list[Plan]:
 
     x = work.x.clone().requires_grad_(work.training)
     with watched_plans() as plans, torch.set_grad_enabled(work.training):
-        conv(x, graph)
+        _forward(conv, graph, work)(x)
     return plans
 
 
 def _layer(work: Workload) -> torch.nn.Module:
     import dataeff.nn
 
-    conv: torch.nn.Module = getattr(dataeff.nn, work.model)(work.dim, work.dim, work.relations)
+    kinds: object = work.relations
+    if work.model == "HGTConv":
+        kinds = typed.metadata(work.edges, work.relations)
+    conv: torch.nn.Module = getattr(dataeff.nn, work.model)(work.dim, work.dim, kinds)
     conv = conv.to(work.x.device)
-    conv.load_state_dict(work.state)
+    if work.state:
+        conv.load_state_dict(work.state)
     return conv
+
+
+def fresh_state(work: Workload) -> dict[str, Tensor]:
+    """Random parameters of the layer."""
+    return {name: value.detach() for name, value in _layer(work).state_dict().items()}
 
 
 def _graph(work: Workload) -> Graph:
     from dataeff import rgnn
 
+    if work.model == "HGTConv":
+        names, edge_types = typed.metadata(work.edges, work.relations)
+        counts = dict(zip(names, work.edges.type_ptr.diff().tolist(), strict=True))
+        by_type = typed.edge_index_dict(work.edges, work.relations)
+        return rgnn.Graph.from_typed(by_type, counts, edge_types=edge_types).prepare()
     return rgnn.Graph(
         work.edges.edge_index,
         work.edges.edge_type,
         num_nodes=work.nodes,
         num_relations=work.relations,
     ).prepare()
+
+
+def _forward(conv: Any, graph: Graph, work: Workload) -> Callable[[Tensor], Tensor]:
+    if work.model == "HGTConv":
+        return typed.forward(conv, graph, work)
+    return lambda x: conv(x, graph)

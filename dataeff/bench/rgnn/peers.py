@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dataeff.bench.case import Step, Unavailable
+from dataeff.bench.rgnn import typed
 from dataeff.bench.rgnn.handwritten import mean_shares
 from dataeff.bench.rgnn.workload import Workload, require_memory
 
@@ -25,6 +26,9 @@ def pyg(name: str, work: Workload) -> Step:
     """PyTorch Geometric's layer `name`."""
     conv = _pyg_layer(name, work)
     edges = work.edges
+    if name == "HGTConv":
+        by_type = typed.edge_index_dict(edges, work.relations)
+        return work.step(typed.forward(conv, by_type, work), dict(conv.named_parameters()))
     return work.step(
         lambda x: conv(x, edges.edge_index, edges.edge_type), dict(conv.named_parameters())
     )
@@ -53,10 +57,16 @@ def _pyg_layer(name: str, work: Workload) -> torch.nn.Module:
         rows = work.num_edges if work.training else largest
         rows += 3 * work.nodes * (work.relations if work.training else 1)
         require_memory(rows * work.dim * 4, "outputs per relation would take")
+    elif name == "HGTConv":  # keys and values of every relation's source nodes, and of edges
+        rows = 3 * work.num_edges + 2 * work.relations * work.nodes
+        require_memory(rows * work.dim * 4, "keys and values per relation would take")
     else:
         copies = 4 if work.training else 2
         require_memory(copies * work.num_edges * work.dim**2 * 4, "a weight per edge would take")
-    conv: torch.nn.Module = getattr(nn, name)(work.dim, work.dim, work.relations)
+    kinds: object = work.relations
+    if name == "HGTConv":
+        kinds = typed.metadata(work.edges, work.relations)
+    conv: torch.nn.Module = getattr(nn, name)(work.dim, work.dim, kinds)
     conv = conv.to(work.x.device)
     conv.load_state_dict(work.state)
     return conv
@@ -64,8 +74,6 @@ def _pyg_layer(name: str, work: Workload) -> torch.nn.Module:
 
 def dgl(work: Workload) -> Step:
     """DGL's RelGraphConv with PyTorch Geometric's normalisation."""
-    if work.model != "RGCNConv":
-        raise Unavailable("DGL has no layer of this formula")
     library = _import_dgl()
     src, dst = work.edges.edge_index
     graph = library.graph((src, dst), num_nodes=work.nodes)

@@ -22,7 +22,7 @@ class Workload:
     """One layer on one graph.
 
     Attributes:
-        model: the layer's name, `RGCNConv`, `RGATConv`.
+        model: the layer's name, `RGCNConv`, `RGATConv` or `HGTConv`.
         nodes, relations, dim: N, R, and D features in and out; one head.
         training: forward, mean of squares and backward to features and parameters; else forward.
         x: [N, D], on the device that is measured, as all tensors here.
@@ -83,15 +83,17 @@ class Workload:
 
 def _training(
     forward: Callable[[Tensor], Tensor], x: Tensor, parameters: Mapping[str, Tensor]
-) -> Callable[[], dict[str, Tensor | None]]:
+) -> Callable[[], dict[str, Tensor]]:
     leaves = {"x": x, **parameters}
 
-    def call() -> dict[str, Tensor | None]:
+    def call() -> dict[str, Tensor]:
         for leaf in leaves.values():
             leaf.grad = None
         y = forward(x)
         y.square().mean().backward()
-        return {"y": y.detach()} | {name: leaf.grad for name, leaf in leaves.items()}
+        # A parameter of a type without edges may have no gradient, or one of zeros.
+        grads = {n: torch.zeros_like(v) if v.grad is None else v.grad for n, v in leaves.items()}
+        return {"y": y.detach()} | grads
 
     return call
 
