@@ -1,8 +1,8 @@
 """Rows of a table on disk by random index, cold: nothing of the file is in the page cache.
 
 `numpy.memmap` has its pages dropped before each call; the table reads past the page cache, with no
-row cache of its own. fio reads random pages of the same file at the same depth: its rate is what
-the disk gives, and `share_of_fio` is the table's rate of requests, some of several pages, over
+row cache of its own. fio reads as many random pages of the same file at the same depth: its rate is
+what the disk gives, and `share_of_fio` is the table's rate of requests, some of several pages, over
 fio's. Each provider draws rows of its own, so that none finds warm what another
 read.
 """
@@ -35,7 +35,6 @@ PAGE_NBYTES = 4096
 NUM_IDS = 4096
 CHUNK_NUM_ROWS = 65536
 DEPTH = 128
-FIO_NUM_READS = 16384
 
 
 @dataclass
@@ -173,7 +172,7 @@ def _fio(inputs: Inputs) -> Step:
         "--rw=randread",
         f"--bs={PAGE_NBYTES}",
         f"--iodepth={DEPTH}",
-        f"--io_size={FIO_NUM_READS * PAGE_NBYTES}",
+        f"--io_size={NUM_IDS * PAGE_NBYTES}",
         "--direct=1",
         "--norandommap",
         "--randrepeat=0",
@@ -190,5 +189,5 @@ def _fio(inputs: Inputs) -> Step:
     def metrics() -> dict[str, tuple[float, str]]:
         return {"fio_reads_per_s": (statistics.median(inputs.fio_reads_per_s), "1/s")}
 
-    nbytes = FIO_NUM_READS * PAGE_NBYTES
+    nbytes = NUM_IDS * PAGE_NBYTES
     return Step(call, metrics=metrics, close=inputs.opened(), nbytes=nbytes)
