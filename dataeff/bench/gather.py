@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import dataeff
-from dataeff.bench import ceilings, gather_disk
+from dataeff.bench import ceilings, gather_disk, gather_stored
 from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
 
 NUM_INDICES = 8
@@ -37,7 +37,7 @@ class Inputs:
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Rows of 64 to 1024 bytes in host memory; then rows on disk."""
+    """Rows of 64 to 1024 bytes; rows small, repeated, hot; requests by size; rows on disk."""
     num_rows, num_ids = options.pick(full=(2_000_000, 500_000), quick=(500_000, 100_000))
     on_gpu = options.device.type == "cuda"
     for dim in options.pick(full=(16, 64, 128, 256), quick=(16, 128)):
@@ -56,6 +56,9 @@ def cases(options: Options) -> Iterator[Case]:
             ceilings=(ceilings.host_to_device(nbytes) if on_gpu else ceilings.memcpy(nbytes),),
             nbytes=nbytes,
         )
+    yield from gather_stored.small_row_cases(options)
+    yield from gather_stored.power_law_cases(options)
+    yield from gather_stored.request_cases(options)
     yield from gather_disk.cases(options)
 
 

@@ -264,8 +264,9 @@ class FeatureTable:
             dtype: of the new tensor, where there is no `out`; with `store` the same four, else the
                 table's alone.
             unique: fetch a row that is asked for several times once. Worth it where rows repeat
-                and the sampler has not made them unique; it sorts the index, and on CUDA the host
-                waits for the number of different rows. Not applied inside `torch.compile`.
+                across a bus or on disk and the sampler has not made them unique (a CPU finds
+                repeated rows of host memory in its caches sooner than it sorts the index). On CUDA
+                the host waits for the number of different rows. Not applied inside `torch.compile`.
 
         Returns:
             `out`, or the new tensor.
