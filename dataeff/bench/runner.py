@@ -90,6 +90,7 @@ def run_case(workload: str, case: Case, options: Options, run: Run) -> list[Reco
         records: list[Record] = []
         for lane in lanes:
             records += record.measured(lane, [c for c in lanes if c.provider.role == "ceiling"])
+            records += record.against(lane, lanes[0])
             records += record.peak(lane, options.device)
         return records + [record.skipped(provider, reason) for provider, reason in skipped]
 
@@ -227,6 +228,17 @@ class _Recorder:
         if lane.step.metrics is not None:
             figures += [(name, value, unit) for name, (value, unit) in lane.step.metrics().items()]
         return [self._record(lane.provider, *figure) for figure in figures]
+
+    def against(self, lane: Lane, first: Lane) -> list[Record]:
+        """Median over rounds of the time as a multiple of the first provider's in that round.
+
+        What slows a whole round, another program say, slows both and drops out.
+        """
+        if lane is first or "ceiling" in (lane.provider.role, first.provider.role):
+            return []
+        pairs = zip(lane.samples, first.samples, strict=True)
+        ratio = statistics.median(mine / its for mine, its in pairs if its > 0)
+        return [self._record(lane.provider, "time_ratio", ratio, "1")]
 
     @staticmethod
     def _shares(

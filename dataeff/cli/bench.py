@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,10 @@ def command(
         Path | None, typer.Option(help="Draw them to this file (.png, .svg, .pdf).")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds.")] = False,
+    rok: Annotated[
+        bool,
+        typer.Option("--rok", help="Of offload: peak memory against throughput, by batch size."),
+    ] = False,
     directory: Annotated[
         Path | None,
         typer.Option("--dir", help="Where files go; the temporary directory by default."),
@@ -35,7 +40,9 @@ def command(
     """Time one workload against its peers and this machine's ceilings."""
     if name not in NAMES:
         raise UserError(f"unknown benchmark {name!r}: choose from {', '.join(NAMES)}")
-    known = workloads()
+    if rok and name != "offload":
+        raise UserError(f"--rok: it is a curve of the benchmark offload, not of {name}")
+    known = {"offload": _rok} if rok else workloads()
     chosen = list(known) if name == "all" else [name]
     options = Options(
         quick=quick,
@@ -50,7 +57,7 @@ def command(
         found = known[one](options, say=_say)
         _show(one, found)
         if one in plots:
-            _draw(found, plots[one])
+            _draw(found, plots[one], rok)
         records += found
         if json is not None:  # after each, so that an interrupted run keeps what it has
             write(records, json)
@@ -97,7 +104,17 @@ def _show(workload: str, records: list[Record]) -> None:
     console.print(terminal_table(workload, records))
 
 
-def _draw(records: list[Record], path: Path) -> None:
-    from dataeff.bench.plot import plot
+def _rok(options: Options, say: Callable[[str], None]) -> list[Record]:
+    from dataeff.bench.offload import rok
+    from dataeff.bench.runner import run_workload
+
+    return run_workload("offload", rok.cases(options), options, say)
+
+
+def _draw(records: list[Record], path: Path, rok: bool) -> None:
+    if rok:
+        from dataeff.bench.offload.rok import plot
+    else:
+        from dataeff.bench.plot import plot
 
     plot(records, path)

@@ -263,6 +263,11 @@ class ActivationOffload:
         return None if self._auto is None else self._auto.forecast
 
     @property
+    def measured(self) -> Forecast | None:
+        """What the steps since the plan showed, in the terms of `forecast`."""
+        return None if self._auto is None else self._auto.measured(self._cache.held.recent_peak)
+
+    @property
     def plan(self) -> Plan | None:
         """The plan of `policy="auto"`, once there is one."""
         return None if self._auto is None else self._auto.plan

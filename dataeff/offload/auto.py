@@ -53,11 +53,19 @@ class AutoPolicy:
         self._num_steps = 0
         self._start_s = 0.0
         self._step_s: list[float] = []
+        self._exposed_s = self._exposed_before_s = 0.0
         self._wrapped: list[torch.nn.Module] = []
         self._largest = 0  # bytes of the largest storage that may move
         self.other_bytes = 0
         self.plan: Plan | None = None
         self.forecast: Forecast | None = None
+
+    def measured(self, recent_peak: int) -> Forecast | None:
+        """What the steps since showed, in the terms of the forecast; None before one."""
+        step_s = self.measured_step_s
+        if step_s is None:
+            return None
+        return Forecast(step_s, self._exposed_s / len(self._step_s), float(recent_peak))
 
     @property
     def measured_step_s(self) -> float | None:
@@ -89,12 +97,14 @@ class AutoPolicy:
         self._num_steps += 1
         if self.plan is not None:
             self._step_s.append(time.perf_counter() - self._start_s)
+            self._exposed_s = cache.counters.exposed_wait_s - self._exposed_before_s
         elif self._profiler is not None:
             self._profiler.end()
             if self._profiler.num_steps == _MEASURED_STEPS:
                 self._profiler.remove()
                 self._make_plan(self._profiler, cache)
                 cache.held.recent_peak = 0
+                self._exposed_before_s = cache.counters.exposed_wait_s
 
     def close(self) -> None:
         """Takes recomputation off the model."""

@@ -1,0 +1,135 @@
+"""The cases of SSDTrain (arXiv 2408.10013, section 4) beside other offloaders, on one GPU.
+
+BERT, GPT and T5 of width and layers (8192, 4), (12288, 3), (16384, 2), sequences of 1024, head
+width 128, batch 16, bf16. All providers share one model, whose weights do not fit twice: a step is
+forward and backward, and returns the loss and a sum per gradient. Where a case does not fit with
+everything kept, its batch is halved until it does, and its size says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import save_on_cpu
+
+import dataeff
+from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.bench.offload.model import VOCABULARY, Kind, Shape, Transformer
+from dataeff.bench.offload.training import Inputs, Metrics
+
+SIZES = ((8192, 4), (12288, 3), (16384, 2))
+KINDS: tuple[Kind, ...] = ("bert", "gpt", "t5")
+TOKENS, BATCH, HEAD_WIDTH = 1024, 16, 128
+HOST_BYTES = 48 << 30
+# Elements saved per token and unit of width by one block (arXiv 2205.05198, with a fused
+# attention) and parameters per block in units of width^2.
+SAVED_PER_TOKEN, PARAMETERS_PER_BLOCK = 18, 12
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """Nine cases; without a GPU every provider is skipped with the reason."""
+    for kind in options.pick(full=KINDS, quick=("gpt",)):
+        for width, layers in options.pick(full=SIZES, quick=SIZES[:1]):
+            batch = _batch_that_fits(width, layers, options.device)
+            shape = Shape(layers, width, batch, TOKENS, kind, HEAD_WIDTH, torch.bfloat16)
+            reduced = "" if batch == BATCH else f" (batch {BATCH} does not fit)"
+            yield Case(
+                size=f"ssdtrain {kind}: {shape}{reduced}",
+                inputs=partial(_inputs, shape, options),
+                providers=tuple(_providers()),
+                tolerance=(2e-2, 1e-2),  # attention's backward sums in any order on a GPU
+            )
+
+
+def _batch_that_fits(width: int, layers: int, device: torch.device) -> int:
+    batch = BATCH
+    if device.type != "cuda":
+        return batch
+    free = torch.cuda.mem_get_info(device)[0]
+    states = 2 * 2 * PARAMETERS_PER_BLOCK * layers * width**2  # weights and gradients
+    while (
+        batch > 1 and states + 2 * SAVED_PER_TOKEN * width * layers * TOKENS * batch > 0.85 * free
+    ):
+        batch //= 2
+    return batch
+
+
+def _inputs(shape: Shape, options: Options) -> Inputs | None:
+    if options.device.type != "cuda":
+        return None
+    return shared_inputs(shape, options)
+
+
+def shared_inputs(shape: Shape, options: Options) -> Inputs:
+    """Weights of which there is one copy, made on the device."""
+    with torch.device(options.device):
+        model = Transformer(shape).to(shape.dtype)
+        tokens = torch.randint(VOCABULARY, (shape.batch, shape.tokens))
+    return Inputs(shape, dict(model.state_dict()), tokens, options.directory)
+
+
+def _providers() -> Iterator[Provider]:
+    def peer(name: str, around: Callable[[], Any], *requires: str) -> Provider:
+        return Provider(name, partial(_step, around=around), requires=requires)
+
+    yield peer("keep", nullcontext)
+    yield peer("torch save_on_cpu", partial(save_on_cpu, pin_memory=True))
+    yield Provider("torch checkpoint", partial(_step, around=nullcontext, recompute=True))
+    tune = partial(_offloader, "torchtune.training")
+    yield peer("torchtune OffloadActivations", tune, "torchtune")
+    trl = partial(_offloader, "trl.models.activation_offloading")
+    yield peer("trl OffloadActivations", trl, "trl")
+    yield Provider("dataeff host", partial(_ours, host_bytes=HOST_BYTES), role="ours")
+    yield Provider("dataeff disk", partial(_ours, host_bytes=0), role="ours")
+
+
+def _offloader(module: str) -> AbstractContextManager[object]:
+    """The class of that name, as torchtune and TRL both have it."""
+    made: AbstractContextManager[object] = import_module(module).OffloadActivations()
+    return made
+
+
+def _model(inputs: Inputs | None) -> tuple[Transformer, Tensor]:
+    if inputs is None:
+        raise Unavailable("the paper's sizes need a CUDA GPU")
+    with torch.device("meta"):
+        model = Transformer(inputs.shape)
+    model.load_state_dict(inputs.weights, assign=True)
+    return model, inputs.tokens
+
+
+def _train(model: Transformer, tokens: Tensor, around: AbstractContextManager[object]) -> Any:
+    with around:
+        loss = model(tokens)
+        loss.backward()
+    sums = [p.grad.float().abs().mean() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return loss.detach(), torch.stack(sums)
+
+
+def _step(inputs: Inputs | None, around: Callable[[], Any], recompute: bool = False) -> Step:
+    model, tokens = _model(inputs)
+    model.recompute = recompute
+    return Step(lambda: _train(model, tokens, around()))
+
+
+def _ours(inputs: Inputs | None, host_bytes: int) -> Step:
+    model, tokens = _model(inputs)
+    assert inputs is not None
+    spill = None if host_bytes else [inputs.directory]
+    offload = dataeff.ActivationOffload(model, spill, host_bytes)
+
+    def metrics() -> Metrics:
+        report = offload.report()
+        return {
+            "peak_saved_bytes": (report.peak_held_bytes, "bytes"),
+            "exposed_wait_per_step": (report.exposed_wait_s / max(1, report.num_steps), "s"),
+        }
+
+    return Step(lambda: _train(model, tokens, offload), close=offload.close, metrics=metrics)

@@ -1,0 +1,162 @@
+"""The offload's benchmarks at sizes of no interest but correctness."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from dataeff.bench import Case, Options, Provider, run_case
+from dataeff.bench.offload import cases, planned, rok, ssdtrain, training
+from dataeff.bench.offload.model import Shape, Transformer
+from dataeff.bench.record import Run
+
+CPU = torch.device("cpu")
+TINY = Shape(2, 64, 2, 64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Operations of this size wait for their threads, most of all on a loaded machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def options(tmp_path):
+    return Options(quick=True, device=CPU, directory=tmp_path)
+
+
+def measured(case, options):
+    records = run_case("offload", case, options, Run.here(CPU))
+    return {(record.provider, record.metric): record for record in records}
+
+
+def case_of(options, *providers, shape=TINY):
+    inputs = partial(training.make_inputs, shape, options)
+    return Case(size=f"rok: {shape}", inputs=inputs, providers=providers)
+
+
+def test_disk_holds_less_and_its_weights_are_the_same_after_twenty_steps(options, tmp_path):
+    small = partial(training.disk, min_bytes=0, directories=2)
+    found = measured(
+        case_of(
+            options,
+            Provider("keep", training.keep),
+            Provider("save_on_cpu", training.on_cpu),
+            Provider("recompute", training.recompute),
+            Provider("nothing", training.nothing, role="ours"),
+            Provider("disk", partial(small, compared=True), role="ours"),
+        ),
+        options,
+    )
+    assert found["disk", "identical_after_20_steps"].value == 1.0
+    peak = {name: found[name, "peak_saved_bytes"].value for name in ("keep", "nothing", "disk")}
+    assert peak["disk"] < peak["keep"] == peak["nothing"]
+    assert 0 < found["recompute", "peak_saved_bytes"].value < peak["keep"]
+    assert found["disk", "bytes_written_per_step"].value > 0
+    assert found["disk", "cpu_s"].value > 0 and found["disk", "time_ratio"].value > 0
+    assert ("keep", "time_ratio") not in found
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_differ_are_told(options):
+    def broken(inputs):
+        step = training.offloaded(inputs, compared=True)
+        kept = inputs.kept[0]
+        real = kept.step
+
+        def drifted(around):
+            result = real(around)
+            if kept.num_steps == 15:
+                kept.model.position.data += 1e-3
+            return result
+
+        kept.step = drifted
+        return step
+
+    providers = (Provider("keep", training.keep), Provider("disk", broken, role="ours"))
+    found = measured(case_of(options, *providers), options)
+    assert found["disk", "identical_after_20_steps"].value == 0.0
+
+
+def test_the_planner_is_set_beside_measurement(options):
+    pytest.importorskip("scipy")
+    providers = (Provider("keep", training.keep), planned.provider(0.5))
+    found = measured(case_of(options, *providers, shape=replace(TINY, width=128)), options)
+    ours = {metric: record.value for (name, metric), record in found.items() if "auto" in name}
+    assert ours["predicted_step_s"] > 0 and ours["measured_step_s"] > 0
+    predicted, peak = ours["predicted_peak_bytes"], ours["peak_saved_bytes"]
+    assert ours["peak_error"] == pytest.approx(abs(predicted / peak - 1))
+    assert peak < found["keep", "peak_saved_bytes"].value
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt", "t5"])
+def test_every_provider_of_the_paper_s_cases_does_the_same(options, kind):
+    shape = replace(TINY, layers=3, kind=kind)
+    inputs = ssdtrain.shared_inputs(shape, options)
+    steps = {
+        "keep": ssdtrain._step(inputs, ssdtrain.nullcontext),
+        "recompute": ssdtrain._step(inputs, ssdtrain.nullcontext, recompute=True),
+        "disk": ssdtrain._ours(inputs, host_bytes=0),
+    }
+    found = {name: step.call() for name, step in steps.items()}
+    for loss, gradients in found.values():
+        assert torch.equal(loss, found["keep"][0]) and torch.equal(gradients, found["keep"][1])
+    steps["disk"].close()
+
+
+def test_a_t5_s_decoder_is_half_rounded_down():
+    model = Transformer(replace(TINY, layers=5, kind="t5"))
+    assert [block.cross is not None for block in model.blocks] == [False] * 3 + [True] * 2
+    assert [block.attention.causal for block in model.blocks] == [False] * 3 + [True] * 2
+    bert = Transformer(replace(TINY, kind="bert"))
+    assert not any(block.attention.causal for block in bert.blocks)
+
+
+def test_the_paper_s_cases_are_skipped_with_a_reason_on_a_cpu(options):
+    listed = [case for case in cases(options) if case.size.startswith("ssdtrain")]
+    assert listed and "batch=16" in listed[0].size and "width=8192" in listed[0].size
+    records = run_case("offload", listed[0], options, Run.here(CPU))
+    assert {record.metric for record in records} == {"skipped"}
+    assert {"dataeff host", "torch save_on_cpu", "trl OffloadActivations"} <= {
+        record.provider for record in records
+    }
+    assert any("CUDA" in record.note for record in records)
+    full = [case.size for case in ssdtrain.cases(replace(options, quick=False))]
+    assert len(full) == 9
+
+
+def test_the_curve_has_a_point_per_batch(options, tmp_path):
+    pytest.importorskip("matplotlib")
+    records = []
+    for batch in (2, 1):
+        shape = replace(TINY, batch=batch)
+        providers = (
+            Provider("keep", training.keep),
+            Provider("disk", partial(training.disk, min_bytes=0), role="ours"),
+        )
+        records += run_case(
+            "offload", case_of(options, *providers, shape=shape), options, Run.here(CPU)
+        )
+    lines = rok.curve(records)
+    assert {name: [batch for _, _, batch in points] for name, points in lines.items()} == {
+        "keep": [1, 2],
+        "disk": [1, 2],
+    }
+    assert lines["disk"][1][0] < lines["keep"][1][0]
+    rok.plot(records, tmp_path / "rok.svg")
+    assert (tmp_path / "rok.svg").read_bytes().startswith(b"<?xml")
+
+
+def test_a_curve_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no provider has a time and a peak"):
+        rok.curve([])
+
+
+def test_the_curve_s_cases_differ_by_batch(options):
+    listed = list(rok.cases(options))
+    assert len({case.size for case in listed}) == len(listed) >= 2
+    assert {"keep", "torch checkpoint", "dataeff disk"} <= {p.name for p in listed[0].providers}
