@@ -67,6 +67,7 @@ def compile_kernel(
     *,
     num_warps: int = 4,
     num_stages: int = 3,
+    max_registers: int | None = None,
     divisible_by_16: Collection[str] | None = None,
 ) -> KernelReport:
     """Compiles one `@triton.jit` function down to machine code and reports what it uses.
@@ -79,6 +80,7 @@ def compile_kernel(
         target: `sm_80`, `sm_90`, `sm_100`, ...
         num_warps: warps per block.
         num_stages: stages of the software pipeline.
+        max_registers: most registers per thread that the assembler may use; its own choice if None.
         divisible_by_16: arguments that a launch would find divisible by 16 (pointers: aligned to 16
             bytes), which widens loads; every argument in `signature` if not given.
 
@@ -104,10 +106,11 @@ def compile_kernel(
         if name in aligned and full[name] != "constexpr"
     }
     source = ASTSource(fn=fn, signature=full, constexprs=dict(constexprs), attrs=attrs)
+    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", _capability(target), 32),
-        options={"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True},
+        options=options if max_registers is None else {**options, "maxnreg": max_registers},
     )
     registers, spill_bytes = _resource_usage(compiled.asm["cubin"])
     return KernelReport(

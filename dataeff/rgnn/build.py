@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from dataeff.rgnn.aot import KernelReport, compile_kernel, load_kernels
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Traversal
 from dataeff.rgnn.plan import Plan, Request
 from dataeff.rgnn.schedule import dw_schedule, gemm_schedule
+from dataeff.rgnn.triton_source import MAX_REGISTERS
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
@@ -83,25 +85,33 @@ def traversal_reports(
     for number, kernel in triton_backend.kernels(schedule, dtype).items():
         step = schedule.steps[number]
         assert isinstance(step, Traversal)
-        function = getattr(module, kernel.name)
         kinds = [
             f"*{TRITON_NAMES[dtype]}" if kind == "value" else "*i32" for kind, _ in kernel.arguments
         ]
-        signature = dict(zip(function.arg_names, [*kinds, "i32"], strict=True))
-        # Row pointers are views that start one entry late; all else has a storage of its own.
-        ends = ("begin_", "end_", "rows")
-        aligned = [name for name in signature if not name.startswith(ends)]
-        yield (
-            f"traversal over {step.center}" + (f" along {step.map}" if step.map else ""),
-            compile_kernel(
-                function,
-                signature,
-                {},
-                target,
-                num_warps=kernel.num_warps,
-                divisible_by_16=aligned,
-            ),
-        )
+        work = f"traversal over {step.center}" + (f" along {step.map}" if step.map else "")
+        yield work, _traversal(module, kernel.name, [*kinds, "i32"], kernel.num_warps, target)
+        if kernel.map:
+            longer = ["*i32", *kinds, "i32"]
+            name = f"{kernel.name}_long"
+            yield f"{work}, long rows", _traversal(module, name, longer, kernel.long_warps, target)
+
+
+def _traversal(
+    module: ModuleType, name: str, kinds: list[str], num_warps: int, target: str
+) -> KernelReport:
+    function = getattr(module, name)
+    signature = dict(zip(function.arg_names, kinds, strict=True))
+    # Row pointers are views that start one entry late; all else has a storage of its own.
+    aligned = [a for a in signature if not a.startswith(("begin_", "end_", "rows"))]
+    return compile_kernel(
+        function,
+        signature,
+        {},
+        target,
+        num_warps=num_warps,
+        max_registers=MAX_REGISTERS,
+        divisible_by_16=aligned,
+    )
 
 
 def product_reports(

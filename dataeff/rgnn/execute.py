@@ -124,7 +124,9 @@ class Executor:
 def type_order(domain: str, target: str, view: View) -> tuple[Tensor, Tensor | None]:
     """Boundaries of the rows of each type, and the order that sorts unsorted rows by type."""
     if target == "one":
-        return torch.tensor([0, view.num_rows(domain)], device=view.device), None
+        pointers = torch.zeros(2, dtype=torch.int64, device=view.device)
+        pointers[1:].fill_(view.num_rows(domain))  # no copy from the host: CUDA graphs refuse it
+        return pointers, None
     name = f"{domain}.{target}"
     assert name in domains.MAPS
     return view.type_pointers(name), view.segments(name).items

@@ -8,9 +8,12 @@ on parameter-sized values with plain PyTorch.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
+from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Program
+from dataeff.rgnn.signatures import SEGMENT
 from dataeff.rgnn.text import render_op
 
 
@@ -106,3 +109,100 @@ def render_schedule(schedule: Schedule) -> str:
         else:
             blocks.append(f"k{number}: dense\n  {render_op(schedule.program[step.op])}")
     return "\n".join(blocks) + "\n"
+
+
+_HEADS = {
+    "traversal": re.compile(r"k(\d+): traversal over (\w+)(?:, inside along ([\w.]+))?"),
+    "gemm": re.compile(r"k(\d+): gemm, rows of %(\d+)(?: through ([\w.]+))?"),
+    "dense": re.compile(r"k(\d+): dense"),
+}
+_BODY = re.compile(r"  (?:(store|hold) )?(%(\d+) = .*)")
+
+
+def parse_schedule(text: str, program: Program) -> Schedule:
+    """Read the steps of a program back; `parse_schedule(render_schedule(s), s.program)` is `s`.
+
+    Raises:
+        ValueError: a line that is no step, or that states another operation than the program has,
+            or whether a value is stored where it is not; or what `verify_schedule` finds.
+    """
+    steps: list[Step] = []
+    for block in re.split(r"\n(?=k\d+: )", text.strip()):
+        head, *body = block.splitlines()
+        kind, match = next(
+            ((k, m) for k, p in _HEADS.items() if (m := p.fullmatch(head))), ("", None)
+        )
+        if match is None or int(match[1]) != len(steps):
+            raise ValueError(f"not the head of step {len(steps)}: {head!r}")
+        values = [_value(line, program) for line in body]
+        if kind == "traversal":
+            steps.append(Traversal(match[2], match[3], values))
+        elif len(values) != 1:
+            raise ValueError(f"step {len(steps)} carries out one operation, not {len(values)}")
+        else:
+            made = Gemm(values[0], int(match[2]), match[3]) if kind == "gemm" else Dense(values[0])
+            steps.append(made)
+    schedule = Schedule(program, tuple(steps), _stored(program, steps))
+    if render_schedule(schedule) != text:
+        raise ValueError("the text states other values to be stored than the steps need")
+    return verify_schedule(schedule)
+
+
+def _value(line: str, program: Program) -> int:
+    match = _BODY.fullmatch(line)
+    value = int(match[3]) if match else -1
+    if match is None or value >= len(program.ops) or render_op(program[value]) != match[2]:
+        raise ValueError(f"not an operation of the program: {line.strip()!r}")
+    return value
+
+
+def _made(step: Step) -> list[int]:
+    return step.sinks if isinstance(step, Traversal) else [step.op]
+
+
+def _stored(program: Program, steps: list[Step]) -> frozenset[int]:
+    """What steps make, and what is there before them."""
+    made = {value for step in steps for value in _made(step)}
+    given = {op.id for op in program.inputs}
+    constants = {o for o in program.outputs if program[o].kind == "const"}
+    return frozenset(made | given | constants)
+
+
+def verify_schedule(schedule: Schedule) -> Schedule:
+    """Return `schedule` if its steps can run in their order.
+
+    Raises:
+        ValueError: a value made twice or never, read before it is made, or that does not stand
+            in the rows that its traversal walks.
+    """
+    program = schedule.program
+    ready = {op.id for op in program.ops if op.kind in ("input", "const")}
+    for number, step in enumerate(schedule.steps):
+        made = set(_made(step))
+        missing = schedule.reads(step) - ready - made
+        if missing:
+            raise ValueError(f"k{number} reads {_names(missing)}, which no earlier step made")
+        if made & ready or len(made) != len(_made(step)):
+            raise ValueError(f"k{number} makes {_names(made & ready)} a second time")
+        if isinstance(step, Traversal):
+            _check_rows(number, step, program)
+        ready |= made
+    absent = set(program.outputs) - ready
+    if absent:
+        raise ValueError(f"no step makes the output {_names(absent)}")
+    return schedule
+
+
+def _check_rows(number: int, step: Traversal, program: Program) -> None:
+    if step.map is not None and domains.map_target(step.map) != step.center:
+        raise ValueError(f"k{number} walks {step.center}, where {step.map} does not lead")
+    inner = None if step.map is None else domains.map_source(step.map)
+    for sink in step.sinks:
+        op = program[sink]
+        along = op.kind not in SEGMENT or op.map == step.map
+        if not along or op.type.domain not in (step.center, inner):
+            raise ValueError(f"k{number} over {step.center} cannot hold {render_op(op)}")
+
+
+def _names(values: set[int]) -> str:
+    return ", ".join(f"%{v}" for v in sorted(values))

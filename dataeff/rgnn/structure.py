@@ -47,6 +47,7 @@ class Structure:
         self.dtype = torch.int32 if largest < 2**31 else torch.int64
         self._index: dict[str, Tensor] = {}
         self._segments: dict[str, Segments] = {}
+        self._long_rows: dict[str, Tensor] = {}
         src, dst, etype = (self._cast(ids) for ids in (src, dst, graph.edge_type))
         by_type = sort_ids(etype, graph.num_relations)
         given = sort_ids(dst, graph.num_dst_nodes, by_type.order)
@@ -106,6 +107,25 @@ class Structure:
             self._segments[name] = self._build_segments(name)
         return self._segments[name]
 
+    def long_rows(self, name: str, longer_than: int) -> Tensor:
+        """Rows of the map's target that more than so many rows lead to, then -1.
+
+        There are as many entries as there can be such rows, which shapes alone tell: finding out
+        how many there are would wait for the device.
+        """
+        key = f"{name}>{longer_than}"
+        if key not in self._long_rows:
+            s = self.segments(name)
+            items = self.graph.num_rows(domains.map_source(name))
+            bound = min(s.begin.numel(), items // (longer_than + 1))
+            upto = (s.end - s.begin > longer_than).cumsum(0)
+            slots = torch.arange(1, bound + 1, device=upto.device)
+            rows = torch.searchsorted(upto, slots, out_int32=self.dtype == torch.int32)
+            if bound:
+                rows.masked_fill_(slots > upto[-1], -1)
+            self._long_rows[key] = rows
+        return self._long_rows[key]
+
     def _build_segments(self, name: str) -> Segments:
         ids = self.index(name)
         rows = self.graph.num_rows(domains.map_target(name))
@@ -117,7 +137,7 @@ class Structure:
     @property
     def nbytes(self) -> int:
         """Bytes of everything built so far."""
-        parts = list(self._index.values())
+        parts = [*self._index.values(), *self._long_rows.values()]
         for s in self._segments.values():
             parts += [s.begin, s.end] if s.items is None else [s.begin, s.end, s.items]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in parts}

@@ -12,7 +12,14 @@ from torch import Tensor
 from dataeff.rgnn.aot import load_kernels
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.structure import CONTIGUOUS
-from dataeff.rgnn.triton_source import BLOCK_ELEMENTS, PRELUDE, TritonKernel, traversal_kernel
+from dataeff.rgnn.triton_source import (
+    BLOCK_ELEMENTS,
+    LONG_ROW,
+    MAX_REGISTERS,
+    PRELUDE,
+    TritonKernel,
+    traversal_kernel,
+)
 from dataeff.rgnn.view import View
 
 # Values whose rows change shape are stored and viewed, since a padded block cannot be reshaped.
@@ -52,14 +59,21 @@ class TritonTraversals:
         """Run one traversal."""
         generated = self.kernels[number]
         rows = view.num_rows(kernel.center)
-        tensors = [self._tensor(kind, what, view, values) for kind, what in generated.arguments]
-        grid = (-(-rows // generated.rows_per_program),)
         if rows == 0:
             return
-        assert self.module is not None
+        tensors = [self._tensor(kind, what, view, values) for kind, what in generated.arguments]
         with _interpreter_for(view.device, self.module):
             launch: Any = getattr(self.module, generated.name)
-            launch[grid](*tensors, rows, num_warps=generated.num_warps)
+            grid = (-(-rows // generated.rows_per_program),)
+            options = {"num_warps": generated.num_warps, "maxnreg": MAX_REGISTERS}
+            launch[grid](*tensors, rows, **options)
+            if generated.map is None:
+                return
+            long = view.graph.structure.long_rows(generated.map, LONG_ROW)
+            if long.numel():
+                launch = getattr(self.module, f"{generated.name}_long")
+                options["num_warps"] = generated.long_warps
+                launch[long.shape](long, *tensors, rows, **options)
 
     def _tensor(self, kind: str, what: int | str, view: View, values: dict[int, Tensor]) -> Tensor:
         if isinstance(what, int):
@@ -72,7 +86,8 @@ class TritonTraversals:
         return found
 
 
-def _interpreter_for(device: torch.device, module: ModuleType) -> Any:
+def _interpreter_for(device: torch.device, module: ModuleType | None) -> Any:
+    assert module is not None  # there is a traversal to run
     if device.type != "cpu":
         return contextlib.nullcontext()
     from dataeff.kernels.interpreter import interpreted

@@ -1,5 +1,9 @@
 """Triton for one traversal: a program per center row, inner rows a block at a time.
 
+A traversal with inner rows is two kernels: one for center rows of at most `LONG_ROW` inner rows,
+and one, of twice the warps and twice the block, for the longer ones, which a list names. Every row
+belongs to one of them, so sums keep their order.
+
 Every value has a leading axis: 1 or ROWS for the center, BLOCK for inner rows; its other axes are
 those of the row shape, padded to powers of two. Sums are taken in float32 (float64 for float64),
 in one fixed order and without atomics.
@@ -20,6 +24,9 @@ Shape = tuple[int, ...]
 # Elements of the widest value of a block: 16 registers a thread with 4 warps.
 BLOCK_ELEMENTS = 2048
 MAX_BLOCK = 32
+LONG_ROW = 128
+# Said aloud: left to itself, the assembler spills 8 bytes of some kernels to stay at 40 registers.
+MAX_REGISTERS = 255
 
 PRELUDE = """\
 import triton
@@ -64,15 +71,25 @@ _FORMULA = {
 }
 
 
+_ROWS = "i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)"
+_ROW = "i = row + tl.arange(0, 1)"
+
+
 @dataclass(frozen=True)
 class TritonKernel:
-    """A generated kernel, its arguments in order, and how to launch it."""
+    """A generated kernel, its arguments in order, and how to launch it.
+
+    With `map`, the text holds `<name>_long` beside it: it takes the list of rows that have more
+    than `LONG_ROW` inner rows along the map, then what the kernel takes, and `long_warps`.
+    """
 
     name: str
     text: str
     arguments: tuple[tuple[str, int | str], ...]
     rows_per_program: int
     num_warps: int
+    map: str | None = None
+    long_warps: int = 8
 
 
 @dataclass(frozen=True)
@@ -161,21 +178,46 @@ class _Writer:
             if not phases.is_inner_store(sink):
                 self._store(self.outer, sink, self.emit(sink, center), center)
         block = max(1, min(MAX_BLOCK, self.elements // self.widest))
-        rows = 1 if self.kernel.map else block
         warps = 4 if block * self.widest >= 1024 else 1
-        text = self._function().replace("BLOCK", str(block)).replace("ROWS", str(rows))
-        return TritonKernel(self.name, text, tuple(self.arguments), rows, warps)
+        if self.kernel.map is None:
+            text = self._function(self.name, "", [_ROWS])
+            text = text.replace("BLOCK", str(block)).replace("ROWS", str(block))
+            return TritonKernel(self.name, text, tuple(self.arguments), block, warps)
+        begin, end = self.argument("begin", self.kernel.map), self.argument("end", self.kernel.map)
+        short = [
+            "row = tl.program_id(0).to(tl.int64)",
+            f"if tl.load({end} + row) - tl.load({begin} + row) > {LONG_ROW}:",
+            "    return",
+            _ROW,
+        ]
+        long = [
+            "row = tl.load(long_rows + tl.program_id(0)).to(tl.int64)",
+            "if row < 0:  # the host launches an upper bound of the number of long rows",
+            "    return",
+            _ROW,
+        ]
+        texts = [
+            self._function(self.name, "", short).replace("BLOCK", str(block)),
+            self._function(f"{self.name}_long", "long_rows, ", long).replace(
+                "BLOCK", str(2 * block)
+            ),
+        ]
+        arguments = tuple(self.arguments)
+        return TritonKernel(
+            self.name, "\n".join(texts), arguments, 1, warps, self.kernel.map, 2 * warps
+        )
 
-    def _function(self) -> str:
-        names = ", ".join([*self.arguments.values(), "rows"])
+    def _function(self, name: str, first: str, head: list[str]) -> str:
+        names = first + ", ".join([*self.arguments.values(), "rows"])
         along = f" along {self.kernel.map}" if self.kernel.map else ""
+        kind = ", long rows" if first else ""
         return "\n".join(
             [
                 "",
-                f"# traversal over {self.kernel.center}{along}",
+                f"# traversal over {self.kernel.center}{along}{kind}",
                 "@triton.jit",
-                f"def {self.name}({names}):",
-                "    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)",
+                f"def {name}({names}):",
+                *(f"    {line}" for line in head),
                 "    i_mask = i < rows",
                 *self.outer.lines,
                 "",
@@ -203,8 +245,8 @@ class _Writer:
         out = self.outer
         begin, end = self.argument("begin", name), self.argument("end", name)
         if "first" not in {line.split(" = ")[0].strip() for line in out.lines}:
-            out.add(f"first = tl.load({begin} + tl.program_id(0))")
-            out.add(f"last = tl.load({end} + tl.program_id(0))")
+            out.add(f"first = tl.load({begin} + row)")
+            out.add(f"last = tl.load({end} + row)")
         out.add("for t in range(first, last, BLOCK):")
         out.add("    at = t + tl.arange(0, BLOCK)")
         out.add("    e_mask = at < last")

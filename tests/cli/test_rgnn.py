@@ -44,11 +44,9 @@ def test_build_reports_every_kernel(capsys, tmp_path):
 
 def test_build_fails_when_a_kernel_spills(capsys, monkeypatch):
     pytest.importorskip("triton")
-    from dataeff.rgnn import triton_source
+    from dataeff.rgnn import build
 
-    # A wide loop body in few registers: what the default size is there to avoid.
-    monkeypatch.setattr(triton_source, "BLOCK_ELEMENTS", 1 << 15)
-    monkeypatch.setattr(triton_source, "MAX_BLOCK", 128)
+    monkeypatch.setattr(build, "MAX_REGISTERS", 24)
     code, out, _ = run(capsys, "build", "--layer", "rgat", "--out", "256", "--target", "sm_80")
     assert code == 1 and "0 spill" not in out
 

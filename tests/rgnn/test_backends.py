@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from rgnn_layers import gated, graphs, heads, rgat, rgcn, rgcn_loop, rgcn_mean
 
 from dataeff import rgnn
@@ -147,3 +148,29 @@ def test_backward_overwrites_only_values_of_its_own(small):
         assert torch.equal(one, two)
     for was, tensor in zip(before, (x, W, a, b, y, dy), strict=True):
         assert torch.equal(was, tensor.detach())
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.name)
+def test_long_rows_have_a_kernel_of_their_own(layer, monkeypatch):
+    """Hubs on both sides of the bound, and one row exactly at it."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("dataeff.rgnn.triton_source.LONG_ROW", 8)
+    monkeypatch.setattr("dataeff.rgnn.triton_backend.LONG_ROW", 8)
+    monkeypatch.setattr("dataeff.rgnn.plan._COMPILED", {})
+    dst = torch.tensor([0] * 40 + [1] * 8 + [2] * 9 + [4] * 3)
+    g = torch.Generator().manual_seed(2)
+    edges = torch.stack([torch.randint(0, 3, (60,), generator=g), dst])
+    check("triton", monkeypatch, layer, (edges, torch.arange(60) % 2, 6, 2), torch.float32, 2e-5)
+
+
+@given(case=graphs(), bound=st.integers(0, 6))
+@settings(max_examples=50, deadline=None)
+def test_long_rows_are_listed_once(case, bound):
+    edge_index, etype, nodes, relations = case
+    graph = rgnn.Graph(edge_index, etype, num_nodes=nodes, num_relations=relations)
+    degree = torch.bincount(edge_index[1], minlength=nodes)
+    listed = graph.structure.long_rows("edge.dst", bound)
+    assert listed.numel() <= etype.numel() // (bound + 1) and listed.dtype == torch.int32
+    found = listed[listed >= 0]
+    assert found.tolist() == (degree > bound).nonzero().squeeze(1).tolist()
+    assert (listed[found.numel() :] == -1).all()

@@ -1,0 +1,122 @@
+"""Layers on CUDA: the CPU's values, no host sync, CUDA graphs, dtypes, bad input."""
+
+import pytest
+import torch
+
+from dataeff import rgnn
+from dataeff.rgnn.published import PUBLISHED
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+NODES, EDGES, RELATIONS, NODE_TYPES, WIDTH = 500, 6000, 7, 3, 32
+
+
+def make_graph(device, num_edges=EDGES):
+    g = torch.Generator().manual_seed(0)
+    edges = torch.randint(0, NODES, (2, num_edges), generator=g)
+    edges[1, : num_edges // 4] = 3  # a hub, for the kernels of long rows
+    return rgnn.Graph(
+        edges.to(device),
+        torch.randint(0, RELATIONS, (num_edges,), generator=g).to(device),
+        num_nodes=NODES,
+        num_relations=RELATIONS,
+        node_type=(torch.arange(NODES) % NODE_TYPES).to(device),
+        num_node_types=NODE_TYPES,
+    ).prepare()
+
+
+def make_arguments(name, device, dtype=torch.float32, heads=2):
+    torch.manual_seed(0)
+    shapes = PUBLISHED[name].shapes(NODES, NODE_TYPES, RELATIONS, WIDTH, heads, WIDTH // heads)
+    made = {k: torch.randn(*s) * s[-1] ** -0.5 for k, s in shapes.items()}
+    return {k: v.to(device, dtype).requires_grad_() for k, v in made.items()}
+
+
+def step(name, graph, args):
+    """Output and gradients."""
+    y = PUBLISHED[name].layer(graph, **args)
+    return [y, *torch.autograd.grad(y.float().square().sum(), list(args.values()))]
+
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_equals_the_cpu(name, dtype):
+    wide = {k: v.detach().double() for k, v in make_arguments(name, "cpu", dtype).items()}
+    for value in wide.values():
+        value.requires_grad_()
+    want = step(name, make_graph("cpu"), wide)
+    got = step(name, make_graph("cuda"), make_arguments(name, "cuda", dtype))
+    again = step(name, make_graph("cuda"), make_arguments(name, "cuda", dtype))
+    for a, b, c in zip(got, want, again, strict=True):
+        assert a.dtype == dtype and torch.equal(a, c)
+        error = (a.double().cpu() - b).norm() / b.norm().clamp(min=1e-12)
+        assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_nothing_waits_for_the_device_once_the_graph_is_built(name):
+    graph, args = make_graph("cuda"), make_arguments(name, "cuda")
+    step(name, graph, args)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(name, graph, args)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_forward_and_backward_are_captured_in_a_cuda_graph(name):
+    graph, args = make_graph("cuda"), make_arguments(name, "cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step(name, graph, args)
+    torch.cuda.current_stream().wait_stream(side)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = step(name, graph, args)
+    with torch.no_grad():
+        args["x"].copy_(torch.randn_like(args["x"]))
+    captured.replay()
+    for a, b in zip(found, step(name, graph, args), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_autocast_computes_in_half_precision_and_float32_follows_the_tf32_flag():
+    graph, args = make_graph("cuda"), make_arguments("rgcn", "cuda")
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        y = PUBLISHED["rgcn"].layer(graph, **args)
+    assert y.dtype == torch.bfloat16
+    exact = PUBLISHED["rgcn"].layer(graph, **{k: v.double() for k, v in args.items()})
+    matmul = torch.backends.cuda.matmul
+    before, errors = matmul.fp32_precision, {}
+    try:
+        for precision in ("ieee", "tf32"):
+            matmul.fp32_precision = precision
+            y = PUBLISHED["rgcn"].layer(graph, **args).double()
+            errors[precision] = ((y - exact).norm() / exact.norm()).item()
+    finally:
+        matmul.fp32_precision = before
+    assert errors["ieee"] < 1e-6 < errors["tf32"]
+
+
+def test_bad_input_is_named_and_the_context_lives():
+    edges = torch.tensor([[0, 9], [1, 0]], device="cuda")
+    with pytest.raises(IndexError, match="source node 9 at edge 1"):
+        rgnn.Graph(edges, num_nodes=3)
+    types = torch.tensor([0, 5], device="cuda")
+    with pytest.raises(IndexError, match="relation 5 at edge 1"):
+        rgnn.Graph(edges.clamp(max=2), types, num_nodes=3, num_relations=2)
+    graph, args = make_graph("cuda"), make_arguments("rgcn", "cuda")
+    with pytest.raises(ValueError, match="argument x is on cpu, but the graph on cuda"):
+        PUBLISHED["rgcn"].layer(graph, **{**args, "x": args["x"].cpu()})
+    assert torch.isfinite(PUBLISHED["rgcn"].layer(graph, **args)).all()
+
+
+def test_no_edges():
+    graph, args = make_graph("cuda", 0), make_arguments("rgat", "cuda")
+    y, *gradients = step("rgat", graph, args)
+    assert not y.any() and not any(g.any() for g in gradients)
