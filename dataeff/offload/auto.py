@@ -65,7 +65,8 @@ class AutoPolicy:
         step_s = self.measured_step_s
         if step_s is None:
             return None
-        return Forecast(step_s, self._exposed_s / len(self._step_s), float(recent_peak))
+        exposed_s, peak = self._exposed_s / len(self._step_s), float(recent_peak)
+        return Forecast(step_s, exposed_s, peak, peak)
 
     @property
     def measured_step_s(self) -> float | None:
@@ -131,7 +132,7 @@ class AutoPolicy:
         if step_s is not None:
             lines.append(
                 f"measured since: peak {recent_peak / 2**20:.1f} MiB "
-                f"({_percent(recent_peak, forecast.peak_bytes)}), "
+                f"({_percent(recent_peak, forecast.seen_bytes)}), "
                 f"step {1e3 * step_s:.1f} ms ({_percent(step_s, forecast.step_s)}; "
                 f"median of {len(self._step_s)})"
             )

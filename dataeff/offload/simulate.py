@@ -25,11 +25,14 @@ class Forecast:
         step_s: seconds from the first forward to the end of backward.
         exposed_s: of these, seconds that compute stands still for transfers.
         peak_bytes: the most bytes held for backward at once.
+        seen_bytes: the same as `OffloadReport.peak_saved_bytes` counts it: what a recomputed module
+            saves while backward runs it is held by the checkpoint, where no hook sees it.
     """
 
     step_s: float
     exposed_s: float
     peak_bytes: float
+    seen_bytes: float
 
 
 @dataclass
@@ -54,6 +57,8 @@ class _Step:
     exposed_s: float = 0.0
     held: float = 0.0
     peak: float = 0.0
+    seen: float = 0.0
+    unseen: float = 0.0
     free_s: dict[Action, float] = field(default_factory=dict)
     leaving: deque[_Part] = field(default_factory=deque)
     coming: float = 0.0  # bytes read, or being read, ahead of backward
@@ -61,6 +66,7 @@ class _Step:
     def hold(self, nbytes: float) -> None:
         self.held += nbytes
         self.peak = max(self.peak, self.held)
+        self.seen = max(self.seen, self.held - self.unseen)
 
     def wait_until(self, when_s: float) -> None:
         if when_s > self.now_s:
@@ -160,7 +166,7 @@ def simulate(
     for i in reversed(range(len(profiles))):
         _backward(step, profiles[i], actions[i], parts[i], order, position)
         position += len(parts[i])
-    return Forecast(step.now_s, step.exposed_s, step.peak)
+    return Forecast(step.now_s, step.exposed_s, step.peak, step.seen)
 
 
 def _forward(
@@ -199,9 +205,11 @@ def _backward(
     if action is Action.RECOMPUTE:
         step.read_ahead(ahead)
         step.compute(profile.forward_s)
+        step.unseen = profile.saved_bytes
         step.hold(profile.saved_bytes)
         step.compute(profile.backward_s)
-        step.hold(-profile.saved_bytes - (profile.input_bytes or 0))
+        step.unseen = 0.0
+        step.held -= profile.saved_bytes + (profile.input_bytes or 0)
     elif action is Action.KEEP:
         step.read_ahead(ahead)
         step.compute(profile.backward_s)

@@ -22,6 +22,7 @@ def test_keeping_holds_everything_and_waits_for_nothing():
 def test_recomputing_costs_a_forward_and_holds_inputs_and_one_module():
     found = simulate(modules(4), [RECOMPUTE] * 4, {}, limit=0)
     assert found.step_s == 16.0 and found.peak_bytes == 4 * 100 + 800
+    assert found.seen_bytes == 4 * 100  # the module that runs again is the checkpoint's
 
 
 def test_a_fast_tier_costs_nothing_and_holds_what_is_in_flight():

@@ -51,6 +51,6 @@ def _against(offload: ActivationOffload) -> Metrics:
         "predicted_step_s": (predicted.step_s, "s"),
         "measured_step_s": (measured.step_s, "s"),
         "step_error": (abs(predicted.step_s / measured.step_s - 1), "1"),
-        "predicted_peak_bytes": (predicted.peak_bytes, "bytes"),
-        "peak_error": (abs(predicted.peak_bytes / measured.peak_bytes - 1), "1"),
+        "predicted_peak_bytes": (predicted.seen_bytes, "bytes"),
+        "peak_error": (abs(predicted.seen_bytes / measured.peak_bytes - 1), "1"),
     }
