@@ -9,6 +9,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ARGUMENTS = {
     "train_rgat.py": ["--tiny", "--epochs", "1"],
+    "train_graphsage.py": ["--tiny", "--epochs", "1", "--table", "disk"],
     "train_gpt_offload.py": ["--tiny", "--steps", "2"],
     "train_sage_unified.py": ["--tiny", "--epochs", "1"],
     "explain_rgcn.py": [],
@@ -17,14 +18,13 @@ ARGUMENTS = {
 }
 SAYS = {
     "train_rgat.py": "test accuracy",
+    "train_graphsage.py": "test accuracy",
     "train_gpt_offload.py": "bytes_written",
     "train_sage_unified.py": "test accuracy",
     "explain_rgcn.py": "== forward kernels ==",
     "explain_rgat.py": "== forward kernels ==",
     "explain_hgt.py": "== forward kernels ==",
 }
-
-
 def test_every_example_is_run_here():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
 
