@@ -25,6 +25,8 @@ SAYS = {
     "explain_rgat.py": "== forward kernels ==",
     "explain_hgt.py": "== forward kernels ==",
 }
+
+
 def test_every_example_is_run_here():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
 
