@@ -77,7 +77,9 @@ def _case(directory: Path, way: Way, nbytes: int, block_nbytes: int, depth: int)
         inputs=partial(Blocks, directory, nbytes, block_nbytes, depth),
         providers=(
             Provider(f"os.p{way}v threads", partial(_system_calls, way)),
-            Provider("fio", partial(_fio, way)),
+            # Which of fio's engines is faster depends on the kernel and the disk: both.
+            Provider("fio libaio", partial(_fio, way, "libaio")),
+            Provider("fio io_uring", partial(_fio, way, "io_uring")),
             Provider("dataeff threads", partial(_ours, "threads", way), role="ours"),
             Provider("dataeff io_uring", partial(_ours, "io_uring", way), role="ours"),
         ),
@@ -109,11 +111,13 @@ def _system_calls(way: Way, blocks: Blocks) -> Step:
     return Step(call, close=pool.shutdown)
 
 
-def _fio(way: Way, blocks: Blocks) -> Step:
+def _fio(way: Way, ioengine: str, blocks: Blocks) -> Step:
     """Runs fio on the same file; its own figure, without its start, is `fio_bandwidth_gbs`."""
     program = shutil.which("fio")
     if program is None:
         raise Unavailable("fio is not on the PATH")
+    if ioengine == "io_uring" and (reason := uring_refusal()):
+        raise Unavailable(reason)
     command = [
         program,
         "--name=blocks",
@@ -124,7 +128,7 @@ def _fio(way: Way, blocks: Blocks) -> Step:
         f"--size={blocks.buffer.nbytes}",
         f"--offset={blocks.offset}",
         f"--direct={int(blocks.spill.direct)}",
-        f"--ioengine={'libaio' if uring_refusal() else 'io_uring'}",
+        f"--ioengine={ioengine}",
         "--output-format=json",
     ]
     rates: list[float] = []

@@ -45,7 +45,7 @@ def test_fio_is_asked_for_the_same_file_and_believed(tmp_path, monkeypatch):
     )
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    step = storage._fio("write", storage.Blocks(tmp_path, 2 << 20, 1 << 20, 2))
+    step = storage._fio("write", "libaio", storage.Blocks(tmp_path, 2 << 20, 1 << 20, 2))
     assert step.call() == 2 << 20
     assert step.metrics() == {"fio_bandwidth_gbs": (1.5, "GB/s")}
 
@@ -53,4 +53,4 @@ def test_fio_is_asked_for_the_same_file_and_believed(tmp_path, monkeypatch):
 def test_fio_that_is_missing_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(bench.Unavailable, match="fio is not on the PATH"):
-        storage._fio("read", storage.Blocks(tmp_path, 1 << 20, 1 << 20, 1))
+        storage._fio("read", "libaio", storage.Blocks(tmp_path, 1 << 20, 1 << 20, 1))
