@@ -1,6 +1,6 @@
 """Rows of a table on disk by random index, cold: nothing of the file is in the page cache.
 
-`numpy.memmap` has its pages dropped before each call; the table reads past the page cache, with no
+The pages of the file are dropped before each call; the table reads past the page cache, with no
 row cache of its own. fio reads as many random pages of the same file at the same depth: its rate is
 what the disk gives, and `share_of_fio` is the table's rate of requests, some of several pages, over
 fio's. Each provider draws rows of its own, so that none finds warm what another
@@ -57,6 +57,12 @@ class Inputs:
 
         return draw
 
+    def drop(self) -> None:
+        """Leaves no page of the file in the page cache."""
+        fd = os.open(self.path, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
     def opened(self, close: Callable[[], object] = lambda: None) -> Callable[[], None]:
         """What a provider's `close` is to be: the last one removes the file."""
         self.num_open += 1
@@ -111,16 +117,12 @@ def _same(expected: Tensor, actual: Tensor | None) -> None:
 
 def _memmap(inputs: Inputs) -> Step:
     ids = inputs.ids(1)
-    fd = os.open(inputs.path, os.O_RDONLY)
-
-    def drop() -> None:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     # The mapping keeps its pages from being dropped: each call maps the file anew.
     def call() -> Tensor:
         return torch.from_numpy(np.load(inputs.path, mmap_mode="r")[ids().numpy()])
 
-    return Step(call, before=drop, close=inputs.opened(partial(os.close, fd)))
+    return Step(call, before=inputs.drop, close=inputs.opened())
 
 
 def _ours(kind: str, inputs: Inputs) -> Step:
@@ -150,7 +152,7 @@ def _ours(kind: str, inputs: Inputs) -> Step:
             found["share_of_fio"] = (rate / statistics.median(inputs.fio_reads_per_s), "1")
         return found
 
-    return Step(call, metrics=metrics, close=inputs.opened(table.close))
+    return Step(call, before=inputs.drop, metrics=metrics, close=inputs.opened(table.close))
 
 
 def _pages_per_row(inputs: Inputs) -> float:
@@ -177,6 +179,7 @@ def _fio(inputs: Inputs) -> Step:
         "--norandommap",
         "--randrepeat=0",
         "--readonly",
+        "--invalidate=0",  # it would drop the page cache on its own clock
         f"--ioengine={'libaio' if uring_refusal() else 'io_uring'}",
         "--output-format=json",
     ]
@@ -190,4 +193,4 @@ def _fio(inputs: Inputs) -> Step:
         return {"fio_reads_per_s": (statistics.median(inputs.fio_reads_per_s), "1/s")}
 
     nbytes = NUM_IDS * PAGE_NBYTES
-    return Step(call, metrics=metrics, close=inputs.opened(), nbytes=nbytes)
+    return Step(call, before=inputs.drop, metrics=metrics, close=inputs.opened(), nbytes=nbytes)
