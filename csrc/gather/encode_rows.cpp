@@ -36,7 +36,10 @@ inline __attribute__((always_inline)) float encode(const std::byte* row, int64_t
   auto* __restrict to = reinterpret_cast<typename Rows::Code*>(codes);
   const uint32_t largest = largest_of<In>(from, size);
   if (largest >= kInfinity) return 0.0f;
-  const float scale = std::max(bits_as<float>(largest) / Rows::kLargest, kSmallestScale);
+  // Never so large, by a rounding up, that the largest code times it is infinite.
+  constexpr float kLargestScale = 0x1.fffffcp127f / Rows::kLargest;
+  const float scale =
+      std::clamp(bits_as<float>(largest) / Rows::kLargest, kSmallestScale, kLargestScale);
   const float inverse = 1.0f / scale;
   for (int64_t i = 0; i < size; ++i) to[i] = Rows::narrow(In::widen(from[i]) * inverse);
   return scale;

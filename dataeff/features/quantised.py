@@ -24,6 +24,7 @@ ELEMENTS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64
 
 LARGEST_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 SMALLEST_SCALE = 2.0**-126
+LARGEST_FINITE = 2.0**128 - 2.0**105  # float32's largest but one: room for a rounding up
 LINE_NBYTES = 128
 
 
@@ -42,7 +43,8 @@ def quantise_reference(x: Tensor, store: Store) -> tuple[Tensor, Tensor | None]:
     if not bool(values.isfinite().all()):
         raise ValueError("a row holds a NaN, an infinity or a value that is one as float32")
     largest = values.abs().amax(1) if values.shape[1] else values.new_zeros(len(values))
-    scales = (largest / LARGEST_CODE[dtype]).clamp(min=SMALLEST_SCALE)
+    limit = torch.tensor(LARGEST_FINITE) / LARGEST_CODE[dtype]  # largest code times it is finite
+    scales = (largest / LARGEST_CODE[dtype]).clamp(SMALLEST_SCALE, float(limit))
     scaled = values * (1 / scales)[:, None]
     codes = scaled.round().to(dtype) if dtype == torch.int8 else scaled.to(dtype)
     return codes.reshape(x.shape), scales
