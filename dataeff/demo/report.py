@@ -75,8 +75,9 @@ def write_report(report: dict[str, Any], directory: Path) -> tuple[Path, Path]:
         The paths of report.json and report.html.
     """
     paths = directory / "report.json", directory / "report.html"
+    page = render_page(report)
     _write(paths[0], json.dumps(report, indent=2) + "\n")
-    _write(paths[1], render_page(report))
+    _write(paths[1], page)
     return paths
 
 

@@ -104,12 +104,14 @@ class HostEmbedding(torch.nn.Embedding):
         rows, columns = embeddings.shape
         return cls(rows, columns, padding_idx, _weight=embeddings, _freeze=freeze)
 
-    # A compiled graph has no sparse gradients: it breaks here and goes on behind.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         """`weight[input]`, on the input's device."""
         if input.device.type == "cuda":
             self.register(input.device)
+        if torch.compiler.is_compiling():
+            from dataeff.features.uncompiled import gather_outside_graph
+
+            return gather_outside_graph(self.weight, input, self.padding_idx)
         rows: Tensor = GatherRows.apply(self.weight, input, True, self.padding_idx)  # type: ignore[no-untyped-call]
         return rows
 

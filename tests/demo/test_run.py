@@ -132,7 +132,7 @@ def test_ctrl_c_ends_the_program_and_leaves_nothing(tmp_path):
         try:
             while process.poll() is None and not list(tmp_path.glob("demo-report/.spill-*")):
                 time.sleep(0.05)
-            time.sleep(1.0)  # somewhere inside parsing or training
+            time.sleep(0.2)  # inside parsing or training
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=60)
         finally:

@@ -69,7 +69,8 @@ def test_a_pass_left_out_is_left_out(name, small):
             names = [stage for stage, _ in plan.compiled.stages]
             made[layer.name, off] = any(stage.endswith(name) for stage in names)
     assert not any(ran for (_, off), ran in made.items() if off)
-    assert name == "aggregate_first" or any(ran for (_, off), ran in made.items() if not off)
+    elsewhere = ("aggregate_first", "fold_types")  # their own tests have layers they change
+    assert name in elsewhere or any(ran for (_, off), ran in made.items() if not off)
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])
