@@ -111,7 +111,8 @@ class HostEmbedding(torch.nn.Embedding):
         if torch.compiler.is_compiling():
             from dataeff.features.uncompiled import gather_outside_graph
 
-            return gather_outside_graph(self.weight, input, self.padding_idx)
+            compiled: Tensor = gather_outside_graph(self.weight, input, self.padding_idx)
+            return compiled
         rows: Tensor = GatherRows.apply(self.weight, input, True, self.padding_idx)  # type: ignore[no-untyped-call]
         return rows
 
