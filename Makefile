@@ -27,8 +27,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 
+# Two processes: most tests wait for one core, a compiler or a disk.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 demo: install
 	$(BIN)/dataeff demo
