@@ -1,6 +1,7 @@
 """Compile every published layer for every target, width, number of heads and dtype.
 
-    python benchmarks/build_grid.py [--target sm_90 ...]
+    python benchmarks/build_grid.py [--target sm_90 ...] [--layer rgat ...] [--width 64 ...]
+                                    [--precision bf16 ...]
 
 Prints the kernels that spill or do not fit, and the most registers; exits with 1 if there are any.
 Takes minutes, and no GPU.
@@ -17,22 +18,38 @@ from dataeff.rgnn.published import PUBLISHED
 
 SIZES = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
 WIDTHS, HEADS = (32, 64, 128, 256), (1, 4)
-PRECISIONS = ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.bfloat16, "ieee"))
+PRECISIONS = {
+    "ieee": (torch.float32, "ieee"),
+    "tf32": (torch.float32, "tf32"),
+    "bf16": (torch.bfloat16, "ieee"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", nargs="*", default=TARGETS)
+    parser.add_argument("--layer", nargs="*", default=tuple(PUBLISHED), choices=PUBLISHED)
+    parser.add_argument("--width", nargs="*", default=WIDTHS, type=int)
+    parser.add_argument("--precision", nargs="*", default=tuple(PRECISIONS), choices=PRECISIONS)
+    chosen = parser.parse_args()
     count, bad = 0, 0
     points = itertools.product(
-        parser.parse_args().target, PUBLISHED.items(), WIDTHS, HEADS, PRECISIONS
+        chosen.target, chosen.layer, chosen.width, HEADS, map(PRECISIONS.get, chosen.precision)
     )
-    for target, (name, found), width, heads, (dtype, precision) in points:
+    for target, name, width, heads, (dtype, precision) in points:
+        found = PUBLISHED[name]
         shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, heads, width // heads)
         where = f"{name} {width} wide, {heads} heads, {dtype}, {precision}, {target}"
         most = 0
         for report in layer_reports(
-            found.layer, shapes, SIZES, dtype=dtype, target=target, precision=precision
+            found.layer,
+            shapes,
+            SIZES,
+            found.statics,
+            dtype=dtype,
+            target=target,
+            precision=precision,
+            typed=found.typed,
         ):
             count, most = count + 1, max(most, report.kernel.registers)
             if not report.kernel.fits:

@@ -16,6 +16,7 @@ from dataeff.cli import UserError
 if TYPE_CHECKING:
     from dataeff.rgnn import Graph, Layer
     from dataeff.rgnn.build import StepReport
+    from dataeff.rgnn.published import Published
 
 BACKENDS = ("auto", "reference", "cpp", "triton")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -54,7 +55,9 @@ def explain(
 
 @command.command()
 def build(
-    layer: Annotated[str, typer.Option(help="rgcn, rgat, hgt, or a file with example().")],
+    layer: Annotated[
+        str, typer.Option(help="rgcn, rgat, hgt, simple_hgn, comp_gcn, or a file with example().")
+    ],
     num_in: Annotated[int, typer.Option("--in", help="Features in.")] = 64,
     num_out: Annotated[int, typer.Option("--out", help="Features out, all heads together.")] = 64,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 1,
@@ -78,18 +81,19 @@ def build(
         raise UserError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
     if json is not None and not json.absolute().parent.is_dir():
         raise UserError(f"--json: the folder {json.absolute().parent} does not exist")
-    chosen, shapes, sizes, statics = _what_to_build(layer, num_in, num_out, heads)
+    published, sizes, shapes = _what_to_build(layer, num_in, num_out, heads)
     reports: list[StepReport] = []
     for one in target or TARGETS:
         try:
             reports += layer_reports(
-                chosen,
+                published.layer,
                 shapes,
                 sizes,
-                statics,
+                published.statics,
                 dtype=getattr(torch, dtype),
                 target=one,
                 precision="tf32" if tf32 else "ieee",
+                typed=published.typed,
             )
         except (ValueError, RuntimeError, ImportError) as error:
             raise UserError(f"{layer} for {one}: {error}") from error
@@ -123,17 +127,22 @@ def load_example(path: Path) -> tuple[Layer, Graph, Any]:
     return found  # type: ignore[return-value]
 
 
-_Build = tuple["Layer", dict[str, tuple[int, ...]], tuple[int, ...], dict[str, Any]]
+_Shapes = dict[str, tuple[int, ...]]
 
 
-def _what_to_build(name: str, num_in: int, num_out: int, heads: int) -> _Build:
-    from dataeff.rgnn.published import PUBLISHED
+def _what_to_build(
+    name: str, num_in: int, num_out: int, heads: int
+) -> tuple[Published, tuple[int, ...], _Shapes]:
+    """The layer, the rows of each domain and the shapes of its arguments."""
+    from dataeff.rgnn.published import PUBLISHED, Published
 
     if name.endswith(".py"):
         layer, graph, arguments = load_example(Path(name))
         args, kwargs = ((), arguments) if isinstance(arguments, Mapping) else (arguments, {})
         tensors, statics = layer.bind(graph, tuple(args), dict(kwargs))
-        return layer, {n: tuple(t.shape) for n, t in tensors.items()}, graph.sizes, dict(statics)
+        shapes = {n: tuple(t.shape) for n, t in tensors.items()}
+        typed = graph.layout is not None
+        return Published(layer, lambda *_: shapes, dict(statics), typed), graph.sizes, shapes
     if name not in PUBLISHED:
         raise UserError(f"--layer: {name!r} is none of {', '.join(PUBLISHED)}, nor a Python file")
     if min(num_in, num_out, heads) < 1 or num_out % heads:
@@ -143,7 +152,7 @@ def _what_to_build(name: str, num_in: int, num_out: int, heads: int) -> _Build:
         )
     found = PUBLISHED[name]
     shapes = found.shapes(NODES, NODE_TYPES, RELATIONS, num_in, heads, num_out // heads)
-    return found.layer, shapes, (NODES, NODES, EDGES, PAIRS, PAIRS, RELATIONS, NODE_TYPES), {}
+    return found, (NODES, NODES, EDGES, PAIRS, PAIRS, RELATIONS, NODE_TYPES), shapes
 
 
 def _print(reports: list[StepReport]) -> None:

@@ -10,25 +10,9 @@ from dataeff import rgnn
 from dataeff.nn.arguments import optional
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
+from dataeff.rgnn.published import comp_gcn
 
 COMPOSITIONS = ("sub", "mult", "corr")
-
-
-@rgnn.layer
-def comp_gcn(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
-    g, x, relation, weight, loop, loop_weight, edge_weight=None, bias=None,  # noqa: ANN001
-    *, composition, norm,  # noqa: ANN001
-):  # fmt: skip
-    def compose(rows, relation):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        if composition == "corr":  # relation: its circulant matrix
-            return rgnn.linear(rows, relation)
-        return rows * relation if composition == "mult" else rows - relation
-
-    message = rgnn.linear(compose(g.src(x), relation[g.etype]), weight[g.etype])  # type: ignore[no-untyped-call]
-    message = message * g.degree_norm() if norm else message
-    message = message if edge_weight is None else message * g.edge(edge_weight)
-    out = g.sum(message) + rgnn.linear(compose(g.at_dst(x), loop), loop_weight)  # type: ignore[no-untyped-call]
-    return out if bias is None else out + bias
 
 
 class CompGCNConv(torch.nn.Module):

@@ -13,24 +13,7 @@ from dataeff import rgnn
 from dataeff.nn.arguments import optional
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
-
-
-@rgnn.layer
-def simple_hgn(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
-    g, x, weight, relation, rel_weight, a_src, a_dst, a_rel,  # noqa: ANN001
-    previous=None, keep=None, residual=None, *, slope, beta,  # noqa: ANN001
-):  # fmt: skip
-    z = rgnn.linear(g.node(x), weight)
-    along = rgnn.dot(rgnn.linear(relation[g.etype], rel_weight), a_rel)
-    score = g.dst(rgnn.dot(z, a_dst)) + g.src(rgnn.dot(z, a_src)) + along
-    alpha = rgnn.edge_softmax(rgnn.leaky_relu(score, slope))
-    if previous is not None:
-        alpha = (1 - beta) * alpha + beta * g.edge(previous)
-    message = g.src(z) * (alpha if keep is None else alpha * g.edge(keep))
-    out = g.sum(message)
-    if residual is not None:
-        out = out + rgnn.linear(g.at_dst(x), residual)
-    return out, g.to_given_order(alpha)
+from dataeff.rgnn.published import simple_hgn
 
 
 class SimpleHGNConv(torch.nn.Module):

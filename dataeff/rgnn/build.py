@@ -12,7 +12,7 @@ import torch
 
 from dataeff.rgnn.aot import KernelReport, compile_kernel, load_kernels
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Traversal
-from dataeff.rgnn.plan import Plan, Request
+from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.schedule import dw_schedule, gemm_schedule
 from dataeff.rgnn.triton_source import MAX_REGISTERS
 
@@ -47,6 +47,7 @@ def layer_reports(
     dtype: torch.dtype = torch.float32,
     target: str = "sm_90",
     precision: str = "ieee",
+    typed: bool = False,
 ) -> Iterator[StepReport]:
     """Compiles every kernel of a layer's forward and backward for `target`, one after another.
 
@@ -58,8 +59,9 @@ def layer_reports(
         dtype: of all tensors.
         target: `sm_80`, `sm_90`, `sm_100`, ...
         precision: of float32 products, `ieee` or `tf32`.
+        typed: for graphs made of edges by type (`rgnn.Graph.from_typed`).
     """
-    spec = repr((tuple(shapes), tuple((statics or {}).items())))
+    spec = spec_of(tuple(shapes), tuple((statics or {}).items()), typed=typed)
     wanted = (1 << len(shapes)) - 1
     request = Request(layer.id, spec, tuple(shapes.values()), dtype, "cuda", sizes, wanted)
     compiled = Plan(request, backend="triton").compiled

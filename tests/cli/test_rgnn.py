@@ -42,6 +42,19 @@ def test_build_reports_every_kernel(capsys, tmp_path):
     assert all(k["registers"] > 0 and k["spill_bytes"] == 0 and k["fits"] for k in kernels)
 
 
+@pytest.mark.parametrize(
+    ("layer", "typed"),
+    [("rgat", False), ("hgt", True), (str(EXAMPLE.with_name("explain_hgt.py")), True)],
+)
+def test_build_compiles_what_graphs_of_typed_edges_run(capsys, monkeypatch, layer, typed):
+    from dataeff.rgnn import build
+
+    given = []
+    monkeypatch.setattr(build, "layer_reports", lambda *a, **options: given.append(options) or [])
+    run(capsys, "build", "--layer", layer, "--target", "sm_90")
+    assert [options["typed"] for options in given] == [typed]
+
+
 def test_build_fails_when_a_kernel_spills(capsys, monkeypatch):
     pytest.importorskip("triton")
     from dataeff.rgnn import build
@@ -54,7 +67,7 @@ def test_build_fails_when_a_kernel_spills(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("build", "--layer", "gcn"), "'gcn' is none of rgcn, rgat, hgt"),
+        (("build", "--layer", "gcn"), "none of rgcn, rgat, hgt, simple_hgn, comp_gcn"),
         (("build", "--layer", "rgat", "--heads", "3"), "--heads 3"),
         (("build", "--layer", "rgat", "--dtype", "int8"), "'int8' is none of float32"),
         (("build", "--layer", "rgat", "--target", "hopper"), "sm_90, got 'hopper'"),

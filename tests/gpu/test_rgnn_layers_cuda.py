@@ -33,7 +33,8 @@ def make_arguments(name, device, dtype=torch.float32, heads=2):
 
 def step(name, graph, args):
     """Output and gradients."""
-    y = PUBLISHED[name].layer(graph, **args)
+    y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics)
+    y = y[0] if isinstance(y, tuple) else y  # the others are attention
     return [y, *torch.autograd.grad(y.float().square().sum(), list(args.values()))]
 
 

@@ -4,6 +4,7 @@ import torch
 from hypothesis import strategies as st
 
 from dataeff import rgnn
+from dataeff.rgnn.published import PUBLISHED, comp_gcn, hgt, simple_hgn
 
 
 @st.composite
@@ -90,3 +91,41 @@ def heads(g, x, W, K, a):
     score = rgnn.dot(q, rgnn.reshape(rgnn.linear(g.dst(x), W[g.etype]), 1, 12))
     alpha = rgnn.edge_softmax(score, per_relation=True)
     return g.sum(alpha * q) - g.mean(rgnn.sqrt(1.0 + rgnn.relu(q)))
+
+
+NODE_TYPES = 2
+STATICS = {found.layer: found.statics for found in PUBLISHED.values()}
+
+
+def tensors(layer, nodes, edges, relations, dtype, width=5, out=6, scale=0.4):
+    """Random arguments of a layer, by name."""
+    x, W, c = (nodes, width), (relations, width, out), (relations, out)
+    published = {
+        found.layer: found.shapes(nodes, NODE_TYPES, relations, width, 2, 3)
+        for found in PUBLISHED.values()
+    }
+    shapes = {
+        rgcn: {"x": x, "W": W},
+        rgcn_mean: {"x": x, "W": W, "root": (width, out), "bias": (out,)},
+        rgat: {"x": x, "W": W, "a_src": c, "a_dst": c},
+        gated: {"x": x, "W": W, "U": (width, out), "c": (relations,), "e": (edges,)},
+        heads: {"x": x, "W": (relations, width, 12), "K": (24, 24), "a": (relations, 24)},
+        hgt: published[hgt],
+        simple_hgn: published[simple_hgn] | {"previous": (edges, 2), "keep": (edges, 2)},
+        comp_gcn: published[comp_gcn] | {"edge_weight": (edges,)},
+    }[layer]
+    return {name: scale * torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def typed_graph(case):
+    """A graph of `graphs()` whose nodes have types."""
+    edge_index, etype, nodes, relations = case
+    types = torch.arange(nodes) % NODE_TYPES
+    return rgnn.Graph(
+        edge_index,
+        etype,
+        num_nodes=nodes,
+        num_relations=relations,
+        node_type=types,
+        num_node_types=NODE_TYPES,
+    )

@@ -4,42 +4,36 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rgnn_layers import gated, graphs, heads, rgat, rgcn, rgcn_loop, rgcn_mean
+from rgnn_layers import (
+    STATICS,
+    gated,
+    graphs,
+    heads,
+    rgat,
+    rgcn,
+    rgcn_loop,
+    rgcn_mean,
+    tensors,
+    typed_graph,
+)
 
 from dataeff import rgnn
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.interpret import interpret
-from dataeff.rgnn.published import PUBLISHED, hgt
+from dataeff.rgnn.published import comp_gcn, hgt, simple_hgn
 from dataeff.rgnn.view import View
 
-LAYERS = [rgcn, rgcn_mean, rgat, gated, heads, hgt]
-
-
-def arguments(layer, nodes, edges, relations, dtype, width=5, out=6):
-    def make(*shape):
-        return 0.4 * torch.randn(*shape, dtype=dtype)
-
-    x, W = make(nodes, width), make(relations, width, out)
-    return {
-        rgcn: (x, W),
-        rgcn_mean: (x, W, make(width, out), make(out)),
-        rgat: (x, W, make(relations, out), make(relations, out)),
-        gated: (x, W, make(width, out), make(relations), make(edges)),
-        heads: (x, make(relations, width, 12), make(24, 24), make(relations, 24)),
-        hgt: [make(*s) for s in PUBLISHED["hgt"].shapes(nodes, 2, relations, width, 2, 9).values()],
-    }[layer]
+LAYERS = [rgcn, rgcn_mean, rgat, gated, heads, hgt, simple_hgn, comp_gcn]
 
 
 def check(backend, monkeypatch, layer, case, dtype, tolerance, **sizes):
     """Run forward and backward programs on a backend and on the interpreter."""
-    edge_index, etype, nodes, relations = case
-    types = torch.arange(nodes) % 2
-    graph = rgnn.Graph(edge_index, etype, num_nodes=nodes, node_type=types, num_node_types=2)
-    args = arguments(layer, nodes, etype.numel(), relations, dtype, **sizes)
-    plan = layer.plan(graph, *args)
+    _, etype, nodes, relations = case
+    graph = typed_graph(case)
+    named = tensors(layer, nodes, etype.numel(), relations, dtype, **sizes)
+    plan = layer.plan(graph, **named, **STATICS.get(layer, {}))
     view = View(graph, plan.sizes)
     monkeypatch.setenv("DATAEFF_RGNN_BACKEND", backend)
-    named = dict(zip(plan.request.names, args, strict=True))
     values = compare(plan.compiled.forward, view, named, dtype, tolerance)
     outputs, saved = values[: plan.compiled.num_outputs], values[plan.compiled.num_outputs :]
     named |= {f"grad:{k}": torch.randn_like(v) for k, v in enumerate(outputs)}

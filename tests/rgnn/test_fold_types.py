@@ -95,6 +95,23 @@ def test_it_folds_for_one_head_and_not_where_heads_widen_the_product():
     assert "fold_types" not in stages(hgt, *problem(heads=8, width_in=32))
 
 
+def test_kernels_built_ahead_of_time_are_those_of_typed_edges():
+    from dataeff.rgnn.plan import Plan, Request, spec_of
+    from dataeff.rgnn.published import PUBLISHED
+
+    found = PUBLISHED["hgt"]
+    shapes = found.shapes(100_000, 4, 64, 64, 1, 64)
+    sizes = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
+    ran = []
+    for typed in (False, True):
+        spec = spec_of(tuple(shapes), (), typed=typed)
+        request = Request(
+            found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", sizes, 0
+        )
+        ran.append("fold_types" in [n for n, _ in Plan(request, backend="triton").compiled.stages])
+    assert ran == [False, True] and found.typed
+
+
 def test_it_takes_the_type_of_the_end_that_is_read():
     graph, (x, K, *_, A, _) = problem()
     got = both_ends(graph, x, K.squeeze(2), A.squeeze(1))

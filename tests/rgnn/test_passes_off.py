@@ -4,54 +4,40 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rgnn_layers import gated, graphs, heads, rgat, rgcn_mean
+from rgnn_layers import STATICS, gated, graphs, heads, rgat, rgcn_mean, tensors, typed_graph
 
 from dataeff import rgnn
 from dataeff.rgnn.passes.pipeline import OPTIONAL
 from dataeff.rgnn.plan import Plan, Request, spec_of
-from dataeff.rgnn.published import PUBLISHED, hgt
+from dataeff.rgnn.published import comp_gcn, hgt, simple_hgn
 from dataeff.rgnn.view import View
 
-NODE_TYPES = 3
+LAYERS = [rgcn_mean, rgat, gated, heads, hgt, simple_hgn, comp_gcn]
 
 
 def arguments(layer, nodes, edges, relations):
-    x, W, c = (nodes, 3), (relations, 3, 4), (relations, 4)
-    shapes = {
-        rgcn_mean: (x, W, (3, 4), (4,)),
-        rgat: (x, W, c, c),
-        gated: (x, W, (3, 4), (relations,), (edges,)),
-        heads: (x, (relations, 3, 12), (24, 24), (relations, 24)),
-        hgt: tuple(PUBLISHED["hgt"].shapes(nodes, NODE_TYPES, relations, 3, 2, 2).values()),
-    }[layer]
-    return [0.5 * torch.randn(shape, dtype=torch.float64) for shape in shapes]
+    return tensors(layer, nodes, edges, relations, torch.float64, width=3, out=4)
 
 
 def results(layer, graph, args, disabled):
     """Outputs and all gradients, carried out by the interpreter of the programs that are made."""
-    spec = spec_of(layer.parameters, ())
-    request = Request.of(layer.id, spec, args, graph.sizes, (1 << len(args)) - 1)
+    given, statics = layer.bind(graph, (), args | STATICS.get(layer, {}))
+    values = list(given.values())
+    wanted = (1 << len(values)) - 1
+    request = Request.of(layer.id, spec_of(tuple(given), statics), values, graph.sizes, wanted)
     plan = Plan(request, disabled, backend="reference")
     view = View(graph, plan.sizes)
-    outputs, saved = plan.run_forward(view, args)
+    outputs, saved = plan.run_forward(view, values)
     grads = [torch.cos(torch.arange(y.numel(), dtype=y.dtype)).view(y.shape) for y in outputs]
-    return plan, [*outputs, *plan.run_backward(view, grads, args, outputs, saved)]
+    return plan, [*outputs, *plan.run_backward(view, grads, values, outputs, saved)]
 
 
-@pytest.mark.parametrize("layer", [rgcn_mean, rgat, gated, heads, hgt], ids=lambda f: f.name)
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.name)
 @given(case=graphs(), off=st.sets(st.sampled_from(OPTIONAL), min_size=1))
 @settings(max_examples=15, deadline=None)
 def test_passes_left_out_change_no_result(layer, case, off):
-    edge_index, etype, nodes, relations = case
-    types = torch.arange(nodes) % NODE_TYPES
-    graph = rgnn.Graph(
-        edge_index,
-        etype,
-        num_nodes=nodes,
-        num_relations=relations,
-        node_type=types,
-        num_node_types=NODE_TYPES,
-    )
+    _, etype, nodes, relations = case
+    graph = typed_graph(case)
     args = arguments(layer, nodes, etype.numel(), relations)
     _, want = results(layer, graph, args, frozenset())
     _, got = results(layer, graph, args, frozenset(off))

@@ -25,7 +25,8 @@ def example(name):
 @pytest.mark.parametrize("where", ["examples", "published"])
 def test_three_layers_take_at_most_51_lines(where):
     """As many as Hector's (arXiv 2301.06284, section 1)."""
-    layers = [example(n)[0] if where == "examples" else PUBLISHED[n].layer for n in PUBLISHED]
+    names = ("rgcn", "rgat", "hgt")
+    layers = [example(n)[0] if where == "examples" else PUBLISHED[n].layer for n in names]
     lines = [len(inspect.getsource(layer.function).splitlines()) for layer in layers]
     assert len(lines) == 3 and sum(lines) <= 51
 

@@ -7,29 +7,40 @@ import pytest
 import torch
 from rgnn_layers import gated, heads
 
-from dataeff.rgnn.build import TARGETS, layer_reports
+from dataeff.rgnn.build import TARGETS, traversal_reports
+from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.published import PUBLISHED
 
 pytest.importorskip("triton")
 
 SIZES = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
+# Every layer, target and dtype at least once; test_aot.py compiles the products they share.
 POINTS = [
     ("rgcn", "sm_90", torch.bfloat16, 64, 1),
-    ("rgat", "sm_80", torch.float32, 64, 1),
-    ("rgat", "sm_90", torch.float32, 256, 4),
-    ("rgat", "sm_100", torch.bfloat16, 32, 1),
-    ("hgt", "sm_90", torch.float32, 128, 2),
-    ("hgt", "sm_100", torch.float32, 64, 1),
+    ("rgat", "sm_80", torch.float32, 256, 4),
+    ("hgt", "sm_100", torch.float32, 128, 2),
+    ("simple_hgn", "sm_90", torch.bfloat16, 32, 2),
+    ("comp_gcn", "sm_80", torch.float32, 128, 1),
 ]
+
+
+def traversals(layer, shapes, statics, dtype=torch.float32, target="sm_90", typed=False):
+    """What the generated kernels of both directions use."""
+    spec = spec_of(tuple(shapes), tuple(statics.items()), typed=typed)
+    wanted = (1 << len(shapes)) - 1
+    request = Request(layer.id, spec, tuple(shapes.values()), dtype, "cuda", SIZES, wanted)
+    compiled = Plan(request, backend="triton").compiled
+    for runner in (compiled.forward_runner, compiled.backward_runner):
+        for _, report in traversal_reports(runner.schedule, dtype, target):
+            yield report
 
 
 @pytest.mark.parametrize(("name", "target", "dtype", "width", "num_heads"), POINTS)
 def test_published_layers_fit(name, target, dtype, width, num_heads):
     found = PUBLISHED[name]
     shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, num_heads, width // num_heads)
-    reports = list(layer_reports(found.layer, shapes, SIZES, dtype=dtype, target=target))
-    assert all(report.kernel.fits for report in reports), reports
-    assert {report.direction for report in reports} == {"forward", "backward"}
+    reports = list(traversals(found.layer, shapes, found.statics, dtype, target, found.typed))
+    assert len(reports) > 3 and all(report.fits for report in reports), reports
 
 
 @pytest.mark.parametrize("layer", [gated, heads], ids=lambda f: f.name)
@@ -40,8 +51,8 @@ def test_layers_in_no_paper_fit(layer):
         | {"e": (edges,)},
         heads: {"x": (nodes, 5), "W": (relations, 5, 12), "K": (24, 24), "a": (relations, 24)},
     }[layer]
-    reports = list(layer_reports(layer, shapes, SIZES))
-    assert all(report.kernel.fits for report in reports), reports
+    reports = list(traversals(layer, shapes, {}))
+    assert reports and all(report.fits for report in reports), reports
 
 
 def test_targets_are_the_ones_promised():
