@@ -11,6 +11,7 @@
 #   LIMIT_S=570             seconds for everything
 #   TESTS=tests             what pytest runs
 #   JOBS=4                  pytest processes, where pytest-xdist is installed
+#   WHEELS=folder           peers (torch_geometric, pylibwholegraph-cu13, ...) to install as they lie
 #   DATAEFF_COMMIT=abc      the commit to record, where the copy of the tree has no .git
 #   OUT=folder              also copy the results and logs there
 set -uo pipefail
@@ -61,7 +62,9 @@ build() {
   "$python" -c 'import sys
 print("\n".join(p for p in sys.path if p.endswith("-packages")))' >"$site/borrowed.pth"
   "$work/venv/bin/python" -m pip install --no-build-isolation --no-deps --no-index --quiet \
-    --disable-pip-version-check -e .
+    --disable-pip-version-check -e . || return
+  [ -z "${WHEELS:-}" ] || "$work/venv/bin/python" -m pip install --no-deps --no-index --quiet \
+    --disable-pip-version-check "$WHEELS"/*.whl
 }
 export -f build
 export work python
