@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from dataeff.features.adaptive import AdaptivePlacement
 from dataeff.features.gather_stored import Source, gather_stored
 from dataeff.features.hot_cost import suggest_hot_rows
+from dataeff.memory import SharedTensor, share_
 
 Policy = Literal["static", "adaptive"]
 
@@ -78,6 +81,22 @@ class HotRows:
         # Stable, so that the choice among equals is the same everywhere.
         order = self.score.detach().cpu().argsort(descending=True, stable=True)
         return order[: self.n]
+
+
+def _receive(score: SharedTensor | None, n: int, policy: Policy, every: int) -> HotRows:
+    return HotRows(n, None if score is None else score.tensor(), policy=policy, every=every)
+
+
+def _send(hot: HotRows) -> tuple[Callable[..., HotRows], tuple[Any, ...]]:
+    score = None
+    if hot.score is not None:
+        hot.score = share_(hot.score.detach().cpu())
+        score = SharedTensor(hot.score)
+    return _receive, (score, hot.n, hot.policy, hot.every)
+
+
+# Between processes a score travels as a descriptor, as the rows do.
+ForkingPickler.register(HotRows, _send)
 
 
 def _check_score(score: Tensor) -> None:

@@ -8,21 +8,49 @@ import dataeff
 
 
 class Rows(torch.utils.data.Dataset):
-    """A dataset over a table or a unified tensor, which says where its memory is."""
+    """Item i is row i of every source; taking it also writes to that row, where it can be written.
 
-    def __init__(self, source):
-        self.source = source
+    The parent sees what is written when the memory is one.
+    """
+
+    def __init__(self, sources):
+        self.sources = sources
 
     def __len__(self):
-        return 12
+        return len(next(iter(self.sources.values())))
 
     def __getitem__(self, i):
-        row = self.source[torch.tensor([i])]
-        self.source_rows()[i, 1] = 100 + i  # the parent sees it when the memory is one
-        return row.squeeze(0)
+        index = torch.tensor([i])
+        with torch.no_grad():
+            rows = {name: source[index].squeeze(0) for name, source in self.sources.items()}
+            for name, source in self.sources.items():
+                write_row(name, source, index)
+        return rows
 
-    def source_rows(self):
-        return getattr(self.source, "x", self.source)
+
+class Embedded:
+    """A `HostEmbedding` as a dataset's source: rows by index."""
+
+    def __init__(self, embedding):
+        self.embedding = embedding
+
+    def __len__(self):
+        return self.embedding.num_embeddings
+
+    def __getitem__(self, index):
+        return self.embedding(index)
+
+
+def write_row(name, source, index):
+    value = 100.0 + index.item()
+    if name == "disk":
+        return
+    if name == "unified":
+        source[index] = value
+    elif name == "embedding":
+        source.embedding.weight[index] = value
+    else:
+        source.scatter_(index, torch.full((1, *source.shape[1:]), value))
 
 
 def prefetch_in_child(table, answers):
@@ -68,8 +96,3 @@ def train_rank(rank, store, answers, by_ddp):
     answers.put((rank, model.rows.weight.detach().tolist()))
     dist.barrier()
     dist.destroy_process_group()
-
-
-def write_row(embedding):
-    with torch.no_grad():
-        embedding.weight[3] = 42

@@ -248,17 +248,17 @@ def test_pickles_by_path(path, x):
     copy.close()
 
 
-FORKED = [("fork", "threads"), *([] if uring_refusal() else [("fork", "io_uring")])]
+FORKED = ["threads", *([] if uring_refusal() else ["io_uring"])]
 
 
 def _gather_in_child(table, index, done):
     done.put(table[index].clone().numpy().tobytes())
 
 
-@pytest.mark.parametrize("method, engine", [("spawn", "auto"), *FORKED])
+@pytest.mark.parametrize("engine", FORKED)
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_workers_read_for_themselves(path, x, engine, method):
-    context = torch.multiprocessing.get_context(method)
+def test_forked_workers_read_for_themselves(path, x, engine):
+    context = torch.multiprocessing.get_context("fork")
     with dataeff.FeatureTable.open(path, engine=engine) as table:
         index = torch.arange(0, ROWS, 7)
         table[index[:3]]

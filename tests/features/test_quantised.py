@@ -229,23 +229,3 @@ def test_large_gathers_run_in_threads():
     index = torch.randint(-20_000, 20_000, (30_000,))
     rows = dataeff.FeatureTable(x, store="fp8")[index]
     assert torch.equal(rows, dequantise(*quantise_reference(x, "fp8"), torch.float32)[index])
-
-
-def _write_a_row(table, done):
-    table.scatter_(torch.tensor([0]), torch.full((1, 9), 9.0))
-    done.put((table[1].tolist(), table.stats().num_rows))
-
-
-@pytest.mark.parametrize("method", ["spawn", "fork"])
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_workers_share_the_small_rows_and_their_scales(method):
-    context = torch.multiprocessing.get_context(method)
-    table = dataeff.FeatureTable(torch.randn(5, 9), store="int8", hot=dataeff.HotRows(2)).share_()
-    before = table[1].tolist()
-    done = context.SimpleQueue()
-    worker = context.Process(target=_write_a_row, args=(table, done))
-    worker.start()
-    assert done.get() == (before, 1)
-    worker.join(60)
-    assert worker.exitcode == 0
-    torch.testing.assert_close(table[0], torch.full((9,), 9.0))

@@ -4,13 +4,16 @@ import multiprocessing
 import os
 import pickle
 import sys
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import dataeff
 from dataeff.features.registration import RegisteredMemory
+from dataeff.memory import share_
 from dataeff.memory.shared import shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -42,19 +45,67 @@ def test_pickle_alone_copies():
     assert copy[1].tolist() == [0, 0]
 
 
+def sources(x, folder):
+    """One of everything that has rows in host memory or on disk, by name."""
+    np.save(folder / "rows.npy", x.numpy())
+    score = torch.arange(float(len(x)))
+    return {
+        "plain": dataeff.FeatureTable(x.clone()),
+        "strided": dataeff.FeatureTable(torch.cat([x, x], 1)[:, : x.shape[1]]),
+        "fp16": dataeff.FeatureTable(x, store="fp16"),
+        "int8": dataeff.FeatureTable(x, store="int8", hot=dataeff.HotRows(3, score)),
+        "fp8": dataeff.FeatureTable(x, store="fp8"),
+        "hot": dataeff.FeatureTable(x.clone(), hot=dataeff.HotRows(3, policy="adaptive")),
+        "disk": dataeff.FeatureTable.open(folder / "rows.npy"),
+        "unified": dataeff.unified(x.clone()),
+        "embedding": processes.Embedded(dataeff.HostEmbedding.from_pretrained(x.clone())),
+    }
+
+
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("wrap", [dataeff.FeatureTable], ids=lambda f: f.__name__)
-def test_a_data_loaders_workers_read_and_write_the_same_memory(method, wrap):
-    x = torch.arange(24.0).view(12, 2)
-    source = wrap(x)
-    if method == "fork" and wrap is dataeff.FeatureTable:
-        source.share_()  # a forked worker would have copies of the pages it writes
+def test_a_data_loaders_workers_read_and_write_the_same_memory(method, tmp_path):
+    x = torch.arange(24.0).view(12, 2) % 8
+    found = sources(x, tmp_path)
+    if method == "fork":  # a forked worker would have copies of the pages it writes
+        for source in found.values():
+            share_all(source)
     loader = torch.utils.data.DataLoader(
-        processes.Rows(source), batch_size=4, num_workers=1, multiprocessing_context=method
+        processes.Rows(found), batch_size=4, num_workers=1, multiprocessing_context=method
     )
     batches = list(loader)
-    assert torch.cat(batches)[:, 0].tolist() == list(range(0, 24, 2))
-    assert x[:, 1].tolist() == list(range(100, 112))
+    everything = torch.arange(12)
+    written = (100.0 + everything)[:, None].expand(12, 2)
+    for name, source in found.items():
+        read = torch.cat([batch[name] for batch in batches])
+        rtol, atol = {"int8": (0, 0.5), "fp8": (2**-4, 0)}.get(name, (0, 0))
+        close = {"rtol": rtol, "atol": atol}
+        torch.testing.assert_close(read, x, **close)
+        now = source[everything].detach().as_subclass(torch.Tensor)
+        torch.testing.assert_close(now, x if name == "disk" else written, **close)
+    found["disk"].close()
+
+
+def share_all(source):
+    if isinstance(source, processes.Embedded):
+        source.embedding.share_memory()
+    elif isinstance(source, torch.Tensor):
+        share_(source)
+    elif source._rows.__class__.__name__ != "DiskRows":
+        source.share_()
+
+
+def test_what_travels_is_a_descriptor(tmp_path):
+    x = torch.zeros(1 << 15, 8)  # 1 MiB
+    for name, source in sources(x, tmp_path).items():
+        sent = ForkingPickler.dumps(source)
+        assert len(sent) < 4096, (name, len(sent))
+        again = pickle.loads(sent)
+        assert torch.equal(again[torch.tensor([5])], source[torch.tensor([5])])
+        if name == "plain":
+            assert shared_buffer(again.x) is shared_buffer(source.x) is not None
+        if name == "int8":
+            scores = [table._rows._hot.score for table in (again, source)]
+            assert shared_buffer(scores[0]) is shared_buffer(scores[1]) is not None
 
 
 def test_a_forked_child_prefetches_with_a_thread_of_its_own():

@@ -221,26 +221,6 @@ def test_pickles(x):
     assert torch.equal(copy[[1, 2]], x[[1, 2]])
 
 
-def _write_a_row(table, done):
-    table.scatter_(torch.tensor([0]), torch.full((1, 3, 5), 9.0))
-    done.put(table[1].tolist())
-
-
-@pytest.mark.parametrize("method", ["spawn", "fork"])
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_workers_share_the_memory(x, method):
-    context = torch.multiprocessing.get_context(method)
-    x = x.share_memory_() if method == "fork" else x
-    table, done = dataeff.FeatureTable(x), context.SimpleQueue()
-    worker = context.Process(target=_write_a_row, args=(table, done))
-    worker.start()
-    seen = done.get()
-    worker.join(60)
-    assert worker.exitcode == 0
-    assert seen == x[1].tolist()
-    assert (table[0] == 9.0).all()
-
-
 def test_gathers_release_the_interpreter_lock():
     table, index = dataeff.FeatureTable(torch.rand(4096, 256)), torch.randint(4096, (20_000,))
     turns, stop = [0], threading.Event()

@@ -6,7 +6,6 @@ a device are then proven over an alias of the same memory that is made as a GPU'
 
 import copy
 import io
-import multiprocessing
 import pickle
 import sys
 import weakref
@@ -22,10 +21,8 @@ from hypothesis import strategies as st
 import dataeff
 from dataeff.features import UnifiedTensor, unified_memory, unified_tensor
 from dataeff.features.unified_memory import DLPACK_CPU, byte_alias
-from dataeff.memory.shared import shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
-import table_processes as processes
 
 META = torch.device("meta")
 # torch's own, while it compiles
@@ -365,20 +362,6 @@ def test_a_module_with_one_round_trips_its_state(x):
     module.load_state_dict(state)
     assert x.view(-1).tolist() == list(range(24))
     assert isinstance(module.features, UnifiedTensor)
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_share_it(method):
-    u = dataeff.unified(torch.arange(24.0).view(12, 2))
-    if method == "fork":
-        dataeff.memory.share_(u)
-    loader = torch.utils.data.DataLoader(
-        processes.Rows(u), batch_size=4, num_workers=1, multiprocessing_context=method
-    )
-    assert torch.cat(list(loader))[:, 0].tolist() == list(range(0, 24, 2))
-    assert u[:, 1].tolist() == list(range(100, 112))
-    assert shared_buffer(u) is not None
-    assert "dataeff" in multiprocessing.reduction.ForkingPickler.dumps(u).tobytes().decode("latin1")
 
 
 def test_a_table_takes_one(x):

@@ -21,8 +21,6 @@ from dataeff.memory.shared import attach_shared, shared_buffer
 sys.path.insert(0, str(Path(__file__).parent))
 import buffer_processes as processes
 
-METHODS = ["fork", "spawn"]
-
 
 @given(
     dtype=st.sampled_from([torch.uint8, torch.bfloat16, torch.float32, torch.complex128]),
@@ -88,10 +86,10 @@ def test_nobody_can_shrink_it():
             os.ftruncate(buffer.fd, size)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_four_processes_hold_one_copy(method):
+@pytest.mark.parametrize(("method", "count"), [("fork", 4), ("spawn", 2)])  # a spawn imports torch
+def test_processes_hold_one_copy(method, count):
     context = multiprocessing.get_context(method)
-    nbytes, count = 48 << 20, 4
+    nbytes = 48 << 20
     x = new_shared((nbytes,), torch.uint8).fill_(1)
     barrier, answers = context.Barrier(count, timeout=60), context.Queue()
     arguments = (SharedTensor(x), None, barrier, answers)
@@ -104,9 +102,9 @@ def test_four_processes_hold_one_copy(method):
     found = [answers.get(timeout=60) for _ in workers]
     for worker in workers:
         worker.join()
-    # Five map it, this process among them: a copy each would make every share grow by all of it.
+    # This process maps it too: a copy each would make every share grow by all of it.
     assert [total for total, _, _ in found] == [nbytes] * count
-    assert all(grown < nbytes / 3 for _, grown, _ in found), found
+    assert all(grown < nbytes / (count + 1) * 1.25 for _, grown, _ in found), found
     assert all(worker.exitcode == 0 for worker in workers)
 
 
@@ -124,7 +122,7 @@ def test_a_killed_process_takes_nothing_with_it(method):
 
 
 def test_a_descriptor_travels_both_ways_and_outlives_its_maker():
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
     x = new_shared((3000,), torch.float64)
     x[5] = 1.5
