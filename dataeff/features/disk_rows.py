@@ -60,6 +60,7 @@ class DiskRows(Rows):
     """
 
     asynchronous = False
+    traceable = False
 
     def __init__(self, paths: Sequence[PathLike], name: str | None, options: DiskOptions) -> None:
         if options.engine not in ENGINES:

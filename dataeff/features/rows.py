@@ -31,11 +31,14 @@ class Rows(ABC):
         dtype: as gathered.
         asynchronous: whether a gather to CUDA is queued on the current stream; one that keeps the
             host busy is prefetched in a thread.
+        traceable: whether a gather is operators over tensors, which a compiled graph may hold;
+            other rows are gathered by one operator that calls `gather`.
     """
 
     shape: torch.Size
     dtype: torch.dtype
     asynchronous: bool = True
+    traceable: bool = True
 
     @abstractmethod
     def gather(self, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
@@ -45,11 +48,8 @@ class Rows(ABC):
         """
 
     def gather_traced(self, index: Tensor, out: Tensor | None) -> Tensor:
-        """The same while `torch.compile` traces: operators alone, no account."""
-        raise NotImplementedError(
-            f"{type(self).__name__} cannot be gathered inside torch.compile: gather before the "
-            "compiled function and pass the rows"
-        )
+        """The same while `torch.compile` traces: operators alone, no account. If `traceable`."""
+        raise NotImplementedError(f"{type(self).__name__} are gathered by no operator of their own")
 
     @abstractmethod
     def scatter_(self, index: Tensor, rows: Tensor) -> None:

@@ -157,8 +157,22 @@ class StoredRows(Rows):
         )
 
     def gather_traced(self, index: Tensor, out: Tensor | None) -> Tensor:
-        """The operator alone; the hot rows are those of the time of tracing."""
-        return gather_stored(self._source(index.device), index, self.dtype, out)
+        """The operator alone; the hot rows are those of the time of tracing.
+
+        Raises:
+            RuntimeError: nothing is prepared for this CUDA device.
+        """
+        return gather_stored(self._traced_source(index.device), index, self.dtype, out)
+
+    def _traced_source(self, device: torch.device) -> Source:
+        if device.type == "cpu":  # no hot rows, and the scales are here
+            return Source(self._memory.x, self._scales)
+        if device not in self._sources:
+            raise RuntimeError(
+                f"a compiled function gathers on {device}: call table.register() before it"
+            )
+        tier = self._tiers.get(device)
+        return self._sources[device] if tier is None else tier.source()
 
     # --- writing ------------------------------------------------------------------------------
 

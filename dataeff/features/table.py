@@ -29,6 +29,7 @@ from dataeff.features.quantised import Store
 from dataeff.features.rows import HostRows, Rows
 from dataeff.features.stats import Account, TableStats
 from dataeff.features.stored import Sort, StoredRows, sorting_could_pay
+from dataeff.features.traced import gather_traced, number_of
 from dataeff.features.unique import gather_once
 from dataeff.memory import share_among_ranks
 
@@ -111,6 +112,7 @@ class FeatureTable:
         self._lock = threading.Lock()  # a prefetch begins before a close or after it
         self._executor: ThreadPoolExecutor | None = None
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._number = number_of(self)
         _tables.add(self)
 
     @classmethod
@@ -266,7 +268,7 @@ class FeatureTable:
             unique: fetch a row that is asked for several times once. Worth it where rows repeat
                 across a bus or on disk and the sampler has not made them unique (a CPU finds
                 repeated rows of host memory in its caches sooner than it sorts the index). On CUDA
-                the host waits for the number of different rows. Not applied inside `torch.compile`.
+                the host waits for the number of different rows.
 
         Returns:
             `out`, or the new tensor.
@@ -285,7 +287,9 @@ class FeatureTable:
                 raise ValueError("give out or dtype, not both: out has a dtype of its own")
             out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=dtype)
         if torch.compiler.is_compiling():
-            return rows.gather_traced(index, out)
+            if rows.traceable and not unique:
+                return rows.gather_traced(index, out)
+            return gather_traced(self._number, rows.shape[1:], rows.dtype, index, out, unique)
         if unique and index.numel():
             return gather_once(rows, index, out, self._account)
         return rows.gather(index, out, self._account)
