@@ -67,7 +67,7 @@ def cases(name: str, options: Options) -> Iterator[Case]:
     """The cases of the workload `name`, not yet run."""
     module = importlib.import_module(f"{__name__}.{name}")
     found: Iterator[Case] = module.cases(options)
-    return found
+    return (case for case in found if options.only in case.size)
 
 
 def _run(

@@ -32,12 +32,14 @@ class Options:
         device: where the work is done; CUDA when there is a GPU.
         directory: where workloads that use files put them.
         seed: seeds the inputs and every provider's set-up.
+        only: run the cases whose size holds this text.
     """
 
     quick: bool = False
     device: torch.device = field(default_factory=_default_device)
     directory: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
     seed: int = 0
+    only: str = ""
 
     @property
     def num_rounds(self) -> int:

@@ -24,6 +24,7 @@ from dataeff.bench.record import Record, Run
 
 MIN_ROUNDS = 3
 MAX_CALLS_PER_SAMPLE = 1000
+LONG_CALL_S = 1.0
 
 
 class DisagreementError(RuntimeError):
@@ -152,7 +153,11 @@ def _sample(lane: Lane, device: torch.device) -> float:
 
 
 def _warm_up(lane: Lane, options: Options) -> None:
-    elapsed_s = [_sample(lane, options.device) for _ in range(options.num_warmups)][-1]
+    elapsed_s = 0.0
+    for _ in range(options.num_warmups):
+        elapsed_s = _sample(lane, options.device)
+        if elapsed_s > LONG_CALL_S:  # the call that was compared has warmed what such a one needs
+            break
     # What `before` prepares holds for one call only, so such a step is not repeated in a sample.
     if lane.step.before is None:
         wanted = math.ceil(options.min_sample_s / max(elapsed_s, 1e-9))

@@ -27,6 +27,9 @@ def command(
         Path | None, typer.Option(help="Draw them to this file (.png, .svg, .pdf).")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, few rounds.")] = False,
+    only: Annotated[
+        str, typer.Option("--only", help="Run the cases whose size holds this text.")
+    ] = "",
     rok: Annotated[
         bool,
         typer.Option("--rok", help="Of offload: peak memory against throughput, by batch size."),
@@ -48,6 +51,7 @@ def command(
         quick=quick,
         device=torch_device(device),
         directory=existing_directory("--dir", directory),
+        only=only,
     )
     plots = _plot_paths(plot, chosen)
     for option, path in (("--json", json), *(("--plot", path) for path in plots.values())):
@@ -55,6 +59,8 @@ def command(
     records: list[Record] = []
     for one in chosen:
         found = known[one](options, say=_say)
+        if not found:
+            raise UserError(f"--only: no case of {one} holds {only!r} in its size")
         _show(one, found)
         if one in plots:
             _draw(found, plots[one], rok)

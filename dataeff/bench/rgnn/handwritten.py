@@ -8,7 +8,6 @@ edges sorted by relation, one `torch.nn.functional.grouped_mm`, `index_add`.
 from __future__ import annotations
 
 import warnings
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataeff.bench.case import Step, Unavailable
-from dataeff.bench.rgnn.workload import Workload
+from dataeff.bench.rgnn.workload import Workload, require_memory
 
 
 class Pairs:
@@ -26,13 +25,13 @@ class Pairs:
         key, self.of_edge = torch.unique(edge_type * nodes + node, return_inverse=True)
         self.node, self.relation = key % nodes, key // nodes
         bounds = torch.arange(relations + 1, device=node.device) * nodes
-        self.ptr = torch.searchsorted(key, bounds).tolist()
+        self.counts = torch.searchsorted(key, bounds).diff().tolist()
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """x[node] @ weight[relation], one product per relation, [pairs, out]."""
-        rows = x[self.node]
-        parts = [rows[a:b] @ w for (a, b), w in zip(pairwise(self.ptr), weight, strict=True)]
-        return torch.cat(parts)
+        # `split`: backward of a slice per relation would write a gradient of all rows for each.
+        parts = zip(x.index_select(0, self.node).split(self.counts), weight, strict=True)
+        return torch.cat([rows @ w for rows, w in parts])
 
 
 class Spread:
@@ -85,6 +84,9 @@ def aten(work: Workload) -> Step:
     sources = Pairs(src, relation, work.nodes, work.relations)
     spread = Spread(dst, sources.of_edge, (work.nodes, sources.node.numel()))
     p = parameters(work)
+    rows = sources.node.numel() * (2 if work.model == "RGATConv" else 1)
+    copies = 4 if work.training else 2  # gathered rows, products, and their gradients
+    require_memory(copies * rows * work.dim * 4, "products per pair would take")
 
     if work.model == "RGCNConv":
         share = mean_shares(work)
@@ -99,7 +101,9 @@ def aten(work: Workload) -> Step:
     def attention(x: Tensor) -> Tensor:
         z = sources.product(x, p["weight"])
         query = targets.product(x, p["weight"] @ p["q"])
-        score = query.index_select(0, targets.of_edge) + (z @ p["k"])[sources.of_edge]
+        score = query.index_select(0, targets.of_edge) + (z @ p["k"]).index_select(
+            0, sources.of_edge
+        )
         alpha = softmax(F.leaky_relu(score[:, 0], 0.2), dst, work.nodes)
         return _sparse_product(spread, alpha, z) + p["bias"]
 
@@ -110,6 +114,8 @@ def grouped(work: Workload) -> Step:
     """Edges sorted by relation, and one grouped product."""
     if not hasattr(F, "grouped_mm"):
         raise Unavailable("this torch has no torch.nn.functional.grouped_mm")
+    rows_per_edge = (3 if work.model == "RGCNConv" else 5) * (2 if work.training else 1)
+    require_memory(rows_per_edge * work.num_edges * work.dim * 4, "products per edge would take")
     order = torch.argsort(work.edges.edge_type, stable=True)
     src, dst = work.edges.edge_index[:, order]
     counts = work.edges.edge_type.bincount(minlength=work.relations)
@@ -117,7 +123,7 @@ def grouped(work: Workload) -> Step:
     p = parameters(work)
 
     def product(x: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-        found: Tensor = F.grouped_mm(x[rows], weight, offs=ends)
+        found: Tensor = F.grouped_mm(x.index_select(0, rows), weight, offs=ends)
         return found
 
     if work.model == "RGCNConv":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dataeff.bench.case import Step
 from dataeff.bench.rgnn import typed
-from dataeff.bench.rgnn.workload import Workload
+from dataeff.bench.rgnn.workload import Workload, require_memory
 
 if TYPE_CHECKING:
     from dataeff.rgnn import Graph
@@ -67,6 +67,8 @@ def without_passes(work: Workload) -> Step:
     """The layer with compaction and linear operator reordering switched off."""
     from dataeff.rgnn.plan import disabled_passes
 
+    rows_per_edge = 4 if work.training else 2
+    require_memory(rows_per_edge * work.num_edges * work.dim * 4, "values per edge would take")
     conv, graph = _layer(work), _graph(work)
     step = work.step(_forward(conv, graph, work), dict(conv.named_parameters()))
 
@@ -95,7 +97,7 @@ def _plans(conv: torch.nn.Module, graph: Graph, work: Workload) -> list[Plan]:
     """The plans that one call of the layer, or of a training step, is carried out by."""
     from dataeff.rgnn.plan import watched_plans
 
-    x = work.x.clone().requires_grad_(work.training)
+    x = work.x.detach().requires_grad_(work.training)
     with watched_plans() as plans, torch.set_grad_enabled(work.training):
         _forward(conv, graph, work)(x)
     return plans

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +13,7 @@ from torch import Tensor
 from dataeff.bench.case import Step, Unavailable
 from dataeff.bench.rgnn import typed
 from dataeff.bench.rgnn.handwritten import mean_shares
+from dataeff.bench.rgnn.limits import time_limit
 from dataeff.bench.rgnn.workload import Workload, require_memory
 
 COMPILE_LIMIT_S = 120
@@ -44,7 +41,7 @@ def compiled(name: str, work: Workload) -> Step:
         return found
 
     step = work.step(forward, dict(layer.named_parameters()))
-    with _time_limit(COMPILE_LIMIT_S, f"torch.compile took more than {COMPILE_LIMIT_S} s"):
+    with time_limit(COMPILE_LIMIT_S, f"torch.compile took more than {COMPILE_LIMIT_S} s"):
         step.call()
     return step
 
@@ -75,6 +72,8 @@ def _pyg_layer(name: str, work: Workload) -> torch.nn.Module:
 def dgl(work: Workload) -> Step:
     """DGL's RelGraphConv with PyTorch Geometric's normalisation."""
     library = _import_dgl()
+    copies = 6 if work.training else 3
+    require_memory(copies * work.num_edges * work.dim * 4, "messages per edge would take")
     src, dst = work.edges.edge_index
     graph = library.graph((src, dst), num_nodes=work.nodes)
     conv = library.nn.RelGraphConv(work.dim, work.dim, work.relations)
@@ -95,22 +94,3 @@ def _import_dgl() -> ModuleType | Any:
         return importlib.import_module("dgl")
     except (ImportError, OSError, AttributeError) as error:
         raise Unavailable(f"dgl cannot be imported: {error}") from error
-
-
-@contextmanager
-def _time_limit(seconds: int, reason: str) -> Iterator[None]:
-    """Raises Unavailable in the block after so long; only the main thread can be interrupted."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise Unavailable(reason)
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)

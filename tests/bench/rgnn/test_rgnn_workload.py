@@ -62,7 +62,7 @@ def test_what_memory_does_not_hold_is_declined_with_both_numbers(monkeypatch):
     inputs = case.inputs()
     for provider in case.providers:
         if provider.name.startswith("dataeff"):
-            with pytest.raises(Unavailable, match="features, messages and edges"):
+            with pytest.raises(Unavailable, match="features and edges"):
                 provider.prepare(inputs)
 
 

@@ -1,0 +1,84 @@
+"""A first call of each provider under a time and a memory limit: a full run comes to an end.
+
+What does not keep them is recorded as skipped, with the limit in the reason.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dataeff.bench.case import Step, Unavailable
+from dataeff.bench.rgnn.workload import Workload, available_bytes
+
+CALL_LIMIT_S = 20
+MEMORY_SHARE = 0.8  # of what is free when a provider starts
+STATM = Path("/proc/self/statm")
+_NO_MEMORY = re.compile(r"allocate|out of memory|bad_alloc", re.IGNORECASE)
+
+
+def within_limits(make: Callable[[Workload], Step]) -> Callable[[Workload], Step]:
+    """`make`, whose step has been called once within the limits when it is returned."""
+
+    def made(work: Workload) -> Step:
+        with memory_limit(on_host=not work.x.is_cuda):
+            step = make(work)
+            reason = f"one step takes more than {CALL_LIMIT_S} s"
+            with time_limit(CALL_LIMIT_S, reason):
+                start = time.perf_counter()
+                step.call()
+                if time.perf_counter() - start > CALL_LIMIT_S:
+                    raise Unavailable(reason)
+        return step
+
+    return made
+
+
+@contextmanager
+def memory_limit(*, on_host: bool = True) -> Iterator[None]:
+    """Raises Unavailable for an allocation in the block that memory does not hold.
+
+    `on_host`: the address space is limited meanwhile; Linux would end the process instead. CUDA
+    reserves more addresses than there is memory, and refuses by itself.
+    """
+    free = available_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if on_host and STATM.exists():
+        pages = int(STATM.read_text().split()[0])
+        wanted = pages * resource.getpagesize() + int(MEMORY_SHARE * free)
+        wanted = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            line = str(error).strip().splitlines()[-1:] or ["no memory"]
+            raise Unavailable(f"{line[0]}: {free / 1e9:.1f} GB were free") from error
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextmanager
+def time_limit(seconds: int, reason: str) -> Iterator[None]:
+    """Raises Unavailable in the block after so long; only the main thread can be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise Unavailable(reason)
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

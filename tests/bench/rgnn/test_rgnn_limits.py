@@ -1,0 +1,54 @@
+import resource
+import time
+
+import pytest
+import torch
+
+from dataeff.bench import Options, Step, Unavailable, cases, rgnn
+from dataeff.bench.rgnn import limits
+
+
+class Work:
+    x = torch.zeros(1)
+
+
+def called(call):
+    return limits.within_limits(lambda work: Step(call))(Work())
+
+
+def test_a_step_that_takes_too_long_is_declined(monkeypatch):
+    monkeypatch.setattr(limits, "CALL_LIMIT_S", 1)
+    start = time.perf_counter()
+    with pytest.raises(Unavailable, match="one step takes more than 1 s"):
+        called(lambda: [time.sleep(0.05) for _ in range(1000)])
+    assert time.perf_counter() - start < 30
+
+
+def test_memory_that_is_not_there_is_declined_and_the_limit_lifted(monkeypatch):
+    monkeypatch.setattr(limits, "available_bytes", lambda: 1 << 30)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(Unavailable, match=r"allocate.*1\.1 GB were free"):
+        called(lambda: torch.empty(1 << 34, dtype=torch.uint8))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_other_errors_are_not_hidden_and_what_keeps_the_limits_runs():
+    with pytest.raises(RuntimeError, match="shapes"):
+        called(lambda: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+    counted = []
+    step = called(lambda: counted.append(1))
+    assert counted == [1] and step.call() is None
+
+
+def test_only_the_cases_that_are_named_are_run():
+    named = [case.size for case in cases("rgnn", Options(only="mutag"))]
+    assert named and all("mutag" in size for size in named)
+    assert {size.split()[0] for size in named} == set(rgnn.PYG_LAYERS)
+
+
+def test_every_dataset_width_and_growth_is_a_case():
+    sizes = [case.size for case in rgnn.cases(Options())]
+    assert len(sizes) == len(set(sizes))
+    assert sum("dim=128" in size for size in sizes) == 3 * len(rgnn.DATASETS)
+    assert any(size == "RGATConv training code dim=64" for size in sizes)
+    assert any("edges=10000000" in size for size in sizes)
