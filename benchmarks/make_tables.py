@@ -1,10 +1,10 @@
-"""Writes the tables of README.md from benchmarks/results/*.json.
+"""Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json.
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands the table of the workload NAME, from the
-latest run on a CPU and the latest on a GPU. `--check` changes nothing and fails when something
-would change.
+latest day's runs on a CPU and on a GPU; `<!-- summary: NAME -->` has no rows for the peers.
+`--check` changes nothing and fails when something would change.
 
-    python benchmarks/make_tables.py [--check] [FILE]
+    python benchmarks/make_tables.py [--check] [FILE...]
 """
 
 import argparse
@@ -16,7 +16,8 @@ from dataeff.bench import Record, read
 from dataeff.bench.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FILES = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
+MARKED = re.compile(r"(<!-- (table|summary): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def load(results: Path) -> list[Record]:
@@ -24,12 +25,12 @@ def load(results: Path) -> list[Record]:
 
 
 def latest(records: list[Record], workload: str) -> list[Record]:
-    """The records of the workload's last run on each kind of device."""
+    """The records of the workload's last day on each kind of device."""
     chosen: list[Record] = []
     for kind in ("cpu", "cuda"):
         found = [r for r in records if r.workload == workload and r.device.startswith(kind)]
         last = max((record.time for record in found), default="")
-        chosen += [record for record in found if record.time == last]
+        chosen += [record for record in found if record.time[:10] == last[:10]]
     return chosen
 
 
@@ -37,9 +38,10 @@ def fill(text: str, records: list[Record]) -> str:
     """`text` with every marked table written anew."""
 
     def table(match: re.Match[str]) -> str:
-        found = latest(records, match[2])
-        body = markdown_table(found) if found else f"No record of `{match[2]}` yet."
-        return f"{match[1]}\n{body}\n\n{match[3]}"
+        begin, form, workload, end = match.groups()
+        found = latest(records, workload)
+        body = markdown_table(found, form == "summary") if found else f"No record of `{workload}`."
+        return f"{begin}\n{body}\n\n{end}"
 
     return MARKED.sub(table, text)
 
@@ -47,16 +49,17 @@ def fill(text: str, records: list[Record]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("file", nargs="?", type=Path, default=ROOT / "README.md")
+    parser.add_argument("files", nargs="*", type=Path, default=FILES)
     arguments = parser.parse_args()
-    text = arguments.file.read_text()
-    filled = fill(text, load(ROOT / "benchmarks" / "results"))
-    if arguments.check and filled != text:
-        print(f"{arguments.file} is not what the records give: run benchmarks/make_tables.py")
-        return 1
-    if filled != text:
-        arguments.file.write_text(filled)
-    return 0
+    records = load(ROOT / "benchmarks" / "results")
+    texts = {path: path.read_text() for path in arguments.files}
+    stale = [path for path, text in texts.items() if fill(text, records) != text]
+    for path in stale:
+        if arguments.check:
+            print(f"{path} is not what the records give: run benchmarks/make_tables.py")
+        else:
+            path.write_text(fill(texts[path], records))
+    return int(arguments.check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def test_demo_that_cannot_write_says_so_in_one_line(capsys, tmp_path):
 def test_plan_prints_what_the_capacity_functions_compute(capsys):
     from dataeff.offload.capacity import MODELS, Disks, Gpu, plan_capacity
 
-    typed = ["plan", "llama-8b", "--gpus", "8", "--microbatch", "4", "--json"]
+    typed = ["plan", "--model", "llama-8b", "--gpus", "8", "--microbatch", "4", "--json"]
     code, out, _ = run(capsys, *typed, "--gpu-memory-gb", "40", "--disks", "2", "--write-gbs", "3")
     plan = plan_capacity(
         MODELS["llama-8b"],
@@ -172,12 +172,12 @@ def test_plan_prints_what_the_capacity_functions_compute(capsys):
 
 
 def test_plan_table_ends_with_the_verdict(capsys):
-    code, out, _ = run(capsys, "plan", "llama-70b", "--gpus", "1")
+    code, out, _ = run(capsys, "plan", "--model", "llama-70b", "--gpus", "1")
     assert code == 0 and "shard over more GPUs" in out and "written per day" in out
 
 
 def test_plan_of_what_fits_wears_no_disk(capsys):
-    typed = ["plan", "llama-8b", "--gpus", "64", "--sequence", "128"]
+    typed = ["plan", "--model", "llama-8b", "--gpus", "64", "--sequence", "128"]
     assert "not worn" in run(capsys, *typed)[1]
     assert json.loads(run(capsys, *typed, "--json")[1])["rated_life_days"] is None
 
@@ -185,9 +185,9 @@ def test_plan_of_what_fits_wears_no_disk(capsys):
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        (["nope"], "unknown model 'nope': choose from llama-8b"),
-        (["llama-8b", "--disks", "0"], "--disks: 0 is not positive"),
-        (["llama-8b", "--gpus", "3", "--tensor-parallel", "2"], "num_gpus=3"),
+        (["--model", "nope"], "unknown model 'nope': choose from llama-8b"),
+        (["--model", "llama-8b", "--disks", "0"], "--disks: 0 is not positive"),
+        (["--model", "llama-8b", "--gpus", "3", "--tensor-parallel", "2"], "num_gpus=3"),
     ],
 )
 def test_plan_refuses_in_one_line(capsys, typed, message):

@@ -24,20 +24,23 @@ def by_provider(records: Iterable[Record]) -> dict[str, dict[str, Row]]:
     return grouped
 
 
-def best_peer_s(providers: dict[str, Row]) -> float | None:
-    """The shortest time among the peers of one size."""
+def best_peer(providers: dict[str, Row]) -> tuple[str, float] | None:
+    """The fastest peer of one size and its time in seconds."""
     times = [
-        row["time_s"].value for row in providers.values() if _timed(row) and _role(row) == "peer"
+        (row["time_s"].value, name)
+        for name, row in providers.items()
+        if _timed(row) and _role(row) == "peer"
     ]
-    return min((value for value in times if value is not None), default=None)
+    value, name = min(((t, name) for t, name in times if t is not None), default=(None, ""))
+    return None if value is None else (name, value)
 
 
-def ratio(row: Row, peer_s: float | None) -> str:
-    """How many times as fast as the best peer."""
+def ratio(row: Row, peer: tuple[str, float] | None, named: bool = False) -> str:
+    """How many times as fast as the best peer, and which that is if it is to be `named`."""
     value = row["time_s"].value
-    if peer_s is None or not value or _role(row) != "ours":
+    if peer is None or not value or _role(row) != "ours":
         return ""
-    return f"{peer_s / value:.2f}x"
+    return f"{peer[1] / value:.2f}x" + (f" {peer[0]}" if named else "")
 
 
 def _timed(row: Row) -> bool:
@@ -109,26 +112,27 @@ def terminal_table(workload: str, records: Sequence[Record]) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("more", overflow="fold")
     for size, providers in by_provider(records).items():
-        peer_s = best_peer_s(providers)
+        peer = best_peer(providers)
         for index, (name, row) in enumerate(providers.items()):
-            cells = (size if index == 0 else "", *_cells(name, row, peer_s))
+            cells = (size if index == 0 else "", *_cells(name, row, peer))
             table.add_row(*(escape(cell) for cell in cells))
         table.add_section()
     return table
 
 
-def _cells(name: str, row: Row, peer_s: float | None) -> tuple[str, ...]:
+def _cells(name: str, row: Row, peer: tuple[str, float] | None) -> tuple[str, ...]:
     if not _timed(row):
         return (name, "", "", "", "", "", f"skipped: {row['skipped'].note}")
     median, spread = (row[metric].value or 0.0 for metric in ("time_s", "time_spread_s"))
     label = f"({name})" if _role(row) == "ceiling" else name
     cells = (duration(median), f"± {duration(spread / 2)}", rate(row), shares(row))
-    return (label, *cells, ratio(row, peer_s), extras(row))
+    return (label, *cells, ratio(row, peer), extras(row))
 
 
-def markdown_table(records: Sequence[Record]) -> str:
+def markdown_table(records: Sequence[Record], ours_only: bool = False) -> str:
     """One workload's records as Markdown: a row per size and provider, CPU and GPU side by side.
 
+    With `ours_only` the peers have no rows of their own: the fastest is named beside the ratio.
     Columns of a kind of device without a record stay empty, and a line says so. Columns that would
     be empty for both kinds, and providers that were timed nowhere, are left out.
     """
@@ -139,11 +143,12 @@ def markdown_table(records: Sequence[Record]) -> str:
         for kind in KINDS
         for size, providers in grouped[kind].items()
         for provider, row in providers.items()
-        if _role(row) != "ceiling" and _timed(row)
+        if _role(row) in (("ours",) if ours_only else ("ours", "peer")) and _timed(row)
     )
     rows = {
         (size, provider): {
-            kind: _markdown_cells(grouped[kind].get(size, {}), provider) for kind in KINDS
+            kind: _markdown_cells(grouped[kind].get(size, {}), provider, ours_only)
+            for kind in KINDS
         }
         for size, provider in keys
     }
@@ -163,7 +168,7 @@ def markdown_table(records: Sequence[Record]) -> str:
     )
 
 
-def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, ...]:
+def _markdown_cells(providers: dict[str, Row], provider: str, named: bool) -> tuple[str, ...]:
     """One cell per column of COLUMNS."""
     row = providers.get(provider)
     if row is None:
@@ -172,7 +177,7 @@ def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, ...]
         return ("skipped", "", "", "")
     median, spread = (row[metric].value or 0.0 for metric in ("time_s", "time_spread_s"))
     time_s = f"{duration(median)} ± {duration(spread / 2)}"
-    return (time_s, ratio(row, best_peer_s(providers)), shares(row), extras(row))
+    return (time_s, ratio(row, best_peer(providers), named), shares(row), extras(row))
 
 
 def _threads(record: Record) -> str:

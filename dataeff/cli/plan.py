@@ -18,7 +18,7 @@ TB = 1e12
 
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="A model by name; an unknown one lists them.")
+        str | None, typer.Option(help="A model by name; an unknown one lists them.")
     ] = None,
     from_report: Annotated[
         Path | None,
@@ -47,9 +47,9 @@ def command(
     from dataeff.offload.capacity import MODELS, Disks, Gpu, plan_capacity
 
     if (model is None) == (from_report is None):
-        raise UserError("name either a model or --from-report FILE")
+        raise UserError("name either --model NAME or --from-report FILE")
     if from_report is None and model not in MODELS:
-        raise UserError(f"unknown model {model!r}: choose from {', '.join(MODELS)}")
+        raise UserError(f"--model: unknown model {model!r}: choose from {', '.join(MODELS)}")
     positive = {
         "--gpu-memory-gb": gpu_memory_gb,
         "--gpu-tflops": gpu_tflops,

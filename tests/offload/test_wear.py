@@ -154,9 +154,9 @@ def test_plan_from_a_report_uses_what_was_measured(saved_report, capsys):
 
 
 def test_plan_wants_a_model_or_a_report(capsys, tmp_path):
-    for typed in (["plan"], ["plan", "llama-8b", "--from-report", "x"]):
+    for typed in (["plan"], ["plan", "--model", "llama-8b", "--from-report", "x"]):
         code, _, err = run(capsys, *typed)
-        assert code == 2 and "either a model or --from-report" in err
+        assert code == 2 and "either --model NAME or --from-report" in err
     code, _, err = run(capsys, "plan", "--from-report", str(tmp_path / "none.json"))
     assert code == 2 and "none.json" in err
     offload = ActivationOffload(nn.Linear(2, 2), tmp_path)
