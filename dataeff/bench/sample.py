@@ -1,10 +1,13 @@
-"""Sampling neighbourhoods of a power-law graph: ours beside torch-sparse, pyg-lib and plain torch.
+"""Sampling neighbourhoods of a power-law graph: ours beside other libraries and plain torch.
 
 The graph is directed, sources and targets drawn by a power law of their rank (exponent 0.6 of the
 rank, so that the largest degrees are thousands of times the mean) and ids shuffled, so that hubs
 are not neighbours in memory. All providers read the same CSC arrays and sample without replacement.
 Samples differ by chance, so what is compared is what does not: the numbers of edges of the first
-hop, and that every edge exists.
+hop, and that every edge exists. DGL samples the nodes of earlier hops again in later ones, so its
+samples have more edges (`edges_per_batch`).
+
+After the samples come epochs of GraphSAGE (`dataeff.bench.epoch`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dataeff.bench import epoch
 from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.bench.dgl import import_dgl
 from dataeff.sampling import CSCGraph, NeighborSampler
 
 NUM_BATCHES = 16
@@ -37,12 +42,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Sampled:
-    """One provider's sample: global node ids, local ends of edges."""
+    """One provider's sample: global node ids, local ends of edges.
+
+    `num_first` edges are of the first hop, where later hops sample its nodes again.
+    """
 
     seeds: Tensor
     n_id: Tensor
     row: Tensor
     col: Tensor
+    num_first: int | None = None
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -58,12 +67,14 @@ def cases(options: Options) -> Iterator[Case]:
                     providers=(
                         Provider("plain torch", _plain),
                         Provider("torch-sparse", _torch_sparse),
+                        Provider("DGL", _dgl, requires=("dgl",)),
                         Provider("pyg-lib", _pyg_lib, requires=("pyg_lib",)),
                         Provider("dataeff 1 thread", partial(_ours, num_threads=1), role="ours"),
                         Provider("dataeff", partial(_ours, num_threads=None), role="ours"),
                     ),
                     same=_assert_plausible,
                 )
+    yield from epoch.cases(options)
 
 
 def power_law_edges(num_nodes: int, num_edges: int) -> Tensor:
@@ -102,7 +113,7 @@ def _assert_plausible(expected: tuple[Inputs, Sampled], actual: tuple[Inputs, Sa
         degree = graph.colptr.diff().long()
         assert torch.equal(drawn.n_id[:first], drawn.seeds)
         assert drawn.n_id.unique().numel() == drawn.n_id.numel()
-        taken = torch.bincount(drawn.col, minlength=first)[:first]
+        taken = torch.bincount(drawn.col[: drawn.num_first], minlength=first)[:first]
         assert torch.equal(taken, degree[drawn.seeds].clamp(max=inputs.fanouts[0]))
         targets = torch.repeat_interleave(torch.arange(graph.num_dst_nodes), degree)
         edges = targets * graph.num_src_nodes + graph.row
@@ -146,6 +157,22 @@ def _load_torch_sparse() -> None:
         torch.ops.load_library(str(libraries[0]))
     except OSError as error:
         raise Unavailable(f"torch_sparse does not load beside this torch: {error}") from error
+
+
+def _dgl(inputs: Inputs) -> Step:
+    dgl = import_dgl()
+    colptr, row = inputs.graph.colptr.long(), inputs.graph.row.long()
+    no_ids = torch.empty(0, dtype=torch.int64)
+    graph = dgl.graph(("csc", (colptr, row, no_ids)), num_nodes=inputs.graph.num_src_nodes)
+    sampler = dgl.dataloading.NeighborSampler(list(reversed(inputs.fanouts)))  # last hop first
+
+    def sample(seeds: Tensor, call: int) -> Sampled:
+        n_id, _, blocks = sampler.sample_blocks(graph, seeds)
+        ends = [block.edges() for block in reversed(blocks)]  # a block's nodes begin the next one's
+        row, col = (torch.cat(parts) for parts in zip(*ends, strict=True))
+        return Sampled(seeds, n_id, row, col, num_first=len(ends[0][0]))
+
+    return _step(inputs, sample)
 
 
 def _pyg_lib(inputs: Inputs) -> Step:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from dataeff.bench.case import Step, Unavailable
+from dataeff.bench.case import Step
+from dataeff.bench.dgl import import_dgl
 from dataeff.bench.rgnn import typed
 from dataeff.bench.rgnn.handwritten import mean_shares
 from dataeff.bench.rgnn.limits import time_limit
@@ -71,7 +67,7 @@ def _pyg_layer(name: str, work: Workload) -> torch.nn.Module:
 
 def dgl(work: Workload) -> Step:
     """DGL's RelGraphConv with PyTorch Geometric's normalisation."""
-    library = _import_dgl()
+    library = import_dgl()
     copies = 6 if work.training else 3
     require_memory(copies * work.num_edges * work.dim * 4, "messages per edge would take")
     src, dst = work.edges.edge_index
@@ -85,12 +81,3 @@ def dgl(work: Workload) -> Step:
         lambda x: conv(graph, x, work.edges.edge_type, norm=share),
         {name: named[theirs] for theirs, name in ours.items()},
     )
-
-
-def _import_dgl() -> ModuleType | Any:
-    # DGL's GraphBolt needs its binary for exactly this torch, and nothing here uses it.
-    sys.modules.setdefault("dgl.graphbolt", ModuleType("dgl.graphbolt"))
-    try:
-        return importlib.import_module("dgl")
-    except (ImportError, OSError, AttributeError) as error:
-        raise Unavailable(f"dgl cannot be imported: {error}") from error
