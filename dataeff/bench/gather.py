@@ -15,7 +15,7 @@ from functools import partial
 import torch
 
 import dataeff
-from dataeff.bench import ceilings, gather_disk, gather_peers, gather_stored
+from dataeff.bench import ceilings, gather_disk, gather_growth, gather_peers, gather_stored
 from dataeff.bench.case import Case, Options, Provider, Step
 from dataeff.bench.gather_peers import Inputs
 
@@ -45,6 +45,7 @@ def cases(options: Options) -> Iterator[Case]:
     yield from gather_stored.power_law_cases(options)
     yield from gather_stored.request_cases(options)
     yield from gather_disk.cases(options)
+    yield from gather_growth.cases(options)
 
 
 def make_inputs(num_rows: int, dim: int, num_ids: int, device: torch.device) -> Inputs:
