@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -77,6 +77,9 @@ class Step:
         metrics: figures beside the time, name -> (value, unit), asked for after the last call.
         nbytes: bytes one call moves, where it differs from the case's.
         flops: floating-point operations of one call, where they differ from the case's.
+        kernels: (bytes, flops) of each kernel of one call. They run one after another, so that
+            `share_of_roofline` adds up, over kernels, the longer of the times that the ceilings of
+            bytes and of flops give, and divides by the call's.
     """
 
     call: Callable[[], Any]
@@ -85,6 +88,7 @@ class Step:
     metrics: Callable[[], Mapping[str, tuple[float, str]]] | None = None
     nbytes: int | None = None
     flops: int | None = None
+    kernels: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True)

@@ -255,6 +255,11 @@ class _Recorder:
                 if mine and bound:
                     share = lane.rate(mine) / ceiling.rate(bound)
                     shares.append((f"share_of_{ceiling.provider.name}", share, "1"))
+        copies = [c.rate(c.step.nbytes) for c in ceilings if c.step.nbytes]
+        products = [c.rate(c.step.flops) for c in ceilings if c.step.flops]
+        if lane.step.kernels and copies and products:
+            bounds_s = [max(b / copies[0], f / products[0]) for b, f in lane.step.kernels]
+            shares.append(("share_of_roofline", sum(bounds_s) / lane.median_s, "1"))
         return shares
 
     def peak(self, lane: Lane, device: torch.device) -> list[Record]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+from dataeff.rgnn.domains import TYPE_DOMAINS
 from dataeff.rgnn.ir import Op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.signatures import SEGMENT
@@ -54,26 +55,35 @@ def _multiply_adds(schedule: Schedule, op: Op, sizes: tuple[int, ...]) -> int:
 def _traversal(
     schedule: Schedule, number: int, step: Traversal, sizes: tuple[int, ...], item_size: int
 ) -> Cost:
-    """Every unstored value is computed, and every stored one read, once per row of its reader."""
+    """Every unstored value is computed, and every stored one read, once per row of its reader.
+
+    What stands on the center is the reader's own row along the kernel's map: it is held in
+    registers while the inner rows pass, and counts once per center.
+    """
     program = schedule.program
-    kept = schedule.kept(number)
-    elements = sum(_elements(program[s], sizes) for s in kept)
+    elements = sum(_elements(program[s], sizes) for s in schedule.kept(number))
     flops = 0
-    seen: set[int] = set()
-    stack = list(step.sinks)
+    center = View.rows_of(sizes, step.center)
+    stack = [(s, View.rows_of(sizes, program[s].type.domain)) for s in step.sinks]
+    seen: set[tuple[int, int]] = set()
     while stack:
-        op = program[stack.pop()]
-        if op.id in seen:
+        value, rows = stack.pop()
+        op = program[value]
+        if (value, rows) in seen:
             continue
-        seen.add(op.id)
-        reader = program[op.args[0]] if op.kind in SEGMENT else op
-        rows = View.rows_of(sizes, reader.type.domain)
+        seen.add((value, rows))
+        if op.kind in SEGMENT:
+            rows = View.rows_of(sizes, program[op.args[0]].type.domain)
         flops += _flops(schedule, op, rows, sizes)
+        below = center if op.kind == "gather" and op.map == step.map else rows
         for arg in op.args:
-            if arg in schedule.stored and arg not in step.sinks:
-                elements += rows * program[arg].type.numel
-            else:
-                stack.append(arg)
+            if arg not in schedule.stored:
+                stack.append((arg, below))
+            elif arg not in step.sinks and (arg, below) not in seen:
+                seen.add((arg, below))
+                if program[arg].type.domain in TYPE_DOMAINS:  # parameters: small, read from cache
+                    below = min(below, View.rows_of(sizes, program[arg].type.domain))
+                elements += below * program[arg].type.numel
     return Cost(elements * item_size, flops)
 
 

@@ -79,6 +79,35 @@ def test_medians_rates_and_shares_come_from_the_same_rounds(clock):
     assert ("memcpy", "share_of_memcpy") not in found
 
 
+def test_the_roofline_of_several_kernels_is_that_of_each_in_turn(clock):
+    case = Case(
+        size="",
+        inputs=lambda: None,
+        providers=(
+            provider("ours", clock.work("ours", 2.0, []), role="ours", kernels=((4, 10), (1, 30))),
+        ),
+        ceilings=(
+            provider("memcpy", clock.work("memcpy", 1.0, []), role="ceiling", nbytes=10),
+            provider("matmul", clock.work("matmul", 1.0, []), role="ceiling", flops=100),
+        ),
+    )
+    found = run(case)
+    assert found["ours", "share_of_roofline"].value == pytest.approx((0.4 + 0.3) / 2)
+    assert ("memcpy", "share_of_roofline") not in found
+
+
+def test_long_calls_are_not_warmed_up_again_and_again(clock):
+    calls = []
+    work = clock.work("slow", 20.0, calls)
+    run_case(
+        "gather",
+        Case(size="", inputs=lambda: None, providers=(provider("slow", work),)),
+        Options(quick=False, device=CPU),
+        Run.here(CPU),
+    )
+    assert len(calls) == 1 + 1 + 3  # compared, warmed up, and the rounds
+
+
 def test_a_ceiling_s_rate_is_its_best_round(clock):
     durations = iter([9.0, 9.0, 4.0, 1.0, 4.0])  # warmed up, then rounds until the budget ends
 

@@ -1,5 +1,5 @@
 import torch
-from rgnn_layers import rgcn
+from rgnn_layers import rgat, rgcn
 
 from dataeff import rgnn
 from dataeff.rgnn.cost import step_cost
@@ -16,3 +16,16 @@ def test_a_product_and_a_sum_are_counted_by_hand():
     assert costs[Gemm].flops == 2 * rows * 16 * 32
     assert costs[Gemm].nbytes == 4 * (rows * 16 + 2 * 16 * 32 + rows * 32)
     assert costs[Traversal].nbytes == 4 * (4 * 32 + 4 * 32)  # read per edge, written per node
+
+
+def test_a_gathered_row_counts_per_edge_and_the_center_s_own_once():
+    index = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1]])
+    graph = rgnn.Graph(index, torch.tensor([0, 0, 0, 0, 1, 1]), num_nodes=3)
+    x, w, a = torch.randn(3, 16), torch.randn(2, 16, 1, 32), torch.randn(2, 1, 32)
+    plan = rgat.plan(graph, x, w, a, a)
+    schedule = plan.compiled.forward_runner.schedule
+    last = max(n for n, s in enumerate(schedule.steps) if getattr(s, "map", "") == "edge.dst")
+    kept = len(schedule.kept(last)) - 1  # sums of exponentials beside the output
+    moved = step_cost(schedule, last, plan.sizes, 4).nbytes // 4
+    # z through a reshape and its two scores per edge; per node the output and what is kept
+    assert moved == 6 * (32 + 2) + 3 * 32 + 3 * kept

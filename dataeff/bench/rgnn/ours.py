@@ -24,7 +24,7 @@ BUILDS = 5
 def kept(work: Workload) -> Step:
     """The layer on a graph whose index structures are there, as in full-graph training."""
     conv, graph = _layer(work), _graph(work)
-    nbytes, flops = traffic(conv, graph, work)
+    kernels = traffic(conv, graph, work)
 
     def metrics() -> Mapping[str, tuple[float, str]]:
         built: list[float] = []
@@ -39,9 +39,7 @@ def kept(work: Workload) -> Step:
             "dst_pair_ratio": (graph.dst_pair_ratio, "1"),
         }
 
-    return work.step(
-        _forward(conv, graph, work), dict(conv.named_parameters()), metrics, nbytes, flops
-    )
+    return work.step(_forward(conv, graph, work), dict(conv.named_parameters()), metrics, kernels)
 
 
 def new_graph(work: Workload) -> Step:
@@ -79,18 +77,18 @@ def without_passes(work: Workload) -> Step:
     return Step(call)
 
 
-def traffic(conv: torch.nn.Module, graph: Graph, work: Workload) -> tuple[int, int]:
+def traffic(conv: torch.nn.Module, graph: Graph, work: Workload) -> list[tuple[int, int]]:
     """Bytes (half of those read and written, as a copy counts) and flops of the chosen kernels."""
     from dataeff.rgnn.cost import step_cost
 
-    nbytes = flops = 0
+    found = []
     for plan in _plans(conv, graph, work):
         runners = [plan.compiled.forward_runner, plan.compiled.backward_runner]
         for schedule in [r.schedule for r in runners if r is not None and r.schedule]:
             for number in range(len(schedule.steps)):
                 cost = step_cost(schedule, number, plan.sizes, work.x.element_size())
-                nbytes, flops = nbytes + cost.nbytes, flops + cost.flops
-    return nbytes // 2, flops
+                found.append((cost.nbytes // 2, cost.flops))
+    return found
 
 
 def _plans(conv: torch.nn.Module, graph: Graph, work: Workload) -> list[Plan]:

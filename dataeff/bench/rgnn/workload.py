@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,8 +64,7 @@ class Workload:
         forward: Callable[[Tensor], Tensor],
         parameters: Mapping[str, Tensor],
         metrics: Metrics | None = None,
-        nbytes: int | None = None,
-        flops: int | None = None,
+        kernels: Sequence[tuple[int, int]] = (),
     ) -> Step:
         """The step of a provider that computes `forward(x)` from these parameters."""
         call: Callable[[], object]
@@ -77,7 +76,10 @@ class Workload:
         def measured() -> Mapping[str, tuple[float, str]]:
             return {**self._memory(call), **(metrics() if metrics else {})}
 
-        return Step(call, metrics=measured, nbytes=nbytes, flops=flops)
+        nbytes, flops = (
+            (sum(amounts) for amounts in zip(*kernels, strict=True)) if kernels else (0, 0)
+        )
+        return Step(call, metrics=measured, nbytes=nbytes, flops=flops, kernels=kernels)
 
     def _memory(self, call: Callable[[], object]) -> dict[str, tuple[float, str]]:
         if self.x.is_cuda:
