@@ -17,7 +17,7 @@ from pathlib import Path
 from dataeff.bench.case import Step, Unavailable
 from dataeff.bench.rgnn.workload import Workload, available_bytes
 
-CALL_LIMIT_S = 20
+CALL_LIMIT_S = 30
 MEMORY_SHARE = 0.8  # of what is free when a provider starts
 STATM = Path("/proc/self/statm")
 _NO_MEMORY = re.compile(r"allocate|out of memory|bad_alloc", re.IGNORECASE)
