@@ -1,5 +1,6 @@
 """Fixtures that every room's tests share."""
 
+import multiprocessing
 import signal
 
 import pytest
@@ -22,3 +23,15 @@ def device(request):
 def generator():
     """A seeded source of random numbers, on the CPU."""
     return torch.Generator().manual_seed(20260217)
+
+
+@pytest.fixture(scope="session")
+def rank_context():
+    """Starts ranks out of a process of one thread that has torch loaded.
+
+    A fork of this process may catch a lock of another of its threads, and the rank then waits for
+    it for ever; a spawn imports torch anew for every rank.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "dataeff"])
+    return context

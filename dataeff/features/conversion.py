@@ -63,6 +63,7 @@ def convert(
 
     Raises:
         FileExistsError: the target is there and `overwrite` is false.
+        FileNotFoundError: the source is missing, or the target's folder.
         OSError: no space, or the target cannot be written.
         TypeError: a source of another kind.
         ValueError: a target of another suffix; a dtype that `.npy` lacks; a damaged source; `name`
@@ -91,6 +92,10 @@ def _check_target(target: Path, stripes: Sequence[PathLike], overwrite: bool) ->
         raise ValueError(
             f"{target}: a .json target is the index of stripes and needs their directories, "
             f"another takes none; got stripes={[str(d) for d in stripes]}"
+        )
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            errno.ENOENT, "there is no folder to write the table in", str(target.parent)
         )
     if target.exists() and not overwrite:
         raise FileExistsError(

@@ -57,3 +57,14 @@ def _mask_rows(mask: Tensor, num_rows: int) -> Tensor:
             f"a mask needs shape ({num_rows},)"
         )
     return mask.nonzero().squeeze(1)
+
+
+def check_tensor(index: Tensor) -> None:
+    """TypeError unless the index is a tensor, ValueError unless a CPU or CUDA has it."""
+    if not isinstance(index, Tensor):
+        raise TypeError(
+            f"an index is an int32 or int64 tensor, got {type(index).__name__}: table[...] also "
+            "takes lists, slices and masks"
+        )
+    if index.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"rows go to a CPU or a CUDA device, and the index is on {index.device}")

@@ -86,6 +86,22 @@ def entered_from_host(account: Account, index: Tensor, rows: Tensor) -> None:
     account.gathered(index.numel(), Tier.HOST, target, rows.nbytes)
 
 
+def check_source(x: Tensor) -> None:
+    """TypeError or ValueError, with what helps, unless a table can be made of `x`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}")
+    if x.device.type != "cpu":
+        raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
+    if x.layout != torch.strided:
+        raise ValueError(f"a table is made of a dense tensor, got {x.layout}: x.to_dense()")
+    if x.is_quantized:
+        raise ValueError(f"x is {x.dtype}: pass x.dequantize(), and store='int8' for small rows")
+    if x.is_conj() or x.is_neg():  # what the memory holds is not what the tensor says
+        raise ValueError("x is a lazy view of other values: x.resolve_conj().resolve_neg()")
+    if x.requires_grad:
+        raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
+
+
 # Below this the last-level cache and the TLB hold much of a table, and huge pages bring little.
 _HUGE_PAGES_FROM = 64 << 20
 
@@ -99,16 +115,12 @@ class HostRows(Rows):
 
     Raises:
         TypeError: `x` is no tensor.
-        ValueError: `x` is not in host memory, asks for gradients, or has rows not contiguous.
+        ValueError: `x` is not in host memory, not dense, asks for gradients, or has rows not
+            contiguous.
     """
 
     def __init__(self, x: Tensor, huge_pages: bool | None = None) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}")
-        if x.device.type != "cpu":
-            raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
-        if x.requires_grad:
-            raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
+        check_source(x)
         if type(x) is not Tensor:  # a plain one stays itself, to move along when it is shared
             x = x.as_subclass(Tensor)  # of a unified tensor the memory
         # A layout that cannot be gathered is refused here, not at the first batch.

@@ -18,7 +18,7 @@ from dataeff._core import FaultPlan
 from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
 from dataeff.features.gather_cuda import check_devices
 from dataeff.features.hot import HotRows
-from dataeff.features.index import RowSelection, row_index
+from dataeff.features.index import RowSelection, check_tensor, row_index
 from dataeff.features.prefetch import (
     Prefetch,
     prefetch_in_thread,
@@ -26,7 +26,7 @@ from dataeff.features.prefetch import (
     prefetch_on_stream,
 )
 from dataeff.features.quantised import Store
-from dataeff.features.rows import HostRows, Rows
+from dataeff.features.rows import HostRows, Rows, check_source
 from dataeff.features.stats import Account, TableStats
 from dataeff.features.stored import Sort, StoredRows, sorting_could_pay
 from dataeff.features.traced import gather_traced, number_of
@@ -78,7 +78,7 @@ class FeatureTable:
 
     Raises:
         TypeError: `x` is no tensor, or not of a dtype that `store` takes.
-        ValueError: `x` is not in host memory, has no dimension, or has rows that are not
+        ValueError: `x` is not in host memory, not dense, has no dimension, or has rows that are not
             contiguous; it asks for gradients, which a gather of features does not pass on; a row is
             not finite and `store` is int8 or fp8; or `hot` has a score of another length.
 
@@ -100,8 +100,9 @@ class FeatureTable:
     ) -> None:
         if sort not in ("auto", True, False):
             raise ValueError(f"sort={sort!r} is not one of 'auto', True, False")
+        check_source(x)
         plain = store is None and hot is None
-        if plain and sort is not True and not (sort == "auto" and _may_sort(x)):
+        if plain and sort is not True and not (sort == "auto" and sorting_could_pay(x)):
             self._begin(HostRows(x, huge_pages))
         else:
             self._begin(StoredRows(x, store, hot, sort, huge_pages))
@@ -276,12 +277,13 @@ class FeatureTable:
         Raises:
             IndexError: an index is out of range; nothing is written then. On CUDA it is raised by a
                 later call on the device, and the row of the wrong index is zero.
-            TypeError: an index, out or `dtype` of the wrong dtype.
+            TypeError: an index, out or `dtype` of the wrong dtype; an index that is no tensor.
             ValueError: a wrong shape, device or layout; both `out` and `dtype`.
             RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
                 says why and what helps).
         """
         rows = self._open_rows()
+        check_tensor(index)
         if dtype is not None:
             if out is not None:
                 raise ValueError("give out or dtype, not both: out has a dtype of its own")
@@ -326,6 +328,7 @@ class FeatureTable:
             ValueError: a wrong shape or device.
             RuntimeError: the table is closed.
         """
+        check_tensor(index)
         if rows.device != index.device:
             raise ValueError(f"rows is on {rows.device} but the index is on {index.device}")
         self._open_rows().scatter_(index, rows)
@@ -343,6 +346,7 @@ class FeatureTable:
         Raises:
             RuntimeError: the table is closed.
         """
+        check_tensor(index)
         with self._lock:
             rows, account = self._open_rows(), self._account
             gather = partial(rows.gather, index, None, account)
@@ -411,7 +415,3 @@ class FeatureTable:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._begin(state["rows"])
-
-
-def _may_sort(x: Tensor) -> bool:
-    return isinstance(x, Tensor) and sorting_could_pay(x)

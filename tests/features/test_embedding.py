@@ -1,7 +1,6 @@
 """`HostEmbedding` against `torch.nn.Embedding(sparse=True)`, bit by bit."""
 
 import copy
-import multiprocessing
 import pickle
 import sys
 from pathlib import Path
@@ -173,11 +172,10 @@ def test_rows_in_shared_memory():
 
 
 @pytest.mark.parametrize("by_ddp", [True, False], ids=["ddp", "average_gradients"])
-def test_two_ranks_train_as_one(tmp_path, by_ddp):
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
+def test_two_ranks_train_as_one(tmp_path, by_ddp, rank_context):
+    answers = rank_context.Queue()
     ranks = [
-        context.Process(
+        rank_context.Process(
             target=processes.train_rank,
             args=(rank, tmp_path / "store", answers, by_ddp),
             daemon=True,

@@ -77,11 +77,49 @@ def test_any_slice(selection):
         (slice(None, None, -1), ValueError, "-1"),
     ],
 )
-def test_a_wrong_selection_is_named_and_the_table_goes_on(x, selection, error, words):
-    table = dataeff.FeatureTable(x)
-    with pytest.raises(error, match=words):
-        table[selection]
-    assert torch.equal(table[0], x[0])
+@pytest.mark.parametrize("kind", ["plain", "small", "hot", "disk"])
+def test_a_wrong_selection_is_named_and_the_table_goes_on(
+    tmp_path, x, selection, error, words, kind
+):
+    with table_of(kind, x, tmp_path) as table:
+        with pytest.raises(error, match=words):
+            table[selection]
+        assert torch.equal(table[0], x.half().float()[0] if kind == "small" else x[0])
+
+
+def table_of(kind, x, folder):
+    if kind == "disk":
+        np.save(folder / "x.npy", x.numpy())
+        return dataeff.FeatureTable.open(folder / "x.npy")
+    options = {"plain": {}, "small": {"store": "fp16"}, "hot": {"hot": dataeff.HotRows(3)}}
+    return dataeff.FeatureTable(x, **options[kind])
+
+
+@pytest.mark.parametrize("kind", ["plain", "small", "hot", "disk"])
+def test_wrong_calls_are_named_by_every_kind_of_table(tmp_path, x, kind):
+    index = torch.tensor([1])
+    with table_of(kind, x, tmp_path) as table:
+        for call in (table.gather, table.prefetch):
+            with pytest.raises(TypeError, match=r"got list: table\[...\] also takes"):
+                call([1, 2])
+            with pytest.raises(ValueError, match="index is on meta"):
+                call(index.to("meta"))
+        for out, error in [
+            (torch.empty(2, 3, 5), ValueError),
+            (torch.empty(1, 3, 10)[..., ::2], ValueError),
+            (torch.empty(1, 3, 5, device="meta"), ValueError),
+            (torch.empty(1, 3, 5, dtype=torch.int32), TypeError),
+        ]:
+            with pytest.raises(error):
+                table.gather(index, out=out)
+        with pytest.raises(TypeError, match="int32"):
+            table.gather(index, dtype=torch.int32)
+        for empty in (torch.empty(0, dtype=torch.int32), torch.empty(2, 0, dtype=torch.int64)):
+            assert table.gather(empty).shape == (*empty.shape, 3, 5)
+    for late in (lambda: table.gather(index), lambda: table.prefetch(index), lambda: len(table)):
+        with pytest.raises(RuntimeError, match="closed"):
+            late()
+    table.close()
 
 
 def test_reads_in_place_and_keeps_the_memory_alive():
@@ -107,11 +145,15 @@ def test_what_it_is(x):
         (torch.rand(3, 3, requires_grad=True), ValueError, "detach"),
         (torch.rand(3, 4).t(), ValueError, "contiguous"),
         (torch.tensor(3.0), ValueError, "0-dimensional"),
+        (torch.eye(3).to_sparse(), ValueError, "to_dense"),
+        (torch.zeros(3, 2, dtype=torch.complex64).conj(), ValueError, "resolve_conj"),
+        (torch._neg_view(torch.zeros(3, 2)), ValueError, "resolve_neg"),
     ],
 )
-def test_what_no_table_is_made_of(x, error, words):
+@pytest.mark.parametrize("options", [{}, {"store": "int8"}, {"hot": dataeff.HotRows(1)}], ids=str)
+def test_what_no_table_is_made_of(x, error, words, options):
     with pytest.raises(error, match=words):
-        dataeff.FeatureTable(x)
+        dataeff.FeatureTable(x, **options)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (5, 0), (5,), (1, 1)])

@@ -86,10 +86,10 @@ def test_nobody_can_shrink_it():
             os.ftruncate(buffer.fd, size)
 
 
-@pytest.mark.parametrize(("method", "count"), [("fork", 4), ("spawn", 2)])  # a spawn imports torch
-def test_processes_hold_one_copy(method, count):
-    context = multiprocessing.get_context(method)
-    nbytes = 48 << 20
+@pytest.mark.parametrize("method", ["fork", "forkserver"])  # which pickles as a spawn does
+def test_four_processes_hold_one_copy(method, rank_context):
+    context = rank_context if method == "forkserver" else multiprocessing.get_context(method)
+    nbytes, count = 48 << 20, 4
     x = new_shared((nbytes,), torch.uint8).fill_(1)
     barrier, answers = context.Barrier(count, timeout=60), context.Queue()
     arguments = (SharedTensor(x), None, barrier, answers)
@@ -104,7 +104,7 @@ def test_processes_hold_one_copy(method, count):
         worker.join()
     # This process maps it too: a copy each would make every share grow by all of it.
     assert [total for total, _, _ in found] == [nbytes] * count
-    assert all(grown < nbytes / (count + 1) * 1.25 for _, grown, _ in found), found
+    assert all(grown < nbytes / 3 for _, grown, _ in found), found
     assert all(worker.exitcode == 0 for worker in workers)
 
 
@@ -139,11 +139,10 @@ def test_a_descriptor_travels_both_ways_and_outlives_its_maker():
 
 
 @pytest.mark.parametrize("fail", [False, True])
-def test_ranks_share_what_the_first_makes(tmp_path, fail):
-    context = multiprocessing.get_context("fork")
-    answers = context.Queue()
+def test_ranks_share_what_the_first_makes(tmp_path, fail, rank_context):
+    answers = rank_context.Queue()
     ranks = [
-        context.Process(
+        rank_context.Process(
             daemon=True, target=processes.run_rank, args=(rank, tmp_path / "store", answers, fail)
         )
         for rank in range(3)
