@@ -33,5 +33,6 @@ def rank_context():
     it for ever; a spawn imports torch anew for every rank.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed", "dataeff"])
+    # DistributedDataParallel imports torch's compiler: seconds, here once for all ranks.
+    context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "dataeff"])
     return context

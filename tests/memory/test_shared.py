@@ -43,12 +43,12 @@ def test_share_moves_the_memory_and_nothing_else(dtype, shape, transposed):
     assert torch.equal(again, x) and again.stride() == x.stride()
 
 
-def test_share_keeps_a_parameter_and_its_optimizer():
+def test_share_keeps_a_parameter():
     weight = torch.nn.Parameter(torch.ones(3, 2))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
     share_(weight)
     weight.sum().backward()
-    optimizer.step()
+    with torch.no_grad():
+        weight -= weight.grad
     assert weight.requires_grad and shared_buffer(weight) is not None
     assert torch.equal(SharedTensor(weight).tensor(), torch.zeros(3, 2))
 
