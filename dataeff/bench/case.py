@@ -128,6 +128,7 @@ class Case:
         flops: floating-point operations of one call; 0 gives no rate.
         tolerance: (rtol, atol) of the comparison; zeros ask for equality.
         same: replaces the comparison: takes (expected, actual), raises AssertionError.
+        budget_s: seconds of timing, where they are fewer than the options say.
     """
 
     size: str
@@ -138,6 +139,7 @@ class Case:
     flops: int = 0
     tolerance: tuple[float, float] = (0.0, 0.0)
     same: Callable[[Any, Any], None] | None = None
+    budget_s: float = float("inf")
 
     def assert_same(self, expected: Any, actual: Any) -> None:
         """Raises AssertionError when a provider's result is not the first provider's."""

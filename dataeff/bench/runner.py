@@ -86,7 +86,7 @@ def run_case(workload: str, case: Case, options: Options, run: Run) -> list[Reco
         with _no_garbage_collection():
             for lane in lanes:
                 _warm_up(lane, options)
-            _rounds(lanes, options)
+            _rounds(lanes, options, min(case.budget_s, options.budget_s))
         record = _Recorder(workload, case, run)
         records: list[Record] = []
         for lane in lanes:
@@ -164,8 +164,8 @@ def _warm_up(lane: Lane, options: Options) -> None:
         lane.num_calls = min(max(wanted, 1), MAX_CALLS_PER_SAMPLE)
 
 
-def _rounds(lanes: list[Lane], options: Options) -> None:
-    deadline = time.perf_counter() + options.budget_s
+def _rounds(lanes: list[Lane], options: Options, budget_s: float) -> None:
+    deadline = time.perf_counter() + budget_s
     for index in range(options.num_rounds):
         if index >= MIN_ROUNDS and time.perf_counter() > deadline:
             return

@@ -150,6 +150,15 @@ def test_the_budget_ends_the_rounds_but_not_before_three(clock):
     assert run(case)["slow", "num_rounds"].value == 3
 
 
+def test_a_case_may_ask_for_fewer_seconds_than_the_options(clock):
+    def rounds(**budget):
+        work = provider("one", clock.work("one", 1.0, []))
+        case = Case(size="", inputs=lambda: None, providers=(work,), **budget)
+        return run(case)["one", "num_rounds"].value
+
+    assert rounds() == 5 and rounds(budget_s=2.5) == 3
+
+
 def test_short_calls_are_repeated_within_a_sample(clock):
     calls = []
     case = Case(
