@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff._ops import check_index, check_rows
+from dataeff.features.disk_to_gpu import DirectReads, gather_direct
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account, DiskStats
 from dataeff.features.table_files import RowFiles, read_header
@@ -22,7 +23,7 @@ from dataeff.ledger import Tier
 from dataeff.storage import open_engine, uring_refusal
 
 PathLike = str | os.PathLike[str]
-ENGINES = ("auto", "io_uring", "threads")
+ENGINES = ("auto", "io_uring", "threads", "cufile")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class DiskOptions:
     Attributes:
         cache_nbytes: host memory for rows read before; 0 for none.
         queue_depth: reads on their way at one time, per gather.
-        engine: `io_uring`, `threads`, or `auto`: io_uring where it is allowed.
+        engine: `io_uring`, `threads`, or `auto`: io_uring where it is allowed. `cufile`: straight
+            into GPU memory for an index there, as `auto` for one on the host.
         faults: faults to inject, for tests.
     """
 
@@ -47,7 +49,8 @@ class DiskRows(Rows):
 
     A batch is looked up in the cache; the rows left are sorted by place, those that share or touch
     pages are read together, and each is copied to its place in the output as its pages arrive. In
-    GPU memory rows arrive through pinned memory and an asynchronous copy.
+    GPU memory rows arrive through pinned memory and an asynchronous copy, or by cuFile, which
+    passes by the cache.
 
     Args:
         paths: files of one dtype and row shape.
@@ -83,10 +86,13 @@ class DiskRows(Rows):
         self._num_gathers = 0
         self._engine: _core.Engine | None = None
         self._reader: _core.RowReader | None = None
+        self._direct: DirectReads | None = None
         try:
             segments = [self._open(table) for table in self._tables]
             self._segments = segments
             self._start()
+            if options.engine == "cufile":
+                self._open_direct_reads()
         except BaseException:
             self._close_files()
             raise
@@ -104,8 +110,9 @@ class DiskRows(Rows):
         self._pid = os.getpid()
         self._idle = threading.Condition()
         self._num_gathers = 0
+        self._direct = None
         threads = options.engine == "threads" or (
-            options.engine == "auto" and uring_refusal() is not None
+            options.engine != "io_uring" and uring_refusal() is not None
         )
         if threads:
             num_threads = min(options.queue_depth, 64)
@@ -119,6 +126,13 @@ class DiskRows(Rows):
             self._engine,
             options.faults,
         )
+
+    def _open_direct_reads(self) -> DirectReads:
+        depth = self._options.queue_depth
+        engine = open_engine("cufile", num_threads=min(depth, 64), faults=self._options.faults)
+        row_nbytes = self._tables[0].row_nbytes
+        self._direct = DirectReads(engine, self._segments, row_nbytes, depth)
+        return self._direct
 
     @contextmanager
     def _gathering(self) -> Iterator[_core.RowReader]:
@@ -151,6 +165,8 @@ class DiskRows(Rows):
             if not out.is_contiguous():
                 raise ValueError(f"out must be contiguous; got strides {out.stride()}")
         on_host = index.device.type == "cpu"
+        if self._options.engine == "cufile" and not on_host:
+            return self._gather_direct(check_index(index), out, account)
         # Pinned memory of torch's allocator is not reused before the copy from it is over.
         rows = out if on_host else torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
         with self._gathering() as reader:
@@ -162,6 +178,14 @@ class DiskRows(Rows):
         row_nbytes = self._tables[0].row_nbytes
         account.ledger.transfer(Tier.DISK, Tier.HOST, (index.numel() - num_hits) * row_nbytes)
         account.gathered(index.numel(), Tier.HOST, Tier.HOST, num_hits * row_nbytes)
+        return out
+
+    def _gather_direct(self, index: Tensor, out: Tensor, account: Account) -> Tensor:
+        with self._gathering():
+            direct = self._direct or self._open_direct_reads()
+            num_read = gather_direct(direct, index, self.shape[0], out)
+        row_nbytes = self._tables[0].row_nbytes
+        account.gathered(index.numel(), Tier.DISK, Tier.DEVICE, num_read * row_nbytes)
         return out
 
     @staticmethod
@@ -203,6 +227,9 @@ class DiskRows(Rows):
         with self._idle:
             self._reader = None
             self._idle.wait_for(lambda: self._num_gathers == 0)
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
         if self._engine is not None:
             self._engine.close()
             self._engine = None

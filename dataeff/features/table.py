@@ -194,7 +194,9 @@ class FeatureTable:
             name: which tensor of `.safetensors` files that hold more than one.
             cache_bytes: host memory for rows read before, bookkeeping included; 0 for none.
             queue_depth: reads on their way at one time.
-            engine: `io_uring`, `threads`, or `auto`: io_uring where it is allowed.
+            engine: `io_uring`, `threads`, or `auto`: io_uring where it is allowed. `cufile` reads
+                rows that a CUDA index asks for straight into GPU memory (GPUDirect Storage), each
+                by itself and past the cache: for rows of whole pages.
             faults: faults to inject, for tests.
 
         Raises:
@@ -202,7 +204,7 @@ class FeatureTable:
             ValueError: a file is no table, damaged, truncated, in Fortran order or of another byte
                 order; or files differ in dtype or row shape.
             KeyError: a `.safetensors` file has no tensor of that name.
-            OSError: a file cannot be read, or io_uring was asked for and is refused.
+            OSError: a file cannot be read, or io_uring or cuFile was asked for and is refused.
 
         Source: pages as in Ginex (arXiv 2208.09151); S3-FIFO (SOSP 2023).
         """
