@@ -13,8 +13,7 @@ from dataeff._threads import share_torch_threads
 
 PARALLEL_HEADER = """\
 // ---- dataeff: parallel loops of the core ----
-#include <algorithm>
-#include <cstdint>
+#include <stdint.h>
 
 namespace dataeff {
 
@@ -27,7 +26,7 @@ static ParallelFor core_parallel_for = nullptr;  // set by dataeff_bind_parallel
 // `num_threads` threads. `body` must not throw.
 template <class Body>
 void parallel_for(int64_t size, int64_t grain, int64_t num_threads, const Body& body) {
-  grain = std::max<int64_t>(grain, 1);
+  if (grain < 1) grain = 1;
   const LoopBody call = [](void* context, int64_t begin, int64_t end) {
     (*static_cast<const Body*>(context))(begin, end);
   };
@@ -35,7 +34,9 @@ void parallel_for(int64_t size, int64_t grain, int64_t num_threads, const Body& 
     core_parallel_for(size, grain, static_cast<int>(num_threads), call, const_cast<Body*>(&body));
     return;
   }
-  for (int64_t begin = 0; begin < size; begin += grain) body(begin, std::min(begin + grain, size));
+  for (int64_t begin = 0; begin < size; begin += grain) {
+    body(begin, size - begin < grain ? size : begin + grain);
+  }
 }
 
 }  // namespace dataeff

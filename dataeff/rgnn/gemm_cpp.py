@@ -304,7 +304,8 @@ def source(value: str, index: str) -> str:
     return "\n".join(
         [
             f"// Typed GEMM and its weight gradient: {value} values, {index} indices.",
-            "#include <atomic>\n#include <cstring>\n#include <type_traits>\n#include <vector>",
+            "#include <algorithm>\n#include <atomic>\n#include <cstring>\n"
+            "#include <type_traits>\n#include <vector>",
             PARALLEL_HEADER,
             f"using Value = {CPP_VALUES[value]};\nusing Index = {CPP_INDICES[index]};",
             '#define EXPORT extern "C" __attribute__((visibility("default")))\n',

@@ -1,0 +1,46 @@
+"""C++ for sums, maxima and sums of exponentials over the inner rows of a center row."""
+
+from __future__ import annotations
+
+from dataeff.rgnn.cpp_text import Block, Ref, flat, loops
+from dataeff.rgnn.ir import Op
+
+
+def start(op: Op, outer: Block) -> str:
+    """Declare the accumulator of a reduction before the loop; returns its name."""
+    name, size = f"acc{op.id}", op.type.numel
+    first = "T(0)" if op.kind == "sum" else "-kInfinity"
+    outer.add(f"T {name}[{size}]; for (int j = 0; j < {size}; ++j) {name}[j] = {first};")
+    if op.kind == "logsumexp":
+        outer.add(f"T {name}_top[{size}], {name}_sum[{size}];")
+        outer.add(
+            f"for (int j = 0; j < {size}; ++j) {{ {name}_top[j] = -kInfinity;"
+            f" {name}_sum[j] = T(0); }}"
+        )
+    return name
+
+
+def accumulate(op: Op, name: str, value: Ref, inner: Block) -> None:
+    """Add one inner row."""
+    index, head, tail = loops(op.type.shape)
+    place = flat(index, op.type.shape)
+    item = value.at(index)
+    if op.kind == "sum":
+        body = f"{name}[{place}] += {item};"
+    elif op.kind == "max":
+        body = f"{name}[{place}] = math::max({name}[{place}], {item});"
+    else:
+        body = f"online({item}, {name}_top[{place}], {name}_sum[{place}]);"
+    inner.add(f"{head}{body}{tail}")
+
+
+def finish(op: Op, name: str, outer: Block) -> None:
+    """Turn the accumulator into the result, behind the loop."""
+    size = op.type.numel
+    if op.kind == "logsumexp":
+        each = f"{name}[j] = {name}_top[j] + math::log({name}_sum[j]);"
+    elif op.kind == "max":
+        each = f"if ({name}[j] == -kInfinity) {name}[j] = T(0);"
+    else:
+        return
+    outer.add(f"for (int j = 0; j < {size}; ++j) {each}")
