@@ -24,7 +24,10 @@ class Account:
 
     def module(self, scope: str) -> ModuleBytes:
         """The bytes of the module named `scope`."""
-        return self.by_module.setdefault(scope, ModuleBytes())
+        found = self.by_module.get(scope)
+        if found is None:
+            found = self.by_module[scope] = ModuleBytes()
+        return found
 
     @contextmanager
     def exposed(self, name: str) -> Iterator[None]:

@@ -22,18 +22,21 @@ import torch
 from dataeff.ledger import Ledger, Tier
 from dataeff.offload.account import Account
 from dataeff.offload.held import HeldBytes
-from dataeff.offload.identity import KnownStorage, StorageTable, revive
+from dataeff.offload.identity import StorageTable, revive
 from dataeff.offload.incoming import Incoming
 from dataeff.offload.lifetime import Process, close_at_exit
 from dataeff.offload.outgoing import Outgoing
 from dataeff.offload.passes import Budgets, Passes
 from dataeff.offload.regions import CompiledRegions
-from dataeff.offload.saved import Direct, Grave, Handle, Kept, SavedStorage
+from dataeff.offload.saved import Direct, Grave, Handle, Kept, KeptStorage, SavedStorage
 from dataeff.offload.scopes import Scopes
 from dataeff.offload.transfer import Tiers
 from dataeff.offload.wrapped import Wrapped, is_wrapper
 
 Packed = Handle | Kept | Direct | Wrapped
+
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+_plain_by_keys: dict[int, bool] = {}
 
 
 class TensorCache:
@@ -62,6 +65,8 @@ class TensorCache:
         self._lock = threading.RLock()
         self._process = Process()
         self._table = StorageTable()
+        self._kept: dict[tuple[int, int], weakref.ref[KeptStorage]] = {}  # by address and version
+        self._sweep_kept_at = 256
         self._grave: Grave = deque()
         self.account = Account(ledger)
         self.counters = self.account.counters
@@ -72,6 +77,7 @@ class TensorCache:
         self._incoming = Incoming(
             self._table, self.held, self._outgoing, self.passes, budgets.prefetch, self.account
         )
+        self._moves = False  # whether anything was ever sent to a tier
         self.closed = False
         close_at_exit(self)
 
@@ -79,29 +85,37 @@ class TensorCache:
 
     def pack(self, tensor: torch.Tensor) -> Packed:
         """Takes charge of a tensor that forward saves."""
+        # Runs for every saved tensor with the caches full of the model's data, not of this code:
+        # each line of Python costs several times what it does in a loop.
         self._process.check()
         if not _is_plain(tensor):
             if is_wrapper(tensor):
                 return Wrapped.of(tensor, self.pack)
             return self._leave_alone(tensor)
         storage = tensor.untyped_storage()
+        nbytes = storage.nbytes()
+        if nbytes == 0:  # given up by its owner, who will fill it again
+            return self._leave_alone(tensor)
+        counters = self.counters
         with self._lock:
             self._poll()
             if storage in self._excluded:
-                self.counters.bytes_excluded += storage.nbytes()
-                return Direct(tensor, 0, self._grave)
-            self.counters.num_packed += 1
-            self.counters.bytes_packed += storage.nbytes()
-            known = self._table.lookup(storage)
-            saved = known.find(tensor._version)
-            if saved is None:
-                saved = self._admit(tensor, storage, known)
-            else:
-                self.counters.bytes_deduplicated += storage.nbytes()
-            # What stays needs no rebuilding: most saved tensors of a model are small and stay.
-            if saved.tape is None:
-                return Kept(saved, tensor, self.passes.current)
-            return Handle(saved, tensor, known.shift)
+                counters.bytes_excluded += nbytes
+                return Kept(None, tensor)
+            counters.num_packed += 1
+            counters.bytes_packed += nbytes
+            address, version = storage._cdata, tensor._version
+            known = self._table.find(address)
+            saved = None if known is None else known.find(version)
+            if known is not None and saved is not None:
+                counters.bytes_deduplicated += nbytes
+                return Handle(saved, tensor, known.shift)
+            kept_ref = self._kept.get((address, version))
+            kept = None if kept_ref is None else kept_ref()
+            if kept is not None:
+                counters.bytes_deduplicated += nbytes
+                return Kept(kept, tensor, self.passes.current)
+            return self._admit(tensor, storage, nbytes)
 
     def unpack(self, handle: Packed) -> torch.Tensor:
         """Gives back a saved tensor, as often and in whatever order it is asked for.
@@ -110,16 +124,17 @@ class TensorCache:
         cannot be read back.
         """
         self._process.check()
+        if isinstance(handle, Kept):
+            if handle.held is not None:
+                with self._lock:
+                    self.counters.num_unpacked += 1
+                    self._poll()
+                    if handle.beside is not None and handle.beside.announce():
+                        self._incoming.prefetch(handle.beside)
+            return handle.unpack()
         if isinstance(handle, Wrapped):
             return handle.rebuild(self.unpack)
         if isinstance(handle, Direct):
-            return handle.unpack()
-        if isinstance(handle, Kept):
-            with self._lock:
-                self.counters.num_unpacked += 1
-                self._poll()
-                if handle.beside is not None and handle.beside.announce():
-                    self._incoming.prefetch(handle.beside)
             return handle.unpack()
         handle.check_version()
         with self._lock:
@@ -145,27 +160,37 @@ class TensorCache:
             self.held.add(nbytes)
         return Direct(tensor, nbytes, self._grave)
 
-    def _admit(
-        self, tensor: torch.Tensor, storage: torch.UntypedStorage, known: KnownStorage
-    ) -> SavedStorage:
+    def _admit(self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int) -> Packed:
+        """The first tensor saved of a storage at this version."""
+        self.held.add(nbytes)
+        scope = self._scopes.current
+        module = self.account.module(scope)
+        module.bytes_saved += nbytes
+        wanted = self._wants(tensor, nbytes, scope)
+        if not wanted:
+            return self._keep(tensor, storage, nbytes)
+        module.bytes_stored += nbytes
+        known = self._table.lookup(storage)
         saved = SavedStorage(known.generation, tensor._version, storage, self._grave)
         known.saved[saved.version] = weakref.ref(saved)
         known.shift = 0
-        self.held.add(saved.nbytes)
-        scope = self._scopes.current
-        module = self.account.module(scope)
-        module.bytes_saved += saved.nbytes
-        wanted = self._wants(tensor, saved.nbytes, scope)
-        if wanted:
-            module.bytes_stored += saved.nbytes
-            saved.tape = self.passes.saving()
-            saved.position = saved.tape.append(saved)
-            self._outgoing.begin(saved, storage, wanted if isinstance(wanted, Tier) else None)
-        else:
-            self.counters.bytes_kept += saved.nbytes
-            if not self._tiers.moves(saved.device):
-                self.counters.bytes_unmovable += saved.nbytes
-        return saved
+        saved.tape = self.passes.saving()
+        saved.position = saved.tape.append(saved)
+        self._moves = True
+        self._outgoing.begin(saved, storage, wanted if isinstance(wanted, Tier) else None)
+        return Handle(saved, tensor, 0)
+
+    def _keep(self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int) -> Kept:
+        # What stays needs no rebuilding: most saved tensors of a model are small and stay.
+        self.counters.bytes_kept += nbytes
+        if not self._tiers.moves(tensor.device):
+            self.counters.bytes_unmovable += nbytes
+        if len(self._kept) >= self._sweep_kept_at:
+            self._kept = {key: ref for key, ref in self._kept.items() if ref() is not None}
+            self._sweep_kept_at = max(256, 2 * len(self._kept))
+        kept = KeptStorage(storage, nbytes, self._grave)
+        self._kept[storage._cdata, tensor._version] = weakref.ref(kept)
+        return Kept(kept, tensor, self.passes.current)
 
     # ---- bringing back ---------------------------------------------------------------------
 
@@ -246,6 +271,8 @@ class TensorCache:
         # At every hook, so what has nothing to do must cost next to nothing.
         if self._grave:
             self._bury()
+        if not self._moves:
+            return
         self._outgoing.settle()
         if len(self._incoming):
             self._incoming.settle()
@@ -255,6 +282,9 @@ class TensorCache:
     def _bury(self) -> None:
         while self._grave:
             remains = self._grave.popleft()
+            if isinstance(remains, int):
+                self.held.add(-remains)
+                continue
             self.held.add(-remains.held_nbytes)
             self.held.cached_nbytes -= remains.cached_nbytes
             if remains.copy is not None:
@@ -265,12 +295,21 @@ class TensorCache:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether the tensor is nothing but strided bytes in a storage that can be moved."""
+    if type(tensor) not in _PLAIN_TYPES or tensor.numel() == 0:
+        return False
+    keys = torch._C._dispatch_keys(tensor).raw_repr()
+    plain = _plain_by_keys.get(keys)
+    if plain is None:
+        plain = _plain_by_keys[keys] = _is_plain_kind(tensor)
+    return plain
+
+
+def _is_plain_kind(tensor: torch.Tensor) -> bool:
+    """The same of all tensors with these dispatch keys: one for each thing asked here."""
     return (
-        type(tensor) in (torch.Tensor, torch.nn.Parameter)
-        and tensor.layout == torch.strided
+        tensor.layout == torch.strided
         and tensor.device.type in ("cpu", "cuda")
-        and tensor.numel() > 0
         and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and tensor.untyped_storage().nbytes() > 0
+        and not tensor.is_inference()  # has no version
     )

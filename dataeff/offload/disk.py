@@ -8,10 +8,11 @@ and every kernel finds the alignment it had before.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -56,7 +57,10 @@ class SpillSet:
 
         Raises OSError(ENOSPC) when no file has room.
         """
-        for index in sorted(range(len(self.files)), key=lambda i: self._in_flight[i]):
+        order: Sequence[int] = (0,)
+        if len(self.files) > 1:
+            order = sorted(range(len(self.files)), key=lambda i: self._in_flight[i])
+        for index in order:
             try:
                 extent = self.files[index].allocate(nbytes)
             except OSError as error:
@@ -88,11 +92,9 @@ class Written:
         self.nbytes = nbytes
         self._file = spills.files[index]
         self._transfer = spills.engine.write(self._file.fd, address, nbytes, extent.offset)
+        # Whether the write has ended, well or not: asked at every hook, so the core's own method.
+        self.done: Callable[[], bool] = self._transfer.done
         spills.count_in_flight(index, nbytes)
-
-    def done(self) -> bool:
-        """Whether the write has ended, well or not."""
-        return bool(self._transfer.done())
 
     def finish(self) -> tuple[int, int]:
         """Waits for the write; returns when it began and ended. Raises OSError if it failed."""
@@ -151,19 +153,17 @@ class DiskCopy:
     tier = Tier.DISK
 
     def __init__(self, spills: SpillSet, storage: torch.UntypedStorage, checksum: bool) -> None:
-        lead = -storage.data_ptr() % ALIGNMENT
-        body = (storage.nbytes() - lead) // ALIGNMENT * ALIGNMENT
-        flat = flat_bytes(storage)
-        self._nbytes = storage.nbytes()
-        self._head, self._tail = flat[:lead].clone(), flat[lead + body :].clone()
-        self.host_nbytes = self._head.numel() + self._tail.numel()
-        self._crc = _crc(flat[lead : lead + body]) if checksum else None
+        address, nbytes = storage.data_ptr(), storage.nbytes()
+        lead = -address % ALIGNMENT
+        body = (nbytes - lead) // ALIGNMENT * ALIGNMENT
+        # Copied as bytes: tensors of a few bytes would cost more than the write's system call.
+        self._head = ctypes.string_at(address, lead)
+        self._tail = ctypes.string_at(address + lead + body, nbytes - lead - body)
+        self.host_nbytes = nbytes - body
+        self._crc = _core.crc32c(address + lead, body) if checksum else None
         self._source: torch.UntypedStorage | None = storage  # the engine reads it until finish()
-        self._written = spills.begin_write(storage.data_ptr() + lead, body)
-
-    def done(self) -> bool:
-        """Whether the write has ended."""
-        return self._written.done()
+        self._written = spills.begin_write(address + lead, body)
+        self.done = self._written.done
 
     def finish(self) -> tuple[int, int]:
         """Waits for the write. Raises OSError naming the file when it failed."""
@@ -181,7 +181,7 @@ class DiskCopy:
 
     def load(self) -> DiskLoad:
         """Begins to read the bytes into a new storage."""
-        return DiskLoad(self._written, self._head, self._tail, self._crc, self._nbytes)
+        return DiskLoad(self._written, self._head, self._tail, self._crc)
 
     def release(self) -> None:
         """Frees the extent."""
@@ -194,25 +194,20 @@ class DiskLoad:
     def __init__(
         self,
         written: Written,
-        head: torch.Tensor,
-        tail: torch.Tensor,
+        head: bytes,
+        tail: bytes,
         crc: int | None,
-        nbytes: int,
     ) -> None:
-        buffer = torch.empty(nbytes + ALIGNMENT, dtype=torch.uint8)
-        self.storage = buffer.untyped_storage()
-        lead = head.numel()
-        self.shift = -(buffer.data_ptr() + lead) % ALIGNMENT
-        data = buffer[self.shift : self.shift + nbytes]
-        data[:lead] = head
-        data[nbytes - tail.numel() :] = tail
-        self._body = data[lead : nbytes - tail.numel()]
+        lead, body = len(head), written.nbytes
+        self.storage = torch.UntypedStorage(lead + body + len(tail) + ALIGNMENT)
+        address = self.storage.data_ptr()
+        self.shift = -(address + lead) % ALIGNMENT
+        self._body = address + self.shift + lead
+        ctypes.memmove(self._body - lead, head, lead)
+        ctypes.memmove(self._body + body, tail, len(tail))
         self._written, self._crc = written, crc
-        self._transfer = written.begin_read(self._body.data_ptr())
-
-    def done(self) -> bool:
-        """Whether the read has ended."""
-        return bool(self._transfer.done())
+        self._transfer = written.begin_read(self._body)
+        self.done: Callable[[], bool] = self._transfer.done
 
     def order(self) -> None:
         """Host memory has no streams: `finish` was all."""
@@ -220,7 +215,8 @@ class DiskLoad:
     def finish(self) -> tuple[int, int]:
         """Waits for the read. Raises OSError naming file and offset, also on a wrong checksum."""
         self._written.check_read(self._transfer)
-        if self._crc is not None and _crc(self._body) != self._crc:
+        body = (self._body, self._written.nbytes)
+        if self._crc is not None and _core.crc32c(*body) != self._crc:
             raise self._written.failed_read(OSError(errno.EIO), "checksum mismatch")
         return self._transfer.start_ns, self._transfer.end_ns
 
@@ -229,7 +225,3 @@ def flat_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
     """All bytes of `storage`: [nbytes], uint8, the same memory."""
     empty = torch.empty(0, dtype=torch.uint8, device=storage.device)
     return empty.set_(storage, 0, (storage.nbytes(),), (1,))
-
-
-def _crc(data: torch.Tensor) -> int:
-    return _core.crc32c(data.data_ptr(), data.numel())

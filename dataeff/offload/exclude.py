@@ -56,7 +56,8 @@ class Exclusions:
     def __contains__(self, storage: object) -> bool:
         assert isinstance(storage, torch.UntypedStorage)
         # A weak reference keeps the key from being used again: found means the same storage.
-        return storage._cdata in self._own or storage._cdata in self._inputs
+        address = storage._cdata
+        return address in self._own or address in self._inputs
 
     def is_cast(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a parameter in another dtype or layout, as autocast makes them.

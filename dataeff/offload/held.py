@@ -39,10 +39,13 @@ class HeldBytes:
         self._nbytes += nbytes
         if nbytes <= 0:
             return
-        counters, held = self._counters, self.nbytes
-        counters.peak_held_bytes = max(counters.peak_held_bytes, self._nbytes)
-        counters.peak_saved_bytes = max(counters.peak_saved_bytes, held)
-        self.recent_peak = max(self.recent_peak, held)
+        counters, held = self._counters, self._nbytes
+        if held > counters.peak_held_bytes:
+            counters.peak_held_bytes = held
+        held += self._tiers.used_nbytes
+        if held > self.recent_peak:
+            self.recent_peak = held
+            counters.peak_saved_bytes = max(counters.peak_saved_bytes, held)
 
     def cache(self, saved: SavedStorage) -> None:
         """Notes that `saved` is in memory beside a complete copy."""

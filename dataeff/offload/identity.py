@@ -104,10 +104,15 @@ class StorageTable:
     def __len__(self) -> int:
         return len(self._known)
 
+    def find(self, address: int) -> KnownStorage | None:
+        """The record of the storage at `address` (its `_cdata`), if there is one."""
+        known = self._known.get(address)
+        return None if known is None or known.weak.expired() else known
+
     def lookup(self, storage: torch.UntypedStorage) -> KnownStorage:
         """The record of `storage`, made when it is new."""
-        known = self._known.get(storage._cdata)
-        if known is None or known.weak.expired():
+        known = self.find(storage._cdata)
+        if known is None:
             known = self._add(storage, self._next_generation)
             self._next_generation += 1
         return known

@@ -79,7 +79,7 @@ class Outgoing:
             self._failed(nbytes, error)
         if not self._queue:
             return
-        for saved in [s for s in self._queue if s.copy is not None and s.copy.done()]:
+        for saved in [s for s in self._queue if s.copy.done()]:  # type: ignore[union-attr]
             self._queue.remove(saved)
             self._end(saved)
         for saved in [s for s in self._queue if not s.wanted]:

@@ -56,6 +56,8 @@ class Passes:
     @property
     def current(self) -> Tape | None:
         """The tape of the pass under way, if anything of it was moved."""
+        if not self._tapes:
+            return None
         return self._tapes.get((self.microbatch, torch._C._current_graph_task_id()))
 
     def forward_of(self, microbatch: int) -> Tape | None:

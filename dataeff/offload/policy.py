@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -11,8 +12,7 @@ from dataeff.ledger import Tier
 from dataeff.offload.exclude import Exclusions
 
 
-@dataclass(frozen=True)
-class SavedTensorInfo:
+class SavedTensorInfo(NamedTuple):
     """What a policy is told about a tensor about to be saved.
 
     Attributes:

@@ -27,7 +27,7 @@ class Remains(NamedTuple):
     cached_nbytes: int
 
 
-Grave = deque[Remains]
+Grave = deque[Remains | int]  # what is left, or just how many bytes were held
 
 
 class SavedStorage:
@@ -40,7 +40,21 @@ class SavedStorage:
         weak: the last storage known to hold the bytes, alive as long as anybody holds it.
         home: the tier that the device of the storage is.
         cached: held in memory although a complete copy exists.
+        tape: the pass that it belongs to, and its position there.
     """
+
+    # One is made for every storage that forward saves: what begins alike is the class's.
+    shift = 0
+    copy: Copy | None = None
+    load: Load | None = None
+    arrived: Load | None = None  # how `storage` came back
+    writing = False
+    cached = False
+    tape: Tape | None = None
+    position = -1
+    _num_handles = 0
+    _pass = 0
+    _num_seen = 0  # handles unpacked in this pass
 
     def __init__(
         self, generation: int, version: int, storage: torch.UntypedStorage, grave: Grave
@@ -51,20 +65,9 @@ class SavedStorage:
         self.nbytes = storage.nbytes()
         self.device = storage.device
         self.storage: torch.UntypedStorage | None = storage
-        self.shift = 0
         self.home = Tier.HOST if storage.device.type == "cpu" else Tier.DEVICE
         self.weak = StorageWeakRef(storage)
-        self.copy: Copy | None = None
-        self.load: Load | None = None
-        self.arrived: Load | None = None  # how `storage` came back
-        self.writing = False
-        self.cached = False
-        self.tape: Tape | None = None
-        self.position = -1
-        self._num_handles = 0
         self._dead: deque[int] = deque()  # of each dead handle, the pass it was last unpacked in
-        self._pass = 0
-        self._num_seen = 0  # handles unpacked in this pass
 
     def add_handle(self) -> None:
         """Counts a new handle."""
@@ -132,30 +135,45 @@ class Handle:
         self.saved._dead.append(self.last_pass)
 
 
+class KeptStorage:
+    """One storage, at one version, that stays in memory: counted until its last handle is gone."""
+
+    __slots__ = ("__weakref__", "_grave", "_nbytes", "storage")
+
+    def __init__(self, storage: torch.UntypedStorage, nbytes: int, grave: Grave) -> None:
+        self.storage = storage  # so that its address is nobody else's while this is known
+        self._nbytes, self._grave = nbytes, grave
+
+    def __del__(self) -> None:
+        self._grave.append(self._nbytes)
+
+
 class Kept:
     """What autograd keeps of a tensor whose storage stays in memory: the tensor, detached.
 
     It shares its version counter with the tensor, so changes in place are seen.
     """
 
-    __slots__ = ("_saved", "_tensor", "_version", "beside")
+    __slots__ = ("_tensor", "_version", "beside", "held")
 
-    def __init__(self, saved: SavedStorage, tensor: torch.Tensor, beside: Tape | None) -> None:
-        self._saved = saved  # counts as held until the last of its handles is gone
+    def __init__(
+        self, held: KeptStorage | None, tensor: torch.Tensor, beside: Tape | None = None
+    ) -> None:
+        self.held = held  # None where the storage is alive anyway: parameters, inputs
         self.beside = beside  # what was moved in the same pass
         self._tensor = tensor.detach()
         self._version = tensor._version
 
     def unpack(self) -> torch.Tensor:
         """The tensor. Raises RuntimeError when it was changed in place after it was saved."""
-        now = self._tensor._version
-        if now != self._version:
-            raise changed_in_place(tuple(self._tensor.shape), self._version, now)
-        return self._tensor
+        tensor = self._tensor
+        if tensor._version != self._version:
+            raise changed_in_place(tuple(tensor.shape), self._version, tensor._version)
+        return tensor
 
 
 class Direct:
-    """A saved tensor that is left alone: a parameter, an input, or a kind not understood."""
+    """A saved tensor that is left alone, of a kind that is not understood."""
 
     __slots__ = ("_grave", "_held_nbytes", "_tensor", "_version")
 
@@ -174,4 +192,4 @@ class Direct:
 
     def __del__(self) -> None:
         if self._held_nbytes:
-            self._grave.append(Remains(None, self._held_nbytes, 0))
+            self._grave.append(self._held_nbytes)
