@@ -129,6 +129,8 @@ class Case:
         tolerance: (rtol, atol) of the comparison; zeros ask for equality.
         same: replaces the comparison: takes (expected, actual), raises AssertionError.
         budget_s: seconds of timing, where they are fewer than the options say.
+        num_calls: how often each provider is called in all, where that matters; else the options
+            say how many rounds there are.
     """
 
     size: str
@@ -140,6 +142,7 @@ class Case:
     tolerance: tuple[float, float] = (0.0, 0.0)
     same: Callable[[Any, Any], None] | None = None
     budget_s: float = float("inf")
+    num_calls: int | None = None
 
     def assert_same(self, expected: Any, actual: Any) -> None:
         """Raises AssertionError when a provider's result is not the first provider's."""

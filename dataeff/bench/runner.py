@@ -85,8 +85,8 @@ def run_case(workload: str, case: Case, options: Options, run: Run) -> list[Reco
         _compare(workload, case, lanes)
         with _no_garbage_collection():
             for lane in lanes:
-                _warm_up(lane, options)
-            _rounds(lanes, options, min(case.budget_s, options.budget_s))
+                _warm_up(lane, case, options)
+            _rounds(lanes, case, options)
         record = _Recorder(workload, case, run)
         records: list[Record] = []
         for lane in lanes:
@@ -152,7 +152,10 @@ def _sample(lane: Lane, device: torch.device) -> float:
     return (time.perf_counter_ns() - start_ns) / 1e9 / lane.num_calls
 
 
-def _warm_up(lane: Lane, options: Options) -> None:
+def _warm_up(lane: Lane, case: Case, options: Options) -> None:
+    if case.num_calls is not None:
+        _sample(lane, options.device)
+        return
     elapsed_s = 0.0
     for _ in range(options.num_warmups):
         elapsed_s = _sample(lane, options.device)
@@ -164,9 +167,12 @@ def _warm_up(lane: Lane, options: Options) -> None:
         lane.num_calls = min(max(wanted, 1), MAX_CALLS_PER_SAMPLE)
 
 
-def _rounds(lanes: list[Lane], options: Options, budget_s: float) -> None:
+def _rounds(lanes: list[Lane], case: Case, options: Options) -> None:
+    budget_s, num_rounds = min(case.budget_s, options.budget_s), options.num_rounds
+    if case.num_calls is not None:  # one was compared, one warmed up
+        budget_s, num_rounds = math.inf, max(MIN_ROUNDS, case.num_calls - 2)
     deadline = time.perf_counter() + budget_s
-    for index in range(options.num_rounds):
+    for index in range(num_rounds):
         if index >= MIN_ROUNDS and time.perf_counter() > deadline:
             return
         first = index % max(len(lanes), 1)

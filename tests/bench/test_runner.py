@@ -266,3 +266,15 @@ def test_a_step_reports_its_own_figures():
     found = run(Case(size="", inputs=lambda: None, providers=(provider("p", int, **step),)))
     assert found["p", "peak_saved_nbytes"].value == 5.0
     assert found["p", "peak_saved_nbytes"].unit == "bytes"
+
+
+def test_a_case_says_how_often_it_is_called():
+    calls = []
+    case = Case(
+        size="layers=12",
+        inputs=lambda: None,
+        providers=(Provider("counted", lambda _: Step(lambda: calls.append(1))),),
+        num_calls=8,
+    )
+    run_case("some", case, Options(quick=True, device=CPU), Run.here(CPU))
+    assert len(calls) >= 8

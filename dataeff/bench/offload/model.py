@@ -1,4 +1,4 @@
-"""The transformers that the offload is measured on: GPT, BERT and T5 by their attention."""
+"""What the offload is measured on: GPT, BERT and T5 by their attention, and an MLP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 VOCABULARY = 256
 
-Kind = Literal["gpt", "bert", "t5"]
+Kind = Literal["gpt", "bert", "t5", "mlp"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Shape:
         width: of the residual stream.
         batch: sequences.
         tokens: per sequence.
-        kind: causal (gpt), bidirectional (bert), or encoder and decoder (t5).
+        kind: causal (gpt), bidirectional (bert), encoder and decoder (t5), or no attention (mlp).
         head_width: of one attention head.
         dtype: of weights and activations.
     """
@@ -71,19 +71,20 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; a decoder's also attends to the encoder."""
+    """A pre-norm transformer block; a decoder's also attends to the encoder, an MLP's to none."""
 
     def __init__(self, shape: Shape, causal: bool, cross: bool = False) -> None:
         super().__init__()
         width = shape.width
-        self.attention = Attention(shape, causal)
+        self.attention = None if shape.kind == "mlp" else Attention(shape, causal)
         self.cross = Attention(shape, False, cross=True) if cross else None
         self.norm = nn.LayerNorm(width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
         """x: [batch, tokens, width] -> the same."""
-        x = x + self.attention(x)
+        if self.attention is not None:
+            x = x + self.attention(x)
         if self.cross is not None:
             x = x + self.cross(x, memory)
         hidden: Tensor = self.down(F.gelu(self.up(self.norm(x))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 from dataeff import ActivationOffload
@@ -15,14 +16,15 @@ SHARES = (0.75, 0.5, 0.25)
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """One case, a provider per share of what keeping holds."""
-    shape = options.pick(full=Shape(8, 512, 8, 256), quick=Shape(4, 256, 4, 64))
+    """A GPT and an MLP, each with a provider per share of what keeping holds."""
+    gpt = options.pick(full=Shape(8, 512, 8, 256), quick=Shape(4, 256, 4, 64))
     shares = options.pick(full=SHARES, quick=(0.5,))
-    yield Case(
-        size=f"planned: {shape}",
-        inputs=partial(make_inputs, shape, options),
-        providers=(Provider("keep", keep), *(provider(share) for share in shares)),
-    )
+    for shape in options.pick(full=(gpt, replace(gpt, kind="mlp")), quick=(gpt,)):
+        yield Case(
+            size=f"planned: {shape}",
+            inputs=partial(make_inputs, shape, options),
+            providers=(Provider("keep", keep), *(provider(share) for share in shares)),
+        )
 
 
 def provider(share: float) -> Provider:
