@@ -201,6 +201,8 @@ class DiskLoad:
         lead, body = len(head), written.nbytes
         self.storage = torch.UntypedStorage(lead + body + len(tail) + ALIGNMENT)
         address = self.storage.data_ptr()
+        # Nothing has touched this memory: its first write is the read's, a page at a time.
+        _core.prefer_huge_pages(address, self.storage.nbytes())
         self.shift = -(address + lead) % ALIGNMENT
         self._body = address + self.shift + lead
         ctypes.memmove(self._body - lead, head, lead)
