@@ -40,7 +40,16 @@ def learned(x, edge_index, y, seed):
     return torch.cat(hits).float().mean().item()
 
 
-def test_as_accurate_from_disk_and_from_small_rows(tmp_path):
+@pytest.fixture
+def one_thread():
+    """Batches this small are waited for longer than worked on by more threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_as_accurate_from_disk_and_from_small_rows(tmp_path, one_thread):
     torch.manual_seed(0)
     y = torch.randint(NUM_CLASSES, (NUM_NODES,))
     x = torch.randn(NUM_NODES, 16) + 1.2 * F.one_hot(y, 16)
