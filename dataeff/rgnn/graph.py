@@ -348,6 +348,8 @@ def _first_given(first: int | None, second: int | None, what: str) -> int:
 def _check_ids(name: str, ids: Any) -> None:
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
+    if ids.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got {ids.layout}: turn sparse adjacencies into ids")
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be int32 or int64, got {ids.dtype}")
 

@@ -76,13 +76,13 @@ def test_backend_equals_the_interpreter(backend, layer, case, monkeypatch):
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.name)
 @given(case=graphs())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_cpp_in_float64_on_any_graph(layer, case):
     with pytest.MonkeyPatch.context() as patch:
         check("cpp", patch, layer, case, torch.float64, 1e-10)
 
 
-@pytest.mark.parametrize("width", [32, 33, 64])
+@pytest.mark.parametrize("width", [33, 64])
 def test_wide_rows(width, monkeypatch):
     for backend in ("cpp", "triton"):
         check(backend, monkeypatch, rgat, CASE, torch.float64, 1e-10, width=width, out=width)

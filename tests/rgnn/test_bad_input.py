@@ -36,6 +36,18 @@ def test_relation_out_of_range(value):
         RGCNConv(4, 4, num_relations=2)(torch.randn(3, 4), EDGES, types)
 
 
+def test_fewer_weights_than_relations_and_rows_than_nodes(small):
+    with pytest.raises(ValueError, match=r"W has shape \[3, 5, 6\].* at least 4 rows"):
+        rgcn(small, torch.randn(20, 5), torch.randn(3, 5, 6))
+    with pytest.raises(ValueError, match=r"x has shape \[19, 5\].* needs 20 rows"):
+        rgcn(small, torch.randn(19, 5), torch.randn(4, 5, 6))
+
+
+def test_a_sparse_adjacency_is_refused():
+    with pytest.raises(TypeError, match=r"edge_index must be dense, got torch.sparse_coo"):
+        rgnn.Graph(torch.eye(2, dtype=torch.int64).to_sparse(), num_nodes=2)
+
+
 def test_wrong_width_names_both_shapes(small):
     a = torch.randn(4, 6)
     with pytest.raises(rgnn.LayerTypeError, match=r"edge\[7\].*etype\[5x6\]"):

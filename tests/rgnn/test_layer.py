@@ -27,7 +27,7 @@ def arguments(layer, nodes, relations, width=3, out=4):
     ids=["rgcn", "rgcn_mean", "rgat"],
 )
 @given(graphs())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_layer_equals_its_formula(layer, plain, case):
     edge_index, etype, nodes, relations = case
     args = arguments(layer, nodes, relations)
