@@ -157,7 +157,10 @@ def layer(function: Callable[..., Any]) -> Layer:
 def _autocast(tensor: Tensor) -> Tensor:
     """The argument in the dtype that `torch.autocast` asks for; float64 stays, as in torch."""
     device = tensor.device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    # torch.compile of torch 2.10 cannot trace the question whether a device knows autocast.
+    if device not in ("cpu", "cuda") and not torch.amp.is_autocast_available(device):
+        return tensor
+    if not torch.is_autocast_enabled(device):
         return tensor
     if not tensor.is_floating_point():
         return tensor
