@@ -29,7 +29,8 @@ class Apply(torch.autograd.Function):
         token, ctx.layer_id, ctx.spec, ctx.sizes, ctx.wanted, *tensors = inputs
         ctx.num_inputs, ctx.num_outputs = len(tensors), output[-1]
         ctx.mark_non_differentiable(*output[output[-1] : -1])
-        ctx.set_materialize_grads(True)
+        # What backward keeps has no gradient: a zero for each of it would take as much memory.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(token, *tensors, *output[:-1])
 
     @staticmethod
@@ -48,7 +49,11 @@ class Apply(torch.autograd.Function):
         outputs, saved = rest[: ctx.num_outputs], rest[ctx.num_outputs :]
         counts = len(inputs), ctx.num_outputs
         call = (token, ctx.layer_id, ctx.spec, ctx.sizes, ctx.wanted)
-        tensors = (*grads[: ctx.num_outputs], *inputs, *outputs, *saved)
+        given = [
+            torch.zeros_like(y) if g is None else g
+            for g, y in zip(grads[: ctx.num_outputs], outputs, strict=True)
+        ]
+        tensors = (*given, *inputs, *outputs, *saved)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             found = Backward.apply(counts, *call, *tensors)  # type: ignore[no-untyped-call]
         else:

@@ -37,6 +37,7 @@ class Runner:
         device: device type, which chooses the backend unless one is named.
         backend: `reference`, `cpp` or `triton`.
         choice: sizes that tuning chose.
+        sizes: rows of each domain, by which the steps are ordered.
     """
 
     def __init__(
@@ -46,13 +47,14 @@ class Runner:
         device: str,
         backend: str | None = None,
         choice: Choice | None = None,
+        sizes: tuple[int, ...] | None = None,
     ) -> None:
         self.choice = choice or Choice()
         self.program = program
         self.dtype = dtype
         self.name = backend or choose(device)
         self.schedule: Schedule | None = (
-            None if self.name == "reference" else lower(program, self._dense())
+            None if self.name == "reference" else lower(program, self._dense(), sizes)
         )
         self._compiled: dict[torch.dtype, Run] = {}
 

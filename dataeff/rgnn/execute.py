@@ -13,6 +13,7 @@ from dataeff.rgnn import domains
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
+from dataeff.rgnn.memory_plan import reusable
 from dataeff.rgnn.view import View
 
 RunTraversal = Callable[[int, Traversal, View, dict[int, Tensor]], None]
@@ -84,7 +85,10 @@ class Executor:
             op = self.program[step.op]
             args = [self._operand(a, values, like) for a in op.args]
             types = [self.program[a].type for a in op.args]
-            values[step.op] = run_op(op, args, types, view, {}, like).contiguous()
+            if op.kind == "sum" and op.map.endswith("type") and not op.map.startswith("etype"):
+                values[step.op] = _sum_by_type(args[0], op.map, view)
+            else:
+                values[step.op] = run_op(op, args, types, view, {}, like).contiguous()
 
     def _operand(self, value: int, values: dict[int, Tensor], like: Tensor) -> Tensor:
         if value in values:
@@ -93,7 +97,8 @@ class Executor:
 
     def _may_overwrite(self, number: int, step: Gemm) -> bool:
         """Whether a product's rows are this run's own memory and nothing reads them afterwards."""
-        return step.rows in self.own and self.last_use.get(step.rows) == number
+        mine = reusable(self.schedule, step) in self.own
+        return mine and self.last_use.get(step.rows) == number
 
     def _gemm(self, number: int, step: Gemm, view: View, values: dict[int, Tensor]) -> Tensor:
         op = self.program[step.op]
@@ -129,7 +134,22 @@ def type_order(domain: str, target: str, view: View) -> tuple[Tensor, Tensor | N
         return pointers, None
     name = f"{domain}.{target}"
     assert name in domains.MAPS
-    return view.type_pointers(name), view.segments(name).items
+    order = None if view.sorted_by_type(name) else view.segments(name).items
+    return view.type_pointers(name), order
+
+
+def _sum_by_type(x: Tensor, name: str, view: View) -> Tensor:
+    """Sums of the rows of each type: a weight gradient of rows that are all one.
+
+    It is split into chunks that are added in a fixed order, where `index_add_` runs on one thread
+    of a CPU and in no fixed order on a GPU.
+    """
+    source, _, target = name.partition(".")
+    pointers, order = type_order(source, target, view)
+    rows = x.reshape(x.shape[0], prod(x.shape[1:]))
+    rows = rows if order is None else rows.index_select(0, order)
+    ones = x.new_ones(1, 1).expand(x.shape[0], 1)
+    return typed_gemm_dw(ones, rows, pointers).reshape(pointers.numel() - 1, *x.shape[1:])
 
 
 def _linear(

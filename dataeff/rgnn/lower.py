@@ -3,20 +3,28 @@
 Everything elementwise is computed where it is read. Stored are: operands and results of products,
 reductions, outputs; values that are costly and are read through a gather (once per edge, though
 they exist once per pair); and costly edge values that two kernels would otherwise both compute.
+
+Rows of pairs and of edges outnumber nodes, so a wide value of theirs is most of what a step takes:
+a kernel that could do without holding a second one is kept apart, and given the rows of each domain
+the steps are put in the order of the lowest peak.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from heapq import heapify, heappop, heappush
 
 from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Op, Program
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
+from dataeff.rgnn.memory_plan import reorder_steps
 from dataeff.rgnn.signatures import SEGMENT
 
 # A product with no more outputs per row than this is a few inner products: it is done in a
 # traversal, where its operands are at hand, rather than as a matrix product.
 SMALL_PRODUCT = 8
+# Domains with more rows than there are nodes.
+MANY_ROWS = ("src_pair", "dst_pair", "edge", "given")
 _COSTLY = (
     "exp",
     "log",
@@ -31,12 +39,15 @@ _COSTLY = (
 )
 
 
-def lower(program: Program, dense: tuple[str, ...] = ()) -> Schedule:
+def lower(
+    program: Program, dense: tuple[str, ...] = (), sizes: tuple[int, ...] | None = None
+) -> Schedule:
     """Schedule a program.
 
     Args:
         program: what to schedule.
         dense: kinds of operations that the backend cannot do inside a traversal.
+        sizes: rows of each domain, by which steps are put in the order of the lowest peak.
 
     Returns:
         Steps in an order in which each reads only what earlier ones stored.
@@ -48,7 +59,8 @@ def lower(program: Program, dense: tuple[str, ...] = ()) -> Schedule:
         stored |= shared
         steps = _Assignment(program, stored, dense).steps
     schedule = Schedule(program, tuple(steps), frozenset(stored))
-    return Schedule(program, _let_products_overwrite(schedule), frozenset(stored))
+    schedule = Schedule(program, _let_products_overwrite(schedule), frozenset(stored))
+    return schedule if sizes is None else reorder_steps(schedule, sizes)
 
 
 def _let_products_overwrite(schedule: Schedule) -> tuple[Step, ...]:
@@ -132,6 +144,11 @@ def _costly(program: Program, stored: set[int]) -> set[int]:
     return found
 
 
+def is_wide(op: Op) -> bool:
+    """Whether a value has rows wider than a few elements, and more of them than nodes."""
+    return op.type.domain in MANY_ROWS and op.type.numel > SMALL_PRODUCT
+
+
 def closure(program: Program, stored: Set[int], sink: int) -> set[int]:
     """The values computed in registers on the way to a stored one."""
     found: set[int] = set()
@@ -168,6 +185,12 @@ def _shared_between_kernels(program: Program, stored: set[int], steps: list[Step
     return {v for v in shared if any(u not in shared and count.get(u, 0) < 2 for u in users[v])}
 
 
+def _stored_reads(program: Program, stored: Set[int], value: int) -> set[int]:
+    """The stored values that a stored one is computed from."""
+    inside = closure(program, stored, value)
+    return {a for v in (value, *inside) for a in program[v].args if a in stored}
+
+
 class _Assignment:
     """Places stored values into kernels, first fit in program order."""
 
@@ -176,18 +199,34 @@ class _Assignment:
         self.stored = stored
         self.steps: list[Step] = []
         self.step_of: dict[int, int] = {}
-        for op in program.ops:
-            if op.id not in stored:
-                continue
+        self.reads = {v: _stored_reads(program, stored, v) for v in stored}
+        self.readers: dict[int, set[int]] = {v: set() for v in stored}
+        for reader, read in self.reads.items():
+            for value in read:
+                self.readers[value].add(reader)
+        for op in self._wide_last():
             kind = category(program, op, dense)
             if kind == "input" or op.kind == "const":
                 self.step_of[op.id] = -1
-            elif kind == "dense":
+            elif kind == "dense" or op.kind == "prefix":
                 self._append(op.id, Dense(op.id))
             elif kind == "gemm":
                 self._append(op.id, Gemm(op.id, *gemm_rows(program, op)))
             else:
                 self._place(op)
+
+    def _wide_last(self) -> Iterator[Op]:
+        """Stored values, each after what it reads, wide ones no sooner than they have to be."""
+        waiting = {v: len(read) for v, read in self.reads.items()}
+        ready = [(is_wide(self.program[v]), v) for v, count in waiting.items() if not count]
+        heapify(ready)
+        while ready:
+            _, value = heappop(ready)
+            yield self.program[value]
+            for reader in self.readers[value]:
+                waiting[reader] -= 1
+                if not waiting[reader]:
+                    heappush(ready, (is_wide(self.program[reader]), reader))
 
     def _append(self, value: int, step: Step) -> None:
         self.step_of[value] = len(self.steps)
@@ -218,13 +257,30 @@ class _Assignment:
             along = step.map
         elif step.center != center or (None not in (step.map, along) and step.map != along):
             return False
-        for value, local in self._reads(op, step.map or along, inner_store):
+        for value, local in self._levels(op, step.map or along, inner_store):
             made = self.step_of[value]
             if made > number or (made == number and not local):
                 return False
-        return True
+        return self._holds_one_wide_value(op, step)
 
-    def _reads(self, op: Op, along: str | None, inner: bool) -> Iterator[tuple[int, bool]]:
+    def _holds_one_wide_value(self, op: Op, step: Traversal) -> bool:
+        """Whether a kernel that also makes `op` needs no more wide values at once for it."""
+        read = self._wide_reads(op) - set(step.sinks)
+        others = {v for s in step.sinks for v in self._wide_reads(self.program[s])}
+        if read and others and not (read <= others or others <= read):
+            return False
+        makes = {*step.sinks, op.id}
+        if not any(is_wide(self.program[v]) for v in makes):
+            return True
+        if any(is_wide(self.program[v]) for v in self.reads[op.id] & set(step.sinks)):
+            return True  # it is computed from the row at hand
+        kept = {v for v in makes if not self.readers[v] <= makes or v in self.program.outputs}
+        return len(kept) <= 1
+
+    def _wide_reads(self, op: Op) -> set[int]:
+        return {v for v in self.reads[op.id] if is_wide(self.program[v])}
+
+    def _levels(self, op: Op, along: str | None, inner: bool) -> Iterator[tuple[int, bool]]:
         """Stored values that `op` reads in a kernel along `along`, and whether at its own row."""
         level = "inner" if inner or op.kind in SEGMENT else "outer"
         stack = [(a, level) for a in op.args]

@@ -161,10 +161,9 @@ class Compiled:
         halves = split(joint, len(program.outputs))
         self.num_outputs = halves.num_outputs
         self.forward, self.backward = halves.forward, halves.backward
-        self.forward_runner = Runner(self.forward, dtype, device, backend, choice)
-        self.backward_runner = (
-            Runner(self.backward, dtype, device, backend, choice) if self.backward else None
-        )
+        how = (dtype, device, backend, choice, sizes)
+        self.forward_runner = Runner(self.forward, *how)
+        self.backward_runner = Runner(self.backward, *how) if self.backward else None
 
 
 _WATCHING: ContextVar[list[Plan] | None] = ContextVar("plans run", default=None)

@@ -29,6 +29,8 @@ UNARY = (
 )
 BINARY = ("add", "sub", "mul", "div", "maximum", "equal")
 SEGMENT = ("sum", "max", "logsumexp")
+# Their result can share the memory of their operand.
+ALIASES = ("prefix", "pad")
 # Their derivative is zero almost everywhere.
 ELEMENTWISE_ZERO = ("equal", "slope", "degree")
 

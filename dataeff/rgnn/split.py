@@ -1,17 +1,22 @@
 """Cut a joint program into what forward runs and what backward runs.
 
-A forward value that backward reads is kept if computing it again would cost a product or a
-reduction; elementwise values and gathers are recomputed, so no edge-sized value is stored for them.
+A forward value that backward reads is kept if computing it again would cost a reduction: the sum
+over segments, or the inner product that gives an edge its score, a number that costs two rows to
+compute. Elementwise values, gathers and wide products of what is at hand are computed again: one
+more product costs a few hundredths of a step, and keeping rows of pairs through forward takes more
+memory than all features and gradients.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dataeff.rgnn.ir import Builder, Program
+from dataeff.rgnn.domains import TYPE_DOMAINS
+from dataeff.rgnn.ir import Builder, Op, Program
+from dataeff.rgnn.lower import SMALL_PRODUCT
 from dataeff.rgnn.passes.dce import eliminate_dead_code
 
-HEAVY = ("linear", "linear_t", "outer", "einsum", "sum", "max", "logsumexp")
+HEAVY = ("linear_t", "outer", "einsum", "sum", "max", "logsumexp")
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,21 @@ def _read_by_backward(joint: Program, forward: set[int], roots: tuple[int, ...])
             kept |= _compared(joint, forward, joint[value].args)
         if value in kept:
             continue
-        if value in forward and joint[value].kind in HEAVY:
+        if value in forward and _keeps(joint, joint[value]):
             kept.add(value)
         else:
             stack.extend(joint[value].args)
     return sorted(kept)
+
+
+def _keeps(joint: Program, op: Op) -> bool:
+    """Whether a forward value that backward reads is kept."""
+    if op.kind == "linear":
+        return op.type.numel <= SMALL_PRODUCT or op.type.domain in TYPE_DOMAINS
+    if op.kind == "reduce":
+        rows = joint[op.args[0]].type
+        return rows.domain == "edge" and op.type.numel <= SMALL_PRODUCT < rows.numel
+    return op.kind in HEAVY
 
 
 def _compared(joint: Program, forward: set[int], args: tuple[int, ...]) -> set[int]:

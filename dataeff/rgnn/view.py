@@ -57,6 +57,13 @@ class View:
         fill = found.begin.new_full((missing,), self._rows[source])
         return Segments(torch.cat([found.begin, fill]), torch.cat([found.end, fill]), found.items)
 
+    def sorted_by_type(self, name: str) -> bool:
+        """Whether rows of the map's source are known to stand type by type."""
+        layout = self.graph.layout
+        if layout is None or not name.endswith(".ntype"):
+            return False
+        return name == "dst.ntype" or (name == "node.ntype" and layout.whole)
+
     def type_pointers(self, name: str) -> Tensor:
         """Boundaries [types + 1] of the rows of each type, once rows are sorted by type."""
         s = self.segments(name)
