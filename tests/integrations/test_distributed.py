@@ -18,7 +18,7 @@ def test_two_processes_under_torchrun(tmp_path):
         str(RANKS), f"{tmp_path}/spill{{local_rank}}",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line.startswith("same bits:")]
     assert len(said) == 5, done.stdout
