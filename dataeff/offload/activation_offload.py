@@ -28,7 +28,7 @@ from dataeff.offload.scopes import Scopes, is_compiled
 from dataeff.offload.simulate import Forecast
 from dataeff.offload.tiers import StreamsOf, Tiers, cuda_streams
 from dataeff.offload.wear import Endurance, StepClock, Wear
-from dataeff.storage import FaultPlan, choose_engine, open_engine
+from dataeff.storage import FaultPlan, choose_engine
 
 _MAX_SPANS = 100_000
 
@@ -139,8 +139,8 @@ class ActivationOffload:
         if directories:
             if engine == "auto":
                 engine = choose_engine(directories[0], num_threads=num_threads).kind
-            opened = open_engine(_of_host_memory(engine), num_threads=num_threads, faults=faults)
-            spills = SpillSet(directories, opened, spill_bytes)
+            kind = _of_host_memory(engine)
+            spills = SpillSet(directories, spill_bytes, kind, num_threads, faults)
         self._wear = Wear(endurance)
         tiers = Tiers(spills, host_bytes, staging_bytes, checksum, streams_of, self._wear)
         self._tiers = tiers

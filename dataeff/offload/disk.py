@@ -11,140 +11,113 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import threading
 from collections.abc import Callable, Sequence
 
 import torch
 
 from dataeff import _core
 from dataeff.ledger import Tier
-from dataeff.storage import Engine, Extent, SpillFile, Transfer
+from dataeff.storage import FaultPlan, SpillFile, Stripe, StripedRead, StripedSpill
+from dataeff.storage.striped import CHUNK_BYTES
 
 ALIGNMENT = 4096
 SMALLEST_NBYTES = 16 * 1024  # below this the unaligned ends would be most of the storage
 
 
 class SpillSet:
-    """Spill files in several directories and the engine that serves them.
+    """Spill files in several directories, and an engine for each.
+
+    Of several directories, each storage is striped over all, see `StripedSpill`.
 
     Args:
         directories: where to spill; one unlinked file is opened in each.
-        engine: what `dataeff.storage.open_engine` returned; closed with the set.
         capacity_bytes: the most that each file may take.
+        kind: engine of each directory, as `dataeff.storage.open_engine` takes it.
+        num_threads: of each directory, as `open_engine` takes it.
+        faults: faults to inject, counted over all directories.
     """
 
     def __init__(
         self,
         directories: Sequence[str | os.PathLike[str]],
-        engine: Engine,
         capacity_bytes: int | None = None,
+        kind: str = "threads",
+        num_threads: int = 4,
+        faults: FaultPlan | None = None,
     ) -> None:
-        if not directories:
-            raise ValueError("spill: at least one directory is needed")
-        self.engine = engine
-        self.names = [os.fspath(directory) for directory in directories]
-        self.files: list[SpillFile] = []
-        try:
-            self.files.extend(SpillFile(name, capacity_bytes) for name in self.names)
-        except OSError:
-            self.close()
-            raise
-        self._lock = threading.Lock()
-        self._in_flight = [0] * len(self.files)
+        self._striped = StripedSpill(
+            directories,
+            capacity_bytes,
+            chunk_nbytes=CHUNK_BYTES if len(directories) > 1 else None,
+            kind=kind,
+            num_threads=num_threads,
+            faults=[faults] * len(directories),
+        )
+
+    @property
+    def files(self) -> list[SpillFile]:
+        """The spill file of each directory."""
+        return [lane.spill for lane in self._striped.lanes]
 
     def begin_write(self, address: int, nbytes: int) -> Written:
-        """Writes `nbytes` at `address` to the file with the least in flight.
+        """Writes `nbytes` at `address` to where it will be done first.
 
         Raises OSError(ENOSPC) when no file has room.
         """
-        order: Sequence[int] = (0,)
-        if len(self.files) > 1:
-            order = sorted(range(len(self.files)), key=lambda i: self._in_flight[i])
-        for index in order:
-            try:
-                extent = self.files[index].allocate(nbytes)
-            except OSError as error:
-                if error.errno != errno.ENOSPC:
-                    raise
-                continue
-            return Written(self, index, extent, address, nbytes)
-        raise OSError(errno.ENOSPC, f"no room for {nbytes} bytes in any spill file", self.names[0])
-
-    def count_in_flight(self, index: int, nbytes: int) -> None:
-        """Notes that `nbytes` more are on their way to the file at `index`."""
-        with self._lock:
-            self._in_flight[index] += nbytes
+        return Written(self._striped.write(address, nbytes))
 
     def close(self) -> None:
-        """Closes the engine and the files; no transfer may be under way."""
-        self.engine.close()
-        while self.files:
-            self.files.pop().close()
+        """Closes the engines and the files; no transfer may be under way."""
+        self._striped.close()
 
 
 class Written:
-    """One extent of one spill file, being written or complete."""
+    """What one write stored, being written or complete."""
 
-    def __init__(
-        self, spills: SpillSet, index: int, extent: Extent, address: int, nbytes: int
-    ) -> None:
-        self._spills, self._index, self._extent = spills, index, extent
-        self.nbytes = nbytes
-        self._file = spills.files[index]
-        self._transfer = spills.engine.write(self._file.fd, address, nbytes, extent.offset)
-        # Whether the write has ended, well or not: asked at every hook, so the core's own method.
-        self.done: Callable[[], bool] = self._transfer.done
-        spills.count_in_flight(index, nbytes)
+    def __init__(self, stripe: Stripe) -> None:
+        self._stripe = stripe
+        self.nbytes = stripe.nbytes
+        # Whether the write has ended, well or not: asked at every hook, so the stripe's own method.
+        self.done: Callable[[], bool] = stripe.done
 
     def finish(self) -> tuple[int, int]:
         """Waits for the write; returns when it began and ended. Raises OSError if it failed."""
         try:
-            self._transfer.wait()
+            self._stripe.wait()
         except OSError as error:
-            self._end()
-            raise self._named(error, "write") from error
-        self._end()
-        return self._transfer.start_ns, self._transfer.end_ns
+            raise self._named(error, "write", self._stripe.place) from error
+        return self._stripe.start_ns, self._stripe.end_ns
 
     def cancel(self) -> bool:
         """Stops the write if it has not begun."""
-        if not self._transfer.cancel():
-            return False
-        self._end()
-        return True
+        return self._stripe.cancel()
 
-    def begin_read(self, address: int) -> Transfer:
-        """Begins to read the extent to `address`; returns the engine's transfer."""
-        return self._spills.engine.read(self._file.fd, address, self.nbytes, self._extent.offset)
+    def begin_read(self, address: int) -> StripedRead:
+        """Begins to read the bytes to `address`."""
+        return self._stripe.read(address)
 
-    def check_read(self, transfer: Transfer) -> None:
-        """Waits for a read of this extent. Raises OSError with the file and the offset in it."""
+    def check_read(self, read: StripedRead) -> None:
+        """Waits for a read of these bytes. Raises OSError with the file and the offset in it."""
         try:
-            transfer.wait()
+            read.wait()
         except EOFError as error:
-            raise self.failed_read(OSError(errno.EIO), str(error)) from error
+            cause = OSError(errno.EIO)
+            raise self._named(cause, "read", read.failed_place, str(error)) from error
         except OSError as error:
-            raise self.failed_read(error) from error
+            raise self._named(error, "read", read.failed_place) from error
 
     def failed_read(self, error: OSError, what: str = "") -> OSError:
         """`error` again, with the file and the offset in it."""
-        return self._named(error, "read", what)
+        return self._named(error, "read", self._stripe.place, what)
 
     def release(self) -> None:
-        """Frees the extent for reuse."""
-        self._file.free(self._extent)
+        """Frees the space for reuse."""
+        self._stripe.free()
 
-    def _end(self) -> None:
-        self._spills.count_in_flight(self._index, -self.nbytes)
-
-    def _named(self, error: OSError, verb: str, what: str = "") -> OSError:
+    def _named(self, error: OSError, verb: str, place: str, what: str = "") -> OSError:
         number = error.errno or errno.EIO
         reason = what or os.strerror(number)
-        return OSError(
-            number,
-            f"cannot {verb} {self.nbytes} bytes at offset {self._extent.offset} of the spill file "
-            f"in {self._spills.names[self._index]}: {reason}",
-        )
+        return OSError(number, f"cannot {verb} {self.nbytes} bytes at {place}: {reason}")
 
 
 class DiskCopy:

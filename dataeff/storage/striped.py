@@ -49,6 +49,10 @@ class _Part:
     begin: int
     nbytes: int
 
+    @property
+    def place(self) -> str:
+        return f"offset {self.extent.offset} of the spill file in {self.lane.spill.path_hint}"
+
 
 class StripedSpill:
     """Spill files in several directories, used as one.
@@ -56,8 +60,8 @@ class StripedSpill:
     What is written is cut into chunks, and each chunk goes where it will be done first, by the
     bytes in flight and the rate that the directory has shown. Each directory has an engine of its
     own, so a slow disk holds up only its own chunks. A directory that is full is passed over, and
-    one that fails `MAX_FAILURES` times is retired with one warning; a chunk that could not be
-    written is written elsewhere. Thread-safe.
+    one that fails `MAX_FAILURES` times is retired with one warning, unless it is the last; a chunk
+    that could not be written is written elsewhere. Thread-safe.
 
     Args:
         directories: where to spill; one that cannot be used is left out with a warning.
@@ -89,19 +93,19 @@ class StripedSpill:
         self.chunk_nbytes = chunk_nbytes
         self.lanes: list[Lane] = []
         self._lock = threading.Lock()
-        refused: OSError | None = None
+        refused: list[tuple[str | os.PathLike[str], OSError]] = []
         for directory, plan in zip(directories, plans, strict=True):
             try:
                 spill = SpillFile(directory, capacity_bytes)
             except OSError as error:
-                refused = error
-                _warn(f"nothing is spilled to {directory}: {error.strerror}")
+                refused.append((directory, error))
                 continue
             engine = open_engine(kind, num_threads=num_threads, faults=plan)
             self.lanes.append(Lane(spill, engine))
         if not self.lanes:
-            assert refused is not None
-            raise refused
+            raise refused[-1][1]
+        for directory, cause in refused:
+            _warn(f"nothing is spilled to {directory}: {cause.strerror}")
 
     def write(self, data_ptr: int, nbytes: int) -> Stripe:
         """Starts to write `nbytes` from `data_ptr`, which must stay until the stripe is written.
@@ -144,7 +148,8 @@ class StripedSpill:
 
     def _note_failure(self, lane: Lane, error: OSError) -> None:
         lane.num_failures += 1
-        if lane.num_failures >= MAX_FAILURES and not lane.retired:
+        others = any(not other.retired for other in self.lanes if other is not lane)
+        if lane.num_failures >= MAX_FAILURES and others and not lane.retired:
             lane.retired = error.strerror or str(error)
             _warn(f"nothing more is spilled to {lane.spill.path_hint}: {lane.retired}")
 
@@ -230,14 +235,15 @@ class Stripe:
                 if error is not None:
                     self._write_elsewhere(part, error)
         if self._failure is not None:
-            raise self._failure
+            # A copy: one that is kept would keep the frames, and their tensors, that it went by.
+            raise OSError(*self._failure.args)
 
     def _write_elsewhere(self, part: _Part, error: OSError) -> None:
         try:
             other = self._owner._place(part.begin, part.nbytes, avoid=[part.lane])
         except OSError:
             # What went wrong first is what the user has to know.
-            self._failure = self._failure or error
+            self._failure = self._failure or error.with_traceback(None)
             return
         part.lane.spill.free(part.extent)
         del self._transfers[part]
@@ -246,7 +252,9 @@ class Stripe:
 
     def cancel(self) -> bool:
         """Stops the write if no part of it has begun; True when nothing was or will be written."""
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            return False  # another thread is in `wait`, for as long as the disk takes
+        try:
             stopped = []
             for part, transfer in self._transfers.items():
                 if not transfer.cancel():
@@ -260,6 +268,8 @@ class Stripe:
                 self._open.remove(part)
                 self._submit(part)
             return False
+        finally:
+            self._lock.release()
 
     def read(self, data_ptr: int) -> StripedRead:
         """Starts to read everything to `data_ptr`; the write must have been waited for."""
@@ -269,8 +279,14 @@ class Stripe:
                     part.lane.spill.fd, data_ptr + part.begin, part.nbytes, part.extent.offset
                 )
                 for part in self.parts
-            ]
+            ],
+            [part.place for part in self.parts],
         )
+
+    @property
+    def place(self) -> str:
+        """Where it begins, for messages."""
+        return self.parts[0].place if self.parts else "no spill file"
 
     def free(self) -> None:
         """Gives the extents back; no transfer may be under way."""
@@ -301,9 +317,17 @@ class Stripe:
 
 @dataclass
 class StripedRead:
-    """A read of a whole stripe."""
+    """A read of a whole stripe.
+
+    Attributes:
+        transfers: one per part.
+        places: where each of them reads, for messages.
+        failed_place: the place of the first that failed in `wait`.
+    """
 
     transfers: list[_core.Transfer] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    failed_place: str = ""
 
     def done(self) -> bool:
         """Whether every part has ended."""
@@ -319,7 +343,7 @@ class StripedRead:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         failure: OSError | EOFError | None = None
-        for transfer in self.transfers:
+        for transfer, place in zip(self.transfers, self.places, strict=True):
             try:
                 transfer.wait(None if deadline is None else max(deadline - time.monotonic(), 0))
             except (OSError, EOFError) as error:
@@ -327,8 +351,19 @@ class StripedRead:
                     raise
                 # The memory is free for others only when every part has ended.
                 failure = failure or error
+                self.failed_place = self.failed_place or place
         if failure is not None:
             raise failure
+
+    @property
+    def start_ns(self) -> int:
+        """When the first part began; 0 before."""
+        return min((t.start_ns for t in self.transfers if t.start_ns), default=0)
+
+    @property
+    def end_ns(self) -> int:
+        """When the last part ended."""
+        return max((t.end_ns for t in self.transfers), default=0)
 
 
 def _outcome(transfer: _core.Transfer, timeout_s: float | None) -> OSError | None:

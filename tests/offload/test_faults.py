@@ -198,3 +198,24 @@ def test_fork_is_refused_clearly(net, tmp_path):
     os.waitpid(pid, 0)
     with os.fdopen(read_end) as pipe:
         assert "another process" in pipe.read()
+
+
+def test_a_storage_is_striped_over_directories_and_a_broken_one_does_no_harm(
+    net, run_step, assert_same, tmp_path, monkeypatch
+):
+    expected = run_step()
+    monkeypatch.setattr("dataeff.offload.disk.CHUNK_BYTES", 2**16)  # four to a storage
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    faults = FaultPlan().add("write", error=errno.EIO, nth=2, times=2)
+    offload = ActivationOffload(
+        net[0], [tmp_path / "a", tmp_path / "b"], min_bytes=0, faults=faults
+    )
+    for _ in range(2):
+        assert_same(run_step(offload), expected)
+    a, b = offload._cache._tiers._spills.files
+    assert a.peak_nbytes >= 2**17 and b.peak_nbytes >= 2**17
+    report = offload.report()
+    assert report.num_store_errors == 0  # what one directory refused, the other took
+    assert faults.num_writes >= 2 + report.bytes_written // 2**16
+    offload.close()

@@ -49,7 +49,8 @@ def test_an_offload_runs_on_the_engine_it_is_told(tmp_path):
 
     for engine in ("io_uring", "auto"):
         offload = ActivationOffload(nn.Linear(4, 4), tmp_path, engine=engine)
-        name = offload._cache._tiers._spills.engine.name
+        (lane,) = offload._cache._tiers._spills._striped.lanes
+        name = lane.engine.name
         assert name == "io_uring" or engine == "auto"
         offload.close()
     with pytest.raises(ValueError, match="pinned host memory"):
