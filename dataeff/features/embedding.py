@@ -39,6 +39,9 @@ class HostEmbedding(torch.nn.Embedding):
         ...
         loss.backward(); model.rows.average_gradients(host_group); optimizer.step()
 
+    Free a wrapped model before `destroy_process_group`: one that outlives its gloo group frees it
+    with the interpreter's lock held, which gloo's thread may be waiting for (torch 2.13).
+
     Args:
         num_embeddings: rows.
         embedding_dim: elements of a row.

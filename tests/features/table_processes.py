@@ -90,6 +90,17 @@ def train_rank(rank, store, answers, by_ddp):
     """Two steps of data-parallel training; the rows at the end."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    answers.put((rank, trained_rows(rank, by_ddp)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def trained_rows(rank, by_ddp):
+    """The wrapped model ends here: the group must not end with it.
+
+    DistributedDataParallel holds the interpreter's lock while it frees the last reference to a
+    group, which joins gloo's thread, which may wait for that lock to free a tensor.
+    """
     model = ranker()
     if not by_ddp:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["rows.weight"])
@@ -99,6 +110,4 @@ def train_rank(rank, store, answers, by_ddp):
         if not by_ddp:
             model.rows.average_gradients()
         descend(model)
-    answers.put((rank, model.rows.weight.detach().tolist()))
-    dist.barrier()
-    dist.destroy_process_group()
+    return model.rows.weight.detach().tolist()

@@ -186,7 +186,8 @@ def test_two_ranks_train_as_one(tmp_path, by_ddp, rank_context):
         rank.start()
     found = dict(answers.get(timeout=100) for _ in ranks)
     for rank in ranks:
-        rank.join()
+        rank.join(timeout=100)
+    assert [rank.exitcode for rank in ranks] == [0, 0]
     model = processes.ranker()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     for step in range(2):

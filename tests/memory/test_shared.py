@@ -101,7 +101,7 @@ def test_four_processes_hold_one_copy(method, rank_context):
         worker.start()
     found = [answers.get(timeout=60) for _ in workers]
     for worker in workers:
-        worker.join()
+        worker.join(timeout=100)
     # This process maps it too: a copy each would make every share grow by all of it.
     assert [total for total, _, _ in found] == [nbytes] * count
     assert all(grown < nbytes / 3 for _, grown, _ in found), found
@@ -151,7 +151,7 @@ def test_ranks_share_what_the_first_makes(tmp_path, fail, rank_context):
         rank.start()
     found = sorted((answers.get(timeout=100) for _ in ranks), key=lambda answer: answer[0])
     for rank in ranks:
-        rank.join()
+        rank.join(timeout=100)
     assert [made for _, made, _ in found] == [[0], [], []]
     if fail:
         assert "FileNotFoundError" in found[0][2]
