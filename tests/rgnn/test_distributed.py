@@ -36,6 +36,7 @@ def work(rank, store, folder):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
         save_gradients(rank, folder)
+        dist.barrier()  # no rank leaves while another reads from it
     finally:
         dist.destroy_process_group()
 
