@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
-from dataeff.rgnn import domains
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.memory_plan import reusable
+from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.view import View
 
 RunTraversal = Callable[[int, Traversal, View, dict[int, Tensor]], None]
@@ -106,36 +106,25 @@ class Executor:
         rows, other = values[step.rows], values[op.args[1]]
         target = str(op.attrs[0]) if op.kind == "outer" else self.program[op.args[1]].type.domain
         gather = None if step.gather is None else view.index(step.gather)
-        pointers, order = type_order(domain, target, view)
+        types = view.typed_rows(domain, target)
+        order = types.order
         if order is not None:
             gather = order if gather is None else gather.index_select(0, order)
         if op.kind == "outer":
             other = other if order is None else other.index_select(0, order)
-            return _outer(rows, other, pointers, gather).reshape(
-                pointers.numel() - 1, *op.type.shape
+            return _outer(rows, other, types, gather).reshape(
+                types.pointers.numel() - 1, *op.type.shape
             )
         batch = len(op.type.shape) - 1 if op.kind == "linear_t" else rows.dim() - 2
         overwrite = order is None and self._may_overwrite(number, step)
         result = _linear(
-            rows, other, pointers, gather, batch, op.kind == "linear_t", overwrite_x=overwrite
+            rows, other, types, gather, batch, op.kind == "linear_t", overwrite_x=overwrite
         )
         result = result.reshape(result.shape[0], *op.type.shape)
         if order is None:
             return result
         unsorted = torch.empty_like(result)
         return unsorted.index_copy_(0, order.long(), result)
-
-
-def type_order(domain: str, target: str, view: View) -> tuple[Tensor, Tensor | None]:
-    """Boundaries of the rows of each type, and the order that sorts unsorted rows by type."""
-    if target == "one":
-        pointers = torch.zeros(2, dtype=torch.int64, device=view.device)
-        pointers[1:].fill_(view.num_rows(domain))  # no copy from the host: CUDA graphs refuse it
-        return pointers, None
-    name = f"{domain}.{target}"
-    assert name in domains.MAPS
-    order = None if view.sorted_by_type(name) else view.segments(name).items
-    return view.type_pointers(name), order
 
 
 def _sum_by_type(x: Tensor, name: str, view: View) -> Tensor:
@@ -145,17 +134,18 @@ def _sum_by_type(x: Tensor, name: str, view: View) -> Tensor:
     of a CPU and in no fixed order on a GPU.
     """
     source, _, target = name.partition(".")
-    pointers, order = type_order(source, target, view)
+    types = view.typed_rows(source, target)
     rows = x.reshape(x.shape[0], prod(x.shape[1:]))
-    rows = rows if order is None else rows.index_select(0, order)
+    rows = rows if types.order is None else rows.index_select(0, types.order)
     ones = x.new_ones(1, 1).expand(x.shape[0], 1)
-    return typed_gemm_dw(ones, rows, pointers).reshape(pointers.numel() - 1, *x.shape[1:])
+    sums = typed_gemm_dw(ones, rows, types.pointers, chunk_map=types.tiles)
+    return sums.reshape(types.pointers.numel() - 1, *x.shape[1:])
 
 
 def _linear(
     x: Tensor,
     w: Tensor,
-    pointers: Tensor,
+    types: TypedRows,
     gather: Tensor | None,
     batch: int,
     transpose: bool,
@@ -169,13 +159,20 @@ def _linear(
     rows = x.reshape(x.shape[0], heads, weight.shape[2])
     if heads == 1:
         rows, weight = rows[:, 0], weight[:, 0]
-    return typed_gemm(rows, weight, pointers, gather=gather, overwrite_x=overwrite_x)
+    return typed_gemm(
+        rows,
+        weight,
+        types.pointers,
+        gather=gather,
+        tile_map=types.tiles,
+        overwrite_x=overwrite_x,
+    )
 
 
-def _outer(x: Tensor, y: Tensor, pointers: Tensor, gather: Tensor | None) -> Tensor:
+def _outer(x: Tensor, y: Tensor, types: TypedRows, gather: Tensor | None) -> Tensor:
     heads, width = prod(x.shape[1:-1]), x.shape[-1]
     left = x.reshape(x.shape[0], heads, width)
     right = y.reshape(y.shape[0], heads, prod(y.shape[1:]) // heads)
     if heads == 1:
-        return typed_gemm_dw(left[:, 0], right[:, 0], pointers, gather=gather)
-    return typed_gemm_dw(left, right, pointers, gather=gather)
+        left, right = left[:, 0], right[:, 0]
+    return typed_gemm_dw(left, right, types.pointers, gather=gather, chunk_map=types.tiles)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn import gemm_cpu, gemm_triton
-from dataeff.rgnn.tilemap import TileMap, check_seg_ptr
+from dataeff.rgnn.tilemap import TileMap, TileMaps, check_seg_ptr
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,7 +29,7 @@ def typed_gemm(
     *,
     gather: Tensor | None = None,
     row_scale: Tensor | None = None,
-    tile_map: TileMap | None = None,
+    tile_map: TileMap | TileMaps | None = None,
     overwrite_x: bool = False,
 ) -> Tensor:
     """Multiplies every row with the weight of its type.
@@ -42,8 +42,8 @@ def typed_gemm(
         seg_ptr: first row of each type and the end, [types + 1], int32 or int64.
         gather: the row of x that output row i reads, [num_rows], int32 or int64.
         row_scale: factor of output row i, [num_rows], or [num_rows, heads] with heads.
-        tile_map: `build_tile_map(seg_ptr, num_rows, block)` kept from an earlier call; CUDA only,
-            built here when missing.
+        tile_map: `build_tile_map(seg_ptr, num_rows, block)`, or `TileMaps(seg_ptr, num_rows)` that
+            keeps what calls build. CUDA only; built and dropped here when missing.
         overwrite_x: x is not needed afterwards. Compiled C++ then returns the result in its memory
             where the shapes allow it, which saves as much memory; others leave x as it is.
 
@@ -80,7 +80,7 @@ def typed_gemm_dw(
     *,
     gather: Tensor | None = None,
     row_scale: Tensor | None = None,
-    chunk_map: TileMap | None = None,
+    chunk_map: TileMap | TileMaps | None = None,
 ) -> Tensor:
     """The gradient of `typed_gemm` in its weight: one ragged sum of outer products per type.
 
@@ -90,8 +90,7 @@ def typed_gemm_dw(
         seg_ptr: first row of each type and the end, [types + 1], int32 or int64.
         gather: the row of x that row i read, [num_rows], int32 or int64.
         row_scale: factor of row i, [num_rows], or [num_rows, heads] with heads.
-        chunk_map: `build_tile_map(seg_ptr, num_rows, block)` kept from an earlier call; its block
-            is the number of rows summed by one program. CUDA only, built here when missing.
+        chunk_map: as `tile_map` of `typed_gemm`; a block is the rows that one program sums.
 
     Returns:
         dW, [types, in, out] or [types, heads, in, out], dtype of x; zero for types without rows.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn.schedule import GemmSchedule, dw_schedule, gemm_schedule
-from dataeff.rgnn.tilemap import TileMap, build_tile_map, max_extra_tiles
+from dataeff.rgnn.tilemap import TileMap, TileMaps, choose_tile_map, max_extra_tiles
 
 INT32_MAX = 2**31 - 1
 
@@ -30,7 +30,7 @@ def forward(
     num_rows: int,
     gather: Tensor | None,
     row_scale: Tensor | None,
-    tile_map: TileMap | None = None,
+    tile_map: TileMap | TileMaps | None = None,
     overwrite_x: bool = False,
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
@@ -43,13 +43,12 @@ def forward(
     if num_in == 0:
         return y.zero_()
     x = x if x.stride(2) == 1 else x.contiguous()
-    if tile_map is None:
-        block = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types).block_m
-        tile_map = build_tile_map(seg_ptr, num_rows, block)
-    schedule = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types, tile_map.block)
-    grid = (tile_map.num_tiles * -(-num_out // schedule.block_n), num_heads)
+    block = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types).block_m
+    tiles = choose_tile_map(tile_map, seg_ptr, num_rows, block)
+    schedule = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types, tiles.block)
+    grid = (tiles.num_tiles * -(-num_out // schedule.block_n), num_heads)
     typed_gemm_kernel[grid](
-        x, weight, y, seg_ptr, tile_map.types, tile_map.rows, gather, row_scale,
+        x, weight, y, seg_ptr, tiles.types, tiles.rows, gather, row_scale,
         *x.stride()[:2], *weight.stride(), *y.stride()[:2], *_scale_strides(row_scale, num_heads),
         **_constants(num_in, num_out, gather, row_scale, x, y),
         BLOCK_M=schedule.block_m, BLOCK_N=schedule.block_n, BLOCK_K=schedule.block_k,
@@ -65,7 +64,7 @@ def weight_gradient(
     num_rows: int,
     gather: Tensor | None,
     row_scale: Tensor | None,
-    chunk_map: TileMap | None = None,
+    chunk_map: TileMap | TileMaps | None = None,
 ) -> Tensor:
     """`typed_gemm_dw` with heads: x [N, heads, in], dy [rows, heads, out]."""
     from dataeff.kernels.typed_gemm import reduce_partials_kernel, typed_gemm_dw_kernel
@@ -80,15 +79,15 @@ def weight_gradient(
     x = x if x.stride(2) == 1 else x.contiguous()
     dy = dy if dy.stride(2) == 1 else dy.contiguous()
     schedule = dw_schedule(x.dtype, num_in, num_out, float32_precision())
-    if chunk_map is None:
-        chunk_map = build_tile_map(seg_ptr, num_rows, schedule.chunk_rows(num_rows, num_types))
+    chunk_rows = schedule.chunk_rows(num_rows, num_types)
+    chunks = choose_tile_map(chunk_map, seg_ptr, num_rows, chunk_rows)
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32
     first = dw if dw.dtype == sums else torch.empty_like(dw, dtype=sums)
-    extra = dw.new_empty(max(max_extra_tiles(num_rows, chunk_map.block), 1), size, dtype=sums)
+    extra = dw.new_empty(max(max_extra_tiles(num_rows, chunks.block), 1), size, dtype=sums)
     blocks = -(-num_in // schedule.block_m) * -(-num_out // schedule.block_n)
-    typed_gemm_dw_kernel[(chunk_map.num_tiles * blocks, num_heads)](
-        x, dy, first, extra, seg_ptr, chunk_map.types, chunk_map.rows, chunk_map.extra_ptr,
-        gather, row_scale, chunk_map.block, num_heads,
+    typed_gemm_dw_kernel[(chunks.num_tiles * blocks, num_heads)](
+        x, dy, first, extra, seg_ptr, chunks.types, chunks.rows, chunks.extra_ptr,
+        gather, row_scale, chunks.block, num_heads,
         *x.stride()[:2], *dy.stride()[:2], *_scale_strides(row_scale, num_heads),
         **_constants(num_in, num_out, gather, row_scale, x, dy),
         BLOCK_I=schedule.block_m, BLOCK_O=schedule.block_n, BLOCK_R=schedule.block_k,
@@ -96,7 +95,7 @@ def weight_gradient(
     )  # fmt: skip
     block = min(1024, 1 << (size - 1).bit_length())
     reduce_partials_kernel[(num_types, -(-size // block))](
-        first, extra, dw, seg_ptr, chunk_map.extra_ptr,
+        first, extra, dw, seg_ptr, chunks.extra_ptr,
         SIZE=size, IN_PLACE=first is dw, BLOCK=block, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return dw

@@ -6,6 +6,7 @@ and `Segments` lists, for each a, the rows b with m(b) = a. Indices are int32 wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from dataeff.rgnn import domains
 from dataeff.rgnn.sorting import count_ids, find_runs, rank_ids, sort_ids
+from dataeff.rgnn.tilemap import TileMaps
 
 if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
@@ -35,6 +37,21 @@ class Segments:
     items: Tensor | None
 
 
+@dataclass(frozen=True)
+class TypedRows:
+    """The rows of a domain type by type, for products with a matrix per type.
+
+    Attributes:
+        pointers: first row of each type and the end, [types + 1].
+        order: the rows sorted by type, [rows]; None when they stand so.
+        tiles: the tile maps of `pointers`.
+    """
+
+    pointers: Tensor
+    order: Tensor | None
+    tiles: TileMaps
+
+
 class Structure:
     """What a `Graph` knows about its edges once they are sorted; internal to `dataeff.rgnn`."""
 
@@ -48,6 +65,7 @@ class Structure:
         self._index: dict[str, Tensor] = {}
         self._segments: dict[str, Segments] = {}
         self._long_rows: dict[str, Tensor] = {}
+        self._typed_rows: dict[tuple[str, int, str, int], TypedRows] = {}
         src, dst, etype = (self._cast(ids) for ids in (src, dst, graph.edge_type))
         by_type = sort_ids(etype, graph.num_relations)
         given = sort_ids(dst, graph.num_dst_nodes, by_type.order)
@@ -126,6 +144,17 @@ class Structure:
             self._long_rows[key] = rows
         return self._long_rows[key]
 
+    def typed_rows(
+        self, key: tuple[str, int, str, int], build: Callable[[], TypedRows]
+    ) -> TypedRows:
+        """What was built for (domain, its rows, type domain, number of types).
+
+        A layer may have weights for more types than the graph shows, so a graph keeps several.
+        """
+        if key not in self._typed_rows:
+            self._typed_rows[key] = build()
+        return self._typed_rows[key]
+
     def _build_segments(self, name: str) -> Segments:
         ids = self.index(name)
         rows = self.graph.num_rows(domains.map_target(name))
@@ -140,8 +169,10 @@ class Structure:
         parts = [*self._index.values(), *self._long_rows.values()]
         for s in self._segments.values():
             parts += [s.begin, s.end] if s.items is None else [s.begin, s.end, s.items]
+        tile_maps = sum(rows.tiles.nbytes for rows in self._typed_rows.values())
+        parts += [rows.pointers for rows in self._typed_rows.values()]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in parts}
-        return sum(storages.values())
+        return sum(storages.values()) + tile_maps
 
 
 def _split(ptr: Tensor, items: Tensor | None) -> Segments:

@@ -3,7 +3,7 @@
 Rows are sorted by type; `seg_ptr[t]:seg_ptr[t + 1]` are those of type t. No tile crosses a type, so
 a program multiplies with one weight. How many tiles there are depends on device data; the host
 launches an upper bound of them and the programs beyond find type -1 and stop. That suits sampled
-blocks and CUDA graphs; for a fixed graph the map is built once and kept by the caller.
+blocks and CUDA graphs; for a fixed graph `TileMaps` keeps each map from its first use on.
 """
 
 from __future__ import annotations
@@ -40,6 +40,31 @@ class TileMap:
     def nbytes(self) -> int:
         """Bytes held by the three index arrays."""
         return sum(t.numel() * t.element_size() for t in (self.types, self.rows, self.extra_ptr))
+
+
+class TileMaps:
+    """The tile maps of one `seg_ptr`, built at the first use of each block size and kept.
+
+    Args:
+        seg_ptr: first row of each type, and the end, [num_types + 1], int32 or int64.
+        num_rows: rows in total.
+    """
+
+    def __init__(self, seg_ptr: Tensor, num_rows: int) -> None:
+        self.seg_ptr = seg_ptr
+        self.num_rows = num_rows
+        self._of_block: dict[int, TileMap] = {}
+
+    def of_block(self, block: int) -> TileMap:
+        """The map with tiles of at most `block` rows."""
+        if block not in self._of_block:
+            self._of_block[block] = build_tile_map(self.seg_ptr, self.num_rows, block)
+        return self._of_block[block]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the maps built so far."""
+        return sum(tile_map.nbytes for tile_map in self._of_block.values())
 
 
 def max_tiles(num_rows: int, num_types: int, block: int) -> int:
@@ -89,6 +114,15 @@ def build_tile_map(seg_ptr: Tensor, num_rows: int, block: int) -> TileMap:
     return TileMap(
         types.masked_fill_(padding, -1), rows.masked_fill_(padding, -1), extra_ptr, block
     )
+
+
+def choose_tile_map(
+    kept: TileMap | TileMaps | None, seg_ptr: Tensor, num_rows: int, block: int
+) -> TileMap:
+    """The map that was handed over, the kept one of a block size, or one built for this call."""
+    if isinstance(kept, TileMap):
+        return kept
+    return build_tile_map(seg_ptr, num_rows, block) if kept is None else kept.of_block(block)
 
 
 def check_seg_ptr(seg_ptr: Tensor) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn import domains
-from dataeff.rgnn.structure import Segments
+from dataeff.rgnn.structure import Segments, TypedRows
+from dataeff.rgnn.tilemap import TileMaps
 
 if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
@@ -64,7 +65,20 @@ class View:
             return False
         return name == "dst.ntype" or (name == "node.ntype" and layout.whole)
 
-    def type_pointers(self, name: str) -> Tensor:
-        """Boundaries [types + 1] of the rows of each type, once rows are sorted by type."""
-        s = self.segments(name)
-        return torch.cat([s.begin, s.begin.new_full((1,), self._rows[domains.map_source(name)])])
+    def typed_rows(self, domain: str, types: str) -> TypedRows:
+        """The rows of a domain by the types of another; kept by the graph for every layer."""
+        key = (domain, self._rows[domain], types, self._rows[types])
+        return self.graph.structure.typed_rows(key, lambda: self._split_by_type(domain, types))
+
+    def _split_by_type(self, domain: str, types: str) -> TypedRows:
+        num_rows, order = self._rows[domain], None
+        if types == "one":
+            pointers = torch.zeros(2, dtype=torch.int64, device=self.device)
+            pointers[1:].fill_(num_rows)  # no copy from the host: CUDA graphs refuse it
+        else:
+            name = f"{domain}.{types}"
+            assert name in domains.MAPS
+            s = self.segments(name)
+            pointers = torch.cat([s.begin, s.begin.new_full((1,), num_rows)])
+            order = None if self.sorted_by_type(name) else s.items
+        return TypedRows(pointers, order, TileMaps(pointers, num_rows))

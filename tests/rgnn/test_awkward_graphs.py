@@ -39,7 +39,7 @@ def test_triton_forward_and_backward(layer, case, monkeypatch):
 
     _, etype, nodes, relations = case
     graph = typed_graph(case)
-    named = tensors(layer, nodes, etype.numel(), relations, torch.float32)
+    named = tensors(layer, nodes, etype.numel(), relations, torch.float32, 16, 16)
     monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "triton")
     plan = layer.plan(graph, **named, **STATICS.get(layer, {}))
     view = View(graph, plan.sizes)
@@ -50,3 +50,26 @@ def test_triton_forward_and_backward(layer, case, monkeypatch):
         named |= {f"output:{k}": v for k, v in enumerate(outputs)}
         named |= {f"saved:{k}": v for k, v in enumerate(saved)}
         compare(plan.compiled.backward, view, named, torch.float32, 2e-4)
+
+
+def test_a_second_layer_builds_no_tile_map(monkeypatch):
+    from dataeff.kernels import interpreter, typed_gemm
+
+    from dataeff.rgnn import tilemap
+
+    built = []
+    build = tilemap.build_tile_map
+    monkeypatch.setattr(tilemap, "build_tile_map", lambda *a: built.append(a) or build(*a))
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "triton")
+    case = CASES["one node, loops, duplicates"]
+    graph = typed_graph(case)
+    counts, nbytes = [], []
+    with interpreter.interpreted(typed_gemm):
+        for _ in range(2):
+            named = tensors(rgat, case[2], case[1].numel(), case[3], torch.float32, 16, 16)
+            plan = rgat.plan(graph, **named, **STATICS.get(rgat, {}))
+            compare(plan.compiled.forward, View(graph, plan.sizes), named, torch.float32, 2e-5)
+            counts.append(len(built))
+            nbytes.append(graph.nbytes)
+    assert counts[0] == counts[1] > 0
+    assert nbytes[0] == nbytes[1]

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataeff.rgnn.tilemap import build_tile_map, max_extra_tiles, max_tiles
+from dataeff.rgnn.tilemap import TileMaps, build_tile_map, max_extra_tiles, max_tiles
 
 
 def expected_tiles(counts, block):
@@ -57,3 +57,11 @@ def test_bad_input_is_refused():
         build_tile_map(torch.zeros(0, dtype=torch.int32), 0, 16)
     with pytest.raises(ValueError, match="got 0"):
         build_tile_map(torch.zeros(3, dtype=torch.int32), 0, 0)
+
+
+def test_maps_of_each_block_are_kept():
+    maps = TileMaps(torch.tensor([0, 40, 41]), 41)
+    small, large = maps.of_block(16), maps.of_block(64)
+    assert (small.block, large.block) == (16, 64)
+    assert maps.of_block(16) is small and maps.of_block(64) is large
+    assert maps.nbytes == small.nbytes + large.nbytes
