@@ -22,6 +22,7 @@ PRECISIONS = {
     "ieee": (torch.float32, "ieee"),
     "tf32": (torch.float32, "tf32"),
     "bf16": (torch.bfloat16, "ieee"),
+    "fp16": (torch.float16, "ieee"),
 }
 
 

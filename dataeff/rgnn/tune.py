@@ -12,8 +12,9 @@ import itertools
 import json
 import os
 import statistics
-import tempfile
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -264,10 +265,21 @@ def _candidate(kept: dict[str, Any]) -> Candidate:
 
 
 def _write(found: Tuning, measured: bool) -> None:
-    """Whole or not at all: the file appears by rename."""
-    found.path.parent.mkdir(parents=True, exist_ok=True)
+    """Whole or not at all: the file appears by rename. What was measured holds without it too."""
     kept = {"measured": measured, "candidates": [asdict(c) for c in found.candidates]}
     folder = found.path.parent
-    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as file:
-        json.dump(kept, file, indent=2)
-    os.replace(file.name, found.path)
+    part = folder / f"{found.path.stem}.{os.getpid()}-{threading.get_ident()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(kept, indent=2))
+        os.replace(part, found.path)
+    except OSError as error:
+        warnings.warn(
+            f"the choice holds for this process only: {found.path} was not written ({error}); "
+            "set DATAEFF_CACHE_DIR to a folder with space to write in",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    finally:
+        if folder.is_dir():
+            part.unlink(missing_ok=True)

@@ -1,3 +1,4 @@
+import errno
 import json
 import sys
 
@@ -114,6 +115,26 @@ def test_a_damaged_file_is_made_again(small, args, text):
     found.path.write_text(text)
     again = rgnn.tune(rgat, small, *args, measure=False)
     assert not again.cached and again.choice == found.choice
+
+
+def test_a_full_disk_leaves_the_choice(small, args, tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning.os, "replace", full)
+        with pytest.warns(RuntimeWarning, match=r"\.json was not written .*No space left"):
+            found = rgnn.tune(rgat, small, *args, measure=False)
+    assert rgat.choices and not found.cached
+    assert not list((tmp_path / "tune").iterdir())
+    assert not rgnn.tune(rgat, small, *args, measure=False).cached
+
+
+def test_a_folder_that_cannot_be_made_leaves_the_choice(small, args, tmp_path):
+    (tmp_path / "tune").write_text("a file where the folder should be")
+    with pytest.warns(RuntimeWarning, match="holds for this process only"):
+        rgnn.tune(rgat, small, *args, measure=False)
+    assert rgat.choices
 
 
 def test_bad_arguments(small, args):
