@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Relational graphs ship inside this package; the tests read them out of the wheel.
+GRAPHS := pykeen==1.11.1
 CORE_SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 CXX_SOURCES := $(CORE_SOURCES) $(shell find tests -name '*.cpp' -o -name '*.cu' -o -name '*.h')
 
@@ -11,9 +13,10 @@ CXX_SOURCES := $(CORE_SOURCES) $(shell find tests -name '*.cpp' -o -name '*.cu' 
 install: $(INSTALLED)
 
 # Reinstalls when the build description or a core source changed; ninja rebuilds only those objects.
-$(INSTALLED): pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
+$(INSTALLED): Makefile pyproject.toml setup.py constraints.txt $(CORE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo]'
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d build/wheels $(GRAPHS)
 	touch $@
 
 format: install

@@ -7,7 +7,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from dataeff import nn
+from dataeff import nn, rgnn
+from dataeff.nn.hgt_conv import hgt
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+PRECISIONS = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str
+)
 
 
 @pytest.fixture
@@ -42,10 +48,7 @@ def equal(ours, theirs, tensors, tolerance):
         )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=str
-)
+@PRECISIONS
 def test_rgcn_equals_relgraphconv(dgl, edges, dtype, tolerance):
     index, etype = edges
     torch.manual_seed(0)
@@ -63,3 +66,64 @@ def test_rgcn_equals_relgraphconv(dgl, edges, dtype, tolerance):
     own, their = dict(ours.named_parameters()), dict(theirs.named_parameters())
     tensors = [("x", *xs), *((mine, own[mine], their[name]) for name, mine in pairs)]
     equal(ours(xs[0], index, etype), theirs(graph, xs[1], etype, norm), tensors, tolerance)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("heads", [1, 3])
+def test_rgat_equals_typed_linear_and_edge_softmax(dgl, edges, dtype, tolerance, heads):
+    """DGL has no RGAT; its operators make one."""
+    index, etype = edges
+    torch.manual_seed(0)
+    ours = nn.RGATConv(6, 4, 5, heads=heads, bias=False).to(dtype)
+    typed = dgl.nn.pytorch.TypedLinear(6, heads * 4, 5).to(dtype)
+    typed.load_state_dict({"W": ours.weight.detach()})
+    graph = dgl.graph(tuple(index), num_nodes=30)
+    x = torch.randn(30, 6, dtype=dtype)
+    mine, its, q, k = (v.detach().clone().requires_grad_() for v in (x, x, ours.q, ours.k))
+    z_src, z_dst = (typed(its[ends], etype) for ends in index)
+    score = torch.nn.functional.leaky_relu(z_dst @ q + z_src @ k, 0.2)
+    alpha = dgl.ops.edge_softmax(graph, score)
+    theirs = dgl.ops.copy_e_sum(graph, alpha[:, :, None] * z_src.unflatten(1, (heads, -1)))
+    tensors = [("x", mine, its), ("weight", ours.weight, typed.W), ("q", ours.q, q)]
+    equal(ours(mine, index, etype), theirs.flatten(1), [*tensors, ("k", ours.k, k)], tolerance)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("heads", [1, 3])
+def test_hgt_equals_hgtconv(dgl, dtype, tolerance, heads):
+    """Attention and messages; what follows them in DGL's layer is made to change nothing."""
+    counts = {"a": 11, "b": 14}
+    kinds = [("a", "to", "b"), ("b", "to", "a"), ("b", "likes", "b"), ("a", "skips", "a")]
+    torch.manual_seed(0)
+    num_edges = {kind: 0 if kind[1] == "skips" else 40 for kind in kinds}
+    graph = rgnn.Graph.from_typed(
+        {
+            kind: torch.stack([torch.randint(counts[end], (many,)) for end in kind[::2]])
+            for kind, many in num_edges.items()
+        },
+        counts,
+    )
+    layer = dgl.nn.pytorch.HGTConv(6, 4, heads, 2, len(kinds), dropout=0.0).to(dtype)
+    with torch.no_grad():
+        layer.linear_a.W.copy_(torch.eye(heads * 4))
+        layer.skip.fill_(float("inf"))  # sigmoid of it: all of the result, nothing of the input
+        for prior in layer.relation_pri:
+            prior.uniform_(0.5, 1.5)
+    x = torch.randn(25, 6, dtype=dtype).requires_grad_()
+    ntype = torch.arange(2).repeat_interleave(torch.tensor(list(counts.values())))
+    plain = dgl.graph(tuple(graph.edge_index), num_nodes=25)
+    theirs = layer(plain, x, ntype, graph.edge_type)
+
+    none = x.new_zeros(2, heads, 4)
+    linears = (layer.linear_k, layer.linear_q, layer.linear_v)
+    kqv = [part for lin in linears for part in (lin.W.unflatten(2, (heads, 4)), none)]
+    attend, message = (
+        torch.stack([lin.W for lin in relation], 1)
+        for relation in (layer.relation_att, layer.relation_msg)
+    )
+    prior = torch.stack(list(layer.relation_pri), 1) / 2  # the root of the head's width
+    ours = hgt(graph, x, *kqv, attend, message, prior)
+    others = ("linear_a", "skip", "residual_w")
+    tensors = [("x", x, x)]
+    tensors += [(n, p, p) for n, p in layer.named_parameters() if not n.startswith(others)]
+    equal(ours.flatten(1), theirs, tensors, tolerance)
