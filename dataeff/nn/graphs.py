@@ -34,6 +34,13 @@ def graph_for(
     """
     if isinstance(edge_index, Graph):
         return _checked(edge_index, edge_type, num_src_nodes, num_dst_nodes, num_relations)
+    if torch.compiler.is_compiling():
+        from dataeff.nn.uncompiled import graph_outside
+
+        made: Graph = graph_outside(
+            edge_index, edge_type, num_src_nodes, num_dst_nodes, num_relations
+        )
+        return made
     if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
         raise TypeError(
             "edge_index must be a dense [2, num_edges] tensor or an rgnn.Graph, got"
@@ -82,6 +89,11 @@ def typed_graph_for(
                 f" {list(layout.node_types)}; num_nodes must name them in this order"
             )
         return edges
+    if torch.compiler.is_compiling():
+        from dataeff.nn.uncompiled import typed_graph_outside
+
+        made: Graph = typed_graph_outside(edges, x_dict, node_types, edge_types)
+        return made
     unknown = [key for key in edges if key not in edge_types]
     if unknown:
         raise KeyError(f"edge types {unknown} are not in the metadata, {list(edge_types)}")
