@@ -46,6 +46,12 @@ MAPS: Final = {**_NAMED, **_TO_ONE}
 TYPE_DOMAINS: Final = ("etype", "ntype", "one")
 
 
+def a_value(*domains: str) -> str:
+    """What a message calls a value of one of these domains."""
+    names = " or ".join(DOMAINS[d].removesuffix(", as given") for d in domains)
+    return f"{'an' if names[0] in 'aeiou' else 'a'} {names} value"
+
+
 def map_source(name: str) -> str:
     """The domain whose rows the map starts from."""
     return MAPS[name][0]

@@ -12,7 +12,9 @@ from typing import Any
 
 from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Attr, Type
-from dataeff.rgnn.tracer import LayerTypeError, Tracer
+from dataeff.rgnn.tracer import LayerTypeError, Tracer, user_line
+
+LARGEST_POWER = 16
 
 
 class Symbol:
@@ -46,6 +48,26 @@ class Symbol:
 
     def __neg__(self) -> Value:
         return _unary("neg", self)
+
+    def __pow__(self, exponent: Any) -> Value:
+        return _power(self, exponent)
+
+    def __bool__(self) -> bool:
+        raise self.tracer.error(
+            f"{self!r} is computed for every row when the layer runs, and has no truth while it is"
+            " traced: use rgnn.positive(x) as a factor, or decide by a constant argument"
+        )
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(function, "__name__", str(function))
+        instead = f"rgnn.{name}" if name in globals() else "the functions of rgnn and arithmetic"
+        raise LayerTypeError(
+            f"{user_line()}\n  torch's {name} takes tensors, not the symbols of a layer:"
+            f" use {instead}"
+        )
 
 
 class Value(Symbol):
@@ -252,6 +274,8 @@ def split(value: Symbol, sizes: Sequence[int]) -> tuple[Value, ...]:
     """Cut a value into parts of these sizes along its last axis."""
     tracer = _tracer(value)
     whole = _as_rows(tracer, value)
+    if isinstance(sizes, int):
+        raise tracer.error(f"split needs the size of each part, as in [2, 3], not {sizes}")
     if not whole.type.shape or sum(sizes) != whole.type.shape[-1]:
         raise tracer.error(f"sizes {list(sizes)} do not add up to the last axis of {whole.type}")
     parts, start = [], 0
@@ -354,7 +378,8 @@ def _as_rows(tracer: Tracer, symbol: Any) -> Value:
     if isinstance(symbol, Value):
         return symbol
     if isinstance(symbol, Argument):
-        return Value(tracer, tracer.known(symbol.name) or symbol.at("node"))
+        known = tracer.known(symbol.name)
+        return Value(tracer, symbol.at("node") if known is None else known)
     if isinstance(symbol, Picked):
         return Value(tracer, symbol.id)
     raise tracer.error(f"expected a value, got {symbol!r}")
@@ -369,6 +394,25 @@ def _binary(kind: str, a: Any, b: Any) -> Value:
     tracer = _tracer(a, b)
     left, right = _align(tracer, [a, b])
     return _emit(tracer, kind, left.id, right.id)
+
+
+def _power(base: Symbol, exponent: Any) -> Value:
+    """Integer powers by products, square roots, and one over them."""
+    tracer = base.tracer
+    value = _as_rows(tracer, base)
+    size = abs(exponent) if isinstance(exponent, int | float) else None
+    if size == 0.5:
+        power = sqrt(value)
+    elif size in range(1, LARGEST_POWER + 1):
+        power = value
+        for _ in range(int(size) - 1):
+            power = power * value
+    else:
+        raise tracer.error(
+            f"cannot raise {value.type} to {exponent!r}: powers are 0.5, 1 to {LARGEST_POWER} and"
+            " their negatives; rgnn.exp(rgnn.log(x) * p) is any other one of positive x"
+        )
+    return power if exponent > 0 else 1 / power
 
 
 def _align(tracer: Tracer, symbols: Sequence[Any]) -> list[Value]:
@@ -405,18 +449,17 @@ def _bring(tracer: Tracer, value: Value | Picked, domain: str) -> Value:
         return _emit(tracer, "prefix", value.id)
     if have in domains.TYPE_DOMAINS and domains.path(domain, have):
         return _emit(tracer, "gather", value.id, attrs=(f"{domain}.{have}",))
-    other = domains.DOMAINS[domain]
     raise tracer.error(
-        f"{tracer.builder[value.id].type} is a {domains.DOMAINS[have]} value, and is used with a"
-        f" {other} value; bring it there with g.src, g.dst or g.edge, or reduce with g.sum"
+        f"{tracer.builder[value.id].type} is {domains.a_value(have)}, and is used with"
+        f" {domains.a_value(domain)}; bring it there with g.src, g.dst or g.edge, or reduce with"
+        " g.sum"
     )
 
 
 def _expect(tracer: Tracer, symbol: Any, wanted: tuple[str, ...], what: str) -> Value:
     value = _as_rows(tracer, symbol)
     if value.type.domain not in wanted:
-        names = " or ".join(domains.DOMAINS[d] for d in wanted)
-        raise tracer.error(f"{what} needs a {names} value, got {value.type}")
+        raise tracer.error(f"{what} needs {domains.a_value(*wanted)}, got {value.type}")
     return value
 
 

@@ -94,8 +94,8 @@ class Tracer:
         if name in self.domains:
             if self.domains[name] != domain:
                 raise self.error(
-                    f"argument {name} is used as a {domains.DOMAINS[domain]} value here, but as a"
-                    f" {domains.DOMAINS[self.domains[name]]} value at {self._where[name]}"
+                    f"argument {name} is used as {domains.a_value(domain)} here, but as"
+                    f" {domains.a_value(self.domains[name])} at {self._where[name]}"
                 )
             return self._inputs[name]
         shape = self.shapes[name]
@@ -115,11 +115,10 @@ class Tracer:
             else len(shape) > 0 and shape[0] == limit
         )
         if not enough:
-            kind = domains.DOMAINS[domain]
             at_least = "at least " if domain in ("etype", "ntype") else ""
             raise ValueError(
-                f"{user_line()}\n  argument {name} has shape {list(shape)}, but as a {kind} value"
-                f" it needs {at_least}{limit} rows"
+                f"{user_line()}\n  argument {name} has shape {list(shape)}, but as"
+                f" {domains.a_value(domain)} it needs {at_least}{limit} rows"
             )
 
 

@@ -30,14 +30,14 @@ ARGUMENTS = {
 }
 
 REFUSED = [
-    (lambda g, x, **_: g.src(x) + g.at_dst(x), r"edge\[4\] is a edge|dst\[4\] is a destination"),
-    (lambda g, x, **_: g.sum(g.at_dst(x)), r"g.sum needs a edge or .* got dst\[4\]"),
-    (lambda g, x, **_: g.mean(g.node(x)), r"g.mean needs a edge .* got node\[4\]"),
+    (lambda g, x, **_: g.src(x) + g.at_dst(x), r"edge\[4\] is an edge|dst\[4\] is a destination"),
+    (lambda g, x, **_: g.sum(g.at_dst(x)), r"g.sum needs an edge or .* got dst\[4\]"),
+    (lambda g, x, **_: g.mean(g.node(x)), r"g.mean needs an edge .* got node\[4\]"),
     (lambda g, x, **_: g.src(g.src(x)), r"g.node needs a node value, got edge\[4\]"),
     (lambda g, x, **_: g.dst(g.src(x)), r"g.dst needs a node or destination .* got edge\[4\]"),
-    (lambda g, x, **_: g.edge(g.node(x)), r"g.edge needs a edge value, got node\[4\]"),
-    (lambda g, x, **_: rgnn.edge_softmax(g.node(x)), r"edge_softmax needs a edge .* node\[4\]"),
-    (lambda g, x, **_: g.per_relation.sum(g.node(x)), r"needs a edge value, got node\[4\]"),
+    (lambda g, x, **_: g.edge(g.node(x)), r"g.edge needs an edge value, got node\[4\]"),
+    (lambda g, x, **_: rgnn.edge_softmax(g.node(x)), r"edge_softmax needs an edge .* node\[4\]"),
+    (lambda g, x, **_: g.per_relation.sum(g.node(x)), r"needs an edge value, got node\[4\]"),
     (lambda g, x, K, **_: rgnn.linear(g.src(x), K[g.ntype]), r"edge\[4\] have no node type"),
     (lambda g, x, W, **_: rgnn.linear(g.node(x), W[g.etype]), r"node\[4\] have no relation"),
     (lambda g, x, r, **_: g.node(x) * r[g.etype], r"etype\[4\] is a relation value"),
@@ -47,10 +47,16 @@ REFUSED = [
     (lambda g, x, e, U, **_: rgnn.dot(g.edge(e), rgnn.linear(g.src(x), U)), r"\[4\] and \[5\]"),
     (lambda g, x, **_: rgnn.concat(g.src(x), g.at_dst(x)), r"used with a"),
     (lambda g, x, **_: rgnn.split(g.src(x), (1, 2)), r"\[1, 2\] do not add up .* edge\[4\]"),
+    (lambda g, x, **_: rgnn.split(g.src(x), 2), r"split needs the size of each part"),
+    (lambda g, x, **_: torch.relu(g.src(x)), r"torch's relu takes .*: use rgnn.relu"),
+    (lambda g, x, **_: torch.cat([g.src(x), g.dst(x)]), r"torch's cat takes .*: use the functions"),
+    (lambda g, x, **_: g.src(x) if g.src(x) else x, r"has no truth while it is traced"),
+    (lambda g, x, **_: g.src(x) ** 0.3, r"cannot raise edge\[4\] to 0.3"),
+    (lambda g, x, **_: g.src(x) ** g.src(x), r"cannot raise edge\[4\] to a value"),
     (lambda g, x, **_: rgnn.reshape(g.src(x), 3, -1), r"cannot reshape edge\[4\]"),
     (lambda g, x, **_: rgnn.outer(rgnn.reshape(g.src(x), 2, 2), g.src(x)), r"edge\[2x2\]"),
     (lambda g, x, **_: rgnn.dot(g.in_degree(), g.in_degree()), r"dot needs an axis"),
-    (lambda g, x, **_: g.to_given_order(g.node(x)), r"needs a edge value, got node\[4\]"),
+    (lambda g, x, **_: g.to_given_order(g.node(x)), r"needs an edge value, got node\[4\]"),
     (lambda g, x, **_: g.src(x) + "one", r"cannot compute with 'one' of type str"),
     (lambda g, x, W, **_: rgnn.linear(g.src(x), W[0]), r"indexed with g.etype or g.ntype, not"),
 ]
@@ -144,3 +150,22 @@ def test_a_layer_in_no_paper_compiles(typed):
     typed.prepare()
     compiled = torch.compile(lambda *a: bilinear(typed, *a), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), bilinear(typed, *args))
+
+
+@pytest.mark.parametrize("exponent", [1, 2, 5, 2.0, 0.5, -0.5, -1, -3])
+def test_powers(typed, exponent):
+    layer = rgnn.layer(lambda g, x: g.sum(g.src(x) ** exponent))
+    x = (1 + torch.rand(9, 4, dtype=torch.float64)).requires_grad_()
+    src, dst = typed.edge_index
+    ours, plain = layer(typed, x), torch.zeros_like(x).index_add(0, dst, x[src] ** exponent)
+    torch.testing.assert_close(ours, plain)
+    (got,), (want,) = (torch.autograd.grad(y.sin().sum(), x) for y in (ours, plain))
+    torch.testing.assert_close(got, want)
+
+
+def test_a_parameter_used_first_stays_one(typed):
+    layer = rgnn.layer(lambda g, s, x: g.sum(s * g.src(x)) * rgnn.exp(s))
+    s, x = torch.tensor(0.3), torch.randn(9, 4)
+    src, dst = typed.edge_index
+    plain = torch.zeros_like(x).index_add(0, dst, s * x[src]) * s.exp()
+    torch.testing.assert_close(layer(typed, s, x), plain)

@@ -150,7 +150,7 @@ class TestRefusals:
         def twice(g, x):
             return g.sum(g.src(x) * g.edge(x))
 
-        with pytest.raises(rgnn.LayerTypeError, match=r"used as a edge.* but as a node"):
+        with pytest.raises(rgnn.LayerTypeError, match=r"used as an edge.* but as a node"):
             twice(small, torch.randn(20))
 
 
