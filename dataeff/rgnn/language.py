@@ -400,7 +400,7 @@ def _power(base: Symbol, exponent: Any) -> Value:
     """Integer powers by products, square roots, and one over them."""
     tracer = base.tracer
     value = _as_rows(tracer, base)
-    size = abs(exponent) if isinstance(exponent, int | float) else None
+    size = abs(exponent) if isinstance(exponent, int | float) else 0
     if size == 0.5:
         power = sqrt(value)
     elif size in range(1, LARGEST_POWER + 1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,13 @@ def checked_fanouts(fanouts: Fanouts, num_relations: int | None) -> list[list[in
     """Brings fan-outs to one list per hop, of one number or of one per relation.
 
     Raises:
-        TypeError: a fan-out is not an integer.
+        TypeError: a fan-out is not an integer, or they are by edge type.
         ValueError: a fan-out is below -1, or a hop has not one number per relation.
     """
+    if isinstance(fanouts, Mapping):
+        raise TypeError(
+            f"fan-outs by edge type, {list(fanouts)}, for a graph of one type: give one per hop"
+        )
     checked = []
     for hop, entry in enumerate(fanouts):
         per_type: list[int] = list(entry) if isinstance(entry, Sequence) else [entry]

@@ -319,6 +319,17 @@ def test_what_is_not_supported_is_refused(options, error, said):
         NeighborLoader(make_data(), [2], **options)
 
 
+@pytest.mark.parametrize("seeds", [None, "editor", torch.tensor([1]), ("editor", None)])
+def test_seeds_of_a_typed_graph_name_a_node_type(seeds):
+    with pytest.raises(ValueError, match=r"a node type of the graph, one of \['paper', 'author'"):
+        NeighborLoader(make_hetero(), [2], input_nodes=seeds)
+
+
+def test_fan_outs_by_edge_type_need_a_typed_graph():
+    with pytest.raises(TypeError, match="for a graph of one type"):
+        NeighborLoader(make_data(), {("author", "writes", "paper"): [2]})
+
+
 def test_fan_outs_of_pyg_s_type():
     data = make_hetero()
     fanouts = NumNeighbors({("author", "writes", "paper"): [2]}, default=[0])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch_geometric.loader as pyg_loader
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.graph import is_table, with_node_counts
@@ -106,6 +106,18 @@ class _PipelinedLoader:
     _user_transform: Any
 
 
+def _check_seed_type(data: Any, input_nodes: Any) -> None:
+    """Seeds of a typed graph name a node type that it has."""
+    if not isinstance(data, HeteroData):
+        return
+    name = input_nodes[0] if isinstance(input_nodes, tuple) else input_nodes
+    if not isinstance(name, str) or name not in data.node_types:
+        raise ValueError(
+            f"input_nodes must name a node type of the graph, one of {data.node_types}, alone or "
+            f"with ids or a mask, as in ({data.node_types[0]!r}, mask); got {name!r}"
+        )
+
+
 def _make_sampler(
     data: Any, neighbor_sampler: Any, directed: bool, **options: Any
 ) -> PyGNeighborSampler:
@@ -182,6 +194,7 @@ class NeighborLoader(_PipelinedLoader, pyg_loader.NeighborLoader):  # type: igno
         **kwargs: Any,
     ) -> None:
         kwargs = self._thread_options(kwargs)
+        _check_seed_type(data, input_nodes)
         data = with_node_counts(data)
         self._user_transform = transform
         self.device = None if device is None else torch.device(device)
