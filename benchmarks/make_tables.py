@@ -1,7 +1,7 @@
 """Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json.
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands the table of the workload NAME, from the
-latest day's runs on a CPU and on a GPU; `<!-- summary: NAME -->` has no rows for the peers.
+latest day's runs on a CPU and on a GPU; `<!-- summary: NAME -->` is the table over all sizes.
 `--check` changes nothing and fails when something would change.
 
     python benchmarks/make_tables.py [--check] [FILE...]
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from dataeff.bench import Record, read
+from dataeff.bench.summary import summary_table
 from dataeff.bench.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +41,8 @@ def fill(text: str, records: list[Record]) -> str:
     def table(match: re.Match[str]) -> str:
         begin, form, workload, end = match.groups()
         found = latest(records, workload)
-        body = markdown_table(found, form == "summary") if found else f"No record of `{workload}`."
+        make = summary_table if form == "summary" else markdown_table
+        body = make(found) if found else f"No record of `{workload}`."
         return f"{begin}\n{body}\n\n{end}"
 
     return MARKED.sub(table, text)

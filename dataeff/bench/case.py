@@ -131,6 +131,7 @@ class Case:
         budget_s: seconds of timing, where they are fewer than the options say.
         num_calls: how often each provider is called in all, where that matters; else the options
             say how many rounds there are.
+        group: what the case is one size of, for summaries; the workload's name by default.
     """
 
     size: str
@@ -143,6 +144,7 @@ class Case:
     same: Callable[[Any, Any], None] | None = None
     budget_s: float = float("inf")
     num_calls: int | None = None
+    group: str = ""
 
     def assert_same(self, expected: Any, actual: Any) -> None:
         """Raises AssertionError when a provider's result is not the first provider's."""

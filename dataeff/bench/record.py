@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +39,7 @@ class Record:
         threads: `torch.get_num_threads()`.
         load: what else ran: the load average per processor when the run began.
         note: why a provider was skipped.
+        group: what the case is one size of; summaries are over a group.
     """
 
     workload: str
@@ -55,6 +56,7 @@ class Record:
     threads: int
     load: float = 0.0
     note: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Run:
         unit: str,
         size: str,
         note: str = "",
+        group: str = "",
     ) -> Record:
         """One figure of this run."""
         return Record(
@@ -97,6 +100,7 @@ class Run:
             unit=unit,
             size=size,
             note=note,
+            group=group,
             **asdict(self),
         )
 
@@ -173,9 +177,10 @@ def read(path: str | Path) -> list[Record]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     known = {f.name for f in fields(Record)}
+    needed = {f.name for f in fields(Record) if f.default is MISSING}
     if not isinstance(loaded, list) or not all(isinstance(row, dict) for row in loaded):
         raise ValueError(f"{path} does not hold a list of benchmark records")
     for row in loaded:
-        if odd := set(row) ^ known:
+        if odd := (set(row) - known) | (needed - set(row)):
             raise ValueError(f"{path}: a record's fields differ from Record's in {sorted(odd)}")
     return [Record(**row) for row in loaded]

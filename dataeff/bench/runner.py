@@ -214,6 +214,7 @@ class _Recorder:
             unit=unit,
             size=self.case.size,
             note=note,
+            group=self.case.group,
         )
 
     def skipped(self, provider: Provider, reason: str) -> Record:

@@ -35,12 +35,12 @@ def best_peer(providers: dict[str, Row]) -> tuple[str, float] | None:
     return None if value is None else (name, value)
 
 
-def ratio(row: Row, peer: tuple[str, float] | None, named: bool = False) -> str:
-    """How many times as fast as the best peer, and which that is if it is to be `named`."""
+def ratio(row: Row, peer: tuple[str, float] | None) -> str:
+    """How many times as fast as the best peer."""
     value = row["time_s"].value
     if peer is None or not value or _role(row) != "ours":
         return ""
-    return f"{peer[1] / value:.2f}x" + (f" {peer[0]}" if named else "")
+    return f"{peer[1] / value:.2f}x"
 
 
 def _timed(row: Row) -> bool:
@@ -81,13 +81,14 @@ def extras(row: Row) -> str:
     """What a provider reported beside the time."""
     usual = ("time_s", "time_spread_s", "num_rounds", "bandwidth_gbs", "rate_gflops", "skipped")
     return ", ".join(
-        f"{metric}={_amount(record)}"
+        f"{metric}={amount(record)}"
         for metric, record in row.items()
         if metric not in usual and not metric.startswith("share_of_")
     )
 
 
-def _amount(record: Record) -> str:
+def amount(record: Record) -> str:
+    """A figure in the unit that suits."""
     if record.value is None:
         return ""
     if record.unit == "bytes":
@@ -129,26 +130,29 @@ def _cells(name: str, row: Row, peer: tuple[str, float] | None) -> tuple[str, ..
     return (label, *cells, ratio(row, peer), extras(row))
 
 
-def markdown_table(records: Sequence[Record], ours_only: bool = False) -> str:
+def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
+    """The records of a kind of device."""
+    return [record for record in records if record.device.startswith(kind)]
+
+
+def markdown_table(records: Sequence[Record]) -> str:
     """One workload's records as Markdown: a row per size and provider, CPU and GPU side by side.
 
-    With `ours_only` the peers have no rows of their own: the fastest is named beside the ratio.
     Columns of a kind of device without a record stay empty, and a line says so. Columns that would
     be empty for both kinds, and providers that were timed nowhere, are left out.
     """
-    of_kind = {kind: [r for r in records if r.device.startswith(kind)] for kind in KINDS}
-    grouped = {kind: by_provider(found) for kind, found in of_kind.items()}
+    found = {kind: of_kind(records, kind) for kind in KINDS}
+    grouped = {kind: by_provider(some) for kind, some in found.items()}
     keys = dict.fromkeys(
         (size, provider)
         for kind in KINDS
         for size, providers in grouped[kind].items()
         for provider, row in providers.items()
-        if _role(row) in (("ours",) if ours_only else ("ours", "peer")) and _timed(row)
+        if _role(row) in ("ours", "peer") and _timed(row)
     )
     rows = {
         (size, provider): {
-            kind: _markdown_cells(grouped[kind].get(size, {}), provider, ours_only)
-            for kind in KINDS
+            kind: _markdown_cells(grouped[kind].get(size, {}), provider) for kind in KINDS
         }
         for size, provider in keys
     }
@@ -163,12 +167,10 @@ def markdown_table(records: Sequence[Record], ours_only: bool = False) -> str:
     for (size, provider), cells in rows.items():
         shown = [cells[kind][column] for kind in KINDS for column in used]
         lines.append(f"| {size} | {provider} | " + " | ".join(shown) + " |")
-    return "\n".join(
-        [*lines, "", "<br>\n".join(_provenance(kind, of_kind[kind]) for kind in KINDS)]
-    )
+    return "\n".join([*lines, "", "<br>\n".join(provenance(kind, found[kind]) for kind in KINDS)])
 
 
-def _markdown_cells(providers: dict[str, Row], provider: str, named: bool) -> tuple[str, ...]:
+def _markdown_cells(providers: dict[str, Row], provider: str) -> tuple[str, ...]:
     """One cell per column of COLUMNS."""
     row = providers.get(provider)
     if row is None:
@@ -177,14 +179,15 @@ def _markdown_cells(providers: dict[str, Row], provider: str, named: bool) -> tu
         return ("skipped", "", "", "")
     median, spread = (row[metric].value or 0.0 for metric in ("time_s", "time_spread_s"))
     time_s = f"{duration(median)} ± {duration(spread / 2)}"
-    return (time_s, ratio(row, best_peer(providers), named), shares(row), extras(row))
+    return (time_s, ratio(row, best_peer(providers)), shares(row), extras(row))
 
 
 def _threads(record: Record) -> str:
     return "1 thread" if record.threads == 1 else f"{record.threads} threads"
 
 
-def _provenance(kind: str, records: Sequence[Record]) -> str:
+def provenance(kind: str, records: Sequence[Record]) -> str:
+    """Where and when a kind's records were taken, or that there are none."""
     label = KINDS[kind]
     if not records:
         return f"{label}: no record yet, so its columns are empty."

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 
 from dataeff.bench.record import Record
+from dataeff.bench.summary import summary_table
 from dataeff.bench.tables import duration, markdown_table, terminal_table
 
 TIMES = {"index_select": ("peer", 0.02), "x[index]": ("peer", 0.04), "dataeff": ("ours", 0.005)}
@@ -96,3 +97,52 @@ def test_markdown_says_when_the_machine_was_busy():
     busy = [replace(record, load=3.0) for record in records()]
     assert "load 3.0 per processor" in markdown_table(busy)
     assert "load" not in markdown_table(records())
+
+
+def summarised(*more):
+    rows = [line for line in summary_table(more).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_a_summary_is_over_the_sizes_of_a_group():
+    wide = [replace(r, size="rows=99") for r in records()]
+    wide = [
+        replace(r, value=0.02) if r.provider == "dataeff" and r.unit == "s" else r for r in wide
+    ]
+    wide = [replace(r, value=0.8) if r.metric == "share_of_memcpy" else r for r in wide]
+    one, other = "random rows", "from disk"
+    grouped = [replace(r, group=one) for r in records()] + [replace(r, group=other) for r in wide]
+    heading, _, first, second = summarised(*grouped)
+    assert heading[:5] == [
+        "what", "provider", "sizes", "CPU vs fastest peer", "CPU share of ceiling"
+    ]  # fmt: skip
+    assert first == [one, "dataeff", "1", "4.00x index_select", "50 % of memcpy", "", ""]
+    assert second == [other, "dataeff", "1", "1.00x index_select", "80 % of memcpy", "", ""]
+    _, _, both = summarised(*records(), *wide)
+    assert both[:4] == ["gather", "dataeff", "2", "2.00x (1.00 to 4.00) index_select"]
+    assert both[4] == "50 to 80 % of memcpy"
+
+
+def test_a_summary_names_no_peer_where_there_were_many():
+    peers = [
+        replace(r, provider=f"peer {n}", size=f"n={n}")
+        if r.role == "peer"
+        else replace(r, size=f"n={n}")
+        for n in range(3)
+        for r in records()
+        if r.provider != "x[index]"
+    ]
+    assert summarised(*peers)[2][3] == "4.00x (4.00 to 4.00)"
+
+
+def test_a_summary_shows_what_a_reader_asks_beside_speed_and_both_devices():
+    ours = replace(records()[8], workload="offload", metric="peak_saved_bytes", unit="bytes")
+    assert ours.provider == "dataeff"
+    figures = [replace(ours, value=2.0**20), replace(ours, value=2.0**22, size="rows=99")]
+    timed = [*records(), *records(size="rows=99"), *records("cuda: H100")]
+    timed = [replace(r, workload="offload") for r in timed]
+    roofline = replace(ours, metric="share_of_roofline", value=0.7)
+    heading, _, row = summarised(*timed, *figures, roofline)
+    assert row[heading.index("CPU share of ceiling")] == "70 % of roofline"
+    assert row[heading.index("CPU more")] == "peak saved bytes 1 MiB to 4 MiB"
+    assert row[heading.index("GPU vs fastest peer")] == "4.00x index_select"

@@ -1,0 +1,117 @@
+"""The README's tables: what ours reach over all sizes of one kind of case."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dataeff.bench.record import Record
+from dataeff.bench.tables import KINDS, Row, amount, best_peer, by_provider, of_kind, provenance
+
+COLUMNS = ("{} vs fastest peer", "{} share of ceiling", "{} more")  # of each kind
+MAX_PEERS = 2  # named in a cell; which of many it was stands in the table with every size
+# What a reader asks of a workload beside its speed.
+HEADLINES = {
+    "rgnn": ("peak_over_tensors",),
+    "offload": ("peak_saved_bytes", "exposed_wait_per_step", "step_error", "peak_error"),
+}
+
+
+@dataclass
+class Line:
+    """One of our providers in the cases of one group, on one kind of device."""
+
+    ratios: list[float] = field(default_factory=list)
+    peers: dict[str, None] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, list[Record]] = field(default_factory=dict)
+
+    def add(self, row: Row, peer: tuple[str, float] | None) -> None:
+        """Takes one size."""
+        time_s = row["time_s"].value
+        if peer is not None and time_s:
+            self.ratios.append(peer[1] / time_s)
+            self.peers[peer[0]] = None
+        for metric, record in row.items():
+            if metric.startswith("share_of_") and record.value is not None:
+                self.shares.setdefault(metric.removeprefix("share_of_"), []).append(record.value)
+            elif metric in HEADLINES.get(record.workload, ()) and record.value is not None:
+                self.figures.setdefault(metric, []).append(record)
+
+    def cells(self) -> tuple[str, ...]:
+        """One cell per column of COLUMNS."""
+        return (self._ratio(), self._shares(), self._figures())
+
+    def _ratio(self) -> str:
+        if not self.ratios:
+            return ""
+        if len(self.ratios) == 1:
+            text = f"{self.ratios[0]:.2f}x"
+        else:
+            mean = statistics.geometric_mean(self.ratios)
+            text = f"{mean:.2f}x ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
+        named = f" {' / '.join(self.peers)}" if len(self.peers) <= MAX_PEERS else ""
+        return text + named
+
+    def _shares(self) -> str:
+        # A roofline is made of the other ceilings.
+        names = ["roofline"] if "roofline" in self.shares else list(self.shares)
+        return ", ".join(
+            f"{_span([f'{100 * value:.0f}' for value in sorted(self.shares[name])])} % of {name}"
+            for name in names
+        )
+
+    def _figures(self) -> str:
+        return ", ".join(
+            f"{name.replace('_', ' ')}"
+            f" {_span([amount(r) for r in sorted(found, key=lambda r: r.value or 0.0)])}"
+            for name, found in self.figures.items()
+        )
+
+
+def _span(ordered: Sequence[str]) -> str:
+    first, last = ordered[0], ordered[-1]
+    return first if first == last else f"{first} to {last}"
+
+
+def summary_table(records: Iterable[Record]) -> str:
+    """One workload's records as Markdown: a row per group of cases and provider of ours.
+
+    A ratio is the geometric mean over the group's sizes (and its least and greatest) of how many
+    times as fast ours is as the fastest peer of the same size. Columns of a kind of device without
+    a record stay empty; columns that would be empty for both are left out.
+    """
+    found = {kind: of_kind(records, kind) for kind in KINDS}
+    lines: dict[tuple[str, str], dict[str, Line]] = {}
+    sizes: dict[tuple[str, str], dict[str, None]] = {}
+    for kind, some in found.items():
+        for size, providers in by_provider(some).items():
+            peer = best_peer(providers)
+            for name, row in providers.items():
+                if "time_s" not in row or row["time_s"].role != "ours":
+                    continue
+                key = (row["time_s"].group or row["time_s"].workload, name)
+                lines.setdefault(key, {}).setdefault(kind, Line()).add(row, peer)
+                sizes.setdefault(key, {})[size] = None
+    cells = {
+        key: {kind: own[kind].cells() if kind in own else ("",) * len(COLUMNS) for kind in KINDS}
+        for key, own in lines.items()
+    }
+    used = [
+        c for c in range(len(COLUMNS)) if any(row[k][c] for row in cells.values() for k in KINDS)
+    ]
+    headings = [COLUMNS[column].format(label) for label in KINDS.values() for column in used]
+    text = ["| what | provider | sizes | " + " | ".join(headings) + " |"]
+    text.append("|---|---|--:|" + "--:|" * len(headings))
+    for (group, provider), both in sorted(
+        cells.items(), key=lambda item: _first(item[0][0], cells)
+    ):
+        shown = [both[kind][column] for kind in KINDS for column in used]
+        count = len(sizes[group, provider])
+        text.append(f"| {group} | {provider} | {count} | " + " | ".join(shown) + " |")
+    return "\n".join([*text, "", "<br>\n".join(provenance(kind, found[kind]) for kind in KINDS)])
+
+
+def _first(group: str, cells: Iterable[tuple[str, str]]) -> int:
+    return next(number for number, key in enumerate(cells) if key[0] == group)
