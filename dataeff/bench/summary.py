@@ -75,7 +75,7 @@ def _span(ordered: Sequence[str]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def summary_table(records: Iterable[Record]) -> str:
+def summary_table(records: Sequence[Record]) -> str:
     """One workload's records as Markdown: a row per group of cases and provider of ours.
 
     A ratio is the geometric mean over the group's sizes (and its least and greatest) of how many
