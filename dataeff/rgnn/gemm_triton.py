@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -21,6 +22,13 @@ def interpreting() -> bool:
     except ImportError:  # Triton has no build for this platform
         return False
     return bool(is_interpreted(typed_gemm.typed_gemm_kernel))
+
+
+def current_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes `device` the current one: Triton launches there, wherever the arguments are."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
 
 
 def forward(
@@ -47,13 +55,15 @@ def forward(
     tiles = choose_tile_map(tile_map, seg_ptr, num_rows, block)
     schedule = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types, tiles.block)
     grid = (tiles.num_tiles * -(-num_out // schedule.block_n), num_heads)
-    typed_gemm_kernel[grid](
-        x, weight, y, seg_ptr, tiles.types, tiles.rows, gather, row_scale,
-        *x.stride()[:2], *weight.stride(), *y.stride()[:2], *_scale_strides(row_scale, num_heads),
-        **_constants(num_in, num_out, gather, row_scale, x, y),
-        BLOCK_M=schedule.block_m, BLOCK_N=schedule.block_n, BLOCK_K=schedule.block_k,
-        **_options(schedule),
-    )  # fmt: skip
+    with current_device(x.device):
+        typed_gemm_kernel[grid](
+            x, weight, y, seg_ptr, tiles.types, tiles.rows, gather, row_scale,
+            *x.stride()[:2], *weight.stride(), *y.stride()[:2],
+            *_scale_strides(row_scale, num_heads),
+            **_constants(num_in, num_out, gather, row_scale, x, y),
+            BLOCK_M=schedule.block_m, BLOCK_N=schedule.block_n, BLOCK_K=schedule.block_k,
+            **_options(schedule),
+        )  # fmt: skip
     return y
 
 
@@ -85,19 +95,20 @@ def weight_gradient(
     first = dw if dw.dtype == sums else torch.empty_like(dw, dtype=sums)
     extra = dw.new_empty(max(max_extra_tiles(num_rows, chunks.block), 1), size, dtype=sums)
     blocks = -(-num_in // schedule.block_m) * -(-num_out // schedule.block_n)
-    typed_gemm_dw_kernel[(chunks.num_tiles * blocks, num_heads)](
-        x, dy, first, extra, seg_ptr, chunks.types, chunks.rows, chunks.extra_ptr,
-        gather, row_scale, chunks.block, num_heads,
-        *x.stride()[:2], *dy.stride()[:2], *_scale_strides(row_scale, num_heads),
-        **_constants(num_in, num_out, gather, row_scale, x, dy),
-        BLOCK_I=schedule.block_m, BLOCK_O=schedule.block_n, BLOCK_R=schedule.block_k,
-        **_options(schedule),
-    )  # fmt: skip
     block = min(1024, 1 << (size - 1).bit_length())
-    reduce_partials_kernel[(num_types, -(-size // block))](
-        first, extra, dw, seg_ptr, chunks.extra_ptr,
-        SIZE=size, IN_PLACE=first is dw, BLOCK=block, num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
+    with current_device(x.device):
+        typed_gemm_dw_kernel[(chunks.num_tiles * blocks, num_heads)](
+            x, dy, first, extra, seg_ptr, chunks.types, chunks.rows, chunks.extra_ptr,
+            gather, row_scale, chunks.block, num_heads,
+            *x.stride()[:2], *dy.stride()[:2], *_scale_strides(row_scale, num_heads),
+            **_constants(num_in, num_out, gather, row_scale, x, dy),
+            BLOCK_I=schedule.block_m, BLOCK_O=schedule.block_n, BLOCK_R=schedule.block_k,
+            **_options(schedule),
+        )  # fmt: skip
+        reduce_partials_kernel[(num_types, -(-size // block))](
+            first, extra, dw, seg_ptr, chunks.extra_ptr,
+            SIZE=size, IN_PLACE=first is dw, BLOCK=block, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
     return dw
 
 

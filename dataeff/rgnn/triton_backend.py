@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn.aot import load_kernels
+from dataeff.rgnn.gemm_triton import current_device
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.structure import CONTIGUOUS
 from dataeff.rgnn.triton_source import (
@@ -62,7 +63,7 @@ class TritonTraversals:
         if rows == 0:
             return
         tensors = [self._tensor(kind, what, view, values) for kind, what in generated.arguments]
-        with _interpreter_for(view.device, self.module):
+        with _launching_on(view.device, self.module):
             launch: Any = getattr(self.module, generated.name)
             grid = (-(-rows // generated.rows_per_program),)
             options = {"num_warps": generated.num_warps, "maxnreg": MAX_REGISTERS}
@@ -86,10 +87,13 @@ class TritonTraversals:
         return found
 
 
-def _interpreter_for(device: torch.device, module: ModuleType | None) -> Any:
+def _launching_on(
+    device: torch.device, module: ModuleType | None
+) -> contextlib.AbstractContextManager[Any]:
     assert module is not None  # there is a traversal to run
     if device.type != "cpu":
-        return contextlib.nullcontext()
+        return current_device(device)
     from dataeff.kernels.interpreter import interpreted
 
-    return interpreted(module)
+    interpreter: contextlib.AbstractContextManager[None] = interpreted(module)
+    return interpreter

@@ -17,7 +17,7 @@ from dataeff.rgnn.gemm import (
     typed_gemm_dw_reference,
     typed_gemm_reference,
 )
-from dataeff.rgnn.gemm_triton import float32_precision
+from dataeff.rgnn.gemm_triton import current_device, float32_precision
 from dataeff.rgnn.tilemap import build_tile_map
 
 TOLERANCE = {
@@ -305,3 +305,25 @@ def test_a_product_may_take_the_memory_of_its_rows(width, heads):
     torch.testing.assert_close(found, expected)
     if gemm_native.available(x.dtype):
         assert found.data_ptr() == start
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_kernels_are_launched_on_the_device_of_their_tensors(current, monkeypatch):
+    """Triton launches on the current device, whatever its arguments are on."""
+    gpu, entered = torch.device("cuda", 1), []
+
+    class Device:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *error):
+            entered.append("left")
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    with current_device(gpu), current_device(torch.device("cpu")):
+        inside = list(entered)
+    assert (inside, entered) == (([], []) if current == 1 else ([gpu], [gpu, "left"]))
