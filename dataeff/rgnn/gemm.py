@@ -55,8 +55,8 @@ def typed_gemm(
         TypeError: a dtype that does not fit.
         ValueError: shapes or devices that do not fit, or, on CPU, a `seg_ptr` that does not ascend
             from 0 to num_rows.
-        IndexError: on CPU, an entry of `gather` outside x. On CUDA nothing is read back: the
-            graph that made the index has checked it.
+        IndexError: on CPU, an entry of `gather` outside x. On CUDA nothing is read back: gathers
+            are maps of an `rgnn.Graph`, which finds wrong ids before it makes any.
     """
     num_rows = _check(x, weight, seg_ptr, gather, row_scale)
     heads = weight.dim() == 4

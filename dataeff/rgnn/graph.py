@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from dataeff.rgnn.capture import refuse_capture
+from dataeff.rgnn.id_range import IdColumn, check_ids
 from dataeff.rgnn.profile import profile_of
 from dataeff.rgnn.structure import Segments, Structure
 from dataeff.rgnn.typed import EdgeType, TypedLayout, hetero_parts, merge_edges, typed_layout
@@ -30,6 +32,8 @@ _LIVE: weakref.WeakValueDictionary[int, Graph] = weakref.WeakValueDictionary()
 class Graph:
     """A directed graph whose edges carry a relation.
 
+    The ids given are kept, not copied, and must not be written to afterwards.
+
     Args:
         edge_index: sources and destinations, [2, num_edges], int32 or int64, any device.
         edge_type: relation of each edge, [num_edges]; None for a single relation.
@@ -41,7 +45,8 @@ class Graph:
         num_relations: relations; the largest relation id plus one by default.
         node_type: type of each source node, [num_src_nodes]; optional.
         num_node_types: node types; the largest plus one by default.
-        validate: check every id (on a GPU this waits for the device once).
+        validate: check every id now (on a GPU this waits for the device once). Otherwise they are
+            checked when the index structures are built: no kernel ever sees a wrong one.
 
     Raises:
         IndexError: a node id or relation id out of range; the message names it.
@@ -90,15 +95,12 @@ class Graph:
             self.num_node_types = (
                 num_node_types if num_node_types is not None else _count(node_type)
             )
-        if validate:
-            _check_range("source node", edge_index[0], self.num_src_nodes)
-            _check_range("destination node", edge_index[1], self.num_dst_nodes)
-            _check_range("relation", edge_type, self.num_relations)
-            if node_type is not None:
-                _check_range("node type", node_type, self.num_node_types)
         self.edge_index = edge_index
         self.edge_type = edge_type
         self.node_type = node_type
+        self._validated = False
+        if validate:
+            self.validate()
         self.layout: TypedLayout | None = None
         self._relation_ends: Tensor | None = None
         self._structure: Structure | None = None
@@ -150,6 +152,7 @@ class Graph:
             validate=False,
         )
         graph.layout = layout
+        graph._validated = True  # by `merge_edges`
         return graph
 
     @classmethod
@@ -187,6 +190,37 @@ class Graph:
             num_relations=num_relations,
         )
 
+    def validate(self, again: bool = False) -> None:
+        """Check every id, unless that has been done (on a GPU this waits for the device once).
+
+        Args:
+            again: check though it has been done: the ids may have been written to since.
+
+        Raises:
+            IndexError: an id is out of range; names it.
+        """
+        if self._validated and not again:
+            return
+        check_ids(
+            [
+                _edge_column("source node", self.edge_index[0], self.num_src_nodes),
+                _edge_column("destination node", self.edge_index[1], self.num_dst_nodes),
+                _edge_column("relation", self.edge_type, self.num_relations),
+                *([] if self.node_type is None else [self._node_types(self.node_type)]),
+            ]
+        )
+        self._validated = True
+
+    def _node_types(self, node_type: Tensor) -> IdColumn:
+        limit = self.num_node_types
+        return IdColumn(
+            node_type,
+            limit,
+            lambda wrong, node: (
+                f"node type {wrong} of node {node} is out of range: there are {limit}"
+            ),
+        )
+
     @property
     def structure(self) -> Structure:
         """Sorted edges and unique pairs, built at first use."""
@@ -205,6 +239,7 @@ class Graph:
         if self.layout is None:
             raise ValueError("relations of this graph have no node types; see Graph.from_typed")
         if self._relation_ends is None:
+            refuse_capture(self.device, "the node types of relations")
             self._relation_ends = self.layout.relation_ends(self.device)
         return self._relation_ends
 
@@ -284,7 +319,7 @@ class Graph:
             num_node_types=self.num_node_types or None,
             validate=False,
         )
-        graph.layout = self.layout
+        graph.layout, graph._validated = self.layout, self._validated
         return graph
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
@@ -300,7 +335,7 @@ class Graph:
             "validate": False,
         }
         made = functools.partial(Graph, **options), (self.edge_index, self.edge_type)
-        return *made, {"layout": self.layout}
+        return *made, {"layout": self.layout, "_validated": self._validated}
 
     def __repr__(self) -> str:
         nodes = (
@@ -358,15 +393,9 @@ def _count(ids: Tensor) -> int:
     return int(ids.max()) + 1 if ids.numel() else 0
 
 
-def _check_range(what: str, ids: Tensor, limit: int) -> None:
-    if ids.numel() == 0:
-        return
-    low, high = torch.stack(torch.aminmax(ids)).tolist()
-    if low < 0 or high >= limit:
-        wrong = low if low < 0 else high
-        position = int((ids == wrong).nonzero()[0])
-        raise IndexError(
-            f"{what} {wrong} at edge {position} is out of range: the graph has {limit}"
-            if what != "node type"
-            else f"node type {wrong} of node {position} is out of range: there are {limit}"
-        )
+def _edge_column(what: str, ids: Tensor, limit: int) -> IdColumn:
+    return IdColumn(
+        ids,
+        limit,
+        lambda wrong, edge: f"{what} {wrong} at edge {edge} is out of range: the graph has {limit}",
+    )

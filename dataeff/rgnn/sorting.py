@@ -46,6 +46,11 @@ class Runs:
     b: Tensor
 
 
+def by_torch(ids: Tensor) -> bool:
+    """Whether torch sorts these; the core sorts host memory alone."""
+    return ids.is_cuda
+
+
 def sort_ids(key: Tensor, num_keys: int, first: Tensor | None = None) -> Sorted:
     """Sorts rows by a key, rows of one key in the order they come.
 
@@ -56,9 +61,10 @@ def sort_ids(key: Tensor, num_keys: int, first: Tensor | None = None) -> Sorted:
             by b, and then by a with that order as `first`, sorts by (a, b).
 
     Raises:
-        IndexError: on CPU, a key that is out of range.
+        IndexError: on CPU, a key that is out of range. On a GPU nothing waits to find out: rows of
+            such keys stand before `ptr[0]` and from `ptr[num_keys]` on.
     """
-    if key.is_cuda:
+    if by_torch(key):
         keys, order = torch.sort(key if first is None else key.index_select(0, first), stable=True)
         if first is not None:
             order = first.index_select(0, order)
@@ -71,7 +77,7 @@ def sort_ids(key: Tensor, num_keys: int, first: Tensor | None = None) -> Sorted:
 def rank_ids(key: Tensor, num_keys: int) -> Tensor:
     """Each row's position in `sort_ids(key, num_keys).order`, [rows]."""
     rank = torch.empty_like(key)
-    if key.is_cuda:
+    if by_torch(key):
         order = torch.sort(key, stable=True).indices
         rank[order] = torch.arange(order.numel(), device=key.device, dtype=rank.dtype)
     else:
@@ -81,7 +87,7 @@ def rank_ids(key: Tensor, num_keys: int) -> Tensor:
 
 def count_ids(key: Tensor, num_keys: int) -> Tensor:
     """The `ptr` of `sort_ids(key, num_keys)`, [num_keys + 1]."""
-    if key.is_cuda:
+    if by_torch(key):
         return _pointers(key.sort().values, num_keys)
     ptr = key.new_empty(num_keys + 1)
     _core_sort(key, num_keys, ptr=ptr)
@@ -123,7 +129,7 @@ def find_runs(a: Tensor, b: Tensor, order: Tensor | None = None) -> Runs:
         b: the second, like a.
         order: rows in sorted order, [rows], dtype of a; None when they stand so.
     """
-    if a.is_cuda:
+    if by_torch(a):
         return _find_by_torch(a, b, order)
     columns = (a.element_size(), a.data_ptr(), b.data_ptr())
     where = 0 if order is None else order.data_ptr()

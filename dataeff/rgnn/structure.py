@@ -2,6 +2,9 @@
 
 For a map m from rows of domain B to rows of domain A there are two forms: `index` [B] gives m(b),
 and `Segments` lists, for each a, the rows b with m(b) = a. Indices are int32 when every id fits.
+
+Every index is in range whatever the ids were: the ids are checked before anything is looked up by
+them. On a GPU that costs no wait of its own, for the number of pairs is waited for as well.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn import domains
-from dataeff.rgnn.sorting import count_ids, find_runs, rank_ids, sort_ids
+from dataeff.rgnn.capture import refuse_capture
+from dataeff.rgnn.sorting import by_torch, count_ids, find_runs, rank_ids, sort_ids
 from dataeff.rgnn.tilemap import TileMaps
 
 if TYPE_CHECKING:
@@ -53,11 +57,20 @@ class TypedRows:
 
 
 class Structure:
-    """What a `Graph` knows about its edges once they are sorted; internal to `dataeff.rgnn`."""
+    """What a `Graph` knows about its edges once they are sorted; internal to `dataeff.rgnn`.
+
+    Raises:
+        IndexError: an id of the graph is out of range; names it.
+        RuntimeError: a CUDA graph is being captured.
+    """
 
     def __init__(self, graph: Graph) -> None:
+        refuse_capture(graph.device, "the sorted edges of a graph")
         self.graph = graph
         src, dst = graph.edge_index[0], graph.edge_index[1]
+        self._on_gpu = by_torch(src)
+        if not self._on_gpu:
+            graph.validate()
         largest = max(
             graph.num_edges, graph.num_src_nodes, graph.num_dst_nodes, graph.num_relations
         )
@@ -66,7 +79,9 @@ class Structure:
         self._segments: dict[str, Segments] = {}
         self._long_rows: dict[str, Tensor] = {}
         self._typed_rows: dict[tuple[str, int, str, int], TypedRows] = {}
-        src, dst, etype = (self._cast(ids) for ids in (src, dst, graph.edge_type))
+        src = self._cast(src, graph.num_src_nodes)
+        dst = self._cast(dst, graph.num_dst_nodes)
+        etype = self._cast(graph.edge_type, graph.num_relations)
         by_type = sort_ids(etype, graph.num_relations)
         given = sort_ids(dst, graph.num_dst_nodes, by_type.order)
         self._index["edge.given"] = given.order
@@ -74,10 +89,21 @@ class Structure:
         src, dst, etype = (ids.index_select(0, given.order) for ids in (src, dst, etype))
         self._index |= {"edge.src": src, "edge.dst": dst, "edge.etype": etype}
         self._build_dst_pairs(dst, etype)
-        self._build_src_pairs(src, etype)
+        by_src = self._build_src_pairs(src, etype)
+        if self._on_gpu:
+            self._check_ids(by_type.ptr, given.ptr, by_src)
 
-    def _cast(self, ids: Tensor) -> Tensor:
+    def _cast(self, ids: Tensor, limit: int) -> Tensor:
+        if self._on_gpu and ids.dtype != self.dtype:
+            ids = ids.clamp(-1, limit)  # or a wrong id might become a right one in fewer bits
         return ids.to(self.dtype).contiguous()
+
+    def _check_ids(self, *pointers: Tensor) -> None:
+        """Sorted by a key, rows whose key is out of range are those that no pointer spans."""
+        ends = torch.stack([pointer[k] for pointer in pointers for k in (0, -1)]).tolist()
+        if ends != [0, self.graph.num_edges] * len(pointers):
+            self.graph.validate(again=True)
+            raise IndexError("ids of the graph have changed while its index structures were built")
 
     def _build_dst_pairs(self, dst: Tensor, etype: Tensor) -> None:
         """Pairs are runs of the sorted edges; they are renumbered by (relation, destination)."""
@@ -93,8 +119,8 @@ class Structure:
         self._segments["dst_pair.etype"] = _split(by_type.ptr, None)
         self._segments["dst_pair.dst"] = _split(count_ids(runs.a, self.graph.num_dst_nodes), number)
 
-    def _build_src_pairs(self, src: Tensor, etype: Tensor) -> None:
-        """Pairs are runs of the edges in the order of (relation, source)."""
+    def _build_src_pairs(self, src: Tensor, etype: Tensor) -> Tensor:
+        """Pairs are runs of the edges in the order of (relation, source); edges by source."""
         by_src = sort_ids(src, self.graph.num_src_nodes)
         by_type = sort_ids(etype, self.graph.num_relations, by_src.order)
         edges = by_type.order
@@ -106,6 +132,7 @@ class Structure:
         self._segments["edge.src_pair"] = _split(runs.ptr, edges)
         self._segments["edge.etype"] = _split(by_type.ptr, edges)
         self._segments["edge.src"] = _split(by_src.ptr, by_src.order)
+        return by_src.ptr
 
     def index(self, name: str) -> Tensor:
         """For each row of the map's source, the row it leads to."""
@@ -115,13 +142,16 @@ class Structure:
             types = self.graph.node_type
             if types is None:
                 raise ValueError("the layer reads node types, but the graph has no node_type")
+            refuse_capture(self.graph.device, f"the index of {name}")
+            self.graph.validate()
             rows = self.graph.num_rows(name.partition(".")[0])
-            self._index[name] = self._cast(types[:rows])
+            self._index[name] = self._cast(types[:rows], self.graph.num_node_types)
         return self._index[name]
 
     def segments(self, name: str) -> Segments:
         """For each row of the map's target, the rows that lead to it."""
         if name not in self._segments:
+            refuse_capture(self.graph.device, f"the rows of {name}")
             self._segments[name] = self._build_segments(name)
         return self._segments[name]
 
@@ -133,6 +163,7 @@ class Structure:
         """
         key = f"{name}>{longer_than}"
         if key not in self._long_rows:
+            refuse_capture(self.graph.device, f"the long rows of {name}")
             s = self.segments(name)
             items = self.graph.num_rows(domains.map_source(name))
             bound = min(s.begin.numel(), items // (longer_than + 1))
@@ -152,6 +183,7 @@ class Structure:
         A layer may have weights for more types than the graph shows, so a graph keeps several.
         """
         if key not in self._typed_rows:
+            refuse_capture(self.graph.device, f"the rows of {key[0]} by {key[2]}")
             self._typed_rows[key] = build()
         return self._typed_rows[key]
 

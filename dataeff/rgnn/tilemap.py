@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dataeff.rgnn.capture import refuse_capture
+
 
 @dataclass(frozen=True)
 class TileMap:
@@ -56,8 +58,13 @@ class TileMaps:
         self._of_block: dict[int, TileMap] = {}
 
     def of_block(self, block: int) -> TileMap:
-        """The map with tiles of at most `block` rows."""
+        """The map with tiles of at most `block` rows.
+
+        Raises:
+            RuntimeError: it would be built while a CUDA graph is captured.
+        """
         if block not in self._of_block:
+            refuse_capture(self.seg_ptr.device, f"the map of tiles of {block} rows")
             self._of_block[block] = build_tile_map(self.seg_ptr, self.num_rows, block)
         return self._of_block[block]
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff.rgnn.id_range import IdColumn, check_ids
+
 EdgeType = tuple[str, str, str]
 
 
@@ -130,14 +132,15 @@ def merge_edges(layout: TypedLayout, edges: Mapping[EdgeType, Tensor]) -> tuple[
         IndexError: a node number that its type does not have.
         ValueError: an edge index that is not [2, num_edges].
     """
-    indices, types = [], []
+    indices, types, columns = [], [], []
     for key, index in edges.items():
         if index.dim() != 2 or index.shape[0] != 2:
             raise ValueError(f"edges of {key} must be [2, num_edges], got {list(index.shape)}")
         for end, ids, limits in ((0, index[0], layout.num_nodes), (2, index[1], _dst(layout))):
-            _check(key, end, ids, limits[layout.node_types.index(key[end])])
+            columns.append(_column(key, end, ids, limits[layout.node_types.index(key[end])]))
         indices.append(torch.stack([layout.rows(key[0], index[0]), layout.rows(key[2], index[1])]))
         types.append(index.new_full((index.shape[1],), layout.edge_types.index(key)))
+    check_ids(columns)
     if not indices:
         return torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     return torch.cat(indices, dim=1), torch.cat(types)
@@ -147,16 +150,16 @@ def _dst(layout: TypedLayout) -> tuple[int, ...]:
     return layout.num_dst_nodes
 
 
-def _check(key: EdgeType, end: int, ids: Tensor, limit: int) -> None:
-    if ids.numel() == 0:
-        return
-    low, high = torch.stack(torch.aminmax(ids)).tolist()
-    if low < 0 or high >= limit:
-        side = "source" if end == 0 else "destination"
-        raise IndexError(
-            f"{side} {low if low < 0 else high} of edge type {key} is out of range: there are"
+def _column(key: EdgeType, end: int, ids: Tensor, limit: int) -> IdColumn:
+    side = "source" if end == 0 else "destination"
+    return IdColumn(
+        ids,
+        limit,
+        lambda wrong, edge: (
+            f"{side} {wrong} of edge type {key} at edge {edge} is out of range: there are"
             f" {limit} {key[end]!r} nodes"
-        )
+        ),
+    )
 
 
 def hetero_parts(data: Any) -> tuple[dict[EdgeType, Tensor], dict[str, int]]:

@@ -117,6 +117,55 @@ def test_bad_input_is_named_and_the_context_lives():
     assert torch.isfinite(PUBLISHED["rgcn"].layer(graph, **args)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize(
+    ("row", "value", "message"),
+    [
+        (0, NODES, "source node 500 at edge 77"),
+        (1, -1, "destination node -1 at edge 77"),
+        (2, 2**31 - 1, "relation 2147483647 at edge 77"),
+    ],
+)
+def test_ids_that_were_not_validated_reach_no_kernel(dtype, row, value, message):
+    ids = torch.randint(0, RELATIONS, (3, 1000), dtype=dtype, device="cuda")
+    ids[row, 77] = value
+    graph = rgnn.Graph(ids[:2], ids[2], num_nodes=NODES, num_relations=RELATIONS, validate=False)
+    args = make_arguments("rgcn", "cuda")
+    for _ in range(2):
+        with pytest.raises(IndexError, match=message):
+            PUBLISHED["rgcn"].layer(graph, **args)
+    ids[row, 77] = 0
+    right = rgnn.Graph(ids[:2], ids[2], num_nodes=NODES, num_relations=RELATIONS, validate=False)
+    assert torch.isfinite(PUBLISHED["rgcn"].layer(right, **args)).all()
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty:UserWarning")
+def test_a_capture_that_would_build_structures_is_refused():
+    graph, args = make_graph("cuda"), make_arguments("rgat", "cuda")
+    step("rgat", make_graph("cuda"), args)  # compiles, on a graph of its own
+    captured = torch.cuda.CUDAGraph()
+    with (
+        pytest.raises(RuntimeError, match="run the layer once, forward and backward"),
+        torch.cuda.graph(captured),
+    ):
+        step("rgat", graph, args)
+    eager = step("rgat", graph, args)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = step("rgat", graph, args)
+    captured.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, eager, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_layers_run_on_the_device_of_their_tensors():
+    for device in ("cuda:1", "cuda:0"):  # the current device is cuda:0 all along
+        got = step("hgt", make_graph(device), make_arguments("hgt", device))
+        want = step("hgt", make_graph("cpu"), make_arguments("hgt", "cpu"))
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-3)
+
+
 def test_no_edges():
     graph, args = make_graph("cuda", 0), make_arguments("rgat", "cuda")
     y, *gradients = step("rgat", graph, args)

@@ -1,9 +1,13 @@
 """Random graphs, the layers that tests compile, and their formulas in plain PyTorch."""
 
+import contextlib
+from unittest import mock
+
 import torch
 from hypothesis import strategies as st
 
 from dataeff import rgnn
+from dataeff.rgnn import sorting, structure
 from dataeff.rgnn.published import PUBLISHED, comp_gcn, hgt, simple_hgn
 
 
@@ -23,6 +27,16 @@ def graphs(draw):
         src = torch.zeros_like(src)
     etype = torch.randint(0, shown, (edges,), generator=g)
     return torch.stack([src, dst]), etype, nodes, relations
+
+
+@contextlib.contextmanager
+def built_as_on_a_gpu():
+    """Index structures of CPU tensors are built by the code that a GPU runs."""
+    with (
+        mock.patch.object(sorting, "by_torch", lambda ids: True),
+        mock.patch.object(structure, "by_torch", lambda ids: True),
+    ):
+        yield
 
 
 @rgnn.layer

@@ -1,8 +1,10 @@
 """What a user can get wrong, and the message that names it."""
 
+import contextlib
+
 import pytest
 import torch
-from rgnn_layers import rgat, rgcn
+from rgnn_layers import built_as_on_a_gpu, rgat, rgcn
 
 from dataeff import rgnn
 from dataeff.nn import RGCNConv
@@ -34,6 +36,79 @@ def test_relation_out_of_range(value):
         rgnn.Graph(EDGES, types, num_nodes=3, num_relations=2)
     with pytest.raises(IndexError, match=rf"relation {value}"):
         RGCNConv(4, 4, num_relations=2)(torch.randn(3, 4), EDGES, types)
+
+
+BUILDERS = pytest.mark.parametrize(
+    "built", [contextlib.nullcontext, built_as_on_a_gpu], ids=["core", "as on a GPU"]
+)
+
+
+@BUILDERS
+@pytest.mark.parametrize(
+    ("row", "value", "message"),
+    [
+        (0, 3, r"source node 3 at edge 1 is out of range: the graph has 3"),
+        (0, -1, r"source node -1 at edge 1"),
+        (0, 2**32 + 1, r"source node 4294967297 at edge 1"),  # in 32 bits it would be node 1
+        (1, 7, r"destination node 7 at edge 1"),
+        (1, -(2**63), r"destination node -9223372036854775808 at edge 1"),
+        (2, 2, r"relation 2 at edge 1 is out of range: the graph has 2"),
+        (2, -(2**32), r"relation -4294967296 at edge 1"),
+    ],
+)
+def test_ids_that_were_not_validated_are_found_before_a_kernel_reads_them(
+    built, row, value, message
+):
+    ids = torch.cat([EDGES, TYPES[None]])
+    ids[row, 1] = value
+    graph = rgnn.Graph(ids[:2], ids[2], num_nodes=3, num_relations=2, validate=False)
+    x, W = torch.randn(3, 4), torch.randn(2, 4, 4)
+    with built():
+        for _ in range(2):  # nothing half built is kept
+            with pytest.raises(IndexError, match=message):
+                rgcn(graph, x, W)
+        right = rgnn.Graph(EDGES, TYPES, num_nodes=3, num_relations=2, validate=False)
+        assert rgcn(right, x, W).isfinite().all()
+
+
+@BUILDERS
+@pytest.mark.parametrize("value", [2, -1, 2**32])
+def test_node_types_that_were_not_validated(built, value):
+    graph = rgnn.Graph(
+        *(EDGES, TYPES),
+        num_nodes=3,
+        num_relations=2,
+        node_type=torch.tensor([0, value, 1]),
+        num_node_types=2,
+        validate=False,
+    )
+    with built(), pytest.raises(IndexError, match=rf"node type {value} of node 1 .* there are 2"):
+        graph.index("node.ntype")
+
+
+def test_ids_written_to_after_they_were_validated_are_found_on_a_gpu():
+    edges = EDGES.clone()
+    graph = rgnn.Graph(edges, TYPES, num_nodes=3)
+    edges[0, 2] = 5
+    with built_as_on_a_gpu(), pytest.raises(IndexError, match="source node 5 at edge 2"):
+        graph.prepare()
+
+
+def test_building_on_a_gpu_waits_for_it_three_times(monkeypatch):
+    """For the two numbers of pairs, and once for every id, which were waited for already."""
+    graph = rgnn.Graph(EDGES, TYPES, num_nodes=3, validate=False)
+    waits = []
+    for name in ("nonzero", "tolist", "item", "__int__", "__bool__"):
+        method = getattr(torch.Tensor, name)
+
+        def counted(self, *args, method=method, name=name, **kwargs):
+            waits.append(name)
+            return method(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, counted)
+    with built_as_on_a_gpu():
+        graph.prepare()
+    assert waits == ["nonzero", "nonzero", "tolist"]
 
 
 def test_fewer_weights_than_relations_and_rows_than_nodes(small):

@@ -1,27 +1,30 @@
 import pytest
 import torch
 from hypothesis import given
-from rgnn_layers import graphs
+from hypothesis import strategies as st
+from rgnn_layers import built_as_on_a_gpu, graphs
 
 from dataeff import rgnn
+
+MAPS = (
+    "edge.dst",
+    "edge.src",
+    "edge.etype",
+    "edge.src_pair",
+    "edge.dst_pair",
+    "src_pair.src",
+    "src_pair.etype",
+    "dst_pair.dst",
+    "dst_pair.etype",
+    "edge.given",
+)
 
 
 @given(graphs())
 def test_every_map_agrees_with_its_segments(case):
     edge_index, etype, nodes, relations = case
     g = rgnn.Graph(edge_index, etype, num_nodes=nodes, num_relations=relations)
-    for name in (
-        "edge.dst",
-        "edge.src",
-        "edge.etype",
-        "edge.src_pair",
-        "edge.dst_pair",
-        "src_pair.src",
-        "src_pair.etype",
-        "dst_pair.dst",
-        "dst_pair.etype",
-        "edge.given",
-    ):
+    for name in MAPS:
         index, s = g.index(name).tolist(), g.segments(name)
         seen = []
         for row, (b, e) in enumerate(zip(s.begin.tolist(), s.end.tolist(), strict=True)):
@@ -30,6 +33,27 @@ def test_every_map_agrees_with_its_segments(case):
             assert members == sorted(members) or name == "edge.etype"  # that one is by source
             seen += members
         assert sorted(seen) == list(range(len(index)))
+
+
+@given(case=graphs(), wide=st.booleans())
+def test_a_gpu_builds_the_same_structures(case, wide):
+    edge_index, etype, nodes, relations = case
+    ids = torch.int64 if wide else torch.int32
+    made = [
+        rgnn.Graph(edge_index.to(ids), etype, num_nodes=nodes, num_relations=relations)
+        for _ in range(2)
+    ]
+    with built_as_on_a_gpu():
+        made[1].prepare()
+        for name in MAPS:
+            made[1].segments(name)
+    for name in MAPS:
+        host, device = (g.segments(name) for g in made)
+        assert torch.equal(*(g.index(name) for g in made))
+        assert torch.equal(host.begin, device.begin) and torch.equal(host.end, device.end)
+        assert (host.items is None) == (device.items is None)
+        assert host.items is None or torch.equal(host.items, device.items)
+    assert made[0].sizes == made[1].sizes
 
 
 @given(graphs())

@@ -1,9 +1,12 @@
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataeff import _core
+from dataeff.rgnn import sorting
 from dataeff.rgnn.sorting import count_ids, find_runs, rank_ids, sort_ids
 
 DTYPES = st.sampled_from([torch.int32, torch.int64])
@@ -33,6 +36,24 @@ def test_two_sorts_make_pairs_and_their_runs_are_unique(pairs, dtype):
     assert runs.run_of.tolist() == [unique.index(pair) for pair in pairs]
     assert runs.ptr.diff().tolist() == [pairs.count(pair) for pair in unique]
     assert runs.ptr[0] == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=60), DTYPES)
+def test_torch_sorts_as_the_core_does(pairs, dtype):
+    """What a GPU runs, here on the CPU."""
+    a, b = torch.tensor(pairs, dtype=dtype).reshape(-1, 2).t().contiguous()
+
+    def found():
+        by_b = sort_ids(b, 6)
+        by_a = sort_ids(a, 7, by_b.order)
+        runs = find_runs(a, b, by_a.order)
+        parts = [by_b.order, by_b.ptr, by_a.order, by_a.ptr, runs.run_of, runs.ptr, runs.a, runs.b]
+        return [*parts, rank_ids(a, 6), count_ids(b, 9)]
+
+    expected = found()
+    with mock.patch.object(sorting, "by_torch", lambda ids: True):
+        for mine, other in zip(found(), expected, strict=True):
+            assert mine.dtype == other.dtype and torch.equal(mine, other)
 
 
 @pytest.mark.parametrize("num_keys", [1, 7, 300_000])
