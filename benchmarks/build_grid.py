@@ -3,6 +3,7 @@
     python benchmarks/build_grid.py [--target sm_90 ...] [--layer rgat ...] [--width 64 ...]
                                     [--precision bf16 ...]
 
+The layer `products` stands for the typed products that layers share, on tiles of every size.
 Prints the kernels that spill or do not fit, and the most registers; exits with 1 if there are any.
 Takes minutes, and no GPU.
 """
@@ -10,10 +11,12 @@ Takes minutes, and no GPU.
 import argparse
 import itertools
 import sys
+from collections.abc import Iterator
 
 import torch
 
-from dataeff.rgnn.build import TARGETS, layer_reports
+from dataeff.rgnn.aot import KernelReport
+from dataeff.rgnn.build import TARGETS, gemm_report, layer_reports
 from dataeff.rgnn.published import PUBLISHED
 
 SIZES = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
@@ -26,10 +29,36 @@ PRECISIONS = {
 }
 
 
+TILES = (16, 32, 64)
+
+
+def kernels(
+    name: str, width: int, heads: int, dtype: torch.dtype, precision: str, target: str
+) -> Iterator[tuple[str, KernelReport]]:
+    """What each kernel of one point of the grid does, and what it uses."""
+    if name == "products":
+        for block_m, transposed in itertools.product(TILES, (False, True)):
+            yield (
+                f"product on tiles of {block_m}{', transposed' if transposed else ''}",
+                gemm_report(
+                    *(dtype, width, width // heads, target, precision),
+                    transposed=transposed,
+                    block_m=block_m,
+                ),
+            )
+        return
+    found = PUBLISHED[name]
+    shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, heads, width // heads)
+    how = {"dtype": dtype, "target": target, "precision": precision, "typed": found.typed}
+    for report in layer_reports(found.layer, shapes, SIZES, found.statics, **how):
+        yield f"{report.direction} {report.work}", report.kernel
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    names = (*PUBLISHED, "products")
     parser.add_argument("--target", nargs="*", default=TARGETS)
-    parser.add_argument("--layer", nargs="*", default=tuple(PUBLISHED), choices=PUBLISHED)
+    parser.add_argument("--layer", nargs="*", default=names, choices=names)
     parser.add_argument("--width", nargs="*", default=WIDTHS, type=int)
     parser.add_argument("--precision", nargs="*", default=tuple(PRECISIONS), choices=PRECISIONS)
     chosen = parser.parse_args()
@@ -38,24 +67,13 @@ def main() -> None:
         chosen.target, chosen.layer, chosen.width, HEADS, map(PRECISIONS.get, chosen.precision)
     )
     for target, name, width, heads, (dtype, precision) in points:
-        found = PUBLISHED[name]
-        shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, heads, width // heads)
         where = f"{name} {width} wide, {heads} heads, {dtype}, {precision}, {target}"
         most = 0
-        for report in layer_reports(
-            found.layer,
-            shapes,
-            SIZES,
-            found.statics,
-            dtype=dtype,
-            target=target,
-            precision=precision,
-            typed=found.typed,
-        ):
-            count, most = count + 1, max(most, report.kernel.registers)
-            if not report.kernel.fits:
+        for work, kernel in kernels(name, width, heads, dtype, precision, target):
+            count, most = count + 1, max(most, kernel.registers)
+            if not kernel.fits:
                 bad += 1
-                print(f"{where}: {report.direction} {report.work}: {report.kernel}")
+                print(f"{where}: {work}: {kernel}")
         print(f"{where}: at most {most} registers", flush=True)
     print(f"{count} kernels, {bad} spill or do not fit")
     sys.exit(bad > 0)

@@ -13,7 +13,7 @@ import torch
 from dataeff.rgnn.aot import KernelReport, compile_kernel, load_kernels
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Traversal
 from dataeff.rgnn.plan import Plan, Request, spec_of
-from dataeff.rgnn.schedule import dw_schedule, gemm_schedule
+from dataeff.rgnn.schedule import GemmSchedule, dw_schedule, gemm_schedule
 from dataeff.rgnn.triton_source import MAX_REGISTERS
 
 if TYPE_CHECKING:
@@ -153,11 +153,15 @@ def gemm_report(
     precision: str = "ieee",
     *,
     transposed: bool = False,
+    block_m: int = 64,
 ) -> KernelReport:
-    """`typed_gemm`'s kernel with gathered, scaled rows; `transposed` reads weight^T in place."""
+    """`typed_gemm`'s kernel with gathered, scaled rows; `transposed` reads weight^T in place.
+
+    `block_m` is the rows of a tile: 64, and 32 or 16 where types have few rows.
+    """
     from dataeff.kernels.typed_gemm import typed_gemm_kernel
 
-    tiles = gemm_schedule(dtype, num_in, num_out, num_rows=1 << 20, num_types=64)
+    tiles = gemm_schedule(dtype, num_in, num_out, 1 << 20, 64, block_m)
     constexprs = {
         **_shared(num_in, num_out, precision),
         ("stride_w_in" if transposed else "stride_w_out"): 1,
@@ -165,7 +169,7 @@ def gemm_report(
         "BLOCK_N": tiles.block_n,
         "BLOCK_K": tiles.block_k,
     }
-    return _report(typed_gemm_kernel, dtype, constexprs, target, tiles.num_warps, tiles.num_stages)
+    return _report(typed_gemm_kernel, dtype, constexprs, target, tiles)
 
 
 def dw_report(
@@ -185,9 +189,7 @@ def dw_report(
         "BLOCK_O": tiles.block_n,
         "BLOCK_R": tiles.block_k,
     }
-    return _report(
-        typed_gemm_dw_kernel, dtype, constexprs, target, tiles.num_warps, tiles.num_stages
-    )
+    return _report(typed_gemm_dw_kernel, dtype, constexprs, target, tiles)
 
 
 def _shared(num_in: int, num_out: int, precision: str) -> dict[str, Any]:
@@ -200,8 +202,7 @@ def _report(
     dtype: torch.dtype,
     constexprs: dict[str, Any],
     target: str,
-    num_warps: int,
-    num_stages: int,
+    tiles: GemmSchedule,
 ) -> KernelReport:
     sums = "*fp64" if dtype == torch.float64 else "*fp32"
     values = f"*{TRITON_NAMES[dtype]}"
@@ -218,8 +219,9 @@ def _report(
         signature,
         constexprs,
         target,
-        num_warps=num_warps,
-        num_stages=num_stages,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        max_registers=tiles.max_registers,
         divisible_by_16=aligned,
     )
 

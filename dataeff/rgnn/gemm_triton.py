@@ -149,5 +149,6 @@ def _options(schedule: GemmSchedule) -> dict[str, Any]:
     return {
         "num_warps": schedule.num_warps,
         "num_stages": schedule.num_stages,
+        "maxnreg": schedule.max_registers,
         "enable_fp_fusion": True,
     }

@@ -42,6 +42,13 @@ def test_transposed_weight_compiles_without_spills():
     assert gemm_report(torch.bfloat16, 128, 128, transposed=True).fits
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("block_m", [16, 32])
+def test_tiles_of_types_with_few_rows_compile_without_spills(target, block_m):
+    report = gemm_report(torch.float32, 256, 256, target, transposed=True, block_m=block_m)
+    assert report.fits, report
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_reduction_compiles(in_place):
     pointers = {"First": "*fp32", "Extra": "*fp32", "Out": "*fp32" if in_place else "*bf16"}
