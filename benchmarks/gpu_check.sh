@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds dataeff on a CUDA machine, runs the whole test suite and every benchmark (quick sizes), and
-# leaves one results file, benchmarks/results/<device>-<date>.json, within ten minutes.
+# Builds dataeff on a CUDA machine, runs the tests that need CUDA, every benchmark (quick sizes) and
+# then, in what time is left, the other tests, and leaves one results file,
+# benchmarks/results/<device>-<date>.json, within ten minutes.
 #
 # Needs no network: Python with torch, triton, numpy, setuptools, pybind11, ninja, pytest (with
 # pytest-timeout, hypothesis), typer, rich; nvcc on the PATH or in CUDA_HOME. Nothing is installed
@@ -10,7 +11,7 @@
 #   PYTHON=python3          the Python whose packages are used
 #   LIMIT_S=570             seconds for everything
 #   TESTS=tests             what pytest runs
-#   JOBS=4                  pytest processes, where pytest-xdist is installed
+#   JOBS=8                  pytest processes, where pytest-xdist is installed; no more than cores
 #   WHEELS=folder           peers (torch_geometric, pylibwholegraph-cu13, ...) to install as they lie
 #   DATAEFF_COMMIT=abc      the commit to record, where the copy of the tree has no .git
 #   OUT=folder              also copy the results and logs there
@@ -75,18 +76,25 @@ bin=$work/venv/bin
 
 part doctor 60 "$bin/python" -m dataeff doctor --json
 jobs=()
-if "$bin/python" -c 'import xdist' 2>/dev/null; then jobs=(-n "${JOBS:-4}"); fi
-tests_limit=$(($(remaining) - 150))
-part tests $((tests_limit > 30 ? tests_limit : 30)) \
-  "$bin/python" -m pytest "${TESTS:-tests}" "${jobs[@]}" -p no:cacheprovider --timeout 120
+if "$bin/python" -c 'import xdist' 2>/dev/null; then
+  cores=$(nproc)
+  jobs=(-n "${JOBS:-$((cores < 8 ? cores : 8))}")
+fi
+# tests PART LIMIT_S SELECTION: what a GPU alone can show comes first, lest time run out before it.
+tests() {
+  part "$1" "$2" "$bin/python" -m pytest "${TESTS:-tests}" -k "$3" "${jobs[@]}" \
+    -p no:cacheprovider --timeout 120
+}
+tests tests-cuda $(($(remaining) / 2)) cuda
 
 names=$("$bin/python" -c 'from dataeff.bench import workloads; print(*workloads())')
 left=$(wc -w <<<"$names")
 for name in $names; do
-  part "bench-$name" $(($(remaining) / left)) \
+  part "bench-$name" $(($(remaining) / (left + 1))) \
     "$bin/python" -m dataeff bench "$name" --quick --json "$work/$name.json"
   left=$((left - 1))
 done
+tests tests-others "$(remaining)" "not cuda"
 
 shopt -s nullglob
 parts=("$work"/*.json)
@@ -102,7 +110,9 @@ fi
 echo "== summary"
 [ -n "$gpu" ] && echo "GPU: ${gpu#* }" || echo "No GPU was there: nothing here was checked on CUDA."
 printf '%s\n' "${summary[@]}"
-grep -E '^(FAILED|ERROR) ' "$logs/tests.log" | head -40
-grep -E ' (passed|failed|skipped|error)' "$logs/tests.log" | tail -n 1
+grep -hE '^(FAILED|ERROR) ' "$logs"/tests-*.log | head -40
+for log in "$logs"/tests-*.log; do
+  echo "$(basename "$log" .log): $(grep -E '[0-9]+ (passed|failed|skipped|error)' "$log" | tail -n 1)"
+done
 echo "results: ${results:-none}"
 [ "$failures" -eq 0 ]
