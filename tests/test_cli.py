@@ -89,15 +89,19 @@ def test_a_user_s_mistake_is_one_line_and_exit_code_2(capsys, arguments, message
     assert err.startswith("dataeff: ") and err.count("\n") == 1 and out == ""
 
 
-def a_workload(options, say):
+def a_workload(options, say, keep):
     say("fake: n=1")
     shared = ("1", "n=1", "cpu: x", {"torch": "2.13.0"}, "", "2026-01-02T03:04:05+00:00", 2)
     times = [("torch", "peer", 0.2), ("dataeff", "ours", 0.1)]
-    return [
+    records = [
         Record("fake", name, role, metric, value, *shared)
         for name, role, seconds in times
         for metric, value in (("time_s", seconds), ("time_spread_s", 0.0))
     ]
+    keep(records)
+    if options.only == "fails":
+        raise KeyboardInterrupt
+    return records
 
 
 @pytest.fixture
@@ -117,6 +121,13 @@ def test_bench_prints_a_table_writes_records_and_draws(fake_workload, capsys, tm
     assert "2.00x" in out and "fake: n=1" in err
     assert [record.provider for record in read(out_json)] == ["torch"] * 2 + ["dataeff"] * 2
     assert out_png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_bench_keeps_the_cases_that_ended(fake_workload, capsys, tmp_path):
+    kept = tmp_path / "out.json"
+    code, *_ = run(capsys, "bench", "fake", "--only", "fails", "--json", str(kept))
+    assert code == 130
+    assert [record.provider for record in read(kept)] == ["torch"] * 2 + ["dataeff"] * 2
 
 
 def test_doctor_prints_json(capsys, tmp_path):

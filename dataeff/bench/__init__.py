@@ -58,7 +58,7 @@ NAMES = ("gather", "sample", "rgnn", "offload", "storage")
 
 
 def workloads() -> dict[str, Callable[..., list[Record]]]:
-    """The workloads that are importable: name -> callable(options) -> records."""
+    """The workloads that are importable, each to be called with (options, say, keep)."""
     found = [name for name in NAMES if importlib.util.find_spec(f"{__name__}.{name}")]
     return {name: partial(_run, name) for name in found}
 
@@ -71,6 +71,6 @@ def cases(name: str, options: Options) -> Iterator[Case]:
 
 
 def _run(
-    name: str, options: Options, say: Callable[[str], None] = lambda line: None
+    name: str, options: Options, say: Callable[[str], None], keep: Callable[[list[Record]], None]
 ) -> list[Record]:
-    return run_workload(name, cases(name, options), options, say)
+    return run_workload(name, cases(name, options), options, say, keep)

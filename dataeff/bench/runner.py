@@ -61,14 +61,23 @@ class Lane:
 
 
 def run_workload(
-    workload: str, cases: Iterable[Case], options: Options, say: Callable[[str], None]
+    workload: str,
+    cases: Iterable[Case],
+    options: Options,
+    say: Callable[[str], None],
+    keep: Callable[[list[Record]], None] = lambda records: None,
 ) -> list[Record]:
-    """Runs all cases and returns their records; `say` gets a line when a case starts."""
+    """Runs all cases and returns their records.
+
+    `say` gets a line when a case starts, `keep` all records so far when one has ended: what fails
+    or is interrupted later does not take them along.
+    """
     run = Run.here(options.device)
     records: list[Record] = []
     for case in cases:
         say(f"{workload}: {case.size}")
         records += run_case(workload, case, options, run)
+        keep(records)
     return records
 
 

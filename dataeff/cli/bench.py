@@ -57,16 +57,19 @@ def command(
     for option, path in (("--json", json), *(("--plot", path) for path in plots.values())):
         _check_writable(option, path)
     records: list[Record] = []
+
+    def keep(found: list[Record]) -> None:
+        if json is not None:
+            write(records + found, json)
+
     for one in chosen:
-        found = known[one](options, say=_say)
+        found = known[one](options, _say, keep)
         if not found:
             raise UserError(f"--only: no case of {one} holds {only!r} in its size")
         _show(one, found)
         if one in plots:
             _draw(found, plots[one], rok)
         records += found
-        if json is not None:  # after each, so that an interrupted run keeps what it has
-            write(records, json)
 
 
 def _say(line: str) -> None:
@@ -110,11 +113,13 @@ def _show(workload: str, records: list[Record]) -> None:
     console.print(terminal_table(workload, records))
 
 
-def _rok(options: Options, say: Callable[[str], None]) -> list[Record]:
+def _rok(
+    options: Options, say: Callable[[str], None], keep: Callable[[list[Record]], None]
+) -> list[Record]:
     from dataeff.bench.offload import rok
     from dataeff.bench.runner import run_workload
 
-    return run_workload("offload", rok.cases(options), options, say)
+    return run_workload("offload", rok.cases(options), options, say, keep)
 
 
 def _draw(records: list[Record], path: Path, rok: bool) -> None:

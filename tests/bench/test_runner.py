@@ -278,3 +278,20 @@ def test_a_case_says_how_often_it_is_called():
     )
     run_case("some", case, Options(quick=True, device=CPU), Run.here(CPU))
     assert len(calls) >= 8
+
+
+def test_records_are_kept_case_by_case(clock):
+    def fails():
+        raise RuntimeError("out of memory")
+
+    works = provider("works", clock.work("works", 0.1, []))
+    cases = [
+        Case(size=size, inputs=lambda: None, providers=providers)
+        for size, providers in (("n=1", (works,)), ("n=2", (provider("fails", fails),)))
+    ]
+    kept = []
+    with pytest.raises(RuntimeError, match="out of memory"):
+        runner.run_workload(
+            "gather", cases, Options(quick=True, device=CPU), print, lambda r: kept.append(list(r))
+        )
+    assert len(kept) == 1 and {record.size for record in kept[0]} == {"n=1"}
