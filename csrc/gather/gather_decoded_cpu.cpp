@@ -2,18 +2,13 @@
 // are written once, straight to the output.
 #include <algorithm>
 
+#include "gather/copy_row.h"
 #include "gather/stored_rows.h"
-#include "gather/wide_vectors.h"
+#include "gather/widen_row.h"
 #include "parallel/parallel_for.h"
 
 namespace dataeff {
 namespace {
-
-constexpr int64_t kLine = 64;
-constexpr int64_t kPieceNbytes = 256 << 10;
-constexpr int64_t kSerialNbytes = 64 << 10;
-constexpr int64_t kAheadLines = 32;
-constexpr int64_t kMaxLinesOfRow = 8;
 
 using DecodeRow = void (*)(std::byte* out, const std::byte* row, int64_t size, float scale);
 
@@ -30,15 +25,28 @@ void decode_row(std::byte* out, const std::byte* row, int64_t size, float scale)
   decode_all<Rows, Out>(out, row, size, scale);
 }
 
+#if DATAEFF_HAS_WIDE
 template <typename Rows, typename Out>
 DATAEFF_WIDE void decode_row_wide(std::byte* out, const std::byte* row, int64_t size, float scale) {
-  decode_all<Rows, Out>(out, row, size, scale);
+  int64_t done = 0;
+  if constexpr (std::is_same_v<Out, Float32Element>) {
+    auto* to = reinterpret_cast<float*>(out);
+    const auto* from = reinterpret_cast<const typename Rows::Code*>(row);
+    if constexpr (std::is_same_v<Rows, Float16Rows>) done = widen_halves(to, from, size);
+    if constexpr (std::is_same_v<Rows, Float8Rows>) done = widen_float8s(to, from, size, scale);
+  }
+  decode_all<Rows, Out>(out + done * sizeof(typename Out::Value),
+                        row + done * sizeof(typename Rows::Code), size - done, scale);
 }
+#endif
 
 DecodeRow row_decoder(const RowCoding& coding) {
   return with_format(coding.format, [&]<typename Rows>(Rows) {
     return with_element(coding.element, []<typename Out>(Out) -> DecodeRow {
-      return wide_vectors() ? decode_row_wide<Rows, Out> : decode_row<Rows, Out>;
+#if DATAEFF_HAS_WIDE
+      if (wide_vectors()) return decode_row_wide<Rows, Out>;
+#endif
+      return decode_row<Rows, Out>;
     });
   });
 }
@@ -49,17 +57,15 @@ void gather(const RowTable table, const RowCoding coding, const Id* ids, int64_t
   const DecodeRow decode_one = row_decoder(coding);
   const int64_t size = table.row_nbytes / code_nbytes(coding.format);
   const int64_t out_nbytes = size * element_nbytes(coding.element);
-  const int64_t num_lines = std::min((table.row_nbytes - 1) / kLine + 1, kMaxLinesOfRow);
-  const int64_t ahead = std::max<int64_t>(kAheadLines / num_lines, 2);
+  const int64_t ahead = rows_ahead(table.row_nbytes);
   const auto row_of = [=](int64_t i) {
     int64_t row = ids[i];
     return row + ((row >> 63) & table.num_rows);
   };
   const auto fetch = [=](int64_t i) {
     const int64_t row = row_of(i);
-    for (int64_t line = 0; line < num_lines; ++line)
-      __builtin_prefetch(table.data + row * table.row_stride + line * kLine, 0, 3);
-    if (coding.scales) __builtin_prefetch(coding.scales + row, 0, 3);
+    fetch_row(table.data + row * table.row_stride, table.row_nbytes);
+    if (coding.scales) __builtin_prefetch(coding.scales + row, 0, 1);
   };
   if (num_ids * out_nbytes <= kSerialNbytes) num_threads = 1;
   const int64_t grain = std::max<int64_t>(kPieceNbytes / out_nbytes, 1);

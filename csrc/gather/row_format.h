@@ -44,6 +44,7 @@ DATAEFF_ELEMENT float float_of_half(uint16_t half) {
   bits += (127u - 15) << 23;
   const float subnormal = bits_as<float>(bits + (1u << 23)) - bits_as<float>(113u << 23);
   bits += choose(exponent == kExponent, (128u - 16) << 23, 0u);  // infinities and NaNs
+  bits |= choose((half & 0x7fffu) > 0x7c00u, 1u << 22, 0u);      // quiet, as processors make them
   bits = choose(exponent == 0, bits_as<uint32_t>(subnormal), bits);
   return bits_as<float>(bits | (half & 0x8000u) << 16);
 }

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "check.h"
-#include "gather/gather.h"
+#include "gather/stored_rows.h"
 
 using namespace dataeff;
 
@@ -65,6 +65,42 @@ TEST(every_width_address_and_stride) {
         Problem problem(37, row_nbytes, gap, 300, shift, 1);
         for (int num_threads : {1, 4}) check_gather(problem, num_threads);
       }
+    }
+  }
+}
+
+// Outputs past 32 MiB, whole lines of which are written around the caches.
+TEST(streamed_outputs) {
+  for (int64_t row_nbytes : {64, 192, 520, 4100}) {
+    for (int shift : {0, 1, 40}) {
+      Problem problem(37, row_nbytes, 16, (33 << 20) / row_nbytes, shift, 5);
+      check_gather(problem, 3);
+    }
+  }
+}
+
+TEST(rows_are_widened_as_element_by_element) {
+  for (int format = 0; format < 4; ++format) {
+    for (int64_t size : {1, 7, 8, 77}) {
+      const auto rows = static_cast<RowFormat>(format);
+      Problem problem(60, size * code_nbytes(rows), 0, 200, 0, 6);
+      std::vector<float> scales(60);
+      for (float& scale : scales) scale = static_cast<float>(problem.random()) * 0x1p-40f;
+      const bool scaled = code_nbytes(rows) == 1;
+      std::vector<uint32_t> out(200 * size);
+      gather_decoded_cpu(problem.table,
+                         {rows, Element::kFloat32, scaled ? scales.data() : nullptr},
+                         problem.row_index(), reinterpret_cast<std::byte*>(out.data()), 2);
+      with_format(rows, [&]<typename Rows>(Rows) {
+        for (int64_t i = 0; i < 200 * size; ++i) {
+          const std::byte* row = problem.row(i / size);
+          const float scale = scales[(row - problem.table.data) / problem.table.row_stride];
+          typename Rows::Code code;
+          std::memcpy(&code, row + i % size * sizeof(code), sizeof(code));
+          const float expected = decode<Rows, Float32Element>(code, scale);
+          CHECK_EQ(out[i], bits_as<uint32_t>(expected));
+        }
+      });
     }
   }
 }

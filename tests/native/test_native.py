@@ -26,6 +26,8 @@ SANITIZERS = {
     "address": ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-O1", "-fsanitize=thread"],
 }
+# The code for processors without the vector instructions of this one.
+PORTABLE = ["-O1", "-DDATAEFF_PORTABLE"]
 FLAGS = ["-std=c++20", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra"]
 INCLUDED = re.compile(r'#include [<"]([^>"]+)[>"]')
 ADDR_NO_RANDOMIZE = 0x0040000
@@ -88,9 +90,13 @@ def native_tests(request, tmp_path_factory):
     )
     if linked.returncode != 0:
         pytest.skip(f"{compiler()} has no {request.param} sanitizer: {linked.stderr.decode()}")
+    return link(folder, sources(), flags)
+
+
+def link(folder: Path, of: list[Path], flags: list[str]) -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        objects = list(threads.map(lambda source: str(compile_one(source, flags)), sources()))
+        objects = list(threads.map(lambda source: str(compile_one(source, flags)), of))
     program = folder / "native_tests"
     run([compiler(), *flags, *objects, "-o", str(program), "-ldl"])
     return program
@@ -108,3 +114,12 @@ def keep_addresses() -> None:
 def test_native(native_tests, stem, tmp_path):
     out = run([str(native_tests), stem], cwd=tmp_path, timeout=300, preexec_fn=keep_addresses)
     assert out.strip().endswith(" 0 failed")
+
+
+@pytest.mark.slow
+def test_the_gather_of_a_plain_processor(tmp_path):
+    folders = ("gather", "parallel")
+    core = [path for path in sources() if path.parent.name in folders]
+    tests = [HERE / "main.cpp", HERE / "test_gather.cpp"]
+    program = link(tmp_path, [*core, *tests], [*FLAGS, *PORTABLE])
+    assert run([str(program), "test_gather"]).strip().endswith(" 0 failed")
