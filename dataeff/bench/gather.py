@@ -10,6 +10,7 @@ is part of what it does.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,10 +22,24 @@ from dataeff.bench.gather_peers import Inputs
 
 NUM_INDICES = 8
 ROW_NBYTES = (64, 128, 256, 512, 1024, 2048, 4096)
+# Seconds of timing a case, of which there are about forty.
+BUDGET_S = 6.0
 
 
 def cases(options: Options) -> Iterator[Case]:
     """Rows of 64 to 4096 bytes; rows small, repeated, hot; requests by size; rows on disk."""
+    for case in (
+        *_row_size_cases(options),
+        *gather_stored.small_row_cases(options),
+        *gather_stored.power_law_cases(options),
+        *gather_stored.request_cases(options),
+        *gather_disk.cases(options),
+        *gather_growth.cases(options),
+    ):
+        yield replace(case, budget_s=min(case.budget_s, BUDGET_S))
+
+
+def _row_size_cases(options: Options) -> Iterator[Case]:
     table_nbytes, out_nbytes = options.pick(full=(1 << 30, 1 << 26), quick=(1 << 28, 1 << 24))
     on_gpu = options.device.type == "cuda"
     for row_nbytes in options.pick(full=ROW_NBYTES, quick=(64, 512, 4096)):
@@ -41,11 +56,6 @@ def cases(options: Options) -> Iterator[Case]:
             ceilings=(ceiling(out_nbytes),),
             nbytes=out_nbytes,
         )
-    yield from gather_stored.small_row_cases(options)
-    yield from gather_stored.power_law_cases(options)
-    yield from gather_stored.request_cases(options)
-    yield from gather_disk.cases(options)
-    yield from gather_growth.cases(options)
 
 
 def make_inputs(num_rows: int, dim: int, num_ids: int, device: torch.device) -> Inputs:

@@ -78,7 +78,7 @@ class Inputs:
 
 def cases(options: Options) -> Iterator[Case]:
     """Rows of a part of a page, and rows that cross pages."""
-    nbytes = options.pick(full=4 << 30, quick=128 << 20)
+    nbytes = options.pick(full=1 << 30, quick=128 << 20)
     for dim in options.pick(full=(32, 256, 602), quick=(256,)):
         row_nbytes = dim * 4
         num_rows = nbytes // row_nbytes

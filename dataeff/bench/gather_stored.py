@@ -40,8 +40,9 @@ class Inputs:
 
 def small_row_cases(options: Options) -> Iterator[Case]:
     """Float32 rows delivered from tables that keep them as they are and smaller."""
-    num_rows, num_ids = options.pick(full=(2_000_000, 500_000), quick=(500_000, 100_000))
+    table_nbytes, out_nbytes = options.pick(full=(1 << 30, 1 << 26), quick=(1 << 28, 1 << 24))
     for dim in options.pick(full=(32, 128, 512), quick=(128,)):
+        num_rows, num_ids = table_nbytes // (dim * 4), out_nbytes // (dim * 4)
         nbytes = num_ids * dim * 4
         stores: tuple[Store, ...] = ("fp16", "bf16", "int8", "fp8")
         yield Case(
@@ -62,7 +63,7 @@ def small_row_cases(options: Options) -> Iterator[Case]:
 
 def power_law_cases(options: Options) -> Iterator[Case]:
     """Ids of a power law, as a sampler's: rows that repeat, and rows worth keeping hot."""
-    num_rows, num_ids = options.pick(full=(2_000_000, 500_000), quick=(500_000, 100_000))
+    num_rows, num_ids = options.pick(full=(1_000_000, 250_000), quick=(500_000, 100_000))
     for dim in options.pick(full=(64, 256), quick=(64,)):
         nbytes = num_ids * dim * 4
         yield Case(

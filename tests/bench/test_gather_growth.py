@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from dataeff.bench import gather_growth as growth
+from dataeff.bench import run_case
 from dataeff.bench.case import Options
+from dataeff.bench.record import Run
 
 CPU = torch.device("cpu")
 
@@ -16,11 +18,17 @@ def test_threads_double_up_to_the_cores(cores, counts):
     assert growth.thread_counts(cores) == counts
 
 
-def test_tables_that_memory_does_not_hold_are_left_out(monkeypatch):
+def test_tables_that_memory_does_not_hold_are_recorded_as_skipped(monkeypatch):
     monkeypatch.setattr(growth, "available_bytes", lambda: 10**9)
-    sizes = [case.size for case in growth.cases(Options(device=CPU))]
-    assert any("rows=1000000 " in size for size in sizes)
-    assert not any("rows=10000000 " in size for size in sizes)
+    options = Options(device=CPU)
+    by_size = {case.size: case for case in growth.cases(options)}
+    [large] = [case for size, case in by_size.items() if "rows=10000000 " in size]
+    records = run_case("gather", large, options, Run.here(CPU))
+    assert {record.metric for record in records} == {"skipped"}
+    assert {record.provider for record in records} == {"torch.index_select", "dataeff"}
+    assert all("needs 1280000000 bytes" in record.note for record in records)
+    [small] = [case for size, case in by_size.items() if "table: rows=1000000 " in size]
+    assert small.inputs() is not None
     assert list(growth.cases(Options(quick=True, device=CPU))) == []
 
 
