@@ -24,7 +24,7 @@ def row_index(selection: RowSelection, num_rows: int) -> Tensor:
 
     Raises:
         TypeError: a dtype or kind that selects no rows.
-        IndexError: a mask whose length is not the number of rows.
+        IndexError: a mask whose length is not the number of rows, or a number that no row can have.
     """
     if isinstance(selection, slice):
         return torch.arange(*_slice_bounds(selection, num_rows))
@@ -35,12 +35,23 @@ def row_index(selection: RowSelection, num_rows: int) -> Tensor:
         )
     if isinstance(selection, (list, range)) and not len(selection):
         return torch.empty(0, dtype=torch.int64)
-    index = selection if isinstance(selection, Tensor) else torch.as_tensor(selection)
+    index = selection if isinstance(selection, Tensor) else _as_index(selection, num_rows)
     if index.dtype == torch.bool:
         return _mask_rows(index, num_rows)
     if index.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"an index is int32, int64 or a bool mask, got {index.dtype}")
     return index
+
+
+def _as_index(selection: Any, num_rows: int) -> Tensor:
+    try:
+        return torch.as_tensor(selection)
+    except (ValueError, RuntimeError) as error:
+        if "Overflow" not in str(error):
+            raise
+        raise IndexError(
+            f"index {selection} is out of range for a table of {num_rows} rows"
+        ) from None
 
 
 def _slice_bounds(selection: slice, num_rows: int) -> tuple[int, int, int]:

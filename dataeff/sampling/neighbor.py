@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +55,12 @@ def checked_fanouts(fanouts: Fanouts, num_relations: int | None) -> list[list[in
     """Brings fan-outs to one list per hop, of one number or of one per relation.
 
     Raises:
-        TypeError: a fan-out is not an integer, or they are by edge type.
+        TypeError: a fan-out is not an integer, or there is no list of them.
         ValueError: a fan-out is below -1, or a hop has not one number per relation.
     """
-    if isinstance(fanouts, Mapping):
+    if not isinstance(fanouts, Sequence):
         raise TypeError(
-            f"fan-outs by edge type, {list(fanouts)}, for a graph of one type: give one per hop"
+            f"fanouts are a list with one entry per hop, such as [15, 10], got {fanouts!r}"
         )
     checked = []
     for hop, entry in enumerate(fanouts):

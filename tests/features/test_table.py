@@ -72,6 +72,8 @@ def test_any_slice(selection):
         ("3", TypeError, "'3'"),
         (ROWS, IndexError, f"index {ROWS} .* {ROWS} rows"),
         (-ROWS - 1, IndexError, f"index -{ROWS + 1} "),
+        (2**70, IndexError, f"index {2**70} .* {ROWS} rows"),
+        ([1, 2**70], IndexError, f"{2**70}.* {ROWS} rows"),
         ([True], IndexError, r"\(1,\).*needs shape \(20,\)"),
         (torch.ones(ROWS, 3, dtype=torch.bool), IndexError, r"\(20, 3\)"),
         (slice(None, None, -1), ValueError, "-1"),

@@ -326,7 +326,7 @@ def test_seeds_of_a_typed_graph_name_a_node_type(seeds):
 
 
 def test_fan_outs_by_edge_type_need_a_typed_graph():
-    with pytest.raises(TypeError, match="for a graph of one type"):
+    with pytest.raises(TypeError, match="one entry per hop"):
         NeighborLoader(make_data(), {("author", "writes", "paper"): [2]})
 
 

@@ -339,6 +339,7 @@ def test_bad_seeds_are_refused_and_the_next_sample_is_right(seeds, error, said):
         ([-2], {}, ValueError, "-2"),
         ([1.5], {}, TypeError, "1.5"),
         ([True], {}, TypeError, "True"),
+        (5, {}, TypeError, "one entry per hop"),
         ([[1, 2]], {}, ValueError, "2 fan-outs but the graph has no relations"),
         ([1], {"last": True}, ValueError, "edge_time"),
     ],
