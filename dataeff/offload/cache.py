@@ -15,27 +15,29 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Container
 
 import torch
 
 from dataeff.ledger import Ledger, Tier
 from dataeff.offload.account import Account
+from dataeff.offload.exclude import Exclusions
 from dataeff.offload.held import HeldBytes
 from dataeff.offload.identity import StorageTable, revive
 from dataeff.offload.incoming import Incoming
+from dataeff.offload.kept import MOST_NOTES, Alive, Direct, Kept, KeptBooks, KeptRef
 from dataeff.offload.lifetime import Process, close_at_exit
 from dataeff.offload.outgoing import Outgoing
 from dataeff.offload.passes import Budgets, Passes
+from dataeff.offload.policy import Selection
 from dataeff.offload.regions import CompiledRegions
-from dataeff.offload.saved import Direct, Grave, Handle, Kept, KeptStorage, SavedStorage
+from dataeff.offload.saved import Grave, Handle, SavedStorage
+from dataeff.offload.schedule import Tape
 from dataeff.offload.scopes import Scopes
 from dataeff.offload.transfer import Tiers
 from dataeff.offload.wrapped import Wrapped, is_wrapper
 
-Packed = Handle | Kept | Direct | Wrapped
+Packed = Handle | Alive | Direct | Wrapped
 
-_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 _plain_by_keys: dict[int, bool] = {}
 
 
@@ -44,7 +46,7 @@ class TensorCache:
 
     Args:
         tiers: where storages go; closed with the cache.
-        wants: whether a tensor is to be stored; asked once per storage.
+        wants: whether a tensor is to be stored; asked once per storage that is not too small.
         excluded: storages that are alive anyway and are left alone.
         scopes: knows which module is running.
         budgets: bounds on memory in flight.
@@ -54,8 +56,8 @@ class TensorCache:
     def __init__(
         self,
         tiers: Tiers,
-        wants: Callable[[torch.Tensor, int, str], bool | Tier],
-        excluded: Container[torch.UntypedStorage],
+        wants: Selection,
+        excluded: Exclusions,
         scopes: Scopes,
         budgets: Budgets,
         ledger: Ledger,
@@ -65,12 +67,11 @@ class TensorCache:
         self._lock = threading.RLock()
         self._process = Process()
         self._table = StorageTable()
-        self._kept: dict[tuple[int, int], weakref.ref[KeptStorage]] = {}  # by address and version
-        self._sweep_kept_at = 256
         self._grave: Grave = deque()
         self.account = Account(ledger)
         self.counters = self.account.counters
         self.held = HeldBytes(self.counters, tiers)
+        self._kept = KeptBooks(tiers, self.account, self.held)
         self.passes = Passes(self.counters)
         self.regions = CompiledRegions()
         self._outgoing = Outgoing(tiers, self.held, self.passes, budgets.in_flight, self.account)
@@ -85,37 +86,36 @@ class TensorCache:
 
     def pack(self, tensor: torch.Tensor) -> Packed:
         """Takes charge of a tensor that forward saves."""
-        # Runs for every saved tensor with the caches full of the model's data, not of this code:
-        # each line of Python costs several times what it does in a loop.
-        self._process.check()
-        if not _is_plain(tensor):
-            if is_wrapper(tensor):
-                return Wrapped.of(tensor, self.pack)
+        if self._process.is_other:
+            raise self._process.error()
+        excluded = self._excluded
+        kind = type(tensor)
+        if kind is not torch.Tensor:
+            nbytes = excluded.parameters.get(id(tensor))
+            if nbytes is not None:
+                self._kept.excluded.append(nbytes)
+                return Alive(tensor, tensor._version)
+            if kind is not torch.nn.Parameter:
+                return self._pack_other(tensor)
+        try:
+            storage, version = tensor.untyped_storage(), tensor._version
+        except (
+            RuntimeError
+        ):  # what is sparse has no storage, what was made for inference no version
             return self._leave_alone(tensor)
-        storage = tensor.untyped_storage()
-        nbytes = storage.nbytes()
-        if nbytes == 0:  # given up by its owner, who will fill it again
-            return self._leave_alone(tensor)
-        counters = self.counters
+        address = storage._cdata
+        if address in excluded.own or address in excluded.inputs:
+            self._kept.excluded.append(storage.nbytes())
+            return Alive(tensor.detach(), version)
         with self._lock:
-            self._poll()
-            if storage in self._excluded:
-                counters.bytes_excluded += nbytes
-                return Kept(None, tensor)
-            counters.num_packed += 1
-            counters.bytes_packed += nbytes
-            address, version = storage._cdata, tensor._version
-            known = self._table.find(address)
-            saved = None if known is None else known.find(version)
-            if known is not None and saved is not None:
-                counters.bytes_deduplicated += nbytes
-                return Handle(saved, tensor, known.shift)
-            kept_ref = self._kept.get((address, version))
-            kept = None if kept_ref is None else kept_ref()
-            if kept is not None:
-                counters.bytes_deduplicated += nbytes
-                return Kept(kept, tensor, self.passes.current)
-            return self._admit(tensor, storage, nbytes)
+            if self._moves or self._grave:
+                self._poll()
+            ref = self._kept.known.get((address, version))
+            first = None if ref is None else ref()
+            if ref is not None and first is not None:
+                self._kept.again.append(ref.nbytes)
+                return Kept(tensor.detach(), version, first, self._beside())
+            return self._admit(tensor, storage, version)
 
     def unpack(self, handle: Packed) -> torch.Tensor:
         """Gives back a saved tensor, as often and in whatever order it is asked for.
@@ -123,14 +123,16 @@ class TensorCache:
         Raises RuntimeError when the tensor was changed in place since, OSError when its bytes
         cannot be read back.
         """
-        self._process.check()
-        if isinstance(handle, Kept):
-            if handle.held is not None:
+        if self._process.is_other:
+            raise self._process.error()
+        if isinstance(handle, Alive):
+            if type(handle) is Kept:
                 with self._lock:
                     self.counters.num_unpacked += 1
-                    self._poll()
-                    if handle.beside is not None and handle.beside.announce():
-                        self._incoming.prefetch(handle.beside)
+                    if self._moves:
+                        self._poll()
+                        if handle.beside is not None and handle.beside.announce():
+                            self._incoming.prefetch(handle.beside)
             return handle.unpack()
         if isinstance(handle, Wrapped):
             return handle.rebuild(self.unpack)
@@ -150,6 +152,12 @@ class TensorCache:
 
     # ---- deciding --------------------------------------------------------------------------
 
+    def _pack_other(self, tensor: torch.Tensor) -> Packed:
+        """A tensor of a class of its own."""
+        if is_wrapper(tensor):
+            return Wrapped.of(tensor, self.pack)
+        return self._leave_alone(tensor)
+
     def _leave_alone(self, tensor: torch.Tensor) -> Direct:
         nbytes = tensor.numel() * tensor.element_size() if tensor.layout == torch.strided else 0
         with self._lock:
@@ -160,15 +168,35 @@ class TensorCache:
             self.held.add(nbytes)
         return Direct(tensor, nbytes, self._grave)
 
-    def _admit(self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int) -> Packed:
-        """The first tensor saved of a storage at this version."""
-        self.held.add(nbytes)
-        scope = self._scopes.current
-        module = self.account.module(scope)
-        module.bytes_saved += nbytes
-        wanted = self._wants(tensor, nbytes, scope)
+    def _admit(self, tensor: torch.Tensor, storage: torch.UntypedStorage, version: int) -> Packed:
+        """A tensor whose storage, at this version, is not among those kept."""
+        nbytes = storage.nbytes()
+        if nbytes < self._wants.min_bytes:
+            if nbytes == 0:  # given up by its owner, who will fill it again
+                return self._leave_alone(tensor)
+            return self._keep(tensor, storage, version, nbytes)
+        known = self._table.find(storage._cdata) if self._moves else None
+        saved = None if known is None else known.find(version)
+        if known is not None and saved is not None and _is_plain(tensor):
+            self._kept.again.append(nbytes)
+            return Handle(saved, tensor, known.shift)
+        wanted = self._wants(tensor, nbytes, self._scopes.current)
         if not wanted:
-            return self._keep(tensor, storage, nbytes)
+            return self._keep(tensor, storage, version, nbytes)
+        if not _is_plain(tensor):
+            return self._leave_alone(tensor)
+        return self._move(tensor, storage, nbytes, wanted)
+
+    def _move(
+        self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int, to: bool | Tier
+    ) -> Handle:
+        self._moves = True
+        self._poll()
+        self.counters.num_packed += 1
+        self.counters.bytes_packed += nbytes
+        self.held.add(nbytes)
+        module = self.account.module(self._scopes.current)
+        module.bytes_saved += nbytes
         module.bytes_stored += nbytes
         known = self._table.lookup(storage)
         saved = SavedStorage(known.generation, tensor._version, storage, self._grave)
@@ -176,21 +204,26 @@ class TensorCache:
         known.shift = 0
         saved.tape = self.passes.saving()
         saved.position = saved.tape.append(saved)
-        self._moves = True
-        self._outgoing.begin(saved, storage, wanted if isinstance(wanted, Tier) else None)
+        self._outgoing.begin(saved, storage, to if isinstance(to, Tier) else None)
         return Handle(saved, tensor, 0)
 
-    def _keep(self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int) -> Kept:
-        # What stays needs no rebuilding: most saved tensors of a model are small and stay.
-        self.counters.bytes_kept += nbytes
-        if not self._tiers.moves(tensor.device):
-            self.counters.bytes_unmovable += nbytes
-        if len(self._kept) >= self._sweep_kept_at:
-            self._kept = {key: ref for key, ref in self._kept.items() if ref() is not None}
-            self._sweep_kept_at = max(256, 2 * len(self._kept))
-        kept = KeptStorage(storage, nbytes, self._grave)
-        self._kept[storage._cdata, tensor._version] = weakref.ref(kept)
-        return Kept(kept, tensor, self.passes.current)
+    def _keep(
+        self, tensor: torch.Tensor, storage: torch.UntypedStorage, version: int, nbytes: int
+    ) -> Kept:
+        books = self._kept
+        kept = Kept(tensor.detach(), version, None, self._beside())
+        ref = KeptRef(kept, books.notes.append)
+        ref.key, ref.nbytes, ref.held = (storage._cdata, version), nbytes, False
+        ref.scope, ref.device = self._scopes.current, tensor.device
+        books.known[ref.key] = ref
+        books.notes.append(ref)
+        if len(books.notes) > MOST_NOTES:
+            self._poll()
+        return kept
+
+    def _beside(self) -> Tape | None:
+        """What was moved in this pass: it is announced when backward wants what lies beside it."""
+        return self.passes.current if self._moves else None
 
     # ---- bringing back ---------------------------------------------------------------------
 
@@ -255,7 +288,7 @@ class TensorCache:
 
     def close(self) -> None:
         """Waits for every transfer and gives the tier back; what is only there is lost."""
-        if self.closed or not self._process.is_this:
+        if self.closed or self._process.is_other:
             return
         self.drain()
         with self._lock:
@@ -268,7 +301,8 @@ class TensorCache:
             self.close()
 
     def _poll(self) -> None:
-        # At every hook, so what has nothing to do must cost next to nothing.
+        # At every hook once something moves, so what has nothing to do must cost next to nothing.
+        self._kept.settle()
         if self._grave:
             self._bury()
         if not self._moves:
@@ -295,7 +329,7 @@ class TensorCache:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
     """Whether the tensor is nothing but strided bytes in a storage that can be moved."""
-    if type(tensor) not in _PLAIN_TYPES or tensor.numel() == 0:
+    if tensor.numel() == 0:
         return False
     keys = torch._C._dispatch_keys(tensor).raw_repr()
     plain = _plain_by_keys.get(keys)

@@ -27,43 +27,68 @@ _CASTS_AND_VIEWS = (
 )
 
 
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
 class Exclusions:
-    """The storages of a model's parameters and buffers, and of the inputs of its last call."""
+    """The storages of a model's parameters and buffers, and of the inputs of its last call.
+
+    A storage is known by its address; a weak reference keeps that from being used again, so that
+    found means the same storage.
+
+    Attributes:
+        own: the storages of parameters and buffers, by address.
+        inputs: those of the inputs.
+        parameters: bytes of its storage by the `id` of each parameter.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
-        self._own: dict[int, StorageWeakRef] = {}
-        self._inputs: dict[int, StorageWeakRef] = {}
+        self._held: list[torch.Tensor] = []  # so that an id in `parameters` is nobody else's
+        self._lengths: set[int] = set()  # elements of each parameter
+        self.own: dict[int, StorageWeakRef] = {}
+        self.inputs: dict[int, StorageWeakRef] = {}
+        self.parameters: dict[int, int] = {}
 
     def refresh(self) -> None:
         """Looks up the storages of all parameters and buffers."""
-        before, self._own = self._own, {}
-        for storage in _storages(_parameters_and_buffers(self._model)):
-            key = storage._cdata
-            # A storage that is still referenced weakly is the same one as long as its key is.
-            self._own[key] = before.get(key) or StorageWeakRef(storage)
+        # Once a step, so in one loop: the storage that is still there needs no new reference.
+        before, own = self.own, dict[int, StorageWeakRef]()
+        parameters, held = dict[int, int](), list[torch.Tensor]()
+        for tensor in _parameters_and_buffers(self._model):
+            if type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided:
+                storage = tensor.untyped_storage()
+                address = storage._cdata
+                own[address] = before.get(address) or StorageWeakRef(storage)
+                if type(tensor) is torch.nn.Parameter:
+                    parameters[id(tensor)] = storage.nbytes()
+                    held.append(tensor)
+            else:
+                own.update(_weak_storages([tensor]))
+        self.own, self.parameters, self._held = own, parameters, held
+        self._lengths = {tensor.numel() for tensor in held}
 
     def add_module(self, module: torch.nn.Module) -> None:
         """Looks up one module again, whose parameters may have been gathered just now."""
         direct = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
         for key, weak in _weak_storages(direct):
-            self._own.setdefault(key, weak)
+            self.own.setdefault(key, weak)
 
     def set_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The model is being called with these."""
-        self._inputs = dict(_weak_storages(tree_leaves((args, kwargs))))
+        self.inputs = dict(_weak_storages(tree_leaves((args, kwargs))))
 
-    def __contains__(self, storage: object) -> bool:
-        assert isinstance(storage, torch.UntypedStorage)
-        # A weak reference keeps the key from being used again: found means the same storage.
+    def __contains__(self, storage: torch.UntypedStorage) -> bool:
         address = storage._cdata
-        return address in self._own or address in self._inputs
+        return address in self.own or address in self.inputs
 
     def is_cast(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is a parameter in another dtype or layout, as autocast makes them.
 
         Autocast keeps such copies for the whole block, so that moving one frees nothing.
         """
+        if tensor.numel() not in self._lengths:  # no need to go back through the graph
+            return False
         node: Any = tensor.grad_fn
         for _ in range(4):
             if node is None:

@@ -36,35 +36,32 @@ def close_at_exit(one: Closable) -> None:
     _register()
 
 
-_num_forks = 0
-
-
-def _forked() -> None:
-    global _num_forks
-    _num_forks += 1
-
-
-os.register_at_fork(after_in_child=_forked)
-
-
 class Process:
     """The process that made an object whose threads do not survive `fork()`.
 
-    Counting forks takes no system call, and this is asked for every saved tensor.
+    Attributes:
+        is_other: whether this is a forked child of it. Set by the fork: it is asked for every saved
+            tensor.
     """
 
     def __init__(self) -> None:
-        self._num_forks = _num_forks
+        self.is_other = False
+        _made_here.add(self)
 
-    @property
-    def is_this(self) -> bool:
-        """Whether this is still the same process."""
-        return self._num_forks == _num_forks
+    def error(self) -> RuntimeError:
+        """What to raise in a forked child."""
+        return RuntimeError(
+            "this ActivationOffload was made in another process: the threads that move its "
+            "bytes do not survive fork(). Make a new one in the child."
+        )
 
-    def check(self) -> None:
-        """Raises RuntimeError in a forked child."""
-        if self._num_forks != _num_forks:
-            raise RuntimeError(
-                "this ActivationOffload was made in another process: the threads that move its "
-                "bytes do not survive fork(). Make a new one in the child."
-            )
+
+_made_here: weakref.WeakSet[Process] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for process in _made_here:
+        process.is_other = True
+
+
+os.register_at_fork(after_in_child=_forked)

@@ -58,7 +58,7 @@ def _within(scope: str, name: str) -> bool:
 
 @dataclass(frozen=True)
 class Selection:
-    """Decides about one storage: its size, its device, then the policy.
+    """Decides about one storage: its size, its device, whether it is a weight, then the policy.
 
     Attributes:
         policy: the last word.

@@ -41,9 +41,11 @@ class Scopes:
         plain = (torch.Tensor, torch.nn.Parameter)
         self._sharded = any(type(p) not in plain for p in self._model.parameters())
         for name, module in _outside_compiled(self._model):
-            self._hooks.append(
-                module.register_forward_pre_hook(self._entering(name), with_kwargs=True)
-            )
+            if module is self._model:
+                before = module.register_forward_pre_hook(self._enter_model, with_kwargs=True)
+            else:
+                before = module.register_forward_pre_hook(self._entering(name))
+            self._hooks.append(before)
             self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
 
     def remove(self) -> None:
@@ -54,34 +56,45 @@ class Scopes:
     @property
     def current(self) -> str:
         """Name of the innermost module that runs on this thread; "" outside and in the model."""
-        stack = getattr(self._stacks, "names", None)
-        return stack[-1] if stack else ""
+        try:
+            name: str = self._stacks.names[-1]
+            return name
+        except (AttributeError, IndexError):
+            return ""
 
     def reset(self) -> None:
         """Forgets this thread's modules, after an exception between the hooks."""
         self._stacks.names = []
 
+    def _enter_model(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        # While dynamo traces, nothing here may break its graph.
+        if torch.compiler.is_compiling() or not self.active:
+            return
+        self._stacks.names = [""]
+        self._exclusions.set_inputs(args, kwargs)
+        if self._sharded:
+            self._exclusions.add_module(module)
+
     def _entering(self, name: str) -> Any:
-        def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-            # While dynamo traces, nothing here may break its graph.
+        stacks, sharded = self._stacks, self._sharded
+
+        def enter(module: torch.nn.Module, args: Any) -> None:
             if torch.compiler.is_compiling() or not self.active:
                 return
-            if module is self._model:
-                self._stacks.names = []
-                self._exclusions.set_inputs(args, kwargs)
-            if self._sharded:
+            if sharded:
                 self._exclusions.add_module(module)
-            if not hasattr(self._stacks, "names"):
-                self._stacks.names = []
-            self._stacks.names.append(name)
+            try:
+                stacks.names.append(name)
+            except AttributeError:  # the first on this thread
+                stacks.names = [name]
 
         return enter
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.active:
             return
-        if getattr(self._stacks, "names", None):
-            self._stacks.names.pop()
+        if names := getattr(self._stacks, "names", None):
+            names.pop()
 
 
 def is_compiled(module: torch.nn.Module) -> bool:
