@@ -61,7 +61,7 @@ class ActivationOffload:
             directory is made: `spill="/nvme{local_rank}"`.
         host_bytes: size of the host tier: pinned memory that a GPU's tensors go to first; when it
             is full they go to disk. Tensors in host memory go to disk only.
-        policy: `"all"`; or `"auto"`: steps 2 to 4 (with their backward in the block) are measured,
+        policy: `"all"`; or `"auto"`: steps 3 to 8 (with their backward in the block) are measured,
             and a plan made for each block of the model: keep, host, disk or recompute, whichever
             costs least within `memory_budget`; or names of modules, whose tensors (and their
             submodules') are moved; or a callable that is asked about each storage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,21 +14,24 @@ from dataeff.ledger import Tier
 from dataeff.offload.passes import Budgets
 from dataeff.offload.planner import Action, Plan, TierRate, plan
 from dataeff.offload.policy import SavedTensorInfo
-from dataeff.offload.profile import BlockProfiler, find_blocks
+from dataeff.offload.profile import BlockProfiler, find_blocks, trials
 from dataeff.offload.recompute import checkpoint
 from dataeff.offload.report import ModuleBytes
 from dataeff.offload.simulate import Forecast, simulate
 from dataeff.offload.tiers import Tiers
 
-_WARM_UP_STEPS = 1
-_MEASURED_STEPS = 3
+_WARM_UP_STEPS = 2
+_MEASURED_STEPS = 6
+_IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
 
 
 class AutoPolicy:
-    """Moves everything while it measures (so that measuring fits), then follows its plan.
+    """Measures what can be done with the blocks, then follows its plan.
 
-    Step 1 warms up, steps 2 to 4 are measured, and the plan holds from step 5 on; a step is one
+    Steps 1 and 2 move everything; the second tells how many bytes each block saves. In steps 3 to
+    8 some blocks are kept, as many as fit, some moved, some recomputed (if there is a budget, for
+    a plan without one recomputes nothing), in turn. The plan holds from step 9 on; a step is one
     `with` block.
 
     Args:
@@ -54,7 +58,10 @@ class AutoPolicy:
         self._start_s = 0.0
         self._step_s: list[float] = []
         self._exposed_s = self._exposed_before_s = 0.0
-        self._wrapped: list[torch.nn.Module] = []
+        self._wrapped: list[tuple[torch.nn.Module, Any]] = []
+        self._trials: list[dict[str, Action]] = []
+        self._trial: dict[str, Action] | None = None
+        self._saved: dict[str, ModuleBytes] = {}
         self._largest = 0  # bytes of the largest storage that may move
         self.other_bytes = 0
         self.plan: Plan | None = None
@@ -75,21 +82,23 @@ class AutoPolicy:
 
     def __call__(self, info: SavedTensorInfo) -> bool | Tier:
         """Where a tensor goes."""
-        if self.plan is None:
-            self._largest = max(self._largest, info.storage_nbytes)
-            return True
-        action = self.plan.action_of(info.scope)
-        return {Action.HOST: Tier.HOST, Action.DISK: Tier.DISK}.get(action, False)
+        if self.plan is not None:
+            action = self.plan.action_of(info.scope)
+            return {Action.HOST: Tier.HOST, Action.DISK: Tier.DISK}.get(action, False)
+        self._largest = max(self._largest, info.storage_nbytes)
+        return self._trial is None or _treated(self._trial, info.scope) is Action.DISK
 
     def begin_step(self, cache: Any) -> None:
         """A `with` block begins."""
-        if self._num_steps == _WARM_UP_STEPS:
-            device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-            self._profiler = BlockProfiler(self._blocks, device)
-            modules = cache.account.by_module
+        cache.poll()
+        modules = cache.account.by_module
+        if self._num_steps == _WARM_UP_STEPS - 1:
             self._before = {name: replace(bytes_) for name, bytes_ in modules.items()}
-            self._profiler.install(lambda: cache.counters.exposed_wait_s)
-        if self.plan is None and self._profiler is not None:
+        elif self.plan is None and self._num_steps >= _WARM_UP_STEPS:
+            if self._profiler is None:
+                self._begin_trials(cache)
+            assert self._profiler is not None
+            self._try(self._trials[self._profiler.num_steps])
             self._profiler.begin()
         self._start_s = time.perf_counter()
 
@@ -100,23 +109,58 @@ class AutoPolicy:
             self._step_s.append(time.perf_counter() - self._start_s)
             self._exposed_s = cache.counters.exposed_wait_s - self._exposed_before_s
         elif self._profiler is not None:
-            self._profiler.end()
+            assert self._trial is not None
+            self._profiler.end(self._trial)
             if self._profiler.num_steps == _MEASURED_STEPS:
                 self._profiler.remove()
+                self._try({})
                 self._make_plan(self._profiler, cache)
                 cache.held.recent_peak = 0
                 self._exposed_before_s = cache.counters.exposed_wait_s
 
+    def _begin_trials(self, cache: Any) -> None:
+        self._saved = {
+            name: _since(account, self._before.get(name, ModuleBytes()))
+            for name, account in cache.account.by_module.items()
+        }
+        inside = sum(
+            account.bytes_saved
+            for scope, account in self._saved.items()
+            if _treated(dict.fromkeys(self._blocks, Action.KEEP), scope) is not None
+        )
+        self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - inside
+        num, recompute = len(self._blocks), self._budget is not None
+        num_kept = num // (3 if recompute else 4)
+        if self._budget is not None and inside:
+            block = inside / num
+            room = self._budget - self.other_bytes - _IN_FLIGHT_BLOCKS * block
+            num_kept = max(0, min(num_kept, int(room / block)))
+        self._trials = trials(list(self._blocks), num_kept, recompute, _MEASURED_STEPS)
+        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+        self._profiler = BlockProfiler(self._blocks, device)
+        self._profiler.install(lambda: cache.counters.exposed_wait_s)
+
+    def _try(self, trial: dict[str, Action]) -> None:
+        self._trial = trial
+        self.close()
+        for name, action in trial.items():
+            if action is Action.RECOMPUTE:
+                self._recompute(self._blocks[name])
+
     def close(self) -> None:
         """Takes recomputation off the model."""
         while self._wrapped:
-            del self._wrapped.pop().forward
+            block, own = self._wrapped.pop()
+            if own is None:
+                del block.forward
+            else:
+                block.forward = own
 
     def explain(self, recent_peak: int) -> str:
         """The plan as a table, and what was measured since."""
         if self.plan is None:
             return (
-                f"No plan yet: the first step warms up, {_MEASURED_STEPS} are measured, "
+                f"No plan yet: {_WARM_UP_STEPS} steps warm up, {_MEASURED_STEPS} are measured, "
                 f"{self._num_steps} are done."
             )
         assert self.forecast is not None
@@ -139,20 +183,13 @@ class AutoPolicy:
         return "\n".join(lines)
 
     def _make_plan(self, profiler: BlockProfiler, cache: Any) -> None:
-        saved = {
-            name: _since(account, self._before.get(name, ModuleBytes()))
-            for name, account in cache.account.by_module.items()
-        }
-        profiles = profiler.profiles(saved)
-        inside = sum(p.saved_bytes for p in profiles)
-        all_bytes = sum(b.bytes_saved for b in saved.values()) // profiler.num_steps
-        self.other_bytes = max(0, all_bytes - inside)
+        profiles = profiler.profiles(self._saved)
         budget = None if self._budget is None else max(0.0, self._budget - self.other_bytes)
         rates = self._tiers.measure(next(iter(self._devices()), torch.device("cpu")))
         self.plan = plan(
             profiles, host=rates.get(Tier.HOST), disk=rates.get(Tier.DISK), memory_budget=budget
         )
-        self._foresee(self.plan, rates, profiler.other_s(profiles), cache)
+        self._foresee(self.plan, rates, profiler.other_s(), cache)
         for profile, action in zip(profiles, self.plan.actions, strict=True):
             if action is Action.RECOMPUTE:
                 self._recompute(self._blocks[profile.name])
@@ -182,13 +219,20 @@ class AutoPolicy:
         return {p.device for p in self._model.parameters()}
 
     def _recompute(self, block: torch.nn.Module) -> None:
-        forward = block.forward
+        forward, own = block.forward, vars(block).get("forward")
 
         def recomputed(*args: Any, **kwargs: Any) -> Any:
             return checkpoint(forward, *args, **kwargs)
 
         block.forward = recomputed
-        self._wrapped.append(block)
+        self._wrapped.append((block, own))
+
+
+def _treated(trial: Mapping[str, Action], scope: str) -> Action | None:
+    """What is done with the block that `scope` lies in; None outside of them."""
+    while scope not in trial and scope:
+        scope = scope.rpartition(".")[0]
+    return trial.get(scope)
 
 
 def _since(now: ModuleBytes, before: ModuleBytes) -> ModuleBytes:

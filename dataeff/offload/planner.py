@@ -30,11 +30,15 @@ class ModuleProfile:
 
     Attributes:
         name: its name in the model.
-        forward_s: seconds of its forward.
-        backward_s: seconds of its backward.
+        forward_s: seconds of its forward when it is kept.
+        backward_s: seconds of its backward when it is kept.
         saved_bytes: bytes that it saves, each storage counted once.
         input_bytes: bytes that recomputing it would have to keep; None if it cannot be recomputed.
         stuck_bytes: of `saved_bytes`, those that no tier takes (storages that are too small).
+        moving_s: seconds that moving it adds to them, waits left out: the processor's share of
+            transfers, memory that is mapped anew.
+        recompute_s: seconds that recomputing it adds; those of its forward when None. Less, as a
+            rule: what comes after the last tensor saved is not run again.
     """
 
     name: str
@@ -43,6 +47,14 @@ class ModuleProfile:
     saved_bytes: int
     input_bytes: int | None = None
     stuck_bytes: int = 0
+    moving_s: float = 0.0
+    recompute_s: float | None = None
+
+    def added_s(self, action: Action) -> float:
+        """Seconds that `action` adds to those of keeping, waits left out."""
+        if action is Action.RECOMPUTE:
+            return self.forward_s if self.recompute_s is None else self.recompute_s
+        return 0.0 if action is Action.KEEP else self.moving_s
 
     @property
     def moved_bytes(self) -> int:
@@ -120,7 +132,7 @@ def plan(
     """The plan that adds the least time among those whose peak fits `memory_budget`.
 
     For module n, with x its bytes that go to a tier of rates W and R, t and u forward and backward
-    seconds, and e the exposed seconds to be minimised together with the forwards recomputed:
+    seconds, and e the exposed seconds to be minimised together with those that actions add:
 
         sum_{i<n} x_i / W + x_n (1/W + 1/R) <= sum_i t_i + sum_{i>=n} u_i + e     (SSDTrain's rule)
         sum_{i>=n} x_i / R                  <= sum_{i>n} u_i + e                  (reads in time)
@@ -237,12 +249,11 @@ class _Program:
     def _time(self) -> np.ndarray:
         row = self._row()
         for k, (i, action) in enumerate(self.choices):
-            if action is Action.RECOMPUTE:
-                row[k] = self.profiles[i].forward_s / self.second
-            elif action is not Action.KEEP:
+            row[k] = self.profiles[i].added_s(action) / self.second
+            if action in self.rates:
                 # Of plans that take as long, the one that moves least: disks wear.
                 weight = 1e-4 if action is Action.HOST else 2e-4
-                row[k] = weight * self.profiles[i].moved_bytes / self.byte
+                row[k] += weight * self.profiles[i].moved_bytes / self.byte
         row[self.exposed] = 1.0
         return row
 
@@ -310,18 +321,14 @@ class _Program:
                     x[variable] = max(
                         x[variable], (row[: self.exposed] @ x[: self.exposed]) - upper
                     )
-        recomputed = sum(
-            p.forward_s
-            for p, a in zip(self.profiles, actions, strict=True)
-            if a is Action.RECOMPUTE
-        )
+        added_s = sum(p.added_s(a) for p, a in zip(self.profiles, actions, strict=True))
         keep_s = sum(p.forward_s + p.backward_s for p in self.profiles)
         return Plan(
             profiles=self.profiles,
             actions=tuple(actions),
             peak_bytes=float(self._memory() @ x) * self.byte,
             keep_bytes=self.byte,
-            step_s=keep_s + recomputed + float(x[self.exposed]) * self.second,
+            step_s=keep_s + added_s + float(x[self.exposed]) * self.second,
             keep_s=keep_s,
             fits=fits,
         )

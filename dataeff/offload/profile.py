@@ -11,8 +11,39 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from dataeff.offload.planner import ModuleProfile
+from dataeff.offload.planner import Action, ModuleProfile
 from dataeff.offload.report import ModuleBytes
+
+Trial = Mapping[str, Action]  # what was done with each block in a step; DISK: moved to any tier
+Times = dict[str, tuple[float, float]]  # seconds of forward and backward by block
+
+
+def trials(
+    names: Sequence[str], num_kept: int, recompute: bool, num_steps: int
+) -> list[dict[str, Action]]:
+    """What to do with each block in each measured step, so that all is tried with most of them.
+
+    In each step `num_kept` neighbours are kept, the rest is moved, or moved and recomputed half and
+    half; the borders go round the blocks from step to step. Neighbours are treated alike because
+    what moving costs falls on the next block too, whose forward the transfer runs beside.
+    """
+    num = len(names)
+    num_again = (num - num_kept) // 2 if recompute else 0
+    found = []
+    for step in range(num_steps):
+        shift = step * num // num_steps
+        order = {name: (i + shift) % num for i, name in enumerate(names)}
+        found.append(
+            {
+                name: Action.KEEP
+                if place < num_kept
+                else Action.RECOMPUTE
+                if place < num_kept + num_again
+                else Action.DISK
+                for name, place in order.items()
+            }
+        )
+    return found
 
 
 def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -38,13 +69,15 @@ class BlockProfiler:
     The backward of a block is taken to last until the next thing noted: in a chain of blocks, the
     backward of the one before it. Waits for transfers (`exposed_s`) are taken off. The device is
     synchronised at each note, so profiled steps are slower, and only those.
+
+    Each step is told what was done with each block in it (`Trial`): what moving and recomputing
+    add to a block is measured and not assumed.
     """
 
     def __init__(self, blocks: Mapping[str, torch.nn.Module], device: torch.device) -> None:
         self._blocks, self._device = blocks, device
         self._notes: list[tuple[float, float, str, str]] = []
-        self._steps: list[dict[tuple[str, str], float]] = []
-        self._totals_s: list[float] = []
+        self._steps: list[tuple[Trial, dict[tuple[str, str], float], float]] = []
         self._input_bytes: dict[str, int] = {}
         self._hooks: list[Any] = []
 
@@ -62,15 +95,19 @@ class BlockProfiler:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def end(self) -> None:
+    def begin(self) -> None:
+        """A step begins."""
+        self._notes.clear()  # of one that was not ended
+        self._note("between", "")
+
+    def end(self, trial: Trial) -> None:
         """Backward, or the step, is over: what was noted last ends here."""
         self._note("end", "")
         seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         for (t0, e0, kind, name), (t1, e1, _, _) in zip(self._notes, self._notes[1:], strict=False):
             seconds[kind, name] += max(0.0, (t1 - t0) - (e1 - e0))
-        self._steps.append(dict(seconds))
         (t0, e0, _, _), (t1, e1, _, _) = self._notes[0], self._notes[-1]
-        self._totals_s.append((t1 - t0) - (e1 - e0))
+        self._steps.append((trial, dict(seconds), (t1 - t0) - (e1 - e0)))
         self._notes.clear()
 
     @property
@@ -79,34 +116,59 @@ class BlockProfiler:
         return len(self._steps)
 
     def profiles(self, saved: Mapping[str, ModuleBytes]) -> list[ModuleProfile]:
-        """Medians over the steps, with the bytes that each module saved during all of them."""
-        return [self._profile(name, saved) for name in self._blocks]
+        """Medians over the steps, with the bytes that each module saved in one step."""
+        times = {action: self._times(action) for action in Action}
+        # Where memory was too small to keep anything, moving is what there is to start from.
+        base = times[Action.KEEP] or times[Action.DISK]
+        moving = _ratio(times[Action.DISK], base)
+        again = _added_per_forward(times[Action.RECOMPUTE], base)
+        found = []
+        for name in self._blocks:
+            if name in base:
+                forward_s, backward_s = base[name]
+            elif name in times[Action.DISK]:
+                forward_s, backward_s = (t / moving for t in times[Action.DISK][name])
+            else:
+                forward_s, backward_s = times[Action.RECOMPUTE].get(name, (0.0, 0.0))
+                backward_s = max(0.0, backward_s - again * forward_s)
+            inside = [account for scope, account in saved.items() if _inside(scope, name)]
+            saved_bytes = sum(account.bytes_saved for account in inside)
+            stored_bytes = sum(account.bytes_stored for account in inside)
+            found.append(
+                ModuleProfile(
+                    name,
+                    forward_s,
+                    backward_s,
+                    saved_bytes,
+                    self._input_bytes.get(name),
+                    saved_bytes - stored_bytes,
+                    max(0.0, moving - 1) * (forward_s + backward_s),
+                    again * forward_s if times[Action.RECOMPUTE] else None,
+                )
+            )
+        return found
 
-    def other_s(self, profiles: Sequence[ModuleProfile]) -> float:
+    def other_s(self) -> float:
         """Seconds of a step outside the blocks: embedding, head, loss, whatever stands between."""
-        inside = sum(p.forward_s + p.backward_s for p in profiles)
-        return max(0.0, statistics.median(self._totals_s) - inside)
+        inside = [
+            sum(s for (kind, _), s in seconds.items() if kind in ("forward", "backward"))
+            for _, seconds, _ in self._steps
+        ]
+        pairs = zip(self._steps, inside, strict=True)
+        return max(0.0, statistics.median(total_s - s for (_, _, total_s), s in pairs))
 
-    def _profile(self, name: str, saved: Mapping[str, ModuleBytes]) -> ModuleProfile:
-        forward_s, backward_s = (
-            statistics.median(step.get((kind, name), 0.0) for step in self._steps)
-            for kind in ("forward", "backward")
-        )
-        inside = [account for scope, account in saved.items() if _inside(scope, name)]
-        saved_bytes = sum(account.bytes_saved for account in inside) // self.num_steps
-        stored_bytes = sum(account.bytes_stored for account in inside) // self.num_steps
-        return ModuleProfile(
-            name,
-            forward_s,
-            backward_s,
-            saved_bytes,
-            self._input_bytes.get(name),
-            saved_bytes - stored_bytes,
-        )
-
-    def begin(self) -> None:
-        """A step begins."""
-        self._note("between", "")
+    def _times(self, action: Action) -> Times:
+        """Median seconds of forward and backward of the blocks that were treated like this."""
+        found: Times = {}
+        for name in self._blocks:
+            steps = [seconds for trial, seconds, _ in self._steps if trial[name] is action]
+            if steps:
+                forward_s, backward_s = (
+                    statistics.median(seconds.get((kind, name), 0.0) for seconds in steps)
+                    for kind in ("forward", "backward")
+                )
+                found[name] = forward_s, backward_s
+        return found
 
     def _note(self, kind: str, name: str) -> None:
         if self._device.type == "cuda":
@@ -130,6 +192,21 @@ class BlockProfiler:
                     break
 
         return leave
+
+
+def _ratio(times: Times, base: Times) -> float:
+    """Seconds of `times` over those of `base`, of the blocks that both have."""
+    both = times.keys() & base.keys()
+    base_s = sum(sum(base[name]) for name in both)
+    return sum(sum(times[name]) for name in both) / base_s if base_s else 1.0
+
+
+def _added_per_forward(times: Times, base: Times) -> float:
+    """What `times` adds to `base`, in forwards of the blocks that both have."""
+    both = times.keys() & base.keys()
+    added_s = sum(sum(times[name]) - sum(base[name]) for name in both)
+    forward_s = sum(base[name][0] for name in both)
+    return max(0.0, added_s / forward_s) if forward_s else 1.0
 
 
 def _inside(scope: str, name: str) -> bool:

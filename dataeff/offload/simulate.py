@@ -184,8 +184,10 @@ def _forward(
     made = []
     num_parts = round(profile.moved_bytes / part_bytes) if part_bytes else _NUM_PARTS
     num_parts = max(1, num_parts)
+    # Half of what moving adds falls on either way.
+    forward_s = profile.forward_s + profile.added_s(action) / 2
     for _ in range(num_parts):
-        step.compute(profile.forward_s / num_parts)
+        step.compute(forward_s / num_parts)
         part = _Part(profile.moved_bytes / num_parts, action)
         step.hold(part.nbytes)
         step.store(part)
@@ -204,7 +206,7 @@ def _backward(
     ahead = order[position + len(parts) :]
     if action is Action.RECOMPUTE:
         step.read_ahead(ahead)
-        step.compute(profile.forward_s)
+        step.compute(profile.added_s(action))
         step.unseen = profile.saved_bytes
         step.hold(profile.saved_bytes)
         step.compute(profile.backward_s)
@@ -215,8 +217,9 @@ def _backward(
         step.compute(profile.backward_s)
         step.hold(-profile.saved_bytes)
     else:
+        backward_s = profile.backward_s + profile.added_s(action) / 2
         for k, part in enumerate(reversed(parts)):
             step.use(part, order[position + k + 1 :])
-            step.compute(profile.backward_s / len(parts))
+            step.compute(backward_s / len(parts))
             step.done_with(part)
         step.hold(-profile.stuck_bytes)

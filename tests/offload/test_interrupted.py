@@ -1,0 +1,138 @@
+"""Ctrl-C and skipped steps: what breaks a step off leaves an offload that serves the next one."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from dataeff.offload import ActivationOffload
+from dataeff.storage import FaultPlan
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(256, 256), nn.Tanh())])
+    return model, torch.randn(256, 256)
+
+
+def press_ctrl_c(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("moment", ["forward", "backward"])
+def test_ctrl_c_leaves_a_reusable_offload(net, gradients, assert_same, tmp_path, moment):
+    model, x = net
+
+    def loss():
+        return model(x).square().sum()
+
+    expected = gradients(model, lambda: loss().backward())
+    slow = FaultPlan().add("any", delay_s=0.005)
+    offload = ActivationOffload(model, tmp_path, min_bytes=0, num_threads=1, faults=slow)
+
+    def step():
+        with offload:
+            loss().backward()
+
+    assert_same(gradients(model, step), expected)
+    if moment == "forward":
+        hook = model[4].register_forward_hook(press_ctrl_c)
+    else:
+        hook = model[4].register_full_backward_hook(press_ctrl_c)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            step()
+    hook.remove()
+    assert_same(gradients(model, step), expected)
+    offload._cache.drain()
+    assert offload.report().saved_bytes == 0
+    assert offload._cache._tiers._spills.files[0].used_nbytes == 0
+    offload.close()
+    assert os.listdir(tmp_path) == []
+
+
+AT_ANY_MOMENT = """
+import random, signal, sys, torch
+from torch import nn
+from dataeff.offload import ActivationOffload
+torch.manual_seed(0)
+model = nn.Sequential(*[m for _ in range(6) for m in (nn.Linear(256, 256), nn.Tanh())])
+x = torch.randn(256, 256)
+model(x).sum().backward()
+expected = [p.grad.clone() for p in model.parameters()]
+offload = ActivationOffload(model, sys.argv[1], min_bytes=0)
+moments = random.Random(int(sys.argv[2]))
+interrupts = 0
+while interrupts < 40:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-4, 2e-2))
+        while True:
+            with offload:
+                model(x).sum().backward()
+    except KeyboardInterrupt:
+        interrupts += 1
+model.zero_grad()
+with offload:
+    loss = model(x).sum()
+    offload._cache.drain()
+    loss.backward()
+assert all(torch.equal(p.grad, e) for p, e in zip(model.parameters(), expected))
+assert offload.report().bytes_read > 0
+"""
+
+
+def test_ctrl_c_at_any_moment(tmp_path):
+    """Also in the middle of the cache's own lines: the signal comes by a timer."""
+    seed = int.from_bytes(os.urandom(4), "little")
+    # As Ctrl-C does, but from the kernel's clock.
+    timer = "import signal; signal.signal(signal.SIGALRM, signal.default_int_handler)\n"
+    command = [sys.executable, "-c", timer + textwrap.dedent(AT_ANY_MOMENT), str(tmp_path)]
+    done = subprocess.run([*command, str(seed)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"seed {seed}: {done.stderr}"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_step_that_the_scaler_skips(tmp_path):
+    """An overflow in step 2: no update, half the scale, and the same weights as without."""
+
+    def train(make_context):
+        torch.manual_seed(0)
+        model = nn.Sequential(*[m for _ in range(3) for m in (nn.Linear(128, 128), nn.Tanh())])
+        context = make_context(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=100)
+        scales = []
+        for step in range(4):
+            x = torch.randn(256, 128) * (float("inf") if step == 1 else 1.0)
+            optimizer.zero_grad()
+            with context, torch.autocast("cpu", torch.bfloat16):
+                loss = model(x).float().square().mean()
+                scaler.scale(loss).backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+            skipped = all(
+                torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True)
+            )
+            assert skipped == (step == 1)
+        return [p.detach().clone() for p in model.parameters()], scales
+
+    offloads = []
+
+    def offloaded(model):
+        offloads.append(ActivationOffload(model, tmp_path, min_bytes=0))
+        return offloads[0]
+
+    weights, scales = train(lambda model: torch.enable_grad())
+    got, got_scales = train(offloaded)
+    assert scales == got_scales == [2.0**10, 2.0**9, 2.0**9, 2.0**9]
+    assert all(torch.equal(a, b) for a, b in zip(weights, got, strict=True))
+    assert offloads[0].report().bytes_written > 0
+    offloads[0].close()

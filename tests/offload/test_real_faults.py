@@ -1,0 +1,188 @@
+"""Faults that the kernel itself makes: a full disk, one that dies, a folder that goes away."""
+
+import errno
+import fcntl
+import shutil
+import struct
+import subprocess
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from dataeff.offload import ActivationOffload
+
+FS_IOC_SHUTDOWN = 0x8004587D  # ext4 then answers everything with EIO
+STORAGE = 2**18
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(256, 256), nn.Tanh())])
+    return model, torch.randn(256, 256)
+
+
+@pytest.fixture
+def step(net, gradients):
+    """step(offload, between): gradients of a step; `between()` runs between its two halves."""
+    model, x = net
+
+    def run(offload=None, between=lambda: None):
+        def forward_and_backward():
+            if offload is None:
+                return model(x).square().sum().backward()
+            with offload:
+                loss = model(x).square().sum()
+                offload._cache.drain()
+                between()
+                loss.backward()
+            return None
+
+        return gradients(model, forward_and_backward)
+
+    return run
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """mounted(kind, mib): a directory on a file system of its own."""
+    places = []
+
+    def make(kind, mib):
+        place = tmp_path / kind
+        place.mkdir()
+        if kind == "tmpfs":
+            command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", str(place)]
+        else:
+            image = tmp_path / "image"
+            with image.open("wb") as file:
+                file.truncate(mib << 20)
+            command = ["mount", "-o", "loop", str(image), str(place)]
+            if shutil.which("mkfs.ext4") is None:
+                pytest.skip("mkfs.ext4 is not installed")
+            subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", str(image)], check=True)
+        if shutil.which("mount") is None:
+            pytest.skip("mount is not installed")
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"nothing can be mounted here: {done.stderr.strip()}")
+        places.append(place)
+        return place
+
+    yield make
+    for place in places:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place, leave_nbytes):
+    """A file that leaves no more than this."""
+    with (place / "filler").open("wb") as file:
+        left = shutil.disk_usage(place).free - leave_nbytes
+        try:
+            file.write(bytes(max(0, left)))
+            file.flush()
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("kind", ["ext4", "tmpfs"])
+def test_a_disk_that_is_full_from_the_start(kind, mounted, net, step, assert_same):
+    expected = step()
+    place = mounted(kind, 16)
+    fill(place, 2 * STORAGE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a tmpfs is memory, which is said
+        offload = ActivationOffload(net[0], place, min_bytes=0)
+    with pytest.warns(RuntimeWarning, match="full") as caught:
+        for _ in range(2):
+            assert_same(step(offload), expected)
+    assert len(caught) == 1
+    report = offload.report()
+    assert report.bytes_failed > 0 and report.saved_bytes == 0
+    offload.close()
+
+
+def test_a_disk_that_fills_while_the_job_runs(mounted, net, step, assert_same):
+    expected = step()
+    place = mounted("ext4", 32)
+    # Of two that share the disk, the second finds it full as it grows.
+    first = ActivationOffload(net[0], place, min_bytes=0)
+    assert_same(step(first), expected)
+    fill(place, 0)
+    assert_same(step(first), expected)  # what it has reserved is its own
+    assert first.report().bytes_failed == 0
+    second = ActivationOffload(net[0], place, min_bytes=0)
+    with pytest.warns(RuntimeWarning, match="full"):
+        assert_same(step(second), expected)
+    (place / "filler").unlink()
+    before = second.report().bytes_written
+    assert_same(step(second), expected)  # and there is room again
+    assert second.report().bytes_written > before
+    first.close()
+    second.close()
+
+
+def shut_down(place):
+    """The file system goes down as under a broken disk."""
+    with (place / "any").open("wb") as file:
+        try:
+            fcntl.ioctl(file, FS_IOC_SHUTDOWN, struct.pack("I", 2))
+        except OSError as error:
+            pytest.skip(f"the file system cannot be shut down: {error}")
+
+
+def test_a_disk_that_dies_before_its_bytes_are_wanted(mounted, net, step):
+    place = mounted("ext4", 32)
+    offload = ActivationOffload(net[0], place, min_bytes=0)
+    with pytest.raises(OSError, match=r"cannot read \d+ bytes at offset \d+") as caught:
+        step(offload, between=lambda: shut_down(place))
+    assert caught.value.errno == errno.EIO and str(place) in str(caught.value)
+    offload.close()
+
+
+def test_a_disk_that_is_dead_keeps_everything_in_memory(mounted, net, step, assert_same):
+    expected = step()
+    place = mounted("ext4", 32)
+    offload = ActivationOffload(net[0], place, min_bytes=0)
+    assert_same(step(offload), expected)
+    written = offload.report().bytes_written
+    shut_down(place)
+    with pytest.warns(RuntimeWarning, match="failing") as caught:
+        for _ in range(2):
+            assert_same(step(offload), expected)
+    assert len(caught) == 1
+    report = offload.report()
+    assert report.bytes_written == written
+    assert report.num_store_errors == 2 * 4 and report.bytes_failed == 2 * 4 * STORAGE
+    offload.close()
+
+
+@pytest.mark.parametrize("what", ["removed", "read-only"])
+def test_a_spill_folder_that_is_lost_while_the_job_runs(what, net, step, assert_same, tmp_path):
+    expected = step()
+    folder = tmp_path / "spill"
+    folder.mkdir()
+    offload = ActivationOffload(net[0], folder, min_bytes=0)
+    assert_same(step(offload), expected)
+    if what == "removed":
+        folder.rmdir()  # it looks empty: its file has no name
+    else:
+        folder.chmod(0o500)
+    before = offload.report()
+    assert_same(step(offload), expected)  # the open file goes on
+    after = offload.report()
+    assert after.num_store_errors == 0 and after.bytes_written > before.bytes_written
+    offload.close()
+    if what == "removed":
+        with pytest.raises(FileNotFoundError):
+            ActivationOffload(net[0], folder)
+
+
+def test_a_folder_that_nobody_may_write_to_is_refused_at_once(mounted, net):
+    place = mounted("ext4", 16)
+    subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
+    with pytest.raises(OSError, match=str(place)) as caught:
+        ActivationOffload(net[0], place)
+    assert caught.value.errno == errno.EROFS
