@@ -30,8 +30,8 @@ class AutoPolicy:
     """Measures what can be done with the blocks, then follows its plan.
 
     Steps 1 and 2 move everything; the second tells how many bytes each block saves. In steps 3 to
-    8 some blocks are kept, as many as fit, some moved, some recomputed (if there is a budget, for
-    a plan without one recomputes nothing), in turn. The plan holds from step 9 on; a step is one
+    8 the blocks are moved, recomputed (if there is a budget: a plan without one recomputes
+    nothing) and, as many as fit, kept, in turn. The plan holds from step 9 on; a step is one
     `with` block.
 
     Args:

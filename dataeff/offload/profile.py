@@ -21,28 +21,23 @@ Times = dict[str, tuple[float, float]]  # seconds of forward and backward by blo
 def trials(
     names: Sequence[str], num_kept: int, recompute: bool, num_steps: int
 ) -> list[dict[str, Action]]:
-    """What to do with each block in each measured step, so that all is tried with most of them.
+    """What to do with the blocks in each measured step: one thing with all of them, in turn.
 
-    In each step `num_kept` neighbours are kept, the rest is moved, or moved and recomputed half and
-    half; the borders go round the blocks from step to step. Neighbours are treated alike because
-    what moving costs falls on the next block too, whose forward the transfer runs beside.
+    Moved, recomputed (if `recompute`), and kept: only as many of them as `num_kept` says, others
+    each time; the rest is recomputed then, or moved. In a step of all kinds the transfers of one
+    block would be charged to the next.
     """
-    num = len(names)
-    num_again = (num - num_kept) // 2 if recompute else 0
+    rest = Action.RECOMPUTE if recompute else Action.DISK
+    kinds = [Action.DISK, *([Action.RECOMPUTE] if recompute else []), Action.KEEP]
     found = []
     for step in range(num_steps):
-        shift = step * num // num_steps
-        order = {name: (i + shift) % num for i, name in enumerate(names)}
-        found.append(
-            {
-                name: Action.KEEP
-                if place < num_kept
-                else Action.RECOMPUTE
-                if place < num_kept + num_again
-                else Action.DISK
-                for name, place in order.items()
-            }
-        )
+        kind = kinds[step % len(kinds)]
+        trial = dict.fromkeys(names, rest if kind is Action.KEEP else kind)
+        if kind is Action.KEEP:
+            first = step * len(names) // num_steps
+            for i in range(num_kept):
+                trial[names[(first + i) % len(names)]] = Action.KEEP
+        found.append(trial)
     return found
 
 
@@ -142,7 +137,7 @@ class BlockProfiler:
                     saved_bytes,
                     self._input_bytes.get(name),
                     saved_bytes - stored_bytes,
-                    max(0.0, moving - 1) * (forward_s + backward_s),
+                    (moving - 1) * (forward_s + backward_s),
                     again * forward_s if times[Action.RECOMPUTE] else None,
                 )
             )
@@ -206,7 +201,7 @@ def _added_per_forward(times: Times, base: Times) -> float:
     both = times.keys() & base.keys()
     added_s = sum(sum(times[name]) - sum(base[name]) for name in both)
     forward_s = sum(base[name][0] for name in both)
-    return max(0.0, added_s / forward_s) if forward_s else 1.0
+    return added_s / forward_s if forward_s else 1.0
 
 
 def _inside(scope: str, name: str) -> bool:

@@ -206,10 +206,11 @@ def _backward(
     ahead = order[position + len(parts) :]
     if action is Action.RECOMPUTE:
         step.read_ahead(ahead)
-        step.compute(profile.added_s(action))
+        added_s = profile.added_s(action)  # negative where it is moving that is the slow way
+        step.compute(max(0.0, added_s))
         step.unseen = profile.saved_bytes
         step.hold(profile.saved_bytes)
-        step.compute(profile.backward_s)
+        step.compute(profile.backward_s + min(0.0, added_s))
         step.unseen = 0.0
         step.held -= profile.saved_bytes + (profile.input_bytes or 0)
     elif action is Action.KEEP:
