@@ -7,29 +7,41 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
 from dataeff.nn.arguments import refuse_other_arguments
 from dataeff.nn.graphs import typed_graph_for
+from dataeff.rgnn.typed import TypedLayout
 
 Metadata = tuple[list[str], list[tuple[str, str, str]]]
 
 
 @rgnn.layer
-def hgt(g, x, K, bk, Q, bq, V, bv, attend, message, prior):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103
+def hgt(g, x, K, bk, Q, bq, V, bv, attend, message, prior, out, bias, skip=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103
     k, v = (rgnn.linear(g.node(x), W[g.ntype]) + b[g.ntype] for W, b in ((K, bk), (V, bv)))
     q = rgnn.linear(g.at_dst(x), Q[g.ntype]) + bq[g.ntype]
-    score = rgnn.dot(rgnn.linear(g.src(k), attend[g.etype]), g.dst(q)) * prior[g.etype]
-    return g.sum(rgnn.edge_softmax(score) * rgnn.linear(g.src(v), message[g.etype]))
+    y = _attended(g, k, q, v, attend, message, prior, out, bias)
+    if skip is None:
+        return y
+    share = rgnn.sigmoid(skip[g.ntype])
+    return share * y + (1.0 - share) * g.at_dst(x)
 
 
 @rgnn.layer
-def hgt_projected(g, k, q, v, attend, message, prior):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103
+def hgt_projected(g, k, q, v, attend, message, prior, out, bias):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, D103
+    return _attended(g, k, q, v, attend, message, prior, out, bias)
+
+
+def _attended(g, k, q, v, attend, message, prior, out, bias):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Sums of weighted messages, through gelu and the projection of each destination's type."""
     score = rgnn.dot(rgnn.linear(g.src(k), attend[g.etype]), g.dst(q)) * prior[g.etype]
-    return g.sum(rgnn.edge_softmax(score) * rgnn.linear(g.src(v), message[g.etype]))
+    h = g.sum(rgnn.edge_softmax(score) * rgnn.linear(g.src(v), message[g.etype]))
+    return (
+        rgnn.linear(rgnn.reshape(rgnn.gelu(h), math.prod(h.type.shape)), out[g.ntype])
+        + bias[g.ntype]
+    )
 
 
 class HGTConv(torch.nn.Module):
@@ -79,8 +91,9 @@ class HGTConv(torch.nn.Module):
         self.out_lin = _Linears(dict.fromkeys(self.node_types, out_channels), out_channels)
         self.k_rel, self.v_rel = _Stacked(num_types, width), _Stacked(num_types, width)
         self.skip = torch.nn.ParameterDict({t: Parameter(torch.empty(1)) for t in self.node_types})
+        self._priors = [_joined(e) for e in self.edge_types]
         self.p_rel = torch.nn.ParameterDict(
-            {_joined(e): Parameter(torch.empty(1, heads)) for e in self.edge_types}
+            {name: Parameter(torch.empty(1, heads)) for name in self._priors}
         )
         self.reset_parameters()
 
@@ -118,35 +131,46 @@ class HGTConv(torch.nn.Module):
         graph = typed_graph_for(edge_index_dict, x_dict, self.node_types, self.edge_types)
         layout = graph.layout
         assert layout is not None
-        result = {}
-        for name, rows in layout.split(self._attend(graph, x_dict).flatten(1)).items():
-            if name in self.dst_node_types and name in x_dict:
-                out = self.out_lin.lins[name](F.gelu(rows))
-                if self.out_channels == x_dict[name].shape[-1]:
-                    share = self.skip[name].sigmoid()
-                    out = share * out + (1 - share) * x_dict[name][: rows.shape[0]]
-                result[name] = out
-        return result
-
-    def _attend(self, graph: rgnn.Graph, x_dict: Mapping[str, Tensor]) -> Tensor:
-        """Sums of weighted messages, [num_dst_nodes, heads, width of a head]."""
-        heads, layout = self.heads, graph.layout
-        assert layout is not None
-        attend, message = (rel.by_relation(heads) for rel in (self.k_rel, self.v_rel))
-        prior = torch.cat([self.p_rel[_joined(e)] for e in self.edge_types])
-        common = (attend, message, prior / math.sqrt(self.out_channels // heads))
         self.kqv_lin.materialise(x_dict)
-        if not self.kqv_lin.alike(x_dict):
-            kqv = {t: self.kqv_lin.lins[t](x) for t, x in x_dict.items()}
-            k, q, v = layout.concatenate(kqv).unflatten(1, (3, heads, -1)).unbind(1)
-            projected: Tensor = hgt_projected(graph, k, q, v, *common)
-            return projected
+        alike = self.kqv_lin.alike(x_dict)
+        found = (self._joint if alike else self._by_type)(graph, layout, x_dict)
+        wanted = self.dst_node_types & x_dict.keys()
+        return {name: rows for name, rows in found.items() if name in wanted}
+
+    def _joint(
+        self, graph: rgnn.Graph, layout: TypedLayout, x_dict: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The layer for features of one width."""
+        x, heads = layout.concatenate(x_dict), self.heads
         weight, bias = self.kqv_lin.stacked()
         weights = weight.unflatten(2, (3, heads, -1)).unbind(2)
         biases = bias.unflatten(1, (3, heads, -1)).unbind(1)
         pairs = [value for pair in zip(weights, biases, strict=True) for value in pair]
-        out: Tensor = hgt(graph, layout.concatenate(x_dict), *pairs, *common)
-        return out
+        skip = None
+        if x.shape[-1] == self.out_channels:
+            skip = torch.cat([self.skip[name] for name in self.node_types])
+        out: Tensor = hgt(graph, x, *pairs, *self._relations(), *self.out_lin.stacked(), skip)
+        return layout.split(out)
+
+    def _by_type(
+        self, graph: rgnn.Graph, layout: TypedLayout, x_dict: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The layer for features of several widths, or none for a type without nodes."""
+        kqv = {t: self.kqv_lin.lins[t](x) for t, x in x_dict.items()}
+        k, q, v = layout.concatenate(kqv).unflatten(1, (3, self.heads, -1)).unbind(1)
+        out: Tensor = hgt_projected(graph, k, q, v, *self._relations(), *self.out_lin.stacked())
+        found = layout.split(out)
+        for name, x in x_dict.items():
+            if x.shape[-1] == self.out_channels:
+                share, rows = self.skip[name].sigmoid(), found[name]
+                found[name] = share * rows + (1 - share) * x[: rows.shape[0]]
+        return found
+
+    def _relations(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights of keys and of messages [relations, heads, D, D], and priors over sqrt(D)."""
+        attend, message = (rel.by_relation(self.heads) for rel in (self.k_rel, self.v_rel))
+        prior = torch.cat([self.p_rel[name] for name in self._priors])
+        return attend, message, prior / math.sqrt(self.out_channels // self.heads)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(-1, {self.out_channels}, heads={self.heads})"

@@ -7,6 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from dataeff.rgnn.cpp_prelude import prelude
 from dataeff.rgnn.cpp_source import KernelSource, traversal_source
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.structure import CONTIGUOUS
@@ -14,54 +15,6 @@ from dataeff.rgnn.toolchain import PARALLEL_HEADER, compile_cpp
 from dataeff.rgnn.view import View
 
 _SCALARS = {torch.float32: "float", torch.float64: "double"}
-
-# <cmath> and <algorithm> take as long to read as a kernel takes to compile, 0.16 of 0.4 s with
-# gcc 12, so the few functions that kernels call are the compiler's builtins.
-_PRELUDE = """\
-#include <stdint.h>
-
-using T = {scalar};
-using I = {index};
-
-namespace math {{
-[[maybe_unused]] inline T exp(T x) {{ return __builtin_exp{f}(x); }}
-[[maybe_unused]] inline T log(T x) {{ return __builtin_log{f}(x); }}
-[[maybe_unused]] inline T sqrt(T x) {{ return __builtin_sqrt{f}(x); }}
-[[maybe_unused]] inline T tanh(T x) {{ return __builtin_tanh{f}(x); }}
-[[maybe_unused]] inline T erf(T x) {{ return __builtin_erf{f}(x); }}
-[[maybe_unused]] inline T max(T x, T y) {{ return x < y ? y : x; }}
-}}  // namespace math
-
-namespace {{
-[[maybe_unused]] constexpr T kInfinity = __builtin_inf{f}();
-// How many inner rows ahead the rows that an index leads to are fetched.
-[[maybe_unused]] constexpr int64_t kAhead = 8;
-template <int Elements>
-inline void prefetch(const T* row) {{
-  for (int k = 0; k < Elements; k += 64 / int(sizeof(T))) __builtin_prefetch(row + k);
-}}
-[[maybe_unused]] inline T relu(T x) {{ return x > T(0) ? x : T(0); }}
-[[maybe_unused]] inline T leaky_relu(T x, T slope) {{ return x > T(0) ? x : x * slope; }}
-[[maybe_unused]] inline T gelu(T x) {{
-  return T(0.5) * x * (T(1) + math::erf(x * T(0.70710678118654752)));
-}}
-[[maybe_unused]] inline T gelu_grad(T x) {{
-  return T(0.5) * (T(1) + math::erf(x * T(0.70710678118654752))) +
-         x * math::exp(T(-0.5) * x * x) * T(0.39894228040143268);
-}}
-// One more term of a sum of exponentials that is kept relative to its largest exponent.
-[[maybe_unused]] inline void online(T x, T& top, T& sum) {{
-  if (x == -kInfinity) return;
-  if (x > top) {{
-    sum = sum * math::exp(top - x) + T(1);
-    top = x;
-  }} else {{
-    sum += math::exp(x - top);
-  }}
-}}
-}}  // namespace
-
-"""
 
 
 def supports(dtype: torch.dtype) -> bool:
@@ -71,12 +24,8 @@ def supports(dtype: torch.dtype) -> bool:
 
 def generate(schedule: Schedule, dtype: torch.dtype, index: torch.dtype) -> str:
     """The generated functions of a schedule, without the parallel loop they call."""
-    prelude = _PRELUDE.format(
-        scalar=_SCALARS[dtype],
-        f="f" if dtype == torch.float32 else "",
-        index="int32_t" if index == torch.int32 else "int64_t",
-    )
-    return prelude + "\n".join(s.text for s in _sources(schedule).values())
+    text = prelude(_SCALARS[dtype], "int32_t" if index == torch.int32 else "int64_t")
+    return text + "\n".join(s.text for s in _sources(schedule).values())
 
 
 def _sources(schedule: Schedule) -> dict[int, KernelSource]:

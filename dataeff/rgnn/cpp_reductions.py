@@ -12,11 +12,7 @@ def start(op: Op, outer: Block) -> str:
     first = "T(0)" if op.kind == "sum" else "-kInfinity"
     outer.add(f"T {name}[{size}]; for (int j = 0; j < {size}; ++j) {name}[j] = {first};")
     if op.kind == "logsumexp":
-        outer.add(f"T {name}_top[{size}], {name}_sum[{size}];")
-        outer.add(
-            f"for (int j = 0; j < {size}; ++j) {{ {name}_top[j] = -kInfinity;"
-            f" {name}_sum[j] = T(0); }}"
-        )
+        outer.add(f"Exponents {name}_of[{size}];")
     return name
 
 
@@ -30,7 +26,7 @@ def accumulate(op: Op, name: str, value: Ref, inner: Block) -> None:
     elif op.kind == "max":
         body = f"{name}[{place}] = math::max({name}[{place}], {item});"
     else:
-        body = f"online({item}, {name}_top[{place}], {name}_sum[{place}]);"
+        body = f"{name}_of[{place}].add({item});"
     inner.add(f"{head}{body}{tail}")
 
 
@@ -38,7 +34,7 @@ def finish(op: Op, name: str, outer: Block) -> None:
     """Turn the accumulator into the result, behind the loop."""
     size = op.type.numel
     if op.kind == "logsumexp":
-        each = f"{name}[j] = {name}_top[j] + math::log({name}_sum[j]);"
+        each = f"{name}[j] = {name}_of[j].log();"
     elif op.kind == "max":
         each = f"if ({name}[j] == -kInfinity) {name}[j] = T(0);"
     else:
