@@ -11,12 +11,38 @@ from torch import Tensor
 from dataeff.memory.huge_pages import on_huge_pages
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw
 from dataeff.rgnn.interpret import run_op
-from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
+from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.memory_plan import reusable
+from dataeff.rgnn.scratch import SCRATCH, SMALLEST_NBYTES
 from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.view import View
 
 RunTraversal = Callable[[int, Traversal, View, dict[int, Tensor]], None]
+
+
+class Memory:
+    """What one run's values stand in.
+
+    Args:
+        passing: values that are gone after a step, by its number; large ones share `SCRATCH`.
+    """
+
+    def __init__(self, passing: dict[int, int]) -> None:
+        self.passing = passing
+        self.blocks: dict[int, Tensor] = {}
+
+    def tensor(self, value: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Memory of any content for a value, in the dtype and on the device of `like`."""
+        nbytes = prod(shape) * like.element_size()
+        if like.device.type != "cpu" or value not in self.passing or nbytes < SMALLEST_NBYTES:
+            return on_huge_pages(like.new_empty(shape))
+        block = self.blocks[value] = SCRATCH.take(nbytes)
+        return block[:nbytes].view(like.dtype).view(shape)
+
+    def after(self, step: int) -> None:
+        """Return the blocks of values that nothing uses after a step."""
+        for value in [v for v in self.blocks if self.passing[v] <= step]:
+            SCRATCH.give(self.blocks.pop(value))
 
 
 class Executor:
@@ -41,6 +67,7 @@ class Executor:
         # Values that a kernel allocates; what a dense step returns may be a view of its operand.
         self.own = {v for kept in self.kept.values() for v in kept}
         self.own |= {step.op for step in schedule.steps if isinstance(step, Gemm)}
+        self.passing = self._passing()
 
     def _last_uses(self) -> dict[int, int]:
         """Step after which a stored value is dropped; outputs are never."""
@@ -50,6 +77,25 @@ class Executor:
                 last[value] = number
         return {v: n for v, n in last.items() if v not in self.program.outputs}
 
+    def _passing(self) -> dict[int, int]:
+        """Values whose memory no result of a run can share, with the step that ends its use.
+
+        A dense step may return a view of its operand. A product over its rows goes on in their
+        memory, so both end together.
+        """
+        kept = set(self.program.outputs)
+        for step in self.schedule.steps:
+            if isinstance(step, Dense) and self.program[step.op].kind != "sum":
+                kept.update(self.program[step.op].args)
+        ends = {v: n for v, n in self.last_use.items() if v in self.own}
+        for number, step in reversed(list(enumerate(self.schedule.steps))):
+            if isinstance(step, Gemm) and self._may_overwrite(number, step):
+                if step.op in kept or step.op not in ends:
+                    kept.add(step.rows)
+                elif step.rows not in kept:
+                    ends[step.rows] = ends[step.op]
+        return {v: n for v, n in ends.items() if v not in kept}
+
     def __call__(self, view: View, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Outputs of the program, [rows, *row shape] each."""
         values: dict[int, Tensor] = {}
@@ -57,11 +103,13 @@ class Executor:
         for op in self.program.inputs:
             tensor = inputs[str(op.attrs[0])].contiguous()
             values[op.id] = tensor.unsqueeze(0) if op.type.domain == "one" else tensor
+        memory = Memory(self.passing)
         for number, step in enumerate(self.schedule.steps):
-            self._run(number, step, view, values, like)
+            self._run(number, step, view, values, like, memory)
             for value, last in self.last_use.items():
                 if last == number:
                     values.pop(value, None)
+            memory.after(number)
         return [self._result(o, values, like) for o in self.program.outputs]
 
     def _result(self, output: int, values: dict[int, Tensor], like: Tensor) -> Tensor:
@@ -70,17 +118,22 @@ class Executor:
         return value[0] if op.type.domain == "one" else value
 
     def _run(
-        self, number: int, step: Step, view: View, values: dict[int, Tensor], like: Tensor
+        self,
+        number: int,
+        step: Step,
+        view: View,
+        values: dict[int, Tensor],
+        like: Tensor,
+        memory: Memory,
     ) -> None:
         if isinstance(step, Traversal):
             for sink in self.kept[number]:
                 kind = self.program[sink].type
-                values[sink] = on_huge_pages(
-                    like.new_empty((view.num_rows(kind.domain), *kind.shape))
-                )
+                shape = (view.num_rows(kind.domain), *kind.shape)
+                values[sink] = memory.tensor(sink, shape, like)
             self.run_traversal(number, step, view, values)
         elif isinstance(step, Gemm):
-            values[step.op] = self._gemm(number, step, view, values)
+            values[step.op] = self._gemm(number, step, view, values, memory)
         else:
             op = self.program[step.op]
             args = [self._operand(a, values, like) for a in op.args]
@@ -100,7 +153,9 @@ class Executor:
         mine = reusable(self.schedule, step) in self.own
         return mine and self.last_use.get(step.rows) == number
 
-    def _gemm(self, number: int, step: Gemm, view: View, values: dict[int, Tensor]) -> Tensor:
+    def _gemm(
+        self, number: int, step: Gemm, view: View, values: dict[int, Tensor], memory: Memory
+    ) -> Tensor:
         op = self.program[step.op]
         domain = self.program[op.args[0]].type.domain
         rows, other = values[step.rows], values[op.args[1]]
@@ -117,8 +172,12 @@ class Executor:
             )
         batch = len(op.type.shape) - 1 if op.kind == "linear_t" else rows.dim() - 2
         overwrite = order is None and self._may_overwrite(number, step)
+        out = None
+        if order is None and not overwrite and rows.device.type == "cpu":
+            out = memory.tensor(step.op, (view.num_rows(domain), *op.type.shape), rows)
+        transpose = op.kind == "linear_t"
         result = _linear(
-            rows, other, types, gather, batch, op.kind == "linear_t", overwrite_x=overwrite
+            rows, other, types, gather, batch, transpose, overwrite_x=overwrite, out=out
         )
         result = result.reshape(result.shape[0], *op.type.shape)
         if order is None:
@@ -151,14 +210,17 @@ def _linear(
     transpose: bool,
     *,
     overwrite_x: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     heads, width = prod(w.shape[1 : batch + 1]), w.shape[batch + 1]
     weight = w.reshape(w.shape[0], heads, width, prod(w.shape[batch + 2 :]))
     if transpose:
         weight = weight.transpose(2, 3)
     rows = x.reshape(x.shape[0], heads, weight.shape[2])
+    if out is not None:
+        out = out.reshape(out.shape[0], heads, weight.shape[3])
     if heads == 1:
-        rows, weight = rows[:, 0], weight[:, 0]
+        rows, weight, out = rows[:, 0], weight[:, 0], None if out is None else out[:, 0]
     return typed_gemm(
         rows,
         weight,
@@ -166,6 +228,7 @@ def _linear(
         gather=gather,
         tile_map=types.tiles,
         overwrite_x=overwrite_x,
+        out=out,
     )
 
 

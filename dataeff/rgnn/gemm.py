@@ -31,6 +31,7 @@ def typed_gemm(
     row_scale: Tensor | None = None,
     tile_map: TileMap | TileMaps | None = None,
     overwrite_x: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Multiplies every row with the weight of its type.
 
@@ -46,6 +47,7 @@ def typed_gemm(
             keeps what calls build. CUDA only; built and dropped here when missing.
         overwrite_x: x is not needed afterwards. Compiled C++ then returns the result in its memory
             where the shapes allow it, which saves as much memory; others leave x as it is.
+        out: memory of the result's shape that it may be put into, as compiled C++ does.
 
     Returns:
         y, [num_rows, out] or [num_rows, heads, out], contiguous, dtype of x. Sums are taken in
@@ -60,7 +62,9 @@ def typed_gemm(
     """
     num_rows = _check(x, weight, seg_ptr, gather, row_scale)
     heads = weight.dim() == 4
-    y: Tensor = _backend(x).forward(
+    backend = _backend(x)
+    target = {"out": out if heads or out is None else out.unsqueeze(1)}
+    y: Tensor = backend.forward(
         x if heads else x.unsqueeze(1),
         weight if heads else weight.unsqueeze(1),
         seg_ptr,
@@ -69,6 +73,7 @@ def typed_gemm(
         _heads(row_scale),
         tile_map,
         overwrite_x,
+        **(target if backend is gemm_cpu else {}),
     )
     return y if heads else y.squeeze(1)
 

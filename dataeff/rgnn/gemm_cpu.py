@@ -46,20 +46,22 @@ def forward(
     row_scale: Tensor | None,
     tile_map: object = None,
     overwrite_x: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
     check_bounds(seg_ptr, num_rows)
     if gemm_native.available(x.dtype):
-        return gemm_native.forward(x, weight, seg_ptr, num_rows, gather, row_scale, overwrite_x)
+        how = (gather, row_scale, overwrite_x, out)
+        return gemm_native.forward(x, weight, seg_ptr, num_rows, *how)
     y = x.new_empty(num_rows, weight.shape[1], weight.shape[3])
     for t, begin, end, rows in _segments(x, seg_ptr, num_rows, gather):
-        out = y[begin:end]
+        part = y[begin:end]
         if y.shape[1] == 1:
-            torch.mm(rows[:, 0], weight[t, 0], out=out[:, 0])
+            torch.mm(rows[:, 0], weight[t, 0], out=part[:, 0])
         else:
-            torch.bmm(rows.transpose(0, 1), weight[t], out=out.transpose(0, 1))
+            torch.bmm(rows.transpose(0, 1), weight[t], out=part.transpose(0, 1))
         if row_scale is not None:
-            out.mul_(row_scale[begin:end].unsqueeze(-1))
+            part.mul_(row_scale[begin:end].unsqueeze(-1))
     return y
 
 

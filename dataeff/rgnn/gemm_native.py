@@ -28,11 +28,14 @@ def forward(
     gather: Tensor | None,
     row_scale: Tensor | None,
     overwrite_x: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
     num_types, num_heads, num_in, num_out = weight.shape
     if overwrite_x and gather is None and num_in == num_out and x.is_contiguous():
         y = x
+    elif out is not None:
+        y = out
     else:
         y = on_huge_pages(x.new_empty(num_rows, num_heads, num_out))
     x = x if x.stride(2) == 1 else x.contiguous()

@@ -135,7 +135,10 @@ def peak_host_bytes(call: Callable[[], object]) -> int:
     Every allocation of torch's CPU allocator is counted, as its profiler reports them; what a
     library takes from `malloc` itself is not.
     """
+    from dataeff.rgnn.scratch import SCRATCH
+
     call()  # what a first call leaves behind is not the step's
+    SCRATCH.clear()  # memory that calls of our layers hand on is
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profiler:

@@ -1,0 +1,76 @@
+"""Memory that intermediate values use in turn: found again, bounded, never that of a result."""
+
+import pytest
+import torch
+from rgnn_layers import gated, rgat, rgcn_mean
+
+from dataeff import rgnn
+from dataeff.rgnn import execute, scratch
+from dataeff.rgnn.scratch import SCRATCH, Scratch
+
+MB = 1 << 20
+
+
+def test_a_block_is_found_again_for_a_value_of_nearly_its_size():
+    kept = Scratch()
+    block = kept.take(8 * MB)
+    assert kept.nbytes == 0
+    kept.give(block)
+    assert kept.nbytes == 8 * MB
+    assert kept.take(3 * MB) is not block  # it would hold far too much
+    assert kept.take(9 * MB) is not block
+    assert kept.take(7 * MB) is block
+    assert kept.nbytes == 0
+
+
+def test_idle_blocks_are_bounded_and_can_be_given_back(monkeypatch):
+    monkeypatch.setattr(scratch, "KEPT_NBYTES", 20 * MB)
+    kept = Scratch()
+    blocks = [kept.take(8 * MB) for _ in range(3)]
+    for block in blocks:
+        kept.give(block)
+    assert kept.nbytes == 16 * MB
+    assert kept.take(8 * MB) is not blocks[0]
+    kept.clear()
+    assert kept.nbytes == 0
+
+
+def _problem(layer):
+    g = torch.Generator().manual_seed(3)
+    graph = rgnn.Graph(
+        torch.randint(0, 3000, (2, 60_000), generator=g),
+        torch.randint(0, 20, (60_000,), generator=g),
+        num_nodes=3000,
+    )
+    x, W = torch.randn(3000, 32, generator=g), torch.randn(20, 32, 32, generator=g) / 6
+    a, root, edge = (torch.randn(n, generator=g) for n in ((20, 32), (32, 32), (60_000,)))
+    rest = {
+        rgcn_mean: (root / 6, a[0]),
+        rgat: (a, a + 1),
+        gated: (root / 6, a[:, 0].contiguous(), edge),
+    }[layer]
+    return graph, [t.clone().requires_grad_() for t in (x, W, *rest)]
+
+
+def _train(layer, graph, inputs):
+    y = layer(graph, *inputs)
+    return [y, *torch.autograd.grad(y.square().sum(), inputs)]
+
+
+@pytest.mark.parametrize("layer", [rgcn_mean, rgat, gated], ids=lambda f: f.name)
+def test_results_are_the_same_and_stay_so(layer, monkeypatch):
+    graph, inputs = _problem(layer)
+    with monkeypatch.context() as alone:
+        alone.setattr(execute, "SMALLEST_NBYTES", 1 << 60)
+        SCRATCH.clear()
+        want = _train(layer, graph, inputs)
+        assert SCRATCH.nbytes == 0
+    monkeypatch.setattr(execute, "SMALLEST_NBYTES", 1)
+    found = [_train(layer, graph, inputs) for _ in range(3)]
+    assert SCRATCH.nbytes > 0
+    results = {t.untyped_storage().data_ptr() for run in found for t in run}
+    assert len(results) == sum(map(len, found))
+    for run in found:  # the first one's too, after others have used the same memory
+        for a, b in zip(want, run, strict=True):
+            assert torch.equal(a, b)
+    SCRATCH.clear()
