@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from dataeff import rgnn
 from dataeff.nn.arguments import refuse_other_arguments
 from dataeff.nn.graphs import typed_graph_for
+from dataeff.rgnn.language import Argument, GraphSymbol, Symbol, Value
 from dataeff.rgnn.typed import TypedLayout
 
 Metadata = tuple[list[str], list[tuple[str, str, str]]]
@@ -34,7 +35,17 @@ def hgt_projected(g, k, q, v, attend, message, prior, out, bias):  # type: ignor
     return _attended(g, k, q, v, attend, message, prior, out, bias)
 
 
-def _attended(g, k, q, v, attend, message, prior, out, bias):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _attended(
+    g: GraphSymbol,
+    k: Symbol,
+    q: Symbol,
+    v: Symbol,
+    attend: Argument,
+    message: Argument,
+    prior: Argument,
+    out: Argument,
+    bias: Argument,
+) -> Value:
     """Sums of weighted messages, through gelu and the projection of each destination's type."""
     score = rgnn.dot(rgnn.linear(g.src(k), attend[g.etype]), g.dst(q)) * prior[g.etype]
     h = g.sum(rgnn.edge_softmax(score) * rgnn.linear(g.src(v), message[g.etype]))
