@@ -50,6 +50,6 @@ def test_every_dataset_width_and_growth_is_a_case():
     assert len(sizes) == len(set(sizes))
     held = [d for d in rgnn.DATASETS if d.edges <= rgnn.MANY_EDGES]
     assert sum("dim=64" in size and "RGAT" in size for size in sizes) >= 2 * len(rgnn.DATASETS)
-    assert sum("dim=128" in size for size in sizes) == 3 * len(held) >= 12
+    assert sum("dim=128" in size for size in sizes) == 3 * len(held) >= 9
     assert any(size == "RGATConv training code dim=64" for size in sizes)
     assert any("edges=10000000" in size for size in sizes)
