@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff._ops import row_span
+from dataeff.features.gather_cuda import bad_indices
 
 
 class RegisteredMemory:
@@ -44,7 +45,9 @@ class RegisteredMemory:
             with torch.cuda.device(device):
                 self._registration = _core.HostRegistration(*span)
             self._span = span
-        self._devices.add(device)
+        if device not in self._devices:
+            bad_indices(device)  # made now: a captured CUDA graph may allocate no pinned memory
+            self._devices.add(device)
 
     def _forget_if_forked(self) -> None:
         if self._pid != os.getpid():  # the devices and the registration are the parent's
