@@ -12,6 +12,7 @@ from dataeff.bench.offload.model import Shape
 from dataeff.bench.offload.training import disk, keep, make_inputs
 
 BASE = Shape(4, 256, 4, 128)
+BUDGET_S = 4.0  # of each of its many cases
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -35,6 +36,7 @@ def _case(what: str, shape: Shape, options: Options, **given: Any) -> Case:
     return Case(
         size=f"growth of {what}: {shape}{said}",
         inputs=partial(make_inputs, shape, options),
+        budget_s=BUDGET_S,
         providers=(
             Provider("keep", keep),
             Provider("dataeff disk", partial(disk, **given), role="ours"),

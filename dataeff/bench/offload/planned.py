@@ -17,7 +17,7 @@ SHARES = (0.75, 0.5, 0.25)
 
 def cases(options: Options) -> Iterator[Case]:
     """A GPT and an MLP, each with a provider per share of what keeping holds."""
-    gpt = options.pick(full=Shape(8, 512, 8, 256), quick=Shape(4, 256, 4, 64))
+    gpt = options.pick(full=Shape(8, 512, 4, 256), quick=Shape(4, 256, 4, 64))
     shares = options.pick(full=SHARES, quick=(0.5,))
     for shape in options.pick(full=(gpt, replace(gpt, kind="mlp")), quick=(gpt,)):
         yield Case(

@@ -25,12 +25,13 @@ MARKERS = "os^Dvp*"
 
 def cases(options: Options) -> Iterator[Case]:
     """One case per batch size."""
-    layers, width, tokens = options.pick(full=(8, 512, 256), quick=(4, 256, 64))
+    layers, width, tokens = options.pick(full=(6, 384, 256), quick=(4, 256, 64))
     for batch in options.pick(full=(2, 4, 8, 16), quick=(2, 4)):
         shape = Shape(layers, width, batch, tokens)
         yield Case(
             size=f"rok: {shape}",
             inputs=partial(make_inputs, shape, options),
+            budget_s=6.0,
             providers=(
                 Provider("keep", keep),
                 Provider("torch checkpoint", recompute),
@@ -70,10 +71,10 @@ def plot(records: Sequence[Record], path: str | Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     lines = curve(records)
-    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(9, 5), layout="constrained")
     for marker, (name, points) in zip(MARKERS, lines.items(), strict=False):
         mib = [peak / 2**20 for peak, _, _ in points]
         axis.plot(mib, [rate for _, rate, _ in points], marker=marker, label=name)
@@ -82,8 +83,13 @@ def plot(records: Sequence[Record], path: str | Path) -> None:
     axis.set_xlabel("MiB held for backward at the peak")
     axis.set_ylabel("tokens per second")
     axis.set_xscale("log", base=2)
-    axis.set_title(f"recompute, offload, keep: {records[0].device}; points name the batch")
-    axis.legend()
+    axis.xaxis.set_major_formatter(ticker.FuncFormatter(lambda mib, _: f"{mib:g}"))
+    axis.margins(x=0.08, y=0.1)
+    axis.grid(alpha=0.3)
+    axis.set_title(
+        f"recompute, offload, keep on {records[0].device}\nat each point: the batch size"
+    )
+    figure.legend(loc="outside right upper")
     try:
         figure.savefig(path)
     finally:

@@ -1,0 +1,75 @@
+"""What the planner is told of the blocks: every action is measured by itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from dataeff.offload.planner import Action
+from dataeff.offload.profile import BlockProfiler, trials
+from dataeff.offload.report import ModuleBytes
+from dataeff.offload.simulate import simulate
+
+KEEP, DISK, RECOMPUTE = Action.KEEP, Action.DISK, Action.RECOMPUTE
+NAMES = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("num_kept", [0, 1, 2, 4])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_trials_are_of_one_kind_and_keep_no_more_than_fits(num_kept, recompute):
+    found = trials(NAMES, num_kept, recompute, 6)
+    assert len(found) == 6 and all(list(trial) == NAMES for trial in found)
+    kinds = [set(trial.values()) for trial in found]
+    assert {DISK} in kinds and ({RECOMPUTE} in kinds or not recompute)
+    kept = [[name for name in NAMES if trial[name] is KEEP] for trial in found]
+    assert max(map(len, kept)) == num_kept
+    if num_kept == 2:
+        assert {name for names in kept for name in names} == set(NAMES)
+    for trial in found:  # what is not kept for lack of room is not moved beside what is
+        if KEEP in trial.values() and recompute:
+            assert DISK not in trial.values()
+
+
+def profiler_of(steps):
+    """A profiler that has seen `steps`: {block: (action, forward_s, backward_s)}, a second else."""
+    profiler = BlockProfiler(dict.fromkeys(NAMES, nn.Identity()), torch.device("cpu"))
+    for step in steps:
+        seconds = {}
+        for name, (_, forward_s, backward_s) in step.items():
+            seconds["forward", name], seconds["backward", name] = forward_s, backward_s
+        trial = {name: action for name, (action, _, _) in step.items()}
+        profiler._steps.append((trial, seconds, sum(seconds.values()) + 1.0))
+    return profiler
+
+
+SAVED = {name: ModuleBytes(100, 90) for name in NAMES}
+MOVED = dict.fromkeys(NAMES, (DISK, 1.1, 2.2))
+AGAIN = dict.fromkeys(NAMES, (RECOMPUTE, 1.0, 2.6))
+TWO_KEPT = {**AGAIN, "a": (KEEP, 1.0, 2.0), "b": (KEEP, 1.0, 2.0)}
+
+
+def test_what_moving_and_recomputing_add_is_measured():
+    profiler = profiler_of([MOVED, AGAIN, TWO_KEPT])
+    profiles = profiler.profiles(SAVED)
+    for profile in profiles:  # also of the two that were never kept
+        assert profile.forward_s == pytest.approx(1.0)
+        assert profile.backward_s == pytest.approx(2.0)
+        assert profile.moving_s == pytest.approx(0.3)
+        assert profile.recompute_s == pytest.approx(0.6)
+        assert (profile.saved_bytes, profile.stuck_bytes) == (100, 10)
+    assert profiler.other_s() == pytest.approx(1.0)
+    for action, seconds in ((KEEP, 12.0), (RECOMPUTE, 14.4)):
+        assert simulate(profiles, [action] * 4, {}, limit=0).step_s == pytest.approx(seconds)
+
+
+def test_where_nothing_could_be_kept_the_two_others_are_still_right():
+    slow = dict.fromkeys(NAMES, (DISK, 1.5, 3.0))  # moving is slower than running again
+    profiles = profiler_of([slow, AGAIN]).profiles(SAVED)
+    again = simulate(profiles, [RECOMPUTE] * 4, {}, limit=0)
+    assert again.step_s == pytest.approx(4 * 3.6)
+    assert all(p.moving_s == 0 and p.forward_s == 1.5 for p in profiles)
+
+
+def test_without_trials_of_recomputing_it_costs_a_forward():
+    kept = dict.fromkeys(NAMES, (KEEP, 1.0, 2.0))
+    profiles = profiler_of([MOVED, kept]).profiles(SAVED)
+    assert all(p.recompute_s is None and p.added_s(RECOMPUTE) == p.forward_s for p in profiles)
