@@ -25,7 +25,7 @@ MARKERS = "os^Dvp*"
 
 def cases(options: Options) -> Iterator[Case]:
     """One case per batch size."""
-    layers, width, tokens = options.pick(full=(6, 384, 256), quick=(4, 256, 64))
+    layers, width, tokens = options.pick(full=(6, 384, 128), quick=(4, 256, 64))
     for batch in options.pick(full=(2, 4, 8, 16), quick=(2, 4)):
         shape = Shape(layers, width, batch, tokens)
         yield Case(
