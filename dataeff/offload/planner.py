@@ -249,7 +249,10 @@ class _Program:
     def _time(self) -> np.ndarray:
         row = self._row()
         for k, (i, action) in enumerate(self.choices):
-            row[k] = self.profiles[i].added_s(action) / self.second
+            # Less than nothing is noise, or the slowness of what it was compared with.
+            row[k] = max(0.0, self.profiles[i].added_s(action)) / self.second
+            if action is Action.RECOMPUTE:
+                row[k] += 1e-3 / len(self.profiles)
             if action in self.rates:
                 # Of plans that take as long, the one that moves least: disks wear.
                 weight = 1e-4 if action is Action.HOST else 2e-4
