@@ -55,6 +55,7 @@ def cases(options: Options) -> Iterator[Case]:
         yield Case(
             size=f"GraphSAGE epoch nodes={num_nodes} edges={num_edges} dim={dim} "
             f"seeds={num_seeds} batch={BATCH} fanouts={fanouts}",
+            group="GraphSAGE epoch",
             inputs=partial(make_inputs, num_nodes, num_edges, dim, num_seeds, options.device),
             providers=(
                 Provider("pattern of PyG's: CPU gather, then copy", _cpu_gather),

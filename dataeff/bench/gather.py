@@ -47,6 +47,7 @@ def _row_size_cases(options: Options) -> Iterator[Case]:
         ceiling = ceilings.host_to_device if on_gpu else ceilings.memcpy
         yield Case(
             size=f"rows={num_rows} dim={row_nbytes // 4} ids={num_ids} f32",
+            group="random rows of 64 to 4096 bytes",
             inputs=partial(make_inputs, num_rows, row_nbytes // 4, num_ids, options.device),
             providers=(
                 *gather_peers.providers(),

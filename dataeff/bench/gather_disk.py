@@ -84,6 +84,7 @@ def cases(options: Options) -> Iterator[Case]:
         num_rows = nbytes // row_nbytes
         yield Case(
             size=f"disk rows={num_rows} dim={dim} ids={NUM_IDS} depth={DEPTH} f32 cold",
+            group="rows on disk, cold",
             inputs=partial(make_inputs, options.directory, num_rows, dim),
             providers=(
                 Provider("numpy.memmap", _memmap),

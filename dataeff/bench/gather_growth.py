@@ -67,6 +67,7 @@ def _case(
     threads = "" if num_threads is None else f" threads={num_threads}"
     return Case(
         size=f"{what} rows={num_rows} dim={DIM} ids={num_ids} i32{threads}",
+        group=what.rstrip(":"),
         inputs=partial(make_inputs, num_rows, num_ids, device),
         providers=(
             Provider("torch.index_select", partial(_index_select, num_threads)),

@@ -47,6 +47,7 @@ def small_row_cases(options: Options) -> Iterator[Case]:
         stores: tuple[Store, ...] = ("fp16", "bf16", "int8", "fp8")
         yield Case(
             size=f"rows={num_rows} dim={dim} ids={num_ids} small rows to f32",
+            group="rows kept small, read as float32",
             inputs=partial(_uniform, num_rows, dim, num_ids, options.device),
             providers=(
                 Provider("torch.index_select of f32", _index_select),
@@ -68,6 +69,7 @@ def power_law_cases(options: Options) -> Iterator[Case]:
         nbytes = num_ids * dim * 4
         yield Case(
             size=f"rows={num_rows} dim={dim} ids={num_ids} f32 power law",
+            group="rows asked for by a power law",
             inputs=partial(_power_law, num_rows, dim, num_ids, options.device),
             providers=(
                 Provider("torch.index_select of f32", _index_select),
@@ -90,6 +92,7 @@ def request_cases(options: Options) -> Iterator[Case]:
     for row_nbytes in options.pick(full=REQUEST_ROW_NBYTES, quick=(100, 128, 353)):
         yield Case(
             size=f"requests of rows of {row_nbytes} B",
+            group="requests on the bus",
             inputs=partial(_bytes, num_rows, row_nbytes, options.device),
             providers=(
                 Provider("torch.index_select", _index_select),

@@ -74,6 +74,7 @@ def cases(options: Options) -> Iterator[Case]:
                 name = "-".join(map(str, fanouts))
                 yield Case(
                     size=f"nodes={num_nodes} edges={num_edges} batch={batch} fanouts={name}",
+                    group="neighbour sampling",
                     inputs=partial(make_inputs, graph, batch, fanouts),
                     providers=(
                         Provider("plain torch", _plain),

@@ -74,6 +74,7 @@ def _case(directory: Path, way: Way, nbytes: int, block_nbytes: int, depth: int)
     # more than how it is read. The plain system calls on this file are what there is to reach.
     return Case(
         size=f"{way} block={block_nbytes >> 20}MiB depth={depth}",
+        group=f"{way} past the page cache",
         inputs=partial(Blocks, directory, nbytes, block_nbytes, depth),
         providers=(
             Provider(f"os.p{way}v threads", partial(_system_calls, way)),

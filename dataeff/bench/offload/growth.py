@@ -35,6 +35,7 @@ def _case(what: str, shape: Shape, options: Options, **given: Any) -> Case:
     said = "".join(f" {name}={value}" for name, value in given.items())
     return Case(
         size=f"growth of {what}: {shape}{said}",
+        group=f"growth of {what}",
         inputs=partial(make_inputs, shape, options),
         budget_s=BUDGET_S,
         providers=(

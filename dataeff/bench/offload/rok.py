@@ -30,6 +30,7 @@ def cases(options: Options) -> Iterator[Case]:
         shape = Shape(layers, width, batch, tokens)
         yield Case(
             size=f"rok: {shape}",
+            group="recompute, offload, keep",
             inputs=partial(make_inputs, shape, options),
             budget_s=6.0,
             providers=(

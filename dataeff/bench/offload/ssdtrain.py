@@ -41,6 +41,7 @@ def cases(options: Options) -> Iterator[Case]:
             reduced = "" if batch == BATCH else f" (batch {BATCH} does not fit)"
             yield Case(
                 size=f"ssdtrain {kind}: {shape}{reduced}",
+                group=f"SSDTrain's {kind}",
                 inputs=partial(_inputs, shape, options),
                 providers=tuple(_providers()),
                 tolerance=(2e-2, 1e-2),  # attention's backward sums in any order on a GPU

@@ -95,6 +95,7 @@ def cases(options: Options) -> Iterator[Case]:
     ):
         yield Case(
             size=str(shape),
+            group="a small GPT",
             inputs=partial(make_inputs, shape, options),
             num_calls=num_calls,
             budget_s=15.0,
@@ -111,6 +112,7 @@ def cases(options: Options) -> Iterator[Case]:
         # Ten seconds a step on a CPU: each of the 20 that the weights are compared after is timed.
         yield Case(
             size=str(large),
+            group="GPT of 12 layers, 768 wide",
             inputs=partial(make_inputs, large, options),
             providers=(Provider("keep", keep), moved),
             num_calls=NUM_COMPARED_STEPS,

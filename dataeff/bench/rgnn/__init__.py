@@ -149,6 +149,7 @@ def _case(
     found = _providers(options, model, training=training, short=short)
     return Case(
         size=f"{model} {what} {size} dim={dim}",
+        group=f"{model} {what}",
         inputs=partial(_inputs, options.device, model, size, dim, training),
         providers=tuple(replace(each, make=_if_held(each.make)) for each in found),
         ceilings=(
