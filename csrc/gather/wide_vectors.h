@@ -16,8 +16,7 @@ namespace dataeff {
 
 inline bool wide_vectors() {
 #if DATAEFF_HAS_WIDE
-  static const bool supported =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  static const bool supported = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
   return supported;
 #else
   return false;

@@ -22,8 +22,8 @@ else:
     table = dataeff.FeatureTable(x)
 index = torch.randint(len(x), (20_000,))
 under_way = []
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     while True:
         under_way.append(table.prefetch(index))
         table[index]

@@ -88,8 +88,7 @@ TEST(rows_are_widened_as_element_by_element) {
       for (float& scale : scales) scale = static_cast<float>(problem.random()) * 0x1p-40f;
       const bool scaled = code_nbytes(rows) == 1;
       std::vector<uint32_t> out(200 * size);
-      gather_decoded_cpu(problem.table,
-                         {rows, Element::kFloat32, scaled ? scales.data() : nullptr},
+      gather_decoded_cpu(problem.table, {rows, Element::kFloat32, scaled ? scales.data() : nullptr},
                          problem.row_index(), reinterpret_cast<std::byte*>(out.data()), 2);
       with_format(rows, [&]<typename Rows>(Rows) {
         for (int64_t i = 0; i < 200 * size; ++i) {
