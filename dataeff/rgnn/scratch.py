@@ -32,13 +32,20 @@ class Scratch:
             return sum(b.nbytes for b in self._idle)
 
     def take(self, nbytes: int) -> Tensor:
-        """A block of at least `nbytes`, and at most a quarter more; uint8, of any content."""
+        """A block of at least `nbytes`, and at most a quarter more; uint8, of any content.
+
+        A new one takes the place of as many bytes of idle ones, so that blocks take no more memory,
+        but for that quarter, than was in use at once.
+        """
         with self._lock:
             fits = [b for b in self._idle if nbytes <= b.nbytes <= nbytes * 5 // 4]
             if fits:
                 best = min(fits, key=lambda b: b.nbytes)
                 self._idle = [b for b in self._idle if b is not best]
                 return best
+            room = nbytes
+            while self._idle and room > 0:
+                room -= self._idle.pop(0).nbytes
         return on_huge_pages(torch.empty(nbytes, dtype=torch.uint8))
 
     def give(self, block: Tensor) -> None:

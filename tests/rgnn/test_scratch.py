@@ -17,10 +17,20 @@ def test_a_block_is_found_again_for_a_value_of_nearly_its_size():
     assert kept.nbytes == 0
     kept.give(block)
     assert kept.nbytes == 8 * MB
-    assert kept.take(3 * MB) is not block  # it would hold far too much
-    assert kept.take(9 * MB) is not block
     assert kept.take(7 * MB) is block
     assert kept.nbytes == 0
+    for other in (3, 9):  # the block would hold far too much, or too little
+        kept.give(block)
+        assert kept.take(other * MB) is not block
+
+
+def test_a_new_block_takes_the_place_of_idle_ones():
+    kept = Scratch()
+    blocks = [kept.take(size * MB) for size in (4, 6, 8)]
+    for block in blocks:
+        kept.give(block)
+    kept.take(10 * MB)
+    assert kept.nbytes == 8 * MB
 
 
 def test_idle_blocks_are_bounded_and_can_be_given_back(monkeypatch):
