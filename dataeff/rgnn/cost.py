@@ -36,9 +36,20 @@ def step_cost(schedule: Schedule, number: int, sizes: tuple[int, ...], item_size
     operands = [schedule.program[a] for a in op.args]
     elements = _elements(op, sizes) + sum(_elements(o, sizes) for o in operands)
     if isinstance(step, Dense):
-        return Cost(elements * item_size, _elements(op, sizes))
+        return Cost(elements * item_size, _dense_flops(schedule, op, sizes))
     assert isinstance(step, Gemm)
     return Cost(elements * item_size, 2 * _multiply_adds(schedule, op, sizes))
+
+
+def _dense_flops(schedule: Schedule, op: Op, sizes: tuple[int, ...]) -> int:
+    """One per element of the result, or two per term of a product."""
+    if op.kind != "einsum":
+        return _elements(op, sizes)
+    letters = str(op.attrs[0]).split("->")[0].split(",")
+    axes: dict[str, int] = {}
+    for names, operand in zip(letters, op.args, strict=True):
+        axes |= dict(zip(names, schedule.program[operand].type.shape, strict=True))
+    return 2 * View.rows_of(sizes, op.type.domain) * prod(axes.values())
 
 
 def _elements(op: Op, sizes: tuple[int, ...]) -> int:

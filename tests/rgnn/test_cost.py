@@ -3,7 +3,7 @@ from rgnn_layers import rgat, rgcn
 
 from dataeff import rgnn
 from dataeff.rgnn.cost import step_cost
-from dataeff.rgnn.kernels_ir import Gemm, Traversal
+from dataeff.rgnn.kernels_ir import Dense, Gemm, Traversal
 
 
 def test_a_product_and_a_sum_are_counted_by_hand():
@@ -29,3 +29,19 @@ def test_a_gathered_row_counts_per_edge_and_the_center_s_own_once():
     moved = step_cost(schedule, last, plan.sizes, 4).nbytes // 4
     # z through a reshape and its two scores per edge; per node the output and what is kept
     assert moved == 6 * (32 + 2) + 3 * 32 + 3 * kept
+
+
+def test_a_product_of_weights_counts_its_terms():
+    index = torch.tensor([[0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1]])
+    graph = rgnn.Graph(index, torch.tensor([0, 0, 0, 0, 1, 1]), num_nodes=3)
+    x, w, a = torch.randn(3, 16), torch.randn(2, 16, 1, 32), torch.randn(2, 1, 32)
+    plan = rgat.plan(graph, x, w, a, a)
+    schedule = plan.compiled.forward_runner.schedule
+    folds = [
+        step_cost(schedule, n, plan.sizes, 4)
+        for n, s in enumerate(schedule.steps)
+        if isinstance(s, Dense) and schedule.program[s.op].kind == "einsum"
+    ]
+    relations = 2
+    assert folds
+    assert {cost.flops for cost in folds} == {2 * relations * 16 * 32}
