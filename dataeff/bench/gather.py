@@ -45,18 +45,25 @@ def _row_size_cases(options: Options) -> Iterator[Case]:
     for row_nbytes in options.pick(full=ROW_NBYTES, quick=(64, 512, 4096)):
         num_rows, num_ids = table_nbytes // row_nbytes, out_nbytes // row_nbytes
         ceiling = ceilings.host_to_device if on_gpu else ceilings.memcpy
-        yield Case(
-            size=f"rows={num_rows} dim={row_nbytes // 4} ids={num_ids} f32",
-            group="random rows of 64 to 4096 bytes",
-            inputs=partial(make_inputs, num_rows, row_nbytes // 4, num_ids, options.device),
-            providers=(
-                *gather_peers.providers(),
-                Provider("dataeff", _ours, role="ours"),
-                Provider("dataeff into a buffer", _ours_out, role="ours"),
-            ),
-            ceilings=(ceiling(out_nbytes),),
-            nbytes=out_nbytes,
-        )
+        new = Provider("dataeff", _ours, role="ours")
+        kept = Provider("dataeff into a buffer", _ours_out, role="ours")
+        # The fresh pages of a new host tensor cost as much as its rows: like is held against like.
+        if on_gpu:
+            kinds = {"": (*gather_peers.to_new_tensors(), new, kept)}
+        else:
+            kinds = {
+                " into a buffer": (*gather_peers.to_a_buffer(), kept),
+                "": (*gather_peers.to_new_tensors(), new),
+            }
+        for kind, providers in kinds.items():
+            yield Case(
+                size=f"rows={num_rows} dim={row_nbytes // 4} ids={num_ids} f32{kind}",
+                group=f"random rows of 64 to 4096 bytes{kind}",
+                inputs=partial(make_inputs, num_rows, row_nbytes // 4, num_ids, options.device),
+                providers=providers,
+                ceilings=(ceiling(out_nbytes),),
+                nbytes=out_nbytes,
+            )
 
 
 def make_inputs(num_rows: int, dim: int, num_ids: int, device: torch.device) -> Inputs:

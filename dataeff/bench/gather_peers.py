@@ -39,16 +39,22 @@ class Inputs:
         return torch.zeros(len(ids), self.x.shape[1], device=ids.device)
 
 
-def providers() -> tuple[Provider, ...]:
-    """All of them; the first defines the result."""
+def to_new_tensors() -> tuple[Provider, ...]:
+    """Those that return a tensor of their own at each call; the first defines the result."""
     return (
         Provider("torch.index_select", _index_select),
         Provider("x[index]", _plain_indexing),
-        Provider("index_select into a buffer", _index_select_out),
-        Provider("index_select into a buffer, huge pages", _index_select_huge),
         Provider("index_select into pinned memory", _pinned),
         Provider("index_select over mapped memory", _mapped),
         Provider("WholeGraph, host memory", _whole_graph, requires=("pylibwholegraph",)),
+    )
+
+
+def to_a_buffer() -> tuple[Provider, ...]:
+    """Those that write into one host tensor again and again; the first defines the result."""
+    return (
+        Provider("index_select into a buffer", _index_select_out),
+        Provider("index_select into a buffer, huge pages", _index_select_huge),
     )
 
 
@@ -71,8 +77,6 @@ def _index_select_huge(inputs: Inputs) -> Step:
 
 
 def _into_a_buffer(inputs: Inputs, x: Tensor) -> Step:
-    if inputs.indices[0].is_cuda:
-        raise Unavailable("torch gathers from the host into host memory only")
     out = inputs.buffer()
     return Step(inputs.each_call(lambda ids: torch.index_select(x, 0, ids, out=out)))
 
