@@ -10,6 +10,7 @@ from dataeff.bench.record import Record
 from dataeff.bench.tables import KINDS, Row, amount, best_peer, by_provider, of_kind, provenance
 
 COLUMNS = ("{} vs fastest peer", "{} share of ceiling", "{} more")  # of each kind
+WRITTEN_HERE = ("hand-written", "pattern of")  # peers that no library has begin so
 MAX_PEERS = 2  # named in a cell; which of many it was stands in the table with every size
 # What a reader asks of a workload beside its speed.
 HEADLINES = {
@@ -19,20 +20,42 @@ HEADLINES = {
 
 
 @dataclass
+class Ratios:
+    """How many times as fast as the fastest peer, over sizes, and which peers those were."""
+
+    values: list[float] = field(default_factory=list)
+    peers: dict[str, None] = field(default_factory=dict)
+
+    def add(self, time_s: float | None, peer: tuple[str, float] | None) -> None:
+        """Takes one size."""
+        if peer is not None and time_s:
+            self.values.append(peer[1] / time_s)
+            self.peers[peer[0]] = None
+
+    def __str__(self) -> str:
+        if not self.values:
+            return ""
+        text = f"{statistics.geometric_mean(self.values):.2f}x"
+        if len(self.values) > 1:
+            text += f" ({min(self.values):.2f} to {max(self.values):.2f})"
+        return text + (f" {' / '.join(self.peers)}" if len(self.peers) <= MAX_PEERS else "")
+
+
+@dataclass
 class Line:
     """One of our providers in the cases of one group, on one kind of device."""
 
-    ratios: list[float] = field(default_factory=list)
-    peers: dict[str, None] = field(default_factory=dict)
+    fastest: Ratios = field(default_factory=Ratios)
+    in_a_library: Ratios = field(default_factory=Ratios)
     shares: dict[str, list[float]] = field(default_factory=dict)
     figures: dict[str, list[Record]] = field(default_factory=dict)
 
-    def add(self, row: Row, peer: tuple[str, float] | None) -> None:
-        """Takes one size."""
+    def add(self, row: Row, providers: dict[str, Row]) -> None:
+        """Takes one size: our row, and those of all providers."""
         time_s = row["time_s"].value
-        if peer is not None and time_s:
-            self.ratios.append(peer[1] / time_s)
-            self.peers[peer[0]] = None
+        self.fastest.add(time_s, best_peer(providers))
+        theirs = {n: r for n, r in providers.items() if not n.startswith(WRITTEN_HERE)}
+        self.in_a_library.add(time_s, best_peer(theirs))
         for metric, record in row.items():
             if metric.startswith("share_of_") and record.value is not None:
                 self.shares.setdefault(metric.removeprefix("share_of_"), []).append(record.value)
@@ -44,15 +67,7 @@ class Line:
         return (self._ratio(), self._shares(), self._figures())
 
     def _ratio(self) -> str:
-        if not self.ratios:
-            return ""
-        if len(self.ratios) == 1:
-            text = f"{self.ratios[0]:.2f}x"
-        else:
-            mean = statistics.geometric_mean(self.ratios)
-            text = f"{mean:.2f}x ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
-        named = f" {' / '.join(self.peers)}" if len(self.peers) <= MAX_PEERS else ""
-        return text + named
+        return "; ".join(dict.fromkeys(filter(None, map(str, (self.fastest, self.in_a_library)))))
 
     def _shares(self) -> str:
         # A roofline is made of the other ceilings.
@@ -79,7 +94,8 @@ def summary_table(records: Sequence[Record]) -> str:
     """One workload's records as Markdown: a row per group of cases and provider of ours.
 
     A ratio is the geometric mean over the group's sizes (and its least and greatest) of how many
-    times as fast ours is as the fastest peer of the same size. Columns of a kind of device without
+    times as fast ours is as the fastest peer of the same size, and, where that was written here, as
+    the fastest that a library has. Columns of a kind of device without
     a record stay empty; columns that would be empty for both are left out.
     """
     found = {kind: of_kind(records, kind) for kind in KINDS}
@@ -87,12 +103,11 @@ def summary_table(records: Sequence[Record]) -> str:
     sizes: dict[tuple[str, str], dict[str, None]] = {}
     for kind, some in found.items():
         for size, providers in by_provider(some).items():
-            peer = best_peer(providers)
             for name, row in providers.items():
                 if "time_s" not in row or row["time_s"].role != "ours":
                     continue
                 key = (row["time_s"].group or row["time_s"].workload, name)
-                lines.setdefault(key, {}).setdefault(kind, Line()).add(row, peer)
+                lines.setdefault(key, {}).setdefault(kind, Line()).add(row, providers)
                 sizes.setdefault(key, {})[size] = None
     cells = {
         key: {kind: own[kind].cells() if kind in own else ("",) * len(COLUMNS) for kind in KINDS}

@@ -146,3 +146,10 @@ def test_a_summary_shows_what_a_reader_asks_beside_speed_and_both_devices():
     assert row[heading.index("CPU share of ceiling")] == "70 % of roofline"
     assert row[heading.index("CPU more")] == "peak saved bytes 1 MiB to 4 MiB"
     assert row[heading.index("GPU vs fastest peer")] == "4.00x index_select"
+
+
+def test_a_summary_also_compares_with_what_a_library_has():
+    own = [r for r in records() if r.provider == "index_select"]
+    own = [replace(r, provider="hand-written mm", value=0.01) for r in own if r.unit == "s"]
+    row = summarised(*records(), *own)[2]
+    assert row[3] == "2.00x hand-written mm; 4.00x index_select"
