@@ -5,10 +5,15 @@ import signal
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # A run that a script started in the background inherits an ignored SIGINT, and so would every
 # process it starts: the tests of Ctrl-C need it as a terminal leaves it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long a draw or an example takes says how busy the machine is, not whether a test passes.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
