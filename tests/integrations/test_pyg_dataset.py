@@ -80,6 +80,22 @@ def test_tables_read_from_disk_give_the_same_batches(tmp_path, make):
         assert torch.equal(table[:], next(iter(make().node_stores)).x)
 
 
+def test_tables_are_written_as_tensors_are(tmp_path):
+    data, tabled = make_data(), make_data()
+    for name in ("x", "edge_attr"):
+        tabled[name] = dataeff.FeatureTable(data[name])
+    save_dataset(tabled, tmp_path / "set")
+    features, _ = open_dataset(tmp_path / "set")
+    assert torch.equal(features.get_tensor("node", "x", None), data.x)
+    edges = ("node", "to", "node")
+    assert torch.equal(features.get_tensor(edges, "edge_attr", None), data.edge_attr)
+    hetero = make_hetero()
+    hetero["author"].x = dataeff.FeatureTable(rows := hetero["author"].x)
+    save_dataset(hetero, tmp_path / "hetero")
+    features, _ = open_dataset(tmp_path / "hetero")
+    assert torch.equal(features.get_tensor("author", "x", None), rows)
+
+
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_bfloat16_and_empty_attributes(tmp_path, on_disk):
     data = make_data()

@@ -345,6 +345,23 @@ def test_a_table_of_another_length_is_refused():
         next(iter(NeighborLoader(data, [2])))
 
 
+def test_as_many_nodes_as_edges():
+    ends = torch.randint(90, (2, 90), generator=torch.Generator().manual_seed(0))
+    rows, edge_rows = torch.arange(90.0), torch.arange(90.0) + 1000
+    data = Data(edge_index=ends, x=dataeff.FeatureTable(rows))
+    data.edge_attr = dataeff.FeatureTable(edge_rows)
+    for batch in NeighborLoader(data, [3], batch_size=30):
+        assert torch.equal(batch.x, rows[batch.n_id])
+        assert torch.equal(batch.edge_attr, edge_rows[batch.e_id])
+
+
+@pytest.mark.parametrize("hetero", [False, True])
+def test_weights_that_are_not_there_are_named(hetero):
+    data = make_hetero() if hetero else make_data()
+    with pytest.raises(ValueError, match="weight_attr 'odds'"):
+        NeighborLoader(data, [2], ("paper" if hetero else None), weight_attr="odds")
+
+
 class SAGE(torch.nn.Module):
     def __init__(self, in_channels, num_classes):
         super().__init__()

@@ -22,7 +22,13 @@ from torch_geometric.data import Data, HeteroData
 
 from dataeff.features import FeatureTable, convert
 from dataeff.features.table_files import read_header
-from dataeff.integrations.pyg.graph import hetero_graphs, homogeneous_graph
+from dataeff.integrations.pyg.graph import (
+    has_row_per_node,
+    hetero_graphs,
+    homogeneous_graph,
+    is_table,
+    with_node_counts,
+)
 from dataeff.integrations.pyg.stores import CSCGraphStore, TableFeatureStore
 from dataeff.sampling import CSCGraph
 from dataeff.sampling.hetero import EdgeType
@@ -42,7 +48,7 @@ def save_dataset(
     `Data` is written with one node type, `node`, and one edge type, `("node", "to", "node")`.
 
     Args:
-        data: tensors of any dtype that `.npy` or `.safetensors` holds.
+        data: tensors of any dtype that `.npy` or `.safetensors` holds, or tables.
         folder: must not exist.
         say: called with the name of each attribute and graph before it is written.
 
@@ -53,6 +59,7 @@ def save_dataset(
     """
     if not isinstance(data, (Data, HeteroData)):
         raise TypeError(f"data must be a Data or HeteroData, not {type(data).__name__}")
+    data = with_node_counts(data)
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name a new folder, or remove it")
@@ -114,16 +121,28 @@ def _save_tables(
     entries: list[dict[str, Any]] = []
     for store in data.stores:
         for name, value in store.items():
-            by_node, by_edge = store.is_node_attr(name), store.is_edge_attr(name)
-            if not isinstance(value, Tensor) or name == "edge_index" or not (by_node or by_edge):
+            group = _group_of(data, store, name, value)
+            if group is None:
                 continue
-            group: Any = (NODE if by_node else EDGE) if isinstance(data, Data) else store._key
             say(f"{group} {name}: {list(value.shape)}, {value.dtype}")
             suffix = ".safetensors" if value.dtype in NOT_OF_NUMPY else ".npy"
             file = f"table-{len(entries)}{suffix}"
             convert(value, folder / file)
             entries.append({"group": group, "name": name, "file": file})
     return entries
+
+
+def _group_of(data: Data | HeteroData, store: Any, name: str, value: Any) -> Any:
+    """The node or edge type whose rows an attribute holds; None when it holds none."""
+    if is_table(value):
+        by_node = isinstance(data, Data) and has_row_per_node(name, len(value), data)
+    elif name != "edge_index" and isinstance(value, Tensor):
+        by_node = store.is_node_attr(name)
+        if not (by_node or store.is_edge_attr(name)):
+            return None
+    else:
+        return None
+    return (NODE if by_node else EDGE) if isinstance(data, Data) else store._key
 
 
 def _save_graphs(

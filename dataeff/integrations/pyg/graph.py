@@ -31,6 +31,22 @@ def is_table(value: object) -> bool:
     return not isinstance(value, Tensor) and isinstance(value, RowTable)
 
 
+def has_row_per_node(key: str, num_rows: int, data: Any) -> bool:
+    """Whether the table under `key` of a `Data` holds nodes; False: edges.
+
+    Where there are as many nodes as edges the name decides, as it does in PyG.
+
+    Raises:
+        ValueError: it has neither one row per node nor one per edge.
+    """
+    if num_rows not in (data.num_nodes, data.num_edges):
+        raise ValueError(
+            f"{key} is a table of {num_rows} rows, which is neither one per node "
+            f"({data.num_nodes}) nor one per edge ({data.num_edges})"
+        )
+    return num_rows == data.num_nodes and (num_rows != data.num_edges or "edge" not in key)
+
+
 def with_node_counts(data: Any) -> Any:
     """`data`, its stores told their number of nodes where only a table knows it.
 
@@ -67,7 +83,8 @@ def homogeneous_graph(data: Data, time_attr: str | None, weight_attr: str | None
     """The graph of `data`, with the edges' weights and times.
 
     Raises:
-        ValueError: there is no `edge_index`, or an attribute belongs to neither nodes nor edges.
+        ValueError: there is no `edge_index`, an attribute belongs to neither nodes nor edges, or
+            there are no weights of that name.
     """
     if data.edge_index is None:
         raise ValueError("data has no edge_index to sample from")
@@ -80,7 +97,7 @@ def homogeneous_graph(data: Data, time_attr: str | None, weight_attr: str | None
             time = data[time_attr].cpu()
         else:
             raise ValueError(f"time_attr {time_attr!r} is an attribute of neither nodes nor edges")
-    weight = None if weight_attr is None else data[weight_attr].cpu()
+    weight = _edge_weight(data, weight_attr)
     return CSCGraph(edge_index, num_nodes=data.num_nodes, edge_weight=weight, edge_time=time)
 
 
@@ -92,7 +109,8 @@ def hetero_graphs(
     """One graph per edge type, with the edges' weights and times.
 
     Raises:
-        ValueError: `time_attr` is found at no node and no edge, or stores are asked for weights.
+        ValueError: `time_attr` is found at no node and no edge, an edge type lacks the weights, or
+            stores are asked for them.
     """
     if not isinstance(data, HeteroData):
         if weight_attr is not None:
@@ -112,10 +130,20 @@ def hetero_graphs(
         graphs[src, name, dst] = CSCGraph(
             edge_index,
             num_nodes=(data[src].num_nodes, data[dst].num_nodes),
-            edge_weight=None if weight_attr is None else store[weight_attr].cpu(),
+            edge_weight=_edge_weight(store, weight_attr),
             edge_time=time,
         )
     return graphs
+
+
+def _edge_weight(edges: Any, weight_attr: str | None) -> Tensor | None:
+    if weight_attr is None:
+        return None
+    if weight_attr not in edges:
+        kind = getattr(edges, "_key", None)
+        raise ValueError(f"weight_attr {weight_attr!r} is no attribute of the edges {kind or ''}")
+    weight: Tensor = edges[weight_attr]
+    return weight.cpu()
 
 
 def _graphs_of_store(stores: tuple[FeatureStore, GraphStore]) -> dict[EdgeType, CSCGraph]:

@@ -10,7 +10,7 @@ import torch_geometric.loader as pyg_loader
 from torch_geometric.data import Data, HeteroData
 
 from dataeff.features.pipeline import pipelined
-from dataeff.integrations.pyg.graph import is_table, with_node_counts
+from dataeff.integrations.pyg.graph import has_row_per_node, is_table, with_node_counts
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
 
 _REFUSED = {
@@ -72,7 +72,7 @@ class _PipelinedLoader:
         for store in batch.stores:
             for key, value in list(store.items()):
                 if is_table(value):
-                    ids = self._rows_of(store, len(value), homogeneous)
+                    ids = self._rows_of(store, key, len(value), homogeneous)
                     store[key] = value.gather(ids if self.device is None else ids.to(self.device))
         if self.device is not None:
             batch = batch.to(self.device, non_blocking=True)
@@ -80,18 +80,12 @@ class _PipelinedLoader:
             batch = batch.pin_memory()
         return batch if self._user_transform is None else self._user_transform(batch)
 
-    def _rows_of(self, store: Any, num_rows: int, homogeneous: bool) -> torch.Tensor:
+    def _rows_of(self, store: Any, key: str, num_rows: int, homogeneous: bool) -> torch.Tensor:
         """The ids that a table's rows are asked for: nodes or edges."""
-        if not homogeneous:
-            ids: torch.Tensor = store.n_id if "n_id" in store else store.e_id
-            return ids
-        by_node = num_rows == self.data.num_nodes  # type: ignore[attr-defined]
-        if not by_node and num_rows != self.data.num_edges:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"a table of {num_rows} rows has neither one per node ({self.data.num_nodes}) "  # type: ignore[attr-defined]
-                f"nor one per edge ({self.data.num_edges})"  # type: ignore[attr-defined]
-            )
-        ids = store.n_id if by_node else store.e_id
+        by_node = "n_id" in store
+        if homogeneous:
+            by_node = has_row_per_node(key, num_rows, self.data)  # type: ignore[attr-defined]
+        ids: torch.Tensor = store.n_id if by_node else store.e_id
         return ids
 
     def enable_multithreading(self, worker_threads: int | None = None) -> Any:
