@@ -82,13 +82,22 @@ class FeatureLoader:
 
     def __iter__(self) -> Generator[tuple[Any, Fetched], None, None]:
         under_way: deque[tuple[Any, _Fetch]] = deque()
+        error: Exception | None = None
         with closing(self._sampled()) as batches:
-            for batch in batches:
-                under_way.append((batch, self._fetch(batch)))
+            while error is None:
+                try:
+                    batch = next(batches)
+                    under_way.append((batch, self._fetch(batch)))
+                except StopIteration:
+                    break
+                except Exception as failed:  # raised below, in its batch's place
+                    error = failed
                 if len(under_way) > 1:
                     yield _arrived(*under_way.popleft())
             while under_way:
                 yield _arrived(*under_way.popleft())
+        if error is not None:
+            raise error
 
     def _sampled(self) -> Generator[Any, None, None]:
         if self.sample is None:

@@ -18,8 +18,8 @@ def pipelined(
 
     Tasks are drawn by the consumer's thread, so what they take from random generators does not
     depend on timing. When the consumer stops early (a `break`, an error, a dropped iterator), tasks
-    not begun are cancelled and those under way are waited for. An exception of `work` is raised
-    where its result would have been.
+    not begun are cancelled and those under way are waited for. An exception of `work`, or of
+    drawing a task, is raised where the result would have been.
 
     Args:
         tasks: what to do.
@@ -31,13 +31,22 @@ def pipelined(
         yield from map(work, tasks)
         return
     ahead: deque[Future[Result]] = deque()
+    drawn = iter(tasks)
+    error: Exception | None = None
     executor = ThreadPoolExecutor(num_threads, thread_name_prefix="dataeff-loader")
     try:
-        for task in tasks:
-            ahead.append(executor.submit(work, task))
+        while error is None:
+            try:
+                ahead.append(executor.submit(work, next(drawn)))
+            except StopIteration:
+                break
+            except Exception as failed:  # raised below, in its result's place
+                error = failed
             if len(ahead) >= depth:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+        if error is not None:
+            raise error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

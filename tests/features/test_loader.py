@@ -104,7 +104,20 @@ def test_an_error_comes_where_its_batch_would_have(x, num_threads):
     with pytest.raises(KeyError, match="no such seed"):
         for batch, _ in FeatureLoader(range(9), FeatureTable(x), sample, num_threads=num_threads):
             seen.append(int(batch))
-    assert seen in ([0, 1], [0, 1, 2])  # batch 2's rows were under way when 3 failed
+    assert seen == [0, 1, 2]
+
+
+@pytest.mark.parametrize("sample", [None, torch.clone])
+def test_an_error_of_the_items_comes_where_its_batch_would_have(x, sample):
+    def items():
+        yield from map(torch.tensor, ([0], [1], [2]))
+        raise OSError("the list of seeds cannot be read")
+
+    seen = []
+    with pytest.raises(OSError, match="list of seeds"):
+        for batch, _ in FeatureLoader(items(), FeatureTable(x), sample, depth=4):
+            seen.append(int(batch))
+    assert seen == [0, 1, 2]
 
 
 def test_a_wrong_index_is_raised(x):
