@@ -173,7 +173,10 @@ class _PartialFile:
 def _whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[_PartialFile]:
     """A file beside `path` that takes its name, on the disk, when the block ends without error."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         try:
             if nbytes:

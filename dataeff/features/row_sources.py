@@ -129,7 +129,10 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> RowSource:
         raise ModuleNotFoundError(
             f"reading {path} takes pyarrow, which is not installed: pip install pyarrow"
         ) from None
-    file = pyarrow.parquet.ParquetFile(path)
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{path} is damaged or no Parquet: {error}") from None
     schema = file.schema_arrow
     chosen = list(schema.names if columns is None else columns)
     if missing := [column for column in chosen if column not in schema.names]:

@@ -223,6 +223,11 @@ def test_a_directory_that_is_not_there(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_takes_no_file_is_named_by_the_target():
+    with pytest.raises(OSError, match=r"'/proc/x\.npy'"):
+        dataeff.convert(torch.zeros(3), "/proc/x.npy")
+
+
 def parquet(path, **columns):
     arrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table
@@ -258,6 +263,9 @@ def test_parquet_that_makes_no_table(tmp_path):
         with pytest.raises(ValueError, match=words):
             dataeff.convert(path, tmp_path / "x.npy", columns=columns)
     assert sorted(os.listdir(tmp_path)) == ["x.parquet"]
+    path.write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"x\.parquet is damaged or no Parquet"):
+        dataeff.convert(path, tmp_path / "x.npy")
 
 
 def test_parquet_without_pyarrow_says_what_is_missing(tmp_path, monkeypatch):
