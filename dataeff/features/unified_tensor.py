@@ -96,6 +96,9 @@ class UnifiedTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"unified({_plain(self)!r})"
 
+    def __format__(self, spec: str) -> str:
+        return object.__format__(self, spec) if self.dim() else format(_plain(self).item(), spec)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> UnifiedTensor:
         if id(self) not in memo:
             if not self.is_leaf:

@@ -147,6 +147,7 @@ def test_it_is_the_memory_it_was_made_of(x):
     assert x[0].tolist() == [8] * 4 and x[2:].unique().tolist() == [3]
     assert view.shape == (4, 4) and len(view) == 4 and view.device.type == "cpu"
     assert repr(dataeff.unified(torch.ones(2))) == "unified(tensor([1., 1.]))"
+    assert f"{dataeff.unified(torch.ones(2))[0]:.2f}" == "1.00"
 
 
 def test_it_keeps_the_storage_alive():
