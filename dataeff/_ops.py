@@ -33,15 +33,23 @@ library.define("gather_out(Tensor table, Tensor index, Tensor(a!) out) -> ()")
 library.define("scatter_rows_(Tensor(a!) table, Tensor index, Tensor rows) -> ()")
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
+_num_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+_tracer = torch._C._get_tracing_state
+_is_profiled = torch._C._autograd._profiler_enabled
 
 
 def row_table(table: Tensor) -> tuple[int, int, int, int]:
     """Address, number of rows, bytes of a row, bytes from one row to the next."""
+    contiguous = table.is_contiguous()
+    if contiguous and table.dim() and (num_rows := table.shape[0]):
+        row_nbytes = table.nbytes // num_rows
+        return table.data_ptr(), num_rows, row_nbytes, row_nbytes
     if table.dim() == 0:
         raise ValueError(
             "a table needs at least one dimension, its rows; got a 0-dimensional tensor"
         )
-    if not (table.is_contiguous() or _rows_contiguous(table)):
+    if not (contiguous or _rows_contiguous(table)):
         raise ValueError(
             f"each row of a table must be contiguous; got shape {tuple(table.shape)} with strides "
             f"{table.stride()}: pass table.contiguous()"
@@ -81,33 +89,56 @@ def check_rows(rows: Tensor, table: Tensor, index: Tensor, name: str) -> None:
     """TypeError or ValueError unless `rows` is [*index.shape, *table.shape[1:]] of the dtype."""
     if rows.dtype != table.dtype:
         raise TypeError(f"{name} is {rows.dtype} but the table is {table.dtype}")
-    shape = (*index.shape, *table.shape[1:])
-    if tuple(rows.shape) != shape:
+    shape = index.shape + table.shape[1:]
+    if rows.shape != shape:
         raise ValueError(
             f"{name} has shape {tuple(rows.shape)}; an index of shape {tuple(index.shape)} into a "
-            f"table of shape {tuple(table.shape)} needs {shape}"
+            f"table of shape {tuple(table.shape)} needs {tuple(shape)}"
         )
-    if rows.device != index.device:
+    if not (rows.is_cpu and index.is_cpu) and rows.device != index.device:
         raise ValueError(f"{name} is on {rows.device} but the index is on {index.device}")
 
 
+def with_memory(x: Tensor, name: str) -> Tensor:
+    """A tensor whose elements are where it says: of a wrapper like PyG's `EdgeIndex` what it wraps.
+
+    Raises:
+        TypeError: of another wrapper, whose address is null.
+    """
+    if type(x) is Tensor:
+        return x
+    held: Tensor = x.as_tensor() if hasattr(x, "as_tensor") else x
+    if held.numel() and held.device.type in ("cpu", "cuda") and not held.data_ptr():
+        raise TypeError(
+            f"{name} is a {type(x).__name__}, which has no memory of its own: pass the tensor that "
+            "it wraps"
+        )
+    return held
+
+
 def _check_on_host(table: Tensor, index: Tensor) -> None:
-    if table.device.type != "cpu":
+    if not table.is_cpu:
         raise ValueError(
             f"the table is on {table.device} but the index is on {index.device}: move the index"
         )
 
 
-def _gather_into_cpu(table: Tensor, index: Tensor, out: Tensor) -> None:
-    _check_on_host(table, index)
-    index = check_index(index)
-    _core.gather_cpu(
-        *row_table(table),
-        index.data_ptr(),
-        index.numel(),
-        index.element_size(),
-        out.data_ptr(),
-        torch.get_num_threads(),
+def runs_at_once(table: Tensor, index: Tensor) -> bool:
+    """Whether a gather on the host may be called as a function, past the dispatcher.
+
+    The dispatcher takes longer than a hundred rows do. What it is there for must be absent: a
+    tracer, a mode that intercepts, a transform (vmap), a profiler, another kind of tensor.
+    """
+    return (
+        type(table) is Tensor
+        and type(index) is Tensor
+        and table.is_cpu
+        and index.is_cpu
+        and not torch.compiler.is_compiling()
+        and _tracer() is None
+        and _transform() is None
+        and not _num_modes()
+        and not _is_profiled()
     )
 
 
@@ -116,18 +147,31 @@ def new_rows(table: Tensor, index: Tensor) -> Tensor:
     return index.new_empty((*index.shape, *table.shape[1:]), dtype=table.dtype)
 
 
-def _gather_cpu(table: Tensor, index: Tensor) -> Tensor:
-    out = new_rows(table, index)
-    _core.prefer_huge_pages(out.data_ptr(), out.nbytes)
-    _gather_into_cpu(table, index, out)
+def gather_on_host(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
+    """What the operators `gather` and `gather_out` do for an index on the CPU."""
+    _check_on_host(table, index)
+    rows = row_table(table)
+    index = check_index(index)
+    if out is None:
+        out = table.new_empty(index.shape + table.shape[1:])
+        _core.prefer_huge_pages(out.data_ptr(), out.nbytes)
+    else:
+        check_rows(out, table, index, "out")
+        if not out.is_contiguous():
+            raise ValueError(f"out must be contiguous; got strides {out.stride()}")
+    _core.gather_cpu(
+        *rows,
+        index.data_ptr(),
+        index.numel(),
+        index.element_size(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out
 
 
 def _gather_out_cpu(table: Tensor, index: Tensor, out: Tensor) -> None:
-    check_rows(out, table, index, "out")
-    if not out.is_contiguous():
-        raise ValueError(f"out must be contiguous; got strides {out.stride()}")
-    _gather_into_cpu(table, index, out)
+    gather_on_host(table, index, out)
 
 
 def _scatter_rows_cpu(table: Tensor, index: Tensor, rows: Tensor) -> None:
@@ -162,7 +206,7 @@ def _scatter_rows_fake(table: Tensor, index: Tensor, rows: Tensor) -> None:
     check_rows(rows, table, index, "rows")
 
 
-library.impl("gather", _gather_cpu, "CPU")
+library.impl("gather", gather_on_host, "CPU")
 library.impl("gather_out", _gather_out_cpu, "CPU")
 library.impl("scatter_rows_", _scatter_rows_cpu, "CPU")
 torch.library.register_fake("dataeff::gather", _gather_fake, lib=library)

@@ -25,6 +25,8 @@ class Tier(str, Enum):
     HOST = "host"
     DISK = "disk"
 
+    __hash__ = str.__hash__  # Enum's own is Python code, and every transfer looks tiers up
+
 
 @dataclass(frozen=True)
 class Span:
@@ -58,24 +60,25 @@ class Ledger:
         self.spans: list[Span] = []
         self.num_dropped_spans = 0
         self._lock = threading.Lock()
-        self._nbytes: defaultdict[tuple[Tier, Tier], int] = defaultdict(int)
-        self._count: defaultdict[tuple[Tier, Tier], int] = defaultdict(int)
+        # Of each way: bytes and transfers.
+        self._moved: defaultdict[tuple[Tier, Tier], list[int]] = defaultdict(lambda: [0, 0])
 
     def transfer(self, source: Tier, target: Tier, nbytes: int, count: int = 1) -> None:
         """Enters `count` finished transfers of `nbytes` in all."""
         with self._lock:
-            self._nbytes[source, target] += nbytes
-            self._count[source, target] += count
+            moved = self._moved[source, target]
+            moved[0] += nbytes
+            moved[1] += count
 
     def nbytes(self, source: Tier, target: Tier) -> int:
         """Bytes moved from `source` to `target` so far."""
         with self._lock:
-            return self._nbytes.get((source, target), 0)
+            return self._moved[source, target][0] if (source, target) in self._moved else 0
 
     def count(self, source: Tier, target: Tier) -> int:
         """Transfers from `source` to `target` so far."""
         with self._lock:
-            return self._count.get((source, target), 0)
+            return self._moved[source, target][1] if (source, target) in self._moved else 0
 
     def span(self, track: str, name: str, start_ns: int, end_ns: int, nbytes: int = 0) -> None:
         """Draws one span on the timeline, when one is kept."""

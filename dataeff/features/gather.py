@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dataeff._ops import gather_on_host, runs_at_once
+
 
 def gather_reference(table: Tensor, index: Tensor) -> Tensor:
     """`out[i] = table[index[i]]`, on the index's device: the definition in plain PyTorch.
@@ -52,6 +54,8 @@ def gather(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
         TypeError: an index or out of the wrong dtype.
         ValueError: a wrong shape, device or layout.
     """
+    if runs_at_once(table, index):
+        return gather_on_host(table, index, out)
     if out is None:
         return torch.ops.dataeff.gather(table, index)  # type: ignore[no-any-return]
     torch.ops.dataeff.gather_out(table, index, out)

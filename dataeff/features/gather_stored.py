@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._ops import check_index, library, row_table
+from dataeff._ops import check_index, library, row_table, runs_at_once
 from dataeff.features.quantised import ELEMENTS, FORMATS, LARGEST_CODE
 
 _SOURCE = (
@@ -68,6 +68,11 @@ def gather_stored(
         ValueError: a wrong shape, device or layout.
     """
     what = (source.table, source.scales, source.hot, source.slots, source.hits, places, index)
+    if runs_at_once(source.table, index):
+        if out is None:
+            return _gather_cpu(*what, dtype)
+        _gather_out_cpu(*what, out)
+        return out
     if out is None:
         return torch.ops.dataeff.gather_stored(*what, dtype)  # type: ignore[no-any-return]
     torch.ops.dataeff.gather_stored_out(*what, out)

@@ -8,6 +8,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from dataeff._ops import with_memory
+
+_NUMBERS = (torch.int32, torch.int64)
+
 RowSelection: TypeAlias = "Tensor | int | slice | range | Sequence[int] | Sequence[bool] | Any"
 
 
@@ -26,6 +30,8 @@ def row_index(selection: RowSelection, num_rows: int) -> Tensor:
         TypeError: a dtype or kind that selects no rows.
         IndexError: a mask whose length is not the number of rows, or a number that no row can have.
     """
+    if isinstance(selection, Tensor) and selection.dtype in _NUMBERS:
+        return selection
     if isinstance(selection, slice):
         return torch.arange(*_slice_bounds(selection, num_rows))
     if selection is None or selection is Ellipsis or isinstance(selection, (tuple, str)):
@@ -38,7 +44,7 @@ def row_index(selection: RowSelection, num_rows: int) -> Tensor:
     index = selection if isinstance(selection, Tensor) else _as_index(selection, num_rows)
     if index.dtype == torch.bool:
         return _mask_rows(index, num_rows)
-    if index.dtype not in (torch.int32, torch.int64):
+    if index.dtype not in _NUMBERS:
         raise TypeError(f"an index is int32, int64 or a bool mask, got {index.dtype}")
     return index
 
@@ -70,12 +76,13 @@ def _mask_rows(mask: Tensor, num_rows: int) -> Tensor:
     return mask.nonzero().squeeze(1)
 
 
-def check_tensor(index: Tensor) -> None:
-    """TypeError unless the index is a tensor, ValueError unless a CPU or CUDA has it."""
+def checked_tensor(index: Tensor) -> Tensor:
+    """The index; TypeError unless it is a tensor, ValueError unless a CPU or CUDA has it."""
     if not isinstance(index, Tensor):
         raise TypeError(
             f"an index is an int32 or int64 tensor, got {type(index).__name__}: table[...] also "
             "takes lists, slices and masks"
         )
-    if index.device.type not in ("cpu", "cuda"):
+    if not (index.is_cpu or index.is_cuda):
         raise ValueError(f"rows go to a CPU or a CUDA device, and the index is on {index.device}")
+    return index if type(index) is Tensor else with_memory(index, "the index")

@@ -32,8 +32,8 @@ class FeatureLoader:
     their way by `table.prefetch`: on the CPU in the table's thread, on CUDA on its stream, begun
     from the caller's thread so that the caller's stream orders the reuse of memory. At most
     `depth` sampled batches and two batches of rows exist besides the one in use. An exception is
-    raised where its batch would have come; leaving the loop at any moment cancels what has not
-    begun and waits for what has.
+    raised where its batch would have come; leaving the loop at any moment cancels samples that have
+    not begun and waits for those that have, and rows on their way arrive unseen.
 
     Args:
         items: what to sample from, drawn in the caller's thread, so that what they take from

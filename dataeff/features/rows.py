@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._ops import row_span
+from dataeff._ops import row_span, with_memory
 from dataeff.features.gather import gather, scatter_
 from dataeff.features.registration import RegisteredMemory
 from dataeff.features.stats import Account
@@ -80,16 +80,21 @@ class Rows(ABC):
         """Waits for gathers under way and gives back what was taken. A second call is nothing."""
 
 
+_HOST = Tier.HOST  # members of an Enum are slow to look up
+
+
 def entered_from_host(account: Account, index: Tensor, rows: Tensor) -> None:
     """Enters a gather that took every row from host memory."""
-    target = Tier.HOST if rows.device.type == "cpu" else Tier.DEVICE
-    account.gathered(index.numel(), Tier.HOST, target, rows.nbytes)
+    account.gathered(index.numel(), _HOST, _HOST if rows.is_cpu else Tier.DEVICE, rows.nbytes)
 
 
 def check_source(x: Tensor) -> None:
     """TypeError or ValueError, with what helps, unless a table can be made of `x`."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}")
+        raise TypeError(
+            f"a table is made of a torch.Tensor, got {type(x).__name__}: pass torch.as_tensor(x), "
+            "which takes an array's memory as it is"
+        )
     if x.device.type != "cpu":
         raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
     if x.layout != torch.strided:
@@ -98,6 +103,7 @@ def check_source(x: Tensor) -> None:
         raise ValueError(f"x is {x.dtype}: pass x.dequantize(), and store='int8' for small rows")
     if x.is_conj() or x.is_neg():  # what the memory holds is not what the tensor says
         raise ValueError("x is a lazy view of other values: x.resolve_conj().resolve_neg()")
+    with_memory(x, "x")
     if x.requires_grad:
         raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
 
@@ -122,7 +128,7 @@ class HostRows(Rows):
     def __init__(self, x: Tensor, huge_pages: bool | None = None) -> None:
         check_source(x)
         if type(x) is not Tensor:  # a plain one stays itself, to move along when it is shared
-            x = x.as_subclass(Tensor)  # of a unified tensor the memory
+            x = with_memory(x, "x").as_subclass(Tensor)  # of a unified tensor the memory
         # A layout that cannot be gathered is refused here, not at the first batch.
         gather(x, torch.empty(0, dtype=torch.int64))
         if huge_pages is None:
@@ -135,7 +141,7 @@ class HostRows(Rows):
 
     def gather(self, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
         """By threads on the CPU, by a kernel that reads the memory in place on CUDA."""
-        if index.device.type == "cuda":
+        if index.is_cuda:
             self._memory.register(index.device)
         rows = gather(self._memory.x, index, out)
         entered_from_host(account, index, rows)

@@ -60,8 +60,10 @@ class Account:
 
     def gathered(self, num_rows: int, source: Tier, target: Tier, nbytes: int) -> None:
         """Enters one gather."""
-        self.moved(source, target, nbytes)
-        self.counted(num_rows)
+        self.ledger.transfer(source, target, nbytes)
+        with self._lock:
+            self._num_gathers += 1
+            self._num_rows += num_rows
 
     def counted(self, num_rows: int) -> None:
         """Enters one gather whose bytes are entered apart."""

@@ -18,7 +18,7 @@ from dataeff._core import FaultPlan
 from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
 from dataeff.features.gather_cuda import check_devices
 from dataeff.features.hot import HotRows
-from dataeff.features.index import RowSelection, check_tensor, row_index
+from dataeff.features.index import RowSelection, checked_tensor, row_index
 from dataeff.features.prefetch import (
     Prefetch,
     prefetch_in_thread,
@@ -250,7 +250,7 @@ class FeatureTable:
 
     def __getitem__(self, selection: RowSelection) -> Tensor:
         """Rows by number, mask, slice or list, as `x[selection]`, but always a new tensor."""
-        return self.gather(row_index(selection, len(self)))
+        return self.gather(row_index(selection, self._open_rows().shape[0]))
 
     def gather(
         self,
@@ -285,7 +285,7 @@ class FeatureTable:
                 says why and what helps).
         """
         rows = self._open_rows()
-        check_tensor(index)
+        index = checked_tensor(index)
         if dtype is not None:
             if out is not None:
                 raise ValueError("give out or dtype, not both: out has a dtype of its own")
@@ -330,7 +330,7 @@ class FeatureTable:
             ValueError: a wrong shape or device.
             RuntimeError: the table is closed.
         """
-        check_tensor(index)
+        index = checked_tensor(index)
         if rows.device != index.device:
             raise ValueError(f"rows is on {rows.device} but the index is on {index.device}")
         self._open_rows().scatter_(index, rows)
@@ -348,7 +348,7 @@ class FeatureTable:
         Raises:
             RuntimeError: the table is closed.
         """
-        check_tensor(index)
+        index = checked_tensor(index)
         with self._lock:
             rows, account = self._open_rows(), self._account
             gather = partial(rows.gather, index, None, account)

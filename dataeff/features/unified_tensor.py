@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dataeff._ops import with_memory
 from dataeff.features.placement import CPU, Operand, placement
 from dataeff.features.unified_memory import UnifiedMemory
 from dataeff.features.unified_ops import gather_zero_copy, memory_only, mutates, num_deciding
@@ -154,6 +155,7 @@ def unified(x: Tensor, *, propagate: bool = False) -> UnifiedTensor:
         raise ValueError(f"unified tensors are in host memory, got one on {x.device}: x.cpu()")
     if not x.is_leaf:
         raise ValueError("autograd recorded how x was made: x.detach()")
+    x = with_memory(x, "x")
     _let_compiled_code_take_subclasses()
     kind = PropagatingTensor if propagate else UnifiedTensor
     plain = _plain(x).detach()

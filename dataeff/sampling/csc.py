@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._threads import share_torch_threads
-
-share_torch_threads()
+from dataeff._ops import with_memory
 
 _MAX_INT32 = 2**31 - 1
 
@@ -22,6 +20,7 @@ def id_tensor(name: str, ids: Tensor, ndim: int = 1, on_host: bool = True) -> Te
     """
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(ids).__name__}")
+    ids = with_memory(ids, name)
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be int32 or int64, not {ids.dtype}: cast it with .long()")
     if ids.dim() != ndim:
@@ -40,7 +39,7 @@ def _edge_values(name: str, values: Tensor, num_edges: int, dtype: torch.dtype) 
         raise ValueError(f"{name} must be in host memory, not on {values.device}: use .cpu()")
     if dtype == torch.int64 and values.dtype.is_floating_point:
         raise TypeError(f"{name} must be an integer tensor, not {values.dtype}")
-    return values.detach().to(dtype).contiguous()
+    return with_memory(values.detach().to(dtype), name).contiguous()
 
 
 class CSCGraph:

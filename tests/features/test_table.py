@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dataeff
 from dataeff import _core
@@ -142,7 +144,8 @@ def test_what_it_is(x):
 @pytest.mark.parametrize(
     ("x", "error", "words"),
     [
-        ([[1.0]], TypeError, "list"),
+        ([[1.0]], TypeError, r"got list: pass torch.as_tensor"),
+        (torch.ones(3, 3).numpy(), TypeError, r"got ndarray: pass torch.as_tensor"),
         (torch.rand(3, 3, device="meta"), ValueError, "meta"),
         (torch.rand(3, 3, requires_grad=True), ValueError, "detach"),
         (torch.rand(3, 4).t(), ValueError, "contiguous"),
@@ -291,6 +294,76 @@ def test_compiles_as_one_graph(x):
 
     index = torch.tensor([0, 3])
     torch.testing.assert_close(step(index), x[index].sum(0) + x[index + 1].sum(0))
+
+
+class Wrapper(torch.Tensor):
+    """A tensor that says a shape and a dtype and has no memory, as PyG's `EdgeIndex` is one."""
+
+    held: torch.Tensor
+
+    def __new__(cls, held):
+        wrapper = torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+        wrapper.held = held
+        return wrapper
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        raise NotImplementedError(func)
+
+
+class Told(Wrapper):
+    def as_tensor(self):
+        return self.held
+
+
+def test_wrappers_without_memory_are_unwrapped_or_refused(tmp_path, x):
+    dataeff.convert(x, tmp_path / "x.npy")
+    index = torch.tensor([3, 1])
+    for table in (dataeff.FeatureTable(x), dataeff.FeatureTable.open(tmp_path / "x.npy")):
+        assert torch.equal(table[Told(index)], x[index])
+        assert torch.equal(table.prefetch(Told(index)).wait(), x[index])
+        with pytest.raises(TypeError, match="the index is a Wrapper"):
+            table[Wrapper(index)]
+    for make in (dataeff.FeatureTable, dataeff.unified):
+        assert torch.equal(make(Told(x))[index], x[index])
+        with pytest.raises(TypeError, match="x is a Wrapper"):
+            make(Wrapper(x))
+
+
+class Seen(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("store", [None, "int8"])
+def test_what_watches_or_changes_operators_finds_the_gather(x, store):
+    """A gather on the host goes past the dispatcher only where nobody would notice."""
+    table = dataeff.FeatureTable(x.float(), store=store)
+    name = "gather" if store is None else "gather_stored"
+    index = torch.tensor([[3, 1], [0, 3]])
+    expected = table[index]
+    with Seen() as seen:
+        table[index]
+    assert f"dataeff.{name}.default" in seen.names
+    with torch.autograd.profiler.profile() as profile:
+        table[index]
+    assert f"dataeff::{name}" in [event.name for event in profile.function_events]
+    traced = make_fx(lambda ids: table[ids])(index)
+    assert torch.equal(traced(index.flip(0)), expected.flip(0))
+    weighted = torch.func.grad(lambda weight: (table[index] * weight).sum())
+    assert torch.allclose(weighted(torch.tensor(2.0)), expected.sum(), rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_a_traced_gather_is_a_gather(x):
+    table = dataeff.FeatureTable(x)
+    traced = torch.jit.trace(lambda ids: table[ids], (torch.tensor([3, 1]),))
+    assert torch.equal(traced(torch.tensor([2, 2])), x[[2, 2]])
 
 
 def test_registration_says_what_is_missing(x):

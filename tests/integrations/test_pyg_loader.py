@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import NeighborLoader as TheirLoader
 from torch_geometric.nn import SAGEConv
@@ -343,6 +344,16 @@ def test_a_table_of_another_length_is_refused():
     data.other = dataeff.FeatureTable(torch.zeros(7, 2))
     with pytest.raises(ValueError, match="7 rows"):
         next(iter(NeighborLoader(data, [2])))
+
+
+def test_edge_indices_of_pyg_s_own_type():
+    data, same = make_data(), make_data()
+    same.edge_index = EdgeIndex(data.edge_index, sparse_size=(data.num_nodes, data.num_nodes))
+    torch.manual_seed(0)
+    first = next(iter(NeighborLoader(data, [3, 2], batch_size=10)))
+    torch.manual_seed(0)
+    second = next(iter(NeighborLoader(same, [3, 2], batch_size=10)))
+    assert torch.equal(first.n_id, second.n_id) and torch.equal(first.e_id, second.e_id)
 
 
 def test_as_many_nodes_as_edges():
