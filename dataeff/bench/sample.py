@@ -29,6 +29,8 @@ from dataeff.sampling import CSCGraph, NeighborSampler
 
 NUM_BATCHES = 16
 EXPONENT = 0.6
+# Seconds of timing a case.
+BUDGET_S = 8.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def cases(options: Options) -> Iterator[Case]:
                         Provider("dataeff", partial(_ours, num_threads=None), role="ours"),
                     ),
                     same=_assert_plausible,
+                    budget_s=BUDGET_S,
                 )
     yield from epoch.cases(options)
 

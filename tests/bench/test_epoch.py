@@ -11,10 +11,10 @@ from dataeff.bench.case import Options, Unavailable
 pytest.importorskip("torch_geometric")
 
 
-def test_every_provider_trains_on_every_seed(monkeypatch):
-    monkeypatch.setattr(epoch, "BATCH", 16)
-    (case,) = epoch.cases(Options(quick=True, device=torch.device("cpu")))
-    inputs = epoch.make_inputs(300, 2000, 20, 40, torch.device("cpu"))
+NAMES = ("pattern of PyG's: CPU gather, then copy", "dataeff")
+
+
+def results(case, inputs):
     found, refused = {}, {}
     for provider in case.providers:
         torch.manual_seed(0)
@@ -24,13 +24,46 @@ def test_every_provider_trains_on_every_seed(monkeypatch):
             refused[provider.name] = str(reason)
             continue
         found[provider.name] = step.call()
+        if step.metrics is not None:
+            share, _ = step.metrics()["waiting_share"]
+            assert 0 < share < 1
         if step.close is not None:
             step.close()
-    first = found["pattern of PyG's: CPU gather, then copy"]
-    assert first[0] == 40 and first[1] == pytest.approx(math.log(16), rel=0.5)
-    case.assert_same(first, found["dataeff"])
     assert "no GPU" in refused["dataeff 10 % hot"]
+    return [found[name] for name in NAMES]
+
+
+@pytest.fixture
+def cases(monkeypatch):
+    monkeypatch.setattr(epoch, "BATCH", 16)
+    return list(epoch.cases(Options(quick=True, device=torch.device("cpu"))))
+
+
+def test_every_provider_delivers_every_seed(cases):
+    inputs = epoch.make_inputs(300, 2000, 20, 40, torch.device("cpu"))
+    first, ours = results(cases[0], inputs)
+    assert first[0] == 40
+    assert first[1] == pytest.approx(inputs.x[inputs.seeds].double().sum().item(), rel=1e-4)
+    cases[0].assert_same(first, ours)
+    with pytest.raises(AssertionError, match="39 seeds"):
+        cases[0].assert_same(first, (39, first[1]))
+    with pytest.raises(AssertionError):
+        cases[0].assert_same(first, (40, first[1] + 1))
+
+
+def test_every_provider_trains_on_every_seed(cases):
+    inputs = epoch.make_inputs(300, 2000, 20, 40, torch.device("cpu"))
+    first, ours = results(cases[-1], inputs)
+    assert first[0] == 40 and first[1] == pytest.approx(math.log(16), rel=0.5)
+    cases[-1].assert_same(first, ours)
     with pytest.raises(AssertionError, match="trained on 39"):
-        case.assert_same(first, (39, first[1]))
+        cases[-1].assert_same(first, (39, first[1]))
     with pytest.raises(AssertionError, match="mean loss"):
-        case.assert_same(first, (40, first[1] * 3))
+        cases[-1].assert_same(first, (40, first[1] * 3))
+
+
+def test_a_cpu_trains_a_shorter_epoch():
+    on_cpu, on_gpu = (
+        list(epoch.cases(Options(device=torch.device(kind))))[-1].size for kind in ("cpu", "cuda")
+    )
+    assert "trained" in on_cpu and "seeds=8192 " in on_cpu and "seeds=100000 " in on_gpu
