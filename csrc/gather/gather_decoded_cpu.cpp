@@ -26,37 +26,42 @@ void decode_row(std::byte* out, const std::byte* row, int64_t size, float scale)
 }
 
 #if DATAEFF_HAS_WIDE
-template <typename Rows, typename Out>
+template <typename Rows, typename Out, bool kStream>
 DATAEFF_WIDE void decode_row_wide(std::byte* out, const std::byte* row, int64_t size, float scale) {
   int64_t done = 0;
   if constexpr (std::is_same_v<Out, Float32Element>) {
-    auto* to = reinterpret_cast<float*>(out);
-    const auto* from = reinterpret_cast<const typename Rows::Code*>(row);
-    if constexpr (std::is_same_v<Rows, Float16Rows>) done = widen_halves(to, from, size);
-    if constexpr (std::is_same_v<Rows, Float8Rows>) done = widen_float8s(to, from, size, scale);
+    done = widen_row<Rows, kStream>(reinterpret_cast<float*>(out),
+                                    reinterpret_cast<const typename Rows::Code*>(row), size, scale);
   }
   decode_all<Rows, Out>(out + done * sizeof(typename Out::Value),
                         row + done * sizeof(typename Rows::Code), size - done, scale);
 }
 #endif
 
-DecodeRow row_decoder(const RowCoding& coding) {
+DecodeRow row_decoder(const RowCoding& coding, bool stream) {
   return with_format(coding.format, [&]<typename Rows>(Rows) {
-    return with_element(coding.element, []<typename Out>(Out) -> DecodeRow {
+    return with_element(coding.element, [stream]<typename Out>(Out) -> DecodeRow {
 #if DATAEFF_HAS_WIDE
-      if (wide_vectors()) return decode_row_wide<Rows, Out>;
+      if (wide_vectors())
+        return stream ? decode_row_wide<Rows, Out, true> : decode_row_wide<Rows, Out, false>;
 #endif
       return decode_row<Rows, Out>;
     });
   });
 }
 
+// Whole lines, of an output that leaves the caches before anyone reads it.
+bool worth_streaming(const std::byte* out, int64_t out_nbytes, int64_t num_ids) {
+  const bool whole_lines = (reinterpret_cast<uintptr_t>(out) | out_nbytes) % kLine == 0;
+  return whole_lines && num_ids * out_nbytes >= kStreamNbytes;
+}
+
 template <typename Id>
 void gather(const RowTable table, const RowCoding coding, const Id* ids, int64_t num_ids,
             std::byte* out, int num_threads) {
-  const DecodeRow decode_one = row_decoder(coding);
   const int64_t size = table.row_nbytes / code_nbytes(coding.format);
   const int64_t out_nbytes = size * element_nbytes(coding.element);
+  const DecodeRow decode_one = row_decoder(coding, worth_streaming(out, out_nbytes, num_ids));
   const int64_t ahead = rows_ahead(table.row_nbytes);
   const auto row_of = [=](int64_t i) {
     int64_t row = ids[i];
@@ -65,7 +70,7 @@ void gather(const RowTable table, const RowCoding coding, const Id* ids, int64_t
   const auto fetch = [=](int64_t i) {
     const int64_t row = row_of(i);
     fetch_row(table.data + row * table.row_stride, table.row_nbytes);
-    if (coding.scales) __builtin_prefetch(coding.scales + row, 0, 1);
+    if (coding.scales) fetch_line(coding.scales + row);
   };
   if (num_ids * out_nbytes <= kSerialNbytes) num_threads = 1;
   const int64_t grain = std::max<int64_t>(kPieceNbytes / out_nbytes, 1);
@@ -77,6 +82,7 @@ void gather(const RowTable table, const RowCoding coding, const Id* ids, int64_t
       decode_one(out + i * out_nbytes, table.data + row * table.row_stride, size,
                  coding.scales ? coding.scales[row] : 1.0f);
     }
+    stream_fence();
   });
 }
 

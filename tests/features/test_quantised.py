@@ -82,18 +82,22 @@ def test_codes_and_rows_are_the_reference_to_the_bit(store, dtype):
         assert same_bits(rows, dequantise(codes, scales, out)[index.long()])
 
 
+WIDE = 33  # elements of a row: two whole vectors of sixteen and one more
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("code", [torch.float16, torch.bfloat16])
 def test_every_16_bit_code_is_widened_as_torch_does(code, dtype):
     table = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(code)[:, None]
+    table = table.repeat(1, WIDE)
     rows = gather_stored(Source(table), torch.arange(65536), dtype)
     torch.testing.assert_close(rows, table.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("code", [torch.int8, torch.float8_e4m3fn])
-@pytest.mark.parametrize("scale", [1.0, 0.1, 2.0**-126, 1e36, 2.0**100])
+@pytest.mark.parametrize("scale", [1.0, 0.1, 2.0**-126, 1e36, 2.0**100, 2.0**119])
 def test_every_8_bit_code_and_large_and_small_scales(code, scale):
-    table = torch.arange(-128, 128).to(torch.int8).view(code)[:, None]
+    table = torch.arange(-128, 128).to(torch.int8).view(code)[:, None].repeat(1, WIDE)
     scales = torch.full((256,), scale)
     for dtype in ELEMENTS:
         rows = gather_stored(Source(table, scales), torch.arange(256), dtype)
@@ -224,8 +228,13 @@ def test_operators_pass_opcheck():
     )
 
 
-def test_large_gathers_run_in_threads():
-    x = torch.randn(20_000, 100)
-    index = torch.randint(-20_000, 20_000, (30_000,))
-    rows = dataeff.FeatureTable(x, store="fp8")[index]
-    assert torch.equal(rows, dequantise(*quantise_reference(x, "fp8"), torch.float32)[index])
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize(("width", "num_ids"), [(100, 30_000), (128, 70_000)])
+def test_large_gathers_run_in_threads_and_stream(store, width, num_ids):
+    x = torch.randn(20_000, width)
+    index = torch.randint(-20_000, 20_000, (num_ids,))
+    expected = dequantise(*quantise_reference(x, store), torch.float32)[index]
+    table = dataeff.FeatureTable(x, store=store)
+    assert torch.equal(table[index], expected)
+    out = torch.empty(num_ids * width + 1)[1:].view(num_ids, width)  # begins inside a line
+    assert torch.equal(table.gather(index, out=out), expected)
