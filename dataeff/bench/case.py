@@ -129,6 +129,8 @@ class Case:
         tolerance: (rtol, atol) of the comparison; zeros ask for equality.
         same: replaces the comparison: takes (expected, actual), raises AssertionError.
         budget_s: seconds of timing, where they are fewer than the options say.
+        settle_s: seconds for which rounds go on beyond their number while times are unsettled:
+            fewer than a second of them, or a spread of more than a tenth.
         num_calls: how often each provider is called in all, where that matters; else the options
             say how many rounds there are.
         group: what the case is one size of, for summaries; the workload's name by default.
@@ -143,6 +145,7 @@ class Case:
     tolerance: tuple[float, float] = (0.0, 0.0)
     same: Callable[[Any, Any], None] | None = None
     budget_s: float = float("inf")
+    settle_s: float = 0.0
     num_calls: int | None = None
     group: str = ""
 

@@ -9,6 +9,7 @@ is off while the clock runs.
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -25,6 +26,8 @@ from dataeff.bench.record import Record, Run
 MIN_ROUNDS = 3
 MAX_CALLS_PER_SAMPLE = 1000
 LONG_CALL_S = 1.0
+SETTLED_S = 1.0
+SETTLED_SPREAD = 0.1  # of the median
 
 
 class DisagreementError(RuntimeError):
@@ -180,14 +183,27 @@ def _rounds(lanes: list[Lane], case: Case, options: Options) -> None:
     budget_s, num_rounds = min(case.budget_s, options.budget_s), options.num_rounds
     if case.num_calls is not None:  # one was compared, one warmed up
         budget_s, num_rounds = math.inf, max(MIN_ROUNDS, case.num_calls - 2)
-    deadline = time.perf_counter() + budget_s
-    for index in range(num_rounds):
-        if index >= MIN_ROUNDS and time.perf_counter() > deadline:
+    start = time.perf_counter()
+    for index in itertools.count():
+        elapsed_s = time.perf_counter() - start
+        if index >= MIN_ROUNDS and elapsed_s > budget_s:
+            return
+        if index >= num_rounds and (elapsed_s >= case.settle_s or _settled(lanes, elapsed_s)):
             return
         first = index % max(len(lanes), 1)
         for lane in (*lanes[first:], *lanes[:first]):
             lane.samples.append(_sample(lane, options.device))
         gc.collect()
+
+
+def _settled(lanes: list[Lane], elapsed_s: float) -> bool:
+    """Whether more rounds would tell nothing new: a second of them, and each lane's spread small.
+
+    Fifteen rounds of milliseconds are over before another program, which took a core, is done.
+    """
+    return elapsed_s > SETTLED_S and all(
+        lane.quartile_distance_s <= SETTLED_SPREAD * lane.median_s for lane in lanes
+    )
 
 
 @contextmanager

@@ -159,6 +159,26 @@ def test_a_case_may_ask_for_fewer_seconds_than_the_options(clock):
     assert rounds() == 5 and rounds(budget_s=2.5) == 3
 
 
+def test_rounds_go_on_until_times_are_settled(clock):
+    def rounds(durations, **options):
+        left = iter(durations)
+
+        def call():
+            clock.now_ns += round(next(left) * 1e9)
+
+        case = Case(size="", inputs=lambda: None, providers=(provider("one", call),), **options)
+        return run(case)["one", "num_rounds"].value
+
+    def disturbed(seconds):  # by another program, in its first two rounds
+        return [seconds, seconds, *[3 * seconds] * 2, *[seconds] * 100]
+
+    assert rounds(disturbed(0.1)) == 5  # the usual number
+    assert rounds(disturbed(0.1), settle_s=4.0) == 9  # the quartiles meet
+    assert rounds([0.1, 0.2] * 50, settle_s=4.0) == 27  # never: four seconds are the end
+    assert rounds([0.1] * 50, settle_s=0.5) == 5
+    assert rounds([0.1, 0.2] * 50, settle_s=4.0, budget_s=1.0) == 8
+
+
 def test_short_calls_are_repeated_within_a_sample(clock):
     calls = []
     case = Case(
