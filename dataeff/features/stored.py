@@ -162,6 +162,10 @@ class StoredRows(Rows):
         Raises:
             RuntimeError: nothing is prepared for this CUDA device.
         """
+        if out is None:
+            # Inductor (torch 2.13) cannot lower an operator whose only mutable argument, the count
+            # of hits, is None; of one that also writes a buffer it can.
+            out = index.new_empty((*index.shape, *self.shape[1:]), dtype=self.dtype)
         return gather_stored(self._traced_source(index.device), index, self.dtype, out)
 
     def _traced_source(self, device: torch.device) -> Source:

@@ -216,6 +216,18 @@ def test_strided_sources_pickles_and_compiled_graphs():
     assert torch.equal(step(index), expected[index] * 2)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("store", ["fp16", "int8"])
+def test_inductor_compiles_it(store):
+    table = dataeff.FeatureTable(torch.randn(40, 10), store=store)
+    index = torch.tensor([[1, -1]])
+    step = torch.compile(lambda i: table[i] * 2, fullgraph=True)
+    assert torch.equal(step(index), table[index] * 2)
+    half = torch.compile(lambda i: table.gather(i, dtype=torch.float16) * 2, fullgraph=True)
+    assert torch.equal(half(index), table.gather(index, dtype=torch.float16) * 2)
+
+
 def test_operators_pass_opcheck():
     codes, scales = quantise(torch.rand(10, 4), "int8")
     index = torch.randint(10, (3, 2))
