@@ -2,8 +2,10 @@
 
 Every provider's result is compared with the first one's before the clock starts. Round r starts
 with provider r, so that none always runs after the same other. Reported is the median over rounds
-with the distance between the quartiles (of a ceiling's rate, the best round); the garbage collector
-is off while the clock runs.
+with the distance between the quartiles (of a ceiling's rate, the best round), beside them the
+fastest round; the garbage collector is off while the clock runs. A program that takes one of two
+cores stretches short calls to whole time slices, ours and theirs alike, and no median mends that:
+`busy_elsewhere` then says what share of the processors' time others took during the rounds.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 
 from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.bench.processor_time import ProcessorTime
 from dataeff.bench.record import Record, Run
 
 MIN_ROUNDS = 3
@@ -28,6 +31,7 @@ MAX_CALLS_PER_SAMPLE = 1000
 LONG_CALL_S = 1.0
 SETTLED_S = 1.0
 SETTLED_SPREAD = 0.1  # of the median
+CALM_SHARE = 0.05
 
 
 class DisagreementError(RuntimeError):
@@ -98,13 +102,16 @@ def run_case(workload: str, case: Case, options: Options, run: Run) -> list[Reco
         with _no_garbage_collection():
             for lane in lanes:
                 _warm_up(lane, case, options)
+            before = ProcessorTime.now()
             _rounds(lanes, case, options)
+            elsewhere = ProcessorTime.now().elsewhere_since(before)
         record = _Recorder(workload, case, run)
         records: list[Record] = []
         for lane in lanes:
             records += record.measured(lane, [c for c in lanes if c.provider.role == "ceiling"])
             records += record.against(lane, lanes[0])
             records += record.peak(lane, options.device)
+            records += record.disturbed(lane, elsewhere)
         return records + [record.skipped(provider, reason) for provider, reason in skipped]
 
 
@@ -250,6 +257,7 @@ class _Recorder:
         figures = [
             ("time_s", lane.median_s, "s"),
             ("time_spread_s", lane.quartile_distance_s, "s"),
+            ("time_min_s", min(lane.samples), "s"),
             ("num_rounds", float(len(lane.samples)), "1"),
         ]
         nbytes = self.case.nbytes if lane.step.nbytes is None else lane.step.nbytes
@@ -276,6 +284,12 @@ class _Recorder:
         pairs = zip(lane.samples, first.samples, strict=True)
         ratio = statistics.median(mine / its for mine, its in pairs if its > 0)
         return [self._record(lane.provider, "time_ratio", ratio, "1")]
+
+    def disturbed(self, lane: Lane, elsewhere: float) -> list[Record]:
+        """What other programs took of the processors meanwhile, where it is enough to mistrust."""
+        if lane.provider.role != "ours" or elsewhere <= CALM_SHARE:
+            return []
+        return [self._record(lane.provider, "busy_elsewhere", elsewhere, "1")]
 
     @staticmethod
     def _shares(

@@ -79,7 +79,10 @@ def shares(row: Row) -> str:
 
 def extras(row: Row) -> str:
     """What a provider reported beside the time."""
-    usual = ("time_s", "time_spread_s", "num_rounds", "bandwidth_gbs", "rate_gflops", "skipped")
+    usual = (
+        *("time_s", "time_spread_s", "time_min_s", "num_rounds"),
+        *("bandwidth_gbs", "rate_gflops", "skipped"),
+    )
     return ", ".join(
         f"{metric}={amount(record)}"
         for metric, record in row.items()

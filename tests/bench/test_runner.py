@@ -179,6 +179,20 @@ def test_rounds_go_on_until_times_are_settled(clock):
     assert rounds([0.1, 0.2] * 50, settle_s=4.0, budget_s=1.0) == 8
 
 
+@pytest.mark.parametrize(("elsewhere", "said"), [(0.04, False), (0.3, True)])
+def test_a_busy_machine_is_said(clock, monkeypatch, elsewhere, said):
+    monkeypatch.setattr(runner.ProcessorTime, "elsewhere_since", lambda now, before: elsewhere)
+    providers = (
+        provider("theirs", clock.work("theirs", 1.0, [])),
+        provider("mine", clock.work("mine", 1.0, []), role="ours"),
+    )
+    records = run(Case(size="", inputs=lambda: None, providers=providers))
+    assert ("theirs", "busy_elsewhere") not in records
+    assert (("mine", "busy_elsewhere") in records) == said
+    if said:
+        assert records["mine", "busy_elsewhere"].value == elsewhere
+
+
 def test_short_calls_are_repeated_within_a_sample(clock):
     calls = []
     case = Case(
