@@ -108,7 +108,11 @@ def with_memory(x: Tensor, name: str) -> Tensor:
     if type(x) is Tensor:
         return x
     held: Tensor = x.as_tensor() if hasattr(x, "as_tensor") else x
-    if held.numel() and held.device.type in ("cpu", "cuda") and not held.data_ptr():
+    try:
+        lost = held.device.type in ("cpu", "cuda") and held.numel() > 0 and not held.data_ptr()
+    except RuntimeError:  # a tracer's, which names no address; it calls the operators
+        return held
+    if lost:
         raise TypeError(
             f"{name} is a {type(x).__name__}, which has no memory of its own: pass the tensor that "
             "it wraps"

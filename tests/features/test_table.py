@@ -359,6 +359,25 @@ def test_what_watches_or_changes_operators_finds_the_gather(x, store):
     assert torch.allclose(weighted(torch.tensor(2.0)), expected.sum(), rtol=1e-4)
 
 
+class Gathers(torch.nn.Module):
+    def __init__(self, table):
+        super().__init__()
+        self.table = table
+
+    def forward(self, index):
+        return self.table[index] * 2
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports(x, strict):
+    program = torch.export.export(
+        Gathers(dataeff.FeatureTable(x)), (torch.tensor([1, 2]),), strict=strict
+    )
+    assert torch.equal(program.module()(torch.tensor([3, 1])), x[[3, 1]] * 2)
+
+
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
 def test_a_traced_gather_is_a_gather(x):
     table = dataeff.FeatureTable(x)
