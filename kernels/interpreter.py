@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import triton.experimental.gluon  # noqa: F401  (asserts on import that tl.* is not interpreted)
 import triton.language as tl
+from triton.runtime import interpreter as triton_interpreter
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 from triton.runtime.jit import JITFunction
 
@@ -46,6 +47,15 @@ def _widen(operand: Any) -> Any:
     return TensorHandle(values, tl.float32)
 
 
+_patch_lang_tensor = triton_interpreter._patch_lang_tensor
+
+
+def _patch_lang_tensor_for_numpy(tensor: Any, scope: Any) -> None:
+    """Triton 3.6 makes an index of an array of one element, which NumPy 2.4 refuses."""
+    _patch_lang_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
 def _restore(place: Any, before: dict[str, Any]) -> None:
     for name, value in list(vars(place).items()):
         if name in before:
@@ -63,7 +73,7 @@ def interpreted(*modules: types.ModuleType) -> Iterator[None]:
     Calls to device functions leave the language patched behind them (seen in Triton 3.6 and 3.9),
     which would break the next compilation, so everything is put back from a copy.
     """
-    places = [*_patched_places(), InterpreterBuilder, *modules]
+    places = [*_patched_places(), InterpreterBuilder, triton_interpreter, *modules]
     saved = [(place, dict(vars(place))) for place in places]
     try:
         for module in (*_LANGUAGE, *modules):
@@ -71,6 +81,7 @@ def interpreted(*modules: types.ModuleType) -> Iterator[None]:
                 if isinstance(value, JITFunction):
                     setattr(module, name, InterpretedFunction(value.fn))
         InterpreterBuilder.create_dot = _dot_of_values
+        triton_interpreter._patch_lang_tensor = _patch_lang_tensor_for_numpy
         with np.errstate(all="ignore"):  # a GPU does not warn of inf and nan either
             yield
     finally:

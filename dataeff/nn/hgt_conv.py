@@ -145,8 +145,8 @@ class HGTConv(torch.nn.Module):
         self.kqv_lin.materialise(x_dict)
         alike = self.kqv_lin.alike(x_dict)
         found = (self._joint if alike else self._by_type)(graph, layout, x_dict)
-        wanted = self.dst_node_types & x_dict.keys()
-        return {name: rows for name, rows in found.items() if name in wanted}
+        known = self.dst_node_types
+        return {name: rows for name, rows in found.items() if name in known and name in x_dict}
 
     def _joint(
         self, graph: rgnn.Graph, layout: TypedLayout, x_dict: Mapping[str, Tensor]

@@ -140,7 +140,7 @@ def peak_host_bytes(call: Callable[[], object]) -> int:
     call()  # what a first call leaves behind is not the step's
     SCRATCH.clear()  # memory that calls of our layers hand on is
     with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
         result = call()
         del result
