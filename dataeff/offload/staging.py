@@ -175,6 +175,8 @@ class DeviceCopy:
     def load(self) -> DeviceLoad:
         """Begins to bring the bytes back into new device memory."""
         if self._buffer is not None:
+            # The copy out was waited for by the stream that was current then; this may be another.
+            self._streams.order_after(self._copied)
             load = DeviceLoad(self, self._buffer.tensor(), None)
             assert load.event is not None
             self._busy = load.event
@@ -209,6 +211,7 @@ class DeviceLoad:
         self.storage = self._target.untyped_storage()
         self.event: Event | None = None
         self._transfer = None
+        self._failure: OSError | None = None
         if buffer is None:
             self._to_device()
         else:
@@ -222,19 +225,34 @@ class DeviceLoad:
             self._buffer = None
 
     def done(self) -> bool:
-        """Whether the bytes are on the device, or on a stream to it."""
-        return self._transfer is None or bool(self._transfer.done())
+        """Whether the bytes are on the device; what the disk has delivered is sent there.
+
+        Until then the memory is not given up, and no stream has been told to wait: only who unpacks
+        the tensor waits for it, not all that the device does beside its copy.
+        """
+        if self.event is None and self._transfer is not None and self._transfer.done():
+            self._forward()
+        return self._failure is not None or (self.event is not None and self.event.query())
 
     def finish(self) -> tuple[int, int]:
-        """Waits for the disk if need be, then orders the current stream behind the copy.
+        """Waits for the disk if need be, not for the device: `order` lets a stream do that.
 
         Raises OSError naming file and offset when the bytes cannot be read or fail their checksum.
         """
         if self.event is None:
-            self._finish_read()
-            self._to_device()
-        self.order()
+            self._forward()
+        if self._failure is not None:
+            raise self._failure
         return self._start_ns, time.perf_counter_ns()
+
+    def _forward(self) -> None:
+        """Sends what the disk has delivered to the device."""
+        if self._failure is None:
+            try:
+                self._finish_read()
+                self._to_device()
+            except OSError as error:
+                self._failure = error
 
     def order(self) -> None:
         """Lets the current stream wait for the bytes."""

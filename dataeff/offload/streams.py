@@ -11,10 +11,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from dataeff import _core
 from dataeff.memory import HostBuffer
 
 
@@ -47,6 +49,22 @@ class Streams(Protocol):
         """Undoes `pin`."""
 
 
+@dataclass(frozen=True)
+class CudaCopy:
+    """A copy that was queued while `stream` was current; an `Event`."""
+
+    event: torch.cuda.Event
+    stream: torch.cuda.Stream
+
+    def query(self) -> bool:
+        """Whether the copy has ended."""
+        return bool(self.event.query())
+
+    def synchronize(self) -> None:
+        """Makes the host wait for the end of the copy."""
+        self.event.synchronize()
+
+
 class CudaStreams:
     """One side stream out of and one into a CUDA device."""
 
@@ -54,26 +72,37 @@ class CudaStreams:
         self._device = device
         self._out = torch.cuda.Stream(device)
         self._in = torch.cuda.Stream(device)
+        self._registrations: dict[int, _core.HostRegistration] = {}
 
-    def copy_out(self, source: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event:
+    def copy_out(self, source: torch.Tensor, target: torch.Tensor) -> CudaCopy:
         """Copies on the outgoing stream."""
         return self._copy(self._out, source, target)
 
-    def copy_in(self, source: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event:
+    def copy_in(self, source: torch.Tensor, target: torch.Tensor) -> CudaCopy:
         """Copies on the incoming stream."""
         return self._copy(self._in, source, target)
 
     def order_after(self, event: Event) -> None:
-        """Lets the current stream wait for `event`."""
-        assert isinstance(event, torch.cuda.Event)
-        torch.cuda.current_stream(self._device).wait_event(event)
+        """Lets the current stream wait for a copy, and the stream that it was queued beside.
+
+        The device memory of the copy belongs to the latter: whoever gets it next runs there.
+        """
+        assert isinstance(event, CudaCopy)
+        for stream in {torch.cuda.current_stream(self._device), event.stream}:
+            stream.wait_event(event.event)
 
     def pin(self, buffer: HostBuffer) -> None:
         """Registers the buffer with CUDA, in place."""
-        code = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr, buffer.capacity_nbytes, 0)
+        nbytes = buffer.capacity_nbytes
+        if _core.cuda_built:
+            with torch.cuda.device(self._device):
+                registration = _core.HostRegistration(buffer.data_ptr, nbytes)
+            self._registrations[buffer.data_ptr] = registration
+            return
+        code = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr, nbytes, 0)
         if int(code) != 0:
             raise RuntimeError(
-                f"CUDA cannot pin {buffer.capacity_nbytes} bytes of host memory (error {code}): "
+                f"CUDA cannot pin {nbytes} bytes of host memory (error {code}): "
                 "ask for fewer host_bytes, or raise the limit of locked memory (ulimit -l)"
             )
 
@@ -81,13 +110,18 @@ class CudaStreams:
         """Takes the registration back, when no copy uses it any more."""
         self._out.synchronize()
         self._in.synchronize()
-        torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr)
+        registration = self._registrations.pop(buffer.data_ptr, None)
+        if registration is None:
+            torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr)
+        else:
+            registration.close()
 
     def _copy(
         self, side: torch.cuda.Stream, source: torch.Tensor, target: torch.Tensor
-    ) -> torch.cuda.Event:
-        side.wait_stream(torch.cuda.current_stream(self._device))
+    ) -> CudaCopy:
+        current = torch.cuda.current_stream(self._device)
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             target.copy_(source, non_blocking=True)
             event: torch.cuda.Event = side.record_event()
-        return event
+        return CudaCopy(event, current)

@@ -25,7 +25,9 @@ class Load(Protocol):
     def finish(self) -> tuple[int, int]:
         """Waits for the bytes; returns when the transfer began and ended, in nanoseconds.
 
-        Raises OSError when the bytes cannot be had; `Copy.load` may then be tried again.
+        A device's copy may still be under way: `order` before the bytes are used or given up,
+        unless `done` was true before. Raises OSError when the bytes cannot be had; `Copy.load` may
+        then be tried again.
         """
 
     def order(self) -> None:

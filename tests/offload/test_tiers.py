@@ -2,6 +2,8 @@
 
 import errno
 import gc
+import threading
+import weakref
 
 import pytest
 import torch
@@ -197,3 +199,73 @@ def test_host_tensors_need_a_disk():
         model(torch.randn(512, 64)).exp().sum().backward()
     report = offload.report()
     assert report.bytes_host == 0 and "host memory already" in report.reason
+
+
+class SlowWayBack:
+    """Notes which copies into the device somebody waits for, all of them slow."""
+
+    def __init__(self, streams):
+        self.streams, self.incoming, self.waited_for = streams, [], []
+
+    def __getattr__(self, name):
+        return getattr(self.streams, name)
+
+    def copy_in(self, source, target):
+        self.incoming.append(self.streams.copy_in(source, target))
+        return self.incoming[-1]
+
+    def order_after(self, event):
+        if event in self.incoming and event not in self.waited_for:
+            self.waited_for.append(event)
+        self.streams.order_after(event)
+
+
+@pytest.mark.parametrize("kind", ["host", "disk"])
+def test_nobody_waits_for_a_prefetch_before_it_is_wanted(offload_of, late_streams, kind):
+    """A stream that waits for what was only sent for early computes nothing beside the copy."""
+    late_streams.delay_s = 0.05
+    model, x = make_chain()
+    streams = SlowWayBack(late_streams)
+    offload = offload_of(
+        model, prefetch_bytes=4 * MIB, streams_of=lambda device: streams, **KINDS[kind]
+    )
+    counts = []
+
+    def note(grad):
+        # Waits go in the order of the tape: one for each tensor that was unpacked, no more.
+        counts.append((offload._cache.counters.num_unpacked, len(streams.waited_for)))
+
+    with offload:
+        y = x
+        for layer in model:
+            y = layer(y)
+            y.register_hook(note)
+        loss = y.sum()
+        offload._cache.drain()
+        loss.backward()
+    assert len(streams.incoming) >= 5
+    assert all(waits <= unpacked for unpacked, waits in counts), counts
+
+
+def test_memory_of_a_load_that_nobody_wants_is_kept_until_it_has_arrived(offload_of, late_streams):
+    model, x = make_chain()
+    offload = offload_of(model, disk=False, host_bytes=16 * MIB, prefetch_bytes=3 * MIB)
+    with offload:
+        loss = model(x).sum()
+        offload._cache.drain()
+        arrive = threading.Event()
+        late_streams.queues["in"].submit(arrive.wait)
+        offload.expect_backward()  # sends for the last ones
+    cache = offload._cache
+    memory = [weakref.ref(saved.load) for saved in cache._incoming._loading]
+    assert len(memory) == 3
+    del loss
+    gc.collect()
+    cache.poll()
+    assert all(load() is not None for load in memory)  # it is still being written
+    arrive.set()
+    cache.drain()
+    cache.poll()
+    gc.collect()
+    assert not any(load() is not None for load in memory)
+    assert offload.report().saved_bytes == 0
