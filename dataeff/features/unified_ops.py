@@ -39,6 +39,8 @@ _MEMORY_ONLY = {
     torch.numel,
 }
 _VIEW_GETTERS = {"T", "H", "mT", "mH", "real", "imag", "data"}
+# Those that compiled functions use: torch 2.10 traces the look in a set, not what comes after it.
+_GETTERS = {getattr(torch.Tensor, name).__get__ for name in ("shape", "device", "dtype", "ndim")}
 
 
 _OPERATORS = (
@@ -66,7 +68,7 @@ _FUNCTIONS_IN_PLACE = _in_place(torch) | _in_place(F)
 
 def memory_only(func: Callable[..., Any]) -> bool:
     """Whether an operation runs the same wherever the elements are."""
-    if func in _MEMORY_ONLY:
+    if func in _MEMORY_ONLY or func in _GETTERS:
         return True
     getter = getattr(func, "__self__", None)  # x.shape calls torch.Tensor.shape.__get__
     name = getattr(func, "__name__", "")

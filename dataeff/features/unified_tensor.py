@@ -60,10 +60,9 @@ class UnifiedTensor(torch.Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         deciding = list(_tensors(args[: num_deciding(func)])) + list(_tensors(kwargs))
-        device = placement(
-            [Operand(x.device, x.dim(), isinstance(x, UnifiedTensor)) for x in deciding],
-            _propagation(cls, func),
-        )
+        with torch._C.DisableTorchFunctionSubclass():  # or each look comes here again
+            operands = [Operand(x.device, x.dim(), isinstance(x, UnifiedTensor)) for x in deciding]
+        device = placement(operands, _propagation(cls, func))
         if device.type == "cpu":
             return _run_on_cpu(func, args, kwargs)
         return _run_on_device(func, args, kwargs, device)
@@ -218,7 +217,9 @@ def _run_on_cpu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
     for u in own:
-        u._unified.wait(to_write=mutates(func, kwargs))
+        memory: UnifiedMemory | None = u.__dict__.get("_memory")
+        if memory is not None:  # else no GPU was ever given anything to do with it
+            memory.wait(to_write=mutates(func, kwargs))
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
         if func in _CLONES:
@@ -299,7 +300,8 @@ def _trace_on_alias(
         raise NotImplementedError(
             "a compiled function cannot write from the GPU into a unified tensor: do it outside"
         )
-    like = next(x for x in _tensors((args, kwargs)) if x.device == device)
+    with torch._C.DisableTorchFunctionSubclass():
+        like = next(x for x in _tensors((args, kwargs)) if x.device == device)
 
     def on_device(x: Tensor) -> Tensor:
         return _TracedOnDevice.apply(x, like) if isinstance(x, UnifiedTensor) else x  # type: ignore[no-untyped-call]

@@ -119,12 +119,13 @@ def test_sparse_adjacency_and_prepared_graph():
     want = conv(x, edges)
     sizes = {t: v.shape[0] for t, v in x.items()}
     graph = rgnn.Graph.from_typed(edges, sizes, edge_types=METADATA[1])
-    sparse = {
-        (s, r, d): torch.sparse_coo_tensor(
-            v.flip(0), torch.ones(v.shape[1]), (sizes[d], sizes[s]), check_invariants=True
-        )
-        for (s, r, d), v in edges.items()
-    }
+    with torch.sparse.check_sparse_tensor_invariants():  # torch 2.11 warns unless it is told
+        sparse = {
+            (s, r, d): torch.sparse_coo_tensor(
+                v.flip(0), torch.ones(v.shape[1]), (sizes[d], sizes[s])
+            )
+            for (s, r, d), v in edges.items()
+        }
     for given_edges in (graph, sparse):
         for t, rows in conv(x, given_edges).items():
             torch.testing.assert_close(rows, want[t])
