@@ -2,10 +2,14 @@
 
 import multiprocessing
 import signal
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # for cuda_double
 
 # A run that a script started in the background inherits an ignored SIGINT, and so would every
 # process it starts: the tests of Ctrl-C need it as a terminal leaves it.
@@ -28,6 +32,14 @@ def device(request):
 def generator():
     """A seeded source of random numbers, on the CPU."""
     return torch.Generator().manual_seed(20260217)
+
+
+@pytest.fixture
+def cuda_double(monkeypatch):
+    """The streams of `torch.cuda`, replaced by some that write down what they are told."""
+    from cuda_double import Cuda
+
+    return Cuda(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -143,6 +143,8 @@ class HotTier:
             ids = torch.arange(self.num_hot) if chosen is None else chosen
             with torch.cuda.device(device):
                 self.rows = gather_stored(source, ids.to(device), source.table.dtype)
+                # Once: the next gather may be on another stream, which knows nothing of this one.
+                torch.cuda.current_stream(device).synchronize()
 
     def source(self) -> Source:
         """Where a gather on the device finds the rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -18,8 +19,10 @@ class Prefetch:
     On the CPU it runs in the table's thread, on CUDA on the table's own stream.
     """
 
-    def __init__(self, finish: Callable[[], Tensor]) -> None:
-        self._finish = finish
+    def __init__(
+        self, finish: Callable[[], Tensor], abandon: Callable[[], object] = lambda: None
+    ) -> None:
+        self._finish, self._abandon = finish, abandon
         self._rows: Tensor | None = None
 
     def wait(self) -> Tensor:
@@ -35,6 +38,10 @@ class Prefetch:
         if self._rows is None:
             self._rows = self._finish()
         return self._rows
+
+    def __del__(self) -> None:
+        if self._rows is None and not sys.is_finalizing():
+            self._abandon()
 
 
 def prefetch_in_thread(executor: ThreadPoolExecutor, gather: Callable[[], Tensor]) -> Prefetch:
@@ -92,7 +99,8 @@ def prefetch_on_stream(
     the side stream in turn waits for the current stream at the next prefetch, so a block that is
     freed and taken again is never written while it is still read.
     """
-    stream.wait_stream(torch.cuda.current_stream(index.device))
+    made_on = torch.cuda.current_stream(index.device)
+    stream.wait_stream(made_on)
     with torch.cuda.stream(stream):
         rows = gather()
         done = torch.cuda.Event()
@@ -103,4 +111,5 @@ def prefetch_on_stream(
         torch.cuda.current_stream(index.device).wait_event(done)
         return rows
 
-    return Prefetch(finish)
+    # Or whoever gets the memory of the index next would write into it before it is read.
+    return Prefetch(finish, abandon=lambda: made_on.wait_event(done))

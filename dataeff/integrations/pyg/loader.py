@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ import torch_geometric.loader as pyg_loader
 from torch_geometric.data import Data, HeteroData
 
 from dataeff.features.pipeline import pipelined
+from dataeff.integrations.pyg.delivery import Delivery
 from dataeff.integrations.pyg.graph import has_row_per_node, is_table, with_node_counts
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
 
@@ -53,14 +56,18 @@ class _PipelinedLoader:
             yield index, base + i
 
     def __iter__(self) -> Iterator[Any]:
-        batches = pipelined(
-            self._tasks(), self._work, num_threads=self._num_threads, depth=self._depth
-        )
-        if self.filter_per_worker:  # type: ignore[attr-defined]
-            yield from batches
-        else:
-            for drawn in batches:
+        threads = {"num_threads": self._num_threads, "depth": self._depth}
+        if not self.filter_per_worker:  # type: ignore[attr-defined]
+            for drawn in pipelined(self._tasks(), self._work, **threads):
                 yield self.filter_fn(drawn)  # type: ignore[attr-defined]
+        elif self._num_threads and self.device is not None and self.device.type == "cuda":
+            delivery = Delivery(self.device)
+            work = partial(delivery.run, self._work)
+            with closing(pipelined(self._tasks(), work, **threads)) as batches:
+                for delivered in batches:
+                    yield delivery.take(delivered)
+        else:
+            yield from pipelined(self._tasks(), self._work, **threads)
 
     @property
     def _sampler(self) -> PyGNeighborSampler:
@@ -136,7 +143,8 @@ class NeighborLoader(_PipelinedLoader, pyg_loader.NeighborLoader):  # type: igno
       copied, forked or pickled; `prefetch_factor` batches per thread are prepared ahead (2).
       Batches do not depend on either: `torch.manual_seed`, or `generator`, fixes a run.
     - An attribute of `data` may be a `dataeff.FeatureTable`: its rows are gathered for each batch,
-      on `device` when that is given.
+      on `device` when that is given. On a GPU the threads do so, and run `transform`, on a stream
+      of their own beside the caller's.
     - `filter_per_worker=False` gathers features in the caller's thread, not in those ahead.
     - `is_sorted` is not needed: sorted edges are recognised.
 

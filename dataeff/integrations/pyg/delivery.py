@@ -1,0 +1,43 @@
+"""What threads that work ahead do on a GPU: on their own stream, in order with the reader's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class Delivery:
+    """Runs work of other threads on one stream beside the stream of whoever takes the results.
+
+    A thread begins on the default stream of the first GPU, whatever its starter has chosen: there
+    the work would wait for the reader's kernels, or race with them. Memory of a result that the
+    reader lets go comes round to this stream again, which therefore first waits for what the reader
+    has queued.
+
+    Args:
+        device: a CUDA device; without a number the current one.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._reader = torch.cuda.current_stream(device)
+        self._stream = torch.cuda.Stream(self._reader.device)
+
+    def run(self, work: Callable[[Task], Result], task: Task) -> tuple[Result, torch.cuda.Event]:
+        """`work(task)` on the stream, and the event after it; in any thread."""
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_stream(self._reader)
+            result = work(task)
+            done: torch.cuda.Event = self._stream.record_event()
+        return result, done
+
+    def take(self, delivered: tuple[Result, torch.cuda.Event]) -> Result:
+        """The result, for kernels that the reader's current stream is given from now on."""
+        result, done = delivered
+        self._reader = torch.cuda.current_stream(self._stream.device)
+        self._reader.wait_event(done)
+        return result

@@ -1,0 +1,58 @@
+"""Streams and events that only write down what they are told: for the order in which work goes."""
+
+import contextlib
+
+import torch
+
+
+class Event:
+    def __init__(self, log):
+        self.log, self.stream = log, None
+
+    def record(self, stream):
+        self.stream = stream
+        self.log.append(("record", stream.name))
+
+
+class Stream:
+    def __init__(self, log, name):
+        self.log, self.name, self.device = log, name, torch.device("cpu")
+
+    def wait_stream(self, other):
+        self.log.append((self.name, "waits for", other.name))
+
+    def wait_event(self, event):
+        self.log.append((self.name, "waits for event of", event.stream.name))
+
+    def record_event(self):
+        event = Event(self.log)
+        event.record(self)
+        return event
+
+
+class Cuda:
+    """Stands in for the streams of `torch.cuda`.
+
+    Attributes:
+        log: what happened, in order.
+        current: the current stream.
+    """
+
+    def __init__(self, monkeypatch):
+        self.log = []
+        self.current = self.stream("reader")
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: self.stream("side"))
+        monkeypatch.setattr(torch.cuda, "Event", lambda: Event(self.log))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+
+    def stream(self, name):
+        return Stream(self.log, name)
+
+    @contextlib.contextmanager
+    def on(self, stream):
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
