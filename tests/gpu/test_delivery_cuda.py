@@ -1,0 +1,220 @@
+"""Rows on their way to where they are used: loaders, files, other processes; and who waits.
+
+What needs no GPU runs on the CPU too.
+"""
+
+import gc
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from dataeff import FeatureLoader, FeatureTable, HotRows, _core
+from dataeff.sampling import CSCGraph, HeteroNeighborSampler, NeighborSampler
+
+needs_cuda = pytest.mark.skipif(
+    not (torch.cuda.is_available() and _core.cuda_built), reason="needs a CUDA GPU and CUDA build"
+)
+NODES, WIDTH = 3000, 40
+
+
+@pytest.fixture
+def x():
+    return torch.randn(NODES, WIDTH)
+
+
+def random_graph(num_edges=30_000):
+    return torch.randint(NODES, (2, num_edges))
+
+
+TABLES = {
+    "plain": {},
+    "int8": {"store": "int8"},
+    "sorted": {"sort": True},
+    "hot": {"hot": HotRows(300)},
+    "adaptive": {"hot": HotRows(300, policy="adaptive", every=1)},
+}
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_gather_never_makes_the_host_wait(x, kind, ahead):
+    indices = [torch.randint(NODES, (700,), device="cuda") for _ in range(6)]
+    with FeatureTable(x, **TABLES[kind]) as table:
+        expected = [table[index.cpu()] for index in indices]
+
+        def gather(index):
+            return table.prefetch(index).wait() if ahead else table[index]
+
+        gather(indices[0])
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = [gather(index) for index in indices]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for rows, right in zip(found, expected, strict=True):
+            assert torch.equal(rows.cpu(), right)
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", TABLES)
+def test_the_first_gather_on_one_stream_serves_the_next_on_another(x, kind):
+    with FeatureTable(x, **TABLES[kind]) as table:
+        index = torch.arange(NODES, device="cuda")
+        expected = table[torch.arange(NODES)]
+        pending = table.prefetch(index)
+        rows = table[index]
+        assert torch.equal(rows.cpu(), expected) and torch.equal(pending.wait().cpu(), expected)
+
+
+@needs_cuda
+def test_abandoned_prefetches_read_no_wrong_index(x):
+    with FeatureTable(x) as table:
+        for _ in range(50):
+            table.prefetch(torch.randint(NODES, (20_000,), device="cuda"))  # and let go
+            torch.full((20_000,), 1 << 40, device="cuda")  # where the index was
+        table.check()
+
+
+@needs_cuda
+def test_closing_waits_for_what_is_under_way(x):
+    table = FeatureTable(x)
+    index = torch.randint(NODES, (100_000,), device="cuda")
+    pending = [table.prefetch(index) for _ in range(4)]
+    table.close()
+    for prefetch in pending:
+        assert torch.equal(prefetch.wait().cpu(), x[index.cpu()])
+    with pytest.raises(RuntimeError, match="closed"):
+        table.prefetch(index)
+    assert not _core.is_registered(x.data_ptr(), x.nbytes)
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_a_loader_brings_what_the_plain_loop_brings(x, device, num_threads):
+    sampler = NeighborSampler(CSCGraph(random_graph(), num_nodes=NODES), [5, 3])
+    items = [(torch.randint(NODES, (64,)), seed) for seed in range(12)]
+
+    def sample(item):
+        return sampler.sample(item[0], seed=item[1])
+
+    with FeatureTable(x) as table:
+        loader = FeatureLoader(items, table, sample, num_threads=num_threads, device=device)
+        for item, (batch, rows) in zip(items, loader, strict=True):
+            assert rows.device.type == device.type
+            assert torch.equal(batch.n_id, sample(item).n_id)
+            assert torch.equal(rows.cpu(), x[batch.n_id])
+        for batch, rows in loader:  # and ends cleanly in the middle
+            assert len(rows) == len(batch.n_id)
+            break
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", ["plain", "int8", "adaptive"])
+def test_pyg_s_loader_delivers_where_it_is_told_to(x, device, num_workers, kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data_module = pytest.importorskip("torch_geometric.data")
+        from dataeff.integrations.pyg import NeighborLoader
+    with FeatureTable(x, **TABLES[kind]) as table:
+        data = data_module.Data(
+            x=table, y=torch.arange(NODES), edge_index=random_graph(), num_nodes=NODES
+        )
+        loader = NeighborLoader(
+            data, [5, 3], batch_size=256, num_workers=num_workers, device=device, shuffle=True
+        )
+        expected = table[torch.arange(NODES)].to(device)
+        right = torch.ones((), dtype=torch.bool, device=device)
+        for batch in loader:
+            assert batch.x.device.type == batch.edge_index.device.type == device.type
+            # Nothing waits here: batches are read by the stream that computes.
+            right &= (batch.x == expected[batch.n_id]).all() & (batch.y == batch.n_id).all()
+            batch.x.fill_(float("nan"))
+        assert right
+
+
+@pytest.mark.parametrize("engine", ["auto", "threads"])
+def test_rows_of_files_arrive(x, device, tmp_path, engine):
+    np.save(tmp_path / "x.npy", x.numpy())
+    with FeatureTable.open(tmp_path / "x.npy", engine=engine, cache_bytes=1 << 16) as table:
+        for _ in range(5):
+            index = torch.randint(-NODES, NODES, (500,), device=device)
+            pending = table.prefetch(index)
+            assert torch.equal(table[index].cpu(), x[index.cpu()])
+            assert torch.equal(table.gather(index, unique=True).cpu(), x[index.cpu()])
+            assert torch.equal(pending.wait().cpu(), x[index.cpu()])
+        with pytest.raises(IndexError, match=str(NODES)):
+            table[torch.tensor([0, NODES], device=device)]
+        assert torch.equal(table[index].cpu(), x[index.cpu()])
+
+
+def read_in_child(table, device, answers):
+    index = torch.tensor([3, 0, NODES - 1], device=device)
+    answers.put(table[index].cpu())
+
+
+@needs_cuda
+@pytest.mark.parametrize("kind", ["plain", "int8", "hot"])
+def test_another_process_reads_the_same_memory(x, kind):
+    context = torch.multiprocessing.get_context("spawn")
+    with FeatureTable(x, **TABLES[kind]) as table:
+        here = table[torch.tensor([3, 0, NODES - 1], device="cuda")].cpu()
+        answers = context.Queue()
+        child = context.Process(target=read_in_child, args=(table, "cuda", answers))
+        child.start()
+        there = answers.get(timeout=120)
+        child.join(60)
+        assert child.exitcode == 0 and torch.equal(here, there)
+
+
+@pytest.mark.parametrize("how", ["timed", "last", "disjoint", "induced"])
+@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64])
+def test_typed_graphs_are_sampled_alike_everywhere(device, how, index_dtype):
+    torch.manual_seed(0)
+    timed = how in ("timed", "last")
+    graphs = {
+        key: CSCGraph(
+            torch.randint(500, (2, 20_000)),
+            num_nodes=500,
+            edge_time=torch.randint(100, (20_000,)) if timed else None,
+            index_dtype=index_dtype,
+        )
+        for key in (("a", "to", "b"), ("b", "to", "a"), ("b", "likes", "b"))
+    }
+    options = {} if how == "timed" else {how: True}
+    sampler = HeteroNeighborSampler(graphs, {key: [4, 20] for key in graphs}, **options)
+    seeds, time = {"b": torch.randperm(500)[:40]}, {"b": torch.randint(100, (40,))}
+    host = sampler.sample(seeds, seed=5, seed_time=time if timed else None)
+    there = sampler.sample(
+        {"b": seeds["b"].to(device)},
+        seed=5,
+        seed_time={"b": time["b"].to(device)} if timed else None,
+    )
+    for node_type, ids in host.n_id.items():
+        assert there.n_id[node_type].device.type == device.type
+        assert torch.equal(ids, there.n_id[node_type].cpu())
+    for key in graphs:
+        assert torch.equal(host.edge_index[key], there.edge_index[key].cpu())
+        assert torch.equal(host.e_id[key], there.e_id[key].cpu())
+
+
+@needs_cuda
+def test_registration_is_counted_rolled_back_and_leaves_no_error_behind(x):
+    with FeatureTable(x).register() as one, FeatureTable(x[5:]).register() as other:
+        one.close()
+        assert _core.is_registered(x[5:].data_ptr(), x[5:].nbytes)
+        assert torch.equal(other[torch.tensor([7], device="cuda")].cpu(), x[12:13])
+    gc.collect()
+    assert not _core.is_registered(x.data_ptr(), x.nbytes)
+    y = torch.randn(1 << 20)
+    taken = (y.data_ptr() + 4095) // 4096 * 4096 + (1 << 20)
+    assert int(torch.cuda.cudart().cudaHostRegister(taken, 4096, 0)) == 0
+    try:
+        with pytest.raises(RuntimeError, match="registered by other code"):
+            FeatureTable(y).register()
+    finally:
+        torch.cuda.cudart().cudaHostUnregister(taken)
+    with FeatureTable(y).register() as table:  # nothing of the first try is left
+        assert torch.equal(table[torch.tensor([7], device="cuda")].cpu(), y[7:8])
