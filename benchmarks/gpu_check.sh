@@ -1,40 +1,62 @@
 #!/usr/bin/env bash
-# Builds dataeff on a CUDA machine, runs the tests that need CUDA, every benchmark (quick sizes) and
-# then, in what time is left, the other tests, and leaves one results file,
-# benchmarks/results/<device>-<date>.json, within ten minutes.
+# Builds dataeff on a CUDA machine, runs the tests that need CUDA, the benchmarks in the order of
+# what they are worth there, and then, in what time is left, the other tests and quick benchmarks.
+# Leaves one results file, benchmarks/results/<device>-<date>.json, within ten minutes.
 #
 # Needs no network: Python with torch, triton, numpy, setuptools, pybind11, ninja, pytest (with
 # pytest-timeout, hypothesis), typer, rich; nvcc on the PATH or in CUDA_HOME. Nothing is installed
 # into that Python: a scratch environment borrows its packages. Without a GPU everything runs on the
-# CPU and the summary says so. A part that fails does not stop the next; the exit code is then 1.
+# CPU and the summary says so. Every part has a time limit and a log of its own; one that fails, or
+# is cut off, does not stop the next, and keeps the records of the cases it has ended. The exit code
+# is then 1. A peer that is not installed is a record that says so.
 #
 #   PYTHON=python3          the Python whose packages are used
-#   LIMIT_S=570             seconds for everything
+#   LIMIT_S=560             seconds for everything
+#   PARTS="gather epoch"    run only these after the build (see the list at the end; default: all)
 #   TESTS=tests             what pytest runs
-#   JOBS=8                  pytest processes, where pytest-xdist is installed; no more than cores
-#   WHEELS=folder           peers (torch_geometric, pylibwholegraph-cu13, ...) to install as they lie
+#   JOBS=12                 pytest processes, where pytest-xdist is installed; no more than cores
+#   WHEELS=folder           peers (torchtune, trl, ...) to install as they lie
 #   DATAEFF_COMMIT=abc      the commit to record, where the copy of the tree has no .git
-#   OUT=folder              also copy the results and logs there
+#   OUT=folder              after every part, also leave the records and logs so far there: files
+#                           logs.tar.gz, records.tar.gz, summary.txt, and at the end the results
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 python=${PYTHON:-python3}
-deadline=$((SECONDS + ${LIMIT_S:-570}))
+deadline=$((SECONDS + ${LIMIT_S:-560}))
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+# A limit of the caller's that comes too early finds everything but the results file in OUT.
+trap 'exit 143' TERM INT
 logs=$work/logs
-mkdir -p "$logs" benchmarks/results
+mkdir -p "$logs" "$work/records" benchmarks/results
+[ -z "${OUT:-}" ] || mkdir -p "$OUT"
 summary=()
 failures=0
 
-remaining() { echo $((deadline - SECONDS > 10 ? deadline - SECONDS : 10)); }
+remaining() { echo $((deadline > SECONDS ? deadline - SECONDS : 0)); }
+
+# save: what there is so far, to OUT.
+save() {
+  [ -n "${OUT:-}" ] || return 0
+  tar -czf "$OUT/logs.tar.gz" -C "$work" logs
+  tar -czf "$OUT/records.tar.gz" -C "$work" records
+  printf '%s\n' "${summary[@]}" >"$OUT/summary.txt"
+}
 
 # part NAME LIMIT_S COMMAND...: runs it with a log of its own and notes how it went.
 part() {
-  local name=$1 limit=$2 start=$SECONDS code
+  local name=$1 limit=$2 start=$SECONDS code left
   shift 2
-  echo "== $name (at most $limit s)"
-  timeout --signal=INT --kill-after=15 "$limit" "$@" >"$logs/$name.log" 2>&1
+  [ "$name" = build ] || [ -z "${PARTS:-}" ] || [[ " $PARTS " == *" $name "* ]] || return 0
+  left=$(remaining)
+  limit=$((limit < left ? limit : left))
+  if [ "$limit" -lt 5 ]; then
+    summary+=("NO TIME $name") && failures=$((failures + 1))
+    return 1
+  fi
+  echo "== $name (at most $limit s, $left s left)"
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >"$logs/$name.log" 2>&1 </dev/null
   code=$?
   tail -n 4 "$logs/$name.log"
   case $code in
@@ -42,6 +64,7 @@ part() {
     124 | 137) summary+=("TIMEOUT $name after $limit s") && failures=$((failures + 1)) ;;
     *) summary+=("FAILED  $name, exit code $code, $((SECONDS - start)) s") && failures=$((failures + 1)) ;;
   esac
+  save
   return $code
 }
 
@@ -65,54 +88,67 @@ print("\n".join(p for p in sys.path if p.endswith("-packages")))' >"$site/borrow
   "$work/venv/bin/python" -m pip install --no-build-isolation --no-deps --no-index --quiet \
     --disable-pip-version-check -e . || return
   [ -z "${WHEELS:-}" ] || "$work/venv/bin/python" -m pip install --no-deps --no-index --quiet \
-    --disable-pip-version-check "$WHEELS"/*.whl
+    --disable-pip-version-check "$WHEELS"/*.whl || echo "the wheels in $WHEELS did not install"
 }
 export -f build
 export work python
 if ! part build 240 bash -c build; then
   cat "$logs/build.log"
+  save
+  exit 1
 fi
 bin=$work/venv/bin
 
-part doctor 60 "$bin/python" -m dataeff doctor --json
+cores=$(nproc)
 jobs=()
 if "$bin/python" -c 'import xdist' 2>/dev/null; then
-  cores=$(nproc)
-  jobs=(-n "${JOBS:-$((cores < 8 ? cores : 8))}")
+  jobs=(-n "${JOBS:-$((cores < 12 ? cores : 12))}" --dist worksteal)
 fi
-# tests PART LIMIT_S SELECTION: what a GPU alone can show comes first, lest time run out before it.
+# tests PART LIMIT_S SELECTION: each process gets its share of the cores.
 tests() {
-  part "$1" "$2" "$bin/python" -m pytest "${TESTS:-tests}" -k "$3" "${jobs[@]}" \
-    -p no:cacheprovider --timeout 120
+  part "$1" "$2" env OMP_NUM_THREADS=$((cores > 24 ? cores / 12 : 2)) PYTHONFAULTHANDLER=1 \
+    "$bin/python" -m pytest "${TESTS:-tests}" -k "$3" "${jobs[@]}" \
+    -p no:cacheprovider --timeout 120 --max-worker-restart 20 -rfE
 }
-tests tests-cuda $(($(remaining) / 2)) cuda
+# bench PART LIMIT_S WORKLOAD OPTIONS...: keeps the records of every case that has ended.
+bench() {
+  local name=$1 limit=$2
+  shift 2
+  part "$name" "$limit" "$bin/python" -m dataeff bench "$@" --json "$work/records/$name.json"
+}
 
-names=$("$bin/python" -c 'from dataeff.bench import workloads; print(*workloads())')
-left=$(wc -w <<<"$names")
-for name in $names; do
-  part "bench-$name" $(($(remaining) / (left + 1))) \
-    "$bin/python" -m dataeff bench "$name" --quick --json "$work/$name.json"
-  left=$((left - 1))
+# What a GPU alone can show comes first, and of that what is worth most, lest time run out.
+part doctor 40 "$bin/python" -m dataeff doctor --json
+tests tests-cuda 200 cuda
+if [ -n "$gpu" ]; then
+  bench gather 110 gather
+  bench offload 90 offload --quick --only ssdtrain
+  bench rgnn-biokg 45 rgnn --only ' biokg '
+  bench rgnn-am 45 rgnn --only ' am '
+  bench epoch 70 sample --only 'GraphSAGE epoch'
+fi
+tests tests-others 240 "not cuda"
+for name in $("$bin/python" -c 'from dataeff.bench import workloads; print(*workloads())'); do
+  bench "quick-$name" 60 "$name" --quick
 done
-tests tests-others "$(remaining)" "not cuda"
 
 shopt -s nullglob
-parts=("$work"/*.json)
+parts=("$work"/records/*.json)
 if [ ${#parts[@]} -gt 0 ]; then
   results=$("$bin/python" benchmarks/merge_results.py "${parts[@]}") || failures=$((failures + 1))
 fi
-if [ -n "${OUT:-}" ]; then
-  mkdir -p "$OUT"
-  tar -czf "$OUT/logs.tar.gz" -C "$work" logs
-  [ -z "${results:-}" ] || cp "$results" "$OUT/"
-fi
+[ -z "${OUT:-}" ] || [ -z "${results:-}" ] || cp "$results" "$OUT/"
 
+report() {
+  [ -n "$gpu" ] && echo "GPU: ${gpu#* }" || echo "No GPU was there: nothing here was checked on CUDA."
+  printf '%s\n' "${summary[@]}"
+  for log in "$logs"/tests-*.log; do
+    grep -hE '^(FAILED|ERROR) ' "$log" | head -40
+    echo "$(basename "$log" .log): $(grep -E '[0-9]+ (passed|failed|skipped|error)' "$log" | tail -n 1)"
+  done
+  echo "results: ${results:-none}"
+}
 echo "== summary"
-[ -n "$gpu" ] && echo "GPU: ${gpu#* }" || echo "No GPU was there: nothing here was checked on CUDA."
-printf '%s\n' "${summary[@]}"
-grep -hE '^(FAILED|ERROR) ' "$logs"/tests-*.log | head -40
-for log in "$logs"/tests-*.log; do
-  echo "$(basename "$log" .log): $(grep -E '[0-9]+ (passed|failed|skipped|error)' "$log" | tail -n 1)"
-done
-echo "results: ${results:-none}"
+report
+[ -z "${OUT:-}" ] || report >"$OUT/summary.txt"
 [ "$failures" -eq 0 ]

@@ -108,11 +108,17 @@ class Provider:
     requires: tuple[str, ...] = ()
 
     def prepare(self, inputs: Any) -> Step:
-        """Sets up the step; raises Unavailable naming a required module that is missing."""
+        """Sets up the step; raises Unavailable naming a required module that cannot be had."""
         for module in self.requires:
             if find_spec(module) is None:
                 raise Unavailable(f"the package {module} is not installed")
-        return self.make(inputs)
+        try:
+            return self.make(inputs)
+        except ImportError as error:
+            if not self.requires:
+                raise
+            # It may be there without the libraries that it needs.
+            raise Unavailable(f"{', '.join(self.requires)} does not load: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -76,15 +76,26 @@ def run_workload(
 ) -> list[Record]:
     """Runs all cases and returns their records.
 
-    `say` gets a line when a case starts, `keep` all records so far when one has ended: what fails
-    or is interrupted later does not take them along.
+    `say` gets a line when a case starts and when one fails, `keep` all records so far when one has
+    ended: what fails or is interrupted does not take along the others.
+
+    Raises:
+        The first case's failure, when all have been run.
     """
     run = Run.here(options.device)
     records: list[Record] = []
+    failure: Exception | None = None
     for case in cases:
         say(f"{workload}: {case.size}")
-        records += run_case(workload, case, options, run)
+        try:
+            records += run_case(workload, case, options, run)
+        except Exception as error:
+            say(f"{workload}: {case.size} failed: {error}")
+            failure = failure or error
+            continue
         keep(records)
+    if failure is not None:
+        raise failure
     return records
 
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dataeff.features.registration import RegisteredMemory
-from dataeff.features.row_gradient import GatherRows
+from dataeff.features.row_gradient import GatherRows, sparse_rows
 from dataeff.memory import HostBuffer, SharedTensor, new_shared, share_
 
 if TYPE_CHECKING:
@@ -142,19 +142,13 @@ class HostEmbedding(torch.nn.Embedding):
         """
         grad = self.weight.grad
         if grad is None:
-            grad = torch.sparse_coo_tensor(
-                torch.empty(1, 0, dtype=torch.int64),
-                self.weight.new_empty(0, self.embedding_dim),
-                self.weight.shape,
-                check_invariants=False,
-            )
+            none = torch.empty(0, dtype=torch.int64)
+            rows = self.weight.new_empty(0, self.embedding_dim)
+            grad = sparse_rows(none, rows, self.weight.shape)
         grad = grad.coalesce()
         index = _all_gather_rows(grad.indices()[0], group)
         rows = _all_gather_rows(grad.values(), group) / dist.get_world_size(group)
-        mean = torch.sparse_coo_tensor(
-            index[None], rows, self.weight.shape, check_invariants=False
-        ).coalesce()
-        self.weight.grad = mean
+        self.weight.grad = sparse_rows(index, rows, self.weight.shape).coalesce()
 
     # --- the rows stay on the host ------------------------------------------------------------
 

@@ -37,10 +37,20 @@ def sparse_row_gradient(
     if flat.device.type == "cuda":
         flat, values = sum_rows_by_segments(flat, values)
         flat, values = flat.cpu(), values.cpu()
-        return torch.sparse_coo_tensor(
-            flat[None], values, shape, is_coalesced=True, check_invariants=False
-        )
-    return torch.sparse_coo_tensor(flat[None], values, shape, check_invariants=False).coalesce()
+        return sparse_rows(flat, values, shape, is_coalesced=True)
+    return sparse_rows(flat, values, shape).coalesce()
+
+
+def sparse_rows(
+    index: Tensor, rows: Tensor, shape: torch.Size, is_coalesced: bool | None = None
+) -> Tensor:
+    """A sparse COO tensor of rows `index`, [n], that are known to be in range."""
+    # The public constructor warns in torch 2.11 that it checks nothing, when told not to as well.
+    make = torch.ops.aten._sparse_coo_tensor_unsafe.default
+    sparse: Tensor = make(
+        index[None], rows, shape, dtype=rows.dtype, device=rows.device, is_coalesced=is_coalesced
+    )
+    return sparse
 
 
 def sum_rows_by_segments(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from dataeff.bench import Case, Options, Provider, run_case
+from dataeff.bench import Case, Options, Provider, Unavailable, run_case
 from dataeff.bench.offload import cases, planned, rok, ssdtrain, training
 from dataeff.bench.offload.model import Shape, Transformer
 from dataeff.bench.record import Run
@@ -101,7 +101,7 @@ def test_every_provider_of_the_paper_s_cases_does_the_same(options, kind):
     steps = {
         "keep": ssdtrain._step(inputs, ssdtrain.nullcontext),
         "recompute": ssdtrain._step(inputs, ssdtrain.nullcontext, recompute=True),
-        "disk": ssdtrain._ours(inputs, host_bytes=0),
+        "disk": ssdtrain._ours(inputs, on_disk=True),
     }
     found = {name: step.call() for name, step in steps.items()}
     for loss, gradients in found.values():
@@ -161,3 +161,9 @@ def test_the_curve_s_cases_differ_by_batch(options):
     listed = list(rok.cases(options))
     assert len({case.size for case in listed}) == len(listed) >= 2
     assert {"keep", "torch checkpoint", "dataeff disk"} <= {p.name for p in listed[0].providers}
+
+
+def test_a_slow_disk_is_not_written_a_step_to(tmp_path):
+    with pytest.raises(Unavailable, match=r"would take \d+ s to write the 1125899906842624 bytes"):
+        ssdtrain._require_fast_disk(tmp_path, 1 << 50)
+    ssdtrain._require_fast_disk(tmp_path, 1 << 10)

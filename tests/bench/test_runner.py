@@ -231,6 +231,34 @@ def test_different_results_stop_the_run_and_every_step_is_closed():
     assert sorted(closed) == [1, 2]
 
 
+def test_a_case_that_fails_takes_no_other_along():
+    def case(size, result):
+        providers = (provider("a", lambda: torch.tensor([1.0])), provider("b", lambda: result))
+        return Case(size=size, inputs=lambda: None, providers=providers)
+
+    right, wrong = torch.tensor([1.0]), torch.tensor([2.0])
+    said, kept = [], []
+    cases = [case("n=1", right), case("n=2", wrong), case("n=3", right), case("n=4", wrong)]
+    with pytest.raises(DisagreementError, match="n=2"):
+        runner.run_workload(
+            *("gather", cases, Options(quick=True, device=CPU), said.append),
+            lambda found: kept.append(list(found)),
+        )
+    assert {record.size for record in kept[-1]} == {"n=1", "n=3"}
+    assert sum("failed" in line for line in said) == 2
+
+
+def test_a_peer_without_its_libraries_is_skipped():
+    def make(inputs):
+        raise ImportError("libwholegraph.so: cannot open shared object file")
+
+    peer = Provider("peer", make, requires=("math",))
+    case = Case(size="", inputs=lambda: None, providers=(provider("a", lambda: 1), peer))
+    assert "math does not load: libwholegraph" in run(case)["peer", "skipped"].note
+    with pytest.raises(ImportError, match="libwholegraph"):
+        Provider("ours", make).prepare(None)
+
+
 def test_tolerance_and_own_comparison_replace_equality():
     a, b = (lambda: {"y": torch.tensor([1.0])}), (lambda: {"y": torch.tensor([1.001])})
     providers = (provider("a", a), provider("b", b))

@@ -8,10 +8,12 @@ everything kept, its batch is halved until it does, and its size says so.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +22,14 @@ from torch.autograd.graph import save_on_cpu
 
 import dataeff
 from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.bench.ceilings import RawFile
 from dataeff.bench.offload.model import VOCABULARY, Kind, Shape, Transformer
 from dataeff.bench.offload.training import Inputs, Metrics
 
 SIZES = ((8192, 4), (12288, 3), (16384, 2))
 KINDS: tuple[Kind, ...] = ("bert", "gpt", "t5")
 TOKENS, BATCH, HEAD_WIDTH = 1024, 16, 128
-HOST_BYTES = 48 << 30
+MOST_DISK_STEP_S = 10.0
 # Elements saved per token and unit of width by one block (arXiv 2205.05198, with a fused
 # attention) and parameters per block in units of width^2.
 SAVED_PER_TOKEN, PARAMETERS_PER_BLOCK = 18, 12
@@ -86,8 +89,8 @@ def _providers() -> Iterator[Provider]:
     yield peer("torchtune OffloadActivations", tune, "torchtune")
     trl = partial(_offloader, "trl.models.activation_offloading")
     yield peer("trl OffloadActivations", trl, "trl")
-    yield Provider("dataeff host", partial(_ours, host_bytes=HOST_BYTES), role="ours")
-    yield Provider("dataeff disk", partial(_ours, host_bytes=0), role="ours")
+    yield Provider("dataeff host", partial(_ours, on_disk=False), role="ours")
+    yield Provider("dataeff disk", partial(_ours, on_disk=True), role="ours")
 
 
 def _offloader(module: str) -> AbstractContextManager[object]:
@@ -120,11 +123,21 @@ def _step(inputs: Inputs | None, around: Callable[[], Any], recompute: bool = Fa
     return Step(lambda: _train(model, tokens, around()))
 
 
-def _ours(inputs: Inputs | None, host_bytes: int) -> Step:
+def saved_bytes(shape: Shape) -> int:
+    """About what a step saves for backward, in bytes."""
+    per_block = SAVED_PER_TOKEN * shape.width * shape.tokens * shape.batch
+    return shape.layers * per_block * shape.dtype.itemsize
+
+
+def _ours(inputs: Inputs | None, on_disk: bool) -> Step:
     model, tokens = _model(inputs)
     assert inputs is not None
-    spill = None if host_bytes else [inputs.directory]
-    offload = dataeff.ActivationOffload(model, spill, host_bytes)
+    nbytes = saved_bytes(inputs.shape)
+    if on_disk:
+        _require_fast_disk(inputs.directory, nbytes)
+    # Pinning is slow: half as much again as is likely to be needed, and not all there is.
+    host_bytes = 0 if on_disk else nbytes * 3 // 2
+    offload = dataeff.ActivationOffload(model, [inputs.directory] if on_disk else None, host_bytes)
 
     def metrics() -> Metrics:
         report = offload.report()
@@ -134,3 +147,18 @@ def _ours(inputs: Inputs | None, host_bytes: int) -> Step:
         }
 
     return Step(lambda: _train(model, tokens, offload), close=offload.close, metrics=metrics)
+
+
+def _require_fast_disk(directory: Path, nbytes: int) -> None:
+    """Declines to write `nbytes` a step to a disk that takes longer than anybody would wait."""
+    blocks = RawFile(directory, 256 << 20)
+    try:
+        start_s = time.perf_counter()
+        blocks.write()
+        seconds = (time.perf_counter() - start_s) * nbytes / blocks.nbytes
+    finally:
+        blocks.close()
+    if seconds > MOST_DISK_STEP_S:
+        raise Unavailable(
+            f"{directory} would take {seconds:.0f} s to write the {nbytes} bytes of one step"
+        )
