@@ -16,7 +16,14 @@ from functools import partial
 import torch
 
 import dataeff
-from dataeff.bench import ceilings, gather_disk, gather_growth, gather_peers, gather_stored
+from dataeff.bench import (
+    ceilings,
+    gather_blocks,
+    gather_disk,
+    gather_growth,
+    gather_peers,
+    gather_stored,
+)
 from dataeff.bench.case import Case, Options, Provider, Step
 from dataeff.bench.gather_peers import Inputs
 
@@ -32,6 +39,7 @@ def cases(options: Options) -> Iterator[Case]:
     """Rows of 64 to 4096 bytes; rows small, repeated, hot; requests by size; rows on disk."""
     for case in (
         *_row_size_cases(options),
+        *gather_blocks.cases(options),
         *gather_stored.small_row_cases(options),
         *gather_stored.power_law_cases(options),
         *gather_stored.request_cases(options),
