@@ -14,7 +14,7 @@ from dataeff.rgnn.aot import KernelReport, compile_kernel, load_kernels
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Traversal
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.schedule import GemmSchedule, dw_schedule, gemm_schedule
-from dataeff.rgnn.triton_source import MAX_REGISTERS
+from dataeff.rgnn.triton_source import BLOCK_ELEMENTS, MAX_REGISTERS
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
@@ -48,6 +48,7 @@ def layer_reports(
     target: str = "sm_90",
     precision: str = "ieee",
     typed: bool = False,
+    elements: int = BLOCK_ELEMENTS,
 ) -> Iterator[StepReport]:
     """Compiles every kernel of a layer's forward and backward for `target`, one after another.
 
@@ -60,6 +61,7 @@ def layer_reports(
         target: `sm_80`, `sm_90`, `sm_100`, ...
         precision: of float32 products, `ieee` or `tf32`.
         typed: for graphs made of edges by type (`rgnn.Graph.from_typed`).
+        elements: of the widest value that a traversal holds at a time, as `rgnn.tune` chooses it.
     """
     spec = spec_of(tuple(shapes), tuple((statics or {}).items()), typed=typed)
     wanted = (1 << len(shapes)) - 1
@@ -71,20 +73,23 @@ def layer_reports(
     ):
         if runner is None or runner.schedule is None:
             continue
-        for report in traversal_reports(runner.schedule, dtype, target):
+        for report in traversal_reports(runner.schedule, dtype, target, elements):
             yield StepReport(direction, *report)
         for report in _products(runner.schedule, dtype, target, precision):
             yield StepReport(direction, *report)
 
 
 def traversal_reports(
-    schedule: Schedule, dtype: torch.dtype, target: str = "sm_90"
+    schedule: Schedule,
+    dtype: torch.dtype,
+    target: str = "sm_90",
+    elements: int = BLOCK_ELEMENTS,
 ) -> Iterator[tuple[str, KernelReport]]:
     """What each generated traversal walks over, and what it uses on `target`."""
     from dataeff.rgnn import triton_backend
 
-    module = load_kernels(triton_backend.generate(schedule, dtype))
-    for number, kernel in triton_backend.kernels(schedule, dtype).items():
+    module = load_kernels(triton_backend.generate(schedule, dtype, elements))
+    for number, kernel in triton_backend.kernels(schedule, dtype, elements).items():
         step = schedule.steps[number]
         assert isinstance(step, Traversal)
         kinds = [
