@@ -4,7 +4,9 @@ What needs no GPU runs on the CPU too.
 """
 
 import gc
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ needs_cuda = pytest.mark.skipif(
     not (torch.cuda.is_available() and _core.cuda_built), reason="needs a CUDA GPU and CUDA build"
 )
 NODES, WIDTH = 3000, 40
+sys.path.insert(0, str(Path(__file__).parent))  # a spawned process finds it by its name
+from table_reader import read_some_rows  # noqa: E402
 
 
 @pytest.fixture
@@ -150,23 +154,17 @@ def test_rows_of_files_arrive(x, device, tmp_path, engine):
         assert torch.equal(table[index].cpu(), x[index.cpu()])
 
 
-def read_in_child(table, device, answers):
-    index = torch.tensor([3, 0, NODES - 1], device=device)
-    answers.put(table[index].cpu())
-
-
-@needs_cuda
 @pytest.mark.parametrize("kind", ["plain", "int8", "hot"])
-def test_another_process_reads_the_same_memory(x, kind):
+def test_another_process_reads_the_same_memory(x, device, kind):
     context = torch.multiprocessing.get_context("spawn")
     with FeatureTable(x, **TABLES[kind]) as table:
-        here = table[torch.tensor([3, 0, NODES - 1], device="cuda")].cpu()
+        here = table[torch.tensor([3, 0, -1], device=device)].cpu()
         answers = context.Queue()
-        child = context.Process(target=read_in_child, args=(table, "cuda", answers))
+        child = context.Process(target=read_some_rows, args=(table, device, answers))
         child.start()
         there = answers.get(timeout=120)
         child.join(60)
-        assert child.exitcode == 0 and torch.equal(here, there)
+        assert child.exitcode == 0 and here.tolist() == there
 
 
 @pytest.mark.parametrize("how", ["timed", "last", "disjoint", "induced"])
