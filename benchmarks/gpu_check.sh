@@ -16,8 +16,8 @@
 #   TESTS=tests             what pytest runs
 #   JOBS=12                 pytest processes, where pytest-xdist is installed; no more than cores
 #   WHEELS=folder           peers to install as they lie, without what they depend on: WholeGraph is
-#                           pylibwholegraph-cu13, libwholegraph-cu13, libraft-cu13, librmm-cu13 and
-#                           rapids-logger (54 MiB); torchtune and trl are small
+#                           pylibwholegraph-, libwholegraph-, libraft-, librmm- and rmm-cu13 with
+#                           rapids-logger (some 56 MiB); torchtune and trl are small
 #   DATAEFF_COMMIT=abc      the commit to record, where the copy of the tree has no .git
 #   OUT=folder              after every part, also leave the records and logs so far there: files
 #                           logs.tar.gz, records.tar.gz, summary.txt, and at the end the results
