@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -61,7 +62,7 @@ class ActivationOffload:
             directory is made: `spill="/nvme{local_rank}"`.
         host_bytes: size of the host tier: pinned memory that a GPU's tensors go to first; when it
             is full they go to disk. Tensors in host memory go to disk only.
-        policy: `"all"`; or `"auto"`: steps 3 to 8 (with their backward in the block) are measured,
+        policy: `"all"`; or `"auto"`: steps 3 to 11 (with their backward in the block) are measured,
             and a plan made for each block of the model: keep, host, disk or recompute, whichever
             costs least within `memory_budget`; or names of modules, whose tensors (and their
             submodules') are moved; or a callable that is asked about each storage
@@ -169,6 +170,12 @@ class ActivationOffload:
         self._clock = StepClock()
         self._live = LiveView(self.report) if live else None
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an ActivationOffload cannot be copied or pickled: its files and threads belong to one "
+            "process. Keep it outside of what is copied, and make another for the copy."
+        )
+
     def __enter__(self) -> ActivationOffload:
         if self._hooks is not None:
             raise RuntimeError("this ActivationOffload is already active: it cannot be nested")
@@ -201,8 +208,10 @@ class ActivationOffload:
         self._clock.end()
         self._wear.foresee(self._tiers.disk_nbytes)
         self._cache.regions.say(stacklevel=3)
-        if self._auto is not None and error is None:
-            self._auto.end_step(self._cache)
+        if self._auto is not None:
+            self._auto.leave()
+            if error is None:
+                self._auto.end_step(self._cache)
 
     def _make_hooks(self) -> saved_tensors_hooks:
         if "torch._dynamo" in sys.modules and not self._untraced:
@@ -294,7 +303,7 @@ class ActivationOffload:
             self._live.stop()
         self._cache.close()
         if self._auto is not None:
-            self._auto.close()
+            self._auto.leave()
         self._scopes.remove()
 
 

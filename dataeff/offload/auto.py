@@ -21,7 +21,7 @@ from dataeff.offload.simulate import Forecast, simulate
 from dataeff.offload.tiers import Tiers
 
 _WARM_UP_STEPS = 2
-_MEASURED_STEPS = 6
+_STEPS_OF_A_KIND = 3  # of which the median counts: one that was disturbed does no harm
 _IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
 
@@ -30,9 +30,8 @@ class AutoPolicy:
     """Measures what can be done with the blocks, then follows its plan.
 
     Steps 1 and 2 move everything; the second tells how many bytes each block saves. In steps 3 to
-    8 the blocks are moved, recomputed (if there is a budget: a plan without one recomputes
-    nothing) and, as many as fit, kept, in turn. The plan holds from step 9 on; a step is one
-    `with` block.
+    11 the blocks are moved, recomputed and, as many as fit, kept, in turn: three times each. A plan
+    without a budget recomputes nothing, and is made after step 8. A step is one `with` block.
 
     Args:
         model: the model; its largest list of blocks is planned (`find_blocks`).
@@ -90,6 +89,7 @@ class AutoPolicy:
 
     def begin_step(self, cache: Any) -> None:
         """A `with` block begins."""
+        self.leave()  # what an interrupt in the middle of a beginning left on
         cache.poll()
         modules = cache.account.by_module
         if self._num_steps == _WARM_UP_STEPS - 1:
@@ -98,8 +98,11 @@ class AutoPolicy:
             if self._profiler is None:
                 self._begin_trials(cache)
             assert self._profiler is not None
-            self._try(self._trials[self._profiler.num_steps])
+            self._trial = self._trials[self._profiler.num_steps]
             self._profiler.begin()
+        for name, action in self._actions().items():
+            if action is Action.RECOMPUTE:
+                self._recompute(self._blocks[name])
         self._start_s = time.perf_counter()
 
     def end_step(self, cache: Any) -> None:
@@ -111,9 +114,9 @@ class AutoPolicy:
         elif self._profiler is not None:
             assert self._trial is not None
             self._profiler.end(self._trial)
-            if self._profiler.num_steps == _MEASURED_STEPS:
+            if self._profiler.num_steps == len(self._trials):
                 self._profiler.remove()
-                self._try({})
+                self._trial = None
                 self._make_plan(self._profiler, cache)
                 cache.held.recent_peak = 0
                 self._exposed_before_s = cache.counters.exposed_wait_s
@@ -135,20 +138,20 @@ class AutoPolicy:
             block = inside / num
             room = self._budget - self.other_bytes - _IN_FLIGHT_BLOCKS * block
             num_kept = max(0, min(num_kept, int(room / block)))
-        self._trials = trials(list(self._blocks), num_kept, recompute, _MEASURED_STEPS)
+        num_steps = (3 if recompute else 2) * _STEPS_OF_A_KIND
+        self._trials = trials(list(self._blocks), num_kept, recompute, num_steps)
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         self._profiler = BlockProfiler(self._blocks, device)
         self._profiler.install(lambda: cache.counters.exposed_wait_s)
 
-    def _try(self, trial: dict[str, Action]) -> None:
-        self._trial = trial
-        self.close()
-        for name, action in trial.items():
-            if action is Action.RECOMPUTE:
-                self._recompute(self._blocks[name])
+    def _actions(self) -> Mapping[str, Action]:
+        """What is done with each block in the step that begins."""
+        if self.plan is None:
+            return self._trial or {}
+        return {p.name: a for p, a in zip(self.plan.profiles, self.plan.actions, strict=True)}
 
-    def close(self) -> None:
-        """Takes recomputation off the model."""
+    def leave(self) -> None:
+        """Takes recomputation off the model, which may be copied or saved between steps."""
         while self._wrapped:
             block, own = self._wrapped.pop()
             if own is None:
@@ -160,8 +163,8 @@ class AutoPolicy:
         """The plan as a table, and what was measured since."""
         if self.plan is None:
             return (
-                f"No plan yet: {_WARM_UP_STEPS} steps warm up, {_MEASURED_STEPS} are measured, "
-                f"{self._num_steps} are done."
+                f"No plan yet: {_WARM_UP_STEPS} steps warm up, "
+                f"{_STEPS_OF_A_KIND} of each kind are measured, {self._num_steps} are done."
             )
         assert self.forecast is not None
         lines = [str(self.plan)]
@@ -190,9 +193,6 @@ class AutoPolicy:
             profiles, host=rates.get(Tier.HOST), disk=rates.get(Tier.DISK), memory_budget=budget
         )
         self._foresee(self.plan, rates, profiler.other_s(), cache)
-        for profile, action in zip(profiles, self.plan.actions, strict=True):
-            if action is Action.RECOMPUTE:
-                self._recompute(self._blocks[profile.name])
 
     def _foresee(self, plan: Plan, rates: dict[Tier, TierRate], other_s: float, cache: Any) -> None:
         """Bounds what is in flight by the plan's working set, and simulates a step of it."""

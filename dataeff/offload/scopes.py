@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dataeff.offload.exclude import Exclusions
+from dataeff.offload.module_hook import ModuleHook
 
 
 class Scopes:
@@ -42,11 +43,13 @@ class Scopes:
         self._sharded = any(type(p) not in plain for p in self._model.parameters())
         for name, module in _outside_compiled(self._model):
             if module is self._model:
-                before = module.register_forward_pre_hook(self._enter_model, with_kwargs=True)
+                enter = ModuleHook(self._enter_model)
+                before = module.register_forward_pre_hook(enter, with_kwargs=True)
             else:
-                before = module.register_forward_pre_hook(self._entering(name))
+                before = module.register_forward_pre_hook(ModuleHook(self._entering(name)))
             self._hooks.append(before)
-            self._hooks.append(module.register_forward_hook(self._leave, always_call=True))
+            leave = ModuleHook(self._leave)
+            self._hooks.append(module.register_forward_hook(leave, always_call=True))
 
     def remove(self) -> None:
         """Takes the hooks off."""
