@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
+from dataeff.offload.module_hook import ModuleHook
 from dataeff.offload.planner import Action, ModuleProfile
 from dataeff.offload.report import ModuleBytes
 
@@ -80,10 +81,9 @@ class BlockProfiler:
         """Begins to note; `exposed_s()` is the time waited for transfers so far."""
         self._exposed_s = exposed_s
         for name, block in self._blocks.items():
-            self._hooks.append(
-                block.register_forward_pre_hook(self._on_enter(name), with_kwargs=True)
-            )
-            self._hooks.append(block.register_forward_hook(self._on_leave(name)))
+            enter, leave = ModuleHook(self._on_enter(name)), ModuleHook(self._on_leave(name))
+            self._hooks.append(block.register_forward_pre_hook(enter, with_kwargs=True))
+            self._hooks.append(block.register_forward_hook(leave))
 
     def remove(self) -> None:
         """Stops noting."""
@@ -112,20 +112,13 @@ class BlockProfiler:
 
     def profiles(self, saved: Mapping[str, ModuleBytes]) -> list[ModuleProfile]:
         """Medians over the steps, with the bytes that each module saved in one step."""
-        times = {action: self._times(action) for action in Action}
-        # Where memory was too small to keep anything, moving is what there is to start from.
-        base = times[Action.KEEP] or times[Action.DISK]
-        moving = _ratio(times[Action.DISK], base)
-        again = _added_per_forward(times[Action.RECOMPUTE], base)
+        moved, again = self._times(Action.DISK), self._times(Action.RECOMPUTE)
+        base = self._kept(again or moved, Action.RECOMPUTE if again else Action.DISK)
+        moving = _ratio(moved, base)
+        times_again = _added_per_forward(again, base)
         found = []
         for name in self._blocks:
-            if name in base:
-                forward_s, backward_s = base[name]
-            elif name in times[Action.DISK]:
-                forward_s, backward_s = (t / moving for t in times[Action.DISK][name])
-            else:
-                forward_s, backward_s = times[Action.RECOMPUTE].get(name, (0.0, 0.0))
-                backward_s = max(0.0, backward_s - again * forward_s)
+            forward_s, backward_s = base.get(name, (0.0, 0.0))
             inside = [account for scope, account in saved.items() if _inside(scope, name)]
             saved_bytes = sum(account.bytes_saved for account in inside)
             stored_bytes = sum(account.bytes_stored for account in inside)
@@ -138,10 +131,45 @@ class BlockProfiler:
                     self._input_bytes.get(name),
                     saved_bytes - stored_bytes,
                     (moving - 1) * (forward_s + backward_s),
-                    again * forward_s if times[Action.RECOMPUTE] else None,
+                    times_again * forward_s if again else None,
                 )
             )
         return found
+
+    def _kept(self, rest: Times, rest_is: Action) -> Times:
+        """Seconds of every block when it is kept, from its seconds in `rest`.
+
+        Of the steps in which some blocks were kept, and the others treated as in `rest`, each tells
+        how much faster keeping is beside how fast that very step was: a machine that was slow for a
+        while slowed both. What counts is the median of these steps.
+        """
+        ratios: list[tuple[float, float]] = []
+        for trial, seconds, _ in self._steps:
+            kept, others = (
+                [name for name in self._blocks if trial[name] is action and name in rest]
+                for action in (Action.KEEP, rest_is)
+            )
+            if kept:
+                pace = self._over(seconds, others, rest) if others else (1.0, 1.0)
+                mine = self._over(seconds, kept, rest)
+                ratios.append((mine[0] / pace[0], mine[1] / pace[1]))
+        if not ratios:
+            # Where memory was too small to keep anything, moving is what there is to start from.
+            return self._times(Action.DISK) or rest
+        forward, backward = (statistics.median(r[way] for r in ratios) for way in (0, 1))
+        return {name: (t[0] * forward, t[1] * backward) for name, t in rest.items()}
+
+    @staticmethod
+    def _over(
+        seconds: Mapping[tuple[str, str], float], names: Sequence[str], rest: Times
+    ) -> tuple[float, float]:
+        """Seconds of forward and of backward of `names` over those in `rest`."""
+        forward, backward = (
+            sum(seconds.get((kind, name), 0.0) for name in names)
+            / max(sum(rest[name][way] for name in names), 1e-12)
+            for way, kind in enumerate(("forward", "backward"))
+        )
+        return max(forward, 1e-12), max(backward, 1e-12)
 
     def other_s(self) -> float:
         """Seconds of a step outside the blocks: embedding, head, loss, whatever stands between."""

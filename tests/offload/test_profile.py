@@ -73,3 +73,25 @@ def test_without_trials_of_recomputing_it_costs_a_forward():
     kept = dict.fromkeys(NAMES, (KEEP, 1.0, 2.0))
     profiles = profiler_of([MOVED, kept]).profiles(SAVED)
     assert all(p.recompute_s is None and p.added_s(RECOMPUTE) == p.forward_s for p in profiles)
+
+
+@pytest.mark.parametrize("slow", range(9))
+def test_one_disturbed_step_does_no_harm(slow):
+    """Three steps of each kind; one takes twice as long, all of it or only its first block."""
+    kept = [dict(AGAIN), dict(AGAIN), dict(AGAIN)]
+    for i, trial in enumerate(kept):
+        trial[NAMES[i]] = (KEEP, 1.0, 2.0)
+    steps = [step for trial in kept for step in (MOVED, AGAIN, trial)]
+
+    def slower(step, names):
+        return {
+            n: (a, f * (1 + (n in names)), b * (1 + (n in names))) for n, (a, f, b) in step.items()
+        }
+
+    for names in (NAMES, NAMES[:1]):
+        disturbed = [slower(s, names) if i == slow else s for i, s in enumerate(steps)]
+        for profile in profiler_of(disturbed).profiles(SAVED):
+            assert profile.forward_s == pytest.approx(1.0)
+            assert profile.backward_s == pytest.approx(2.0)
+            assert profile.moving_s == pytest.approx(0.3)
+            assert profile.recompute_s == pytest.approx(0.6)

@@ -11,7 +11,7 @@ from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
 from dataeff.bench.offload.model import Shape
 from dataeff.bench.offload.training import Inputs, Metrics, keep, make_inputs, offloaded, peak_of
 
-PLANNING_STEPS = 9  # and one that follows the plan: its budgets are new
+PLANNING_STEPS = 12  # and one that follows the plan: its budgets are new
 SHARES = (0.75, 0.5, 0.25)
 
 
