@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -25,6 +26,7 @@ from dataeff.offload.places import spill_directories
 from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
 from dataeff.offload.report import OffloadReport, Pace, make_report
+from dataeff.offload.rest import Rest
 from dataeff.offload.scopes import Scopes, is_compiled
 from dataeff.offload.simulate import Forecast
 from dataeff.offload.tiers import StreamsOf, Tiers, cuda_streams
@@ -51,6 +53,10 @@ class ActivationOffload:
     and the inputs of `model` are left alone. Gradients are bit-identical to those without it.
 
     The object is used for a whole training run. Backward may also run after the `with` block.
+
+    When two steps had nothing to move, those that follow are not looked at, and cost nothing, while
+    the model is called with tensors of the sizes that those steps had; every 64th is. A callable
+    `policy` is always asked.
 
     With `torch.compile`, compile the blocks of the model one by one: the backward of a compiled
     region asks for everything that region saved at once. A model compiled as a whole is warned of.
@@ -134,7 +140,9 @@ class ActivationOffload:
         endurance = Endurance(endurance_tbw, write_cap_tb)
         choose: Policy | None = None if policy == "auto" else resolve_policy(policy, model)
         self._exclusions = Exclusions(model)
-        self._scopes = Scopes(model, self._exclusions)
+        self._model = model
+        self._scopes = Scopes(model, self._exclusions, self._called, self._returned)
+        self._rest, self._may_rest = Rest(), not callable(policy)
         self.ledger = Ledger(max_spans=_MAX_SPANS)
         spills = None
         if directories:
@@ -166,7 +174,9 @@ class ActivationOffload:
         self._cache.regions.said |= said_compiled
         self._pack, self._unpack = self._cache.pack, self._cache.unpack
         self._untraced = False
-        self._hooks: saved_tensors_hooks | None = None
+        self._active = False
+        self._hooks = _HooksOfThread()
+        self._num_moved = 0
         self._clock = StepClock()
         self._live = LiveView(self.report) if live else None
 
@@ -177,20 +187,24 @@ class ActivationOffload:
         )
 
     def __enter__(self) -> ActivationOffload:
-        if self._hooks is not None:
+        if self._active:
             raise RuntimeError("this ActivationOffload is already active: it cannot be nested")
         if self._cache.closed:
             raise RuntimeError("this ActivationOffload is closed")
         if self._live is not None:
             self._live.start()
         self._clock.begin()
-        self._exclusions.refresh()
-        self._scopes.install()
         self._scopes.active = True
         if self._auto is not None:
             self._auto.begin_step(self._cache)
-        self._hooks = self._make_hooks()
-        self._hooks.__enter__()
+        self._rest.begin(self._may_rest and (self._auto is None or self._auto.plan is not None))
+        self._num_moved = self._cache.num_moved
+        self._look_away()  # from what an interrupt in the middle of a beginning left
+        if self._rest.resting:
+            self._scopes.remove_inner()
+        else:
+            self._look()
+        self._active = True
         return self
 
     def __exit__(
@@ -199,9 +213,8 @@ class ActivationOffload:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        hooks, self._hooks = self._hooks, None
-        assert hooks is not None
-        hooks.__exit__(kind, error, traceback)
+        self._active = False
+        self._look_away()
         self._scopes.active = False
         self._scopes.reset()
         self._cache.poll()
@@ -212,6 +225,32 @@ class ActivationOffload:
             self._auto.leave()
             if error is None:
                 self._auto.end_step(self._cache)
+        if error is None:
+            self._rest.end(self._cache.num_moved - self._num_moved)
+
+    def _look(self) -> None:
+        """From here on this thread's saved tensors pass through the hooks."""
+        self._exclusions.refresh()
+        self._scopes.install()
+        hooks = self._make_hooks()
+        self._hooks.pushed.append(hooks)
+        hooks.__enter__()
+
+    def _look_away(self) -> None:
+        while self._hooks.pushed:
+            self._hooks.pushed.pop().__exit__(None, None, None)
+
+    def _called(self, args: Any, kwargs: Any) -> bool:
+        """The model is called: for the hooks on it."""
+        wakes = self._rest.wakes(self._model, args, kwargs)
+        if wakes:
+            self._look()
+        return wakes or not self._rest.resting
+
+    def _returned(self) -> None:
+        """The model has returned: what began with this call ends with it."""
+        if self._rest.resting:
+            self._look_away()
 
     def _make_hooks(self) -> saved_tensors_hooks:
         if "torch._dynamo" in sys.modules and not self._untraced:
@@ -260,7 +299,7 @@ class ActivationOffload:
         if days == float("inf"):
             days = None
         rate = self._wear.written_tb_per_day(written)
-        return Pace(self._clock.num_steps, self._clock.step_s, rate, days)
+        return Pace(self._clock.num_steps, self._clock.step_s, rate, days, self._rest.num_steps)
 
     def live(self) -> LiveView:
         """`with offload.live():` shows what moves in a table on the terminal (needs rich)."""
@@ -305,6 +344,13 @@ class ActivationOffload:
         if self._auto is not None:
             self._auto.leave()
         self._scopes.remove()
+
+
+class _HooksOfThread(threading.local):
+    """The saved-tensor hooks that are in force: they hold for the thread that put them up."""
+
+    def __init__(self) -> None:
+        self.pushed: list[saved_tensors_hooks] = []
 
 
 def _of_host_memory(engine: str) -> str:

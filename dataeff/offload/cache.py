@@ -79,6 +79,7 @@ class TensorCache:
             self._table, self.held, self._outgoing, self.passes, budgets.prefetch, self.account
         )
         self._moves = False  # whether anything was ever sent to a tier
+        self.num_moved = 0  # storages that were
         self.closed = False
         close_at_exit(self)
 
@@ -191,6 +192,7 @@ class TensorCache:
         self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int, to: bool | Tier
     ) -> Handle:
         self._moves = True
+        self.num_moved += 1
         self._poll()
         self.counters.num_packed += 1
         self.counters.bytes_packed += nbytes

@@ -89,6 +89,8 @@ class OffloadReport:
         transfer_s: time transfers took, summed over transfers.
         hidden_s: `transfer_s` less what was exposed: the part that ran beside compute.
         num_steps: `with` blocks that have ended.
+        num_steps_at_rest: of these, steps that were not looked at, because those like them had
+            nothing to move: what they saved is in none of the counts.
         step_s: mean seconds from one to the next.
         written_tb_per_day: rate of writing to disk since the object was made, TB (1e12 bytes).
         endurance_days: days until `endurance_tbw` is spent at that rate; None without one.
@@ -123,6 +125,7 @@ class OffloadReport:
     step_s: float
     written_tb_per_day: float
     endurance_days: float | None
+    num_steps_at_rest: int
     modules: dict[str, ModuleBytes]
     reason: str
 
@@ -141,7 +144,9 @@ class OffloadReport:
     def bytes_per_step(self) -> float:
         """Bytes offloaded per step; when nothing was, the bytes that a step saves."""
         saved = self.bytes_packed - self.bytes_deduplicated
-        return (self.bytes_offloaded or saved) / max(1, self.num_steps)
+        if self.bytes_offloaded:
+            return self.bytes_offloaded / max(1, self.num_steps)
+        return saved / max(1, self.num_steps - self.num_steps_at_rest)
 
     def save(self, path: str | Path) -> None:
         """Writes the report as JSON, for `dataeff plan --from-report`."""
@@ -174,6 +179,7 @@ class Pace(NamedTuple):
     step_s: float
     written_tb_per_day: float
     endurance_days: float | None
+    num_steps_at_rest: int
 
 
 def make_report(
@@ -190,11 +196,11 @@ def make_report(
         hidden_s=max(0.0, counters.transfer_s - counters.exposed_wait_s),
         **pace._asdict(),
         modules={name: replace(account) for name, account in modules.items()},
-        reason=_why_nothing(counters, min_bytes),
+        reason=_why_nothing(counters, min_bytes, pace),
     )
 
 
-def _why_nothing(counters: Counters, min_bytes: int) -> str:
+def _why_nothing(counters: Counters, min_bytes: int, pace: Pace) -> str:
     if counters.bytes_written or counters.bytes_host:
         return ""
     if not counters.num_packed:
@@ -213,10 +219,16 @@ def _why_nothing(counters: Counters, min_bytes: int) -> str:
             "The tensors are in host memory already, so a host tier frees nothing: name a "
             "directory in spill=."
         )
-    return (
+    why = (
         f"All {counters.num_packed} saved tensors were kept: the policy keeps them, their kind is "
-        f"not moved, or their storages are smaller than min_bytes={min_bytes}."
+        f"not moved, or their storages are smaller than min_bytes={min_bytes}"
     )
+    if pace.num_steps_at_rest:
+        why += (
+            f"; after that, {pace.num_steps_at_rest} of {pace.num_steps} steps, called with the "
+            "same sizes, were not looked at"
+        )
+    return why + "."
 
 
 def _readable(name: str, value: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -22,12 +22,22 @@ class Scopes:
         model: whose modules are named.
         exclusions: is told the inputs of the model, and the parameters of each module when these
             are gathered only for its forward (sharded training).
+        called: is told what the model is called with; says whether that call is to be followed.
+        returned: is told that the model has returned, or failed.
     """
 
-    def __init__(self, model: torch.nn.Module, exclusions: Exclusions) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        exclusions: Exclusions,
+        called: Callable[[Any, Any], bool],
+        returned: Callable[[], None],
+    ) -> None:
         self._model, self._exclusions = model, exclusions
+        self._called, self._returned = called, returned
         self._stacks = threading.local()
-        self._hooks: list[Any] = []
+        self._hooks: list[Any] = []  # on the model itself
+        self._inner: list[Any] = []  # on the modules in it
         self._sharded = False
         self.active = False
 
@@ -37,22 +47,34 @@ class Scopes:
         Nothing is put inside compiled modules, where hooks would be traced and break the graph:
         what these save belongs to the module around them.
         """
-        if self._hooks:
+        self.install_outermost()
+        if self._inner:
             return
         plain = (torch.Tensor, torch.nn.Parameter)
         self._sharded = any(type(p) not in plain for p in self._model.parameters())
         for name, module in _outside_compiled(self._model):
-            if module is self._model:
-                enter = ModuleHook(self._enter_model)
-                before = module.register_forward_pre_hook(enter, with_kwargs=True)
-            else:
+            if module is not self._model:
                 before = module.register_forward_pre_hook(ModuleHook(self._entering(name)))
-            self._hooks.append(before)
-            leave = ModuleHook(self._leave)
-            self._hooks.append(module.register_forward_hook(leave, always_call=True))
+                after = module.register_forward_hook(ModuleHook(self._leave), always_call=True)
+                self._inner += [before, after]
+
+    def install_outermost(self) -> None:
+        """Puts the hooks on the model itself, once."""
+        if not self._hooks and not is_compiled(self._model):
+            enter, leave = ModuleHook(self._enter_model), ModuleHook(self._leave_model)
+            self._hooks = [
+                self._model.register_forward_pre_hook(enter, with_kwargs=True),
+                self._model.register_forward_hook(leave, always_call=True),
+            ]
+
+    def remove_inner(self) -> None:
+        """Takes the hooks off the modules in the model."""
+        while self._inner:
+            self._inner.pop().remove()
 
     def remove(self) -> None:
         """Takes the hooks off."""
+        self.remove_inner()
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -73,6 +95,8 @@ class Scopes:
         # While dynamo traces, nothing here may break its graph.
         if torch.compiler.is_compiling() or not self.active:
             return
+        if not self._called(args, kwargs):
+            return
         self._stacks.names = [""]
         self._exclusions.set_inputs(args, kwargs)
         if self._sharded:
@@ -92,6 +116,11 @@ class Scopes:
                 stacks.names = [name]
 
         return enter
+
+    def _leave_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        self._leave(module, args, output)
+        if not torch.compiler.is_compiling():
+            self._returned()
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.active:
