@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 
 import torch
 
@@ -67,7 +66,7 @@ class TensorCache:
         self._lock = threading.RLock()
         self._process = Process()
         self._table = StorageTable()
-        self._grave: Grave = deque()
+        self._grave = Grave()
         self.account = Account(ledger)
         self.counters = self.account.counters
         self.held = HeldBytes(self.counters, tiers)
@@ -109,7 +108,7 @@ class TensorCache:
             self._kept.excluded.append(storage.nbytes())
             return Alive(tensor.detach(), version)
         with self._lock:
-            if self._moves or self._grave:
+            if self._moves or self._grave.dead:
                 self._poll()
             ref = self._kept.known.get((address, version))
             first = None if ref is None else ref()
@@ -305,22 +304,19 @@ class TensorCache:
     def _poll(self) -> None:
         # At every hook once something moves, so what has nothing to do must cost next to nothing.
         self._kept.settle()
-        if self._grave:
+        if self._grave.dead:
             self._bury()
         if not self._moves:
             return
         self._outgoing.settle()
         if len(self._incoming):
             self._incoming.settle()
-        if self._grave:
+        if self._grave.dead:
             self._bury()
 
     def _bury(self) -> None:
-        while self._grave:
-            remains = self._grave.popleft()
-            if isinstance(remains, int):
-                self.held.add(-remains)
-                continue
+        while self._grave.dead:
+            remains = self._grave.bury()
             self.held.add(-remains.held_nbytes)
             self.held.cached_nbytes -= remains.cached_nbytes
             if remains.copy is not None:

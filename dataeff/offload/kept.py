@@ -134,13 +134,13 @@ class KeptBooks:
 class Direct:
     """A saved tensor that is left alone, of a kind that is not understood."""
 
-    __slots__ = ("_grave", "_held_nbytes", "_tensor", "_version")
+    __slots__ = ("__weakref__", "_tensor", "_version")
 
     def __init__(self, tensor: torch.Tensor, held_nbytes: int, grave: Grave) -> None:
         self._tensor = tensor.detach()
         self._version = None if tensor.is_inference() else tensor._version
-        self._held_nbytes = held_nbytes
-        self._grave = grave
+        if held_nbytes:
+            grave.watch(self, held_nbytes)
 
     def unpack(self) -> torch.Tensor:
         """The tensor. Raises RuntimeError when it was changed in place after it was saved."""
@@ -148,7 +148,3 @@ class Direct:
             now = self._tensor._version
             raise changed_in_place(tuple(self._tensor.shape), self._version, now)
         return self._tensor
-
-    def __del__(self) -> None:
-        if self._held_nbytes:
-            self._grave.append(self._held_nbytes)

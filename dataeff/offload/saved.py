@@ -7,8 +7,9 @@ go, the memory is freed at once and the copy is returned to its tier at the next
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -18,16 +19,50 @@ from dataeff.offload.identity import VersionProbe, View, changed_in_place
 from dataeff.offload.schedule import Tape
 from dataeff.offload.transfer import Copy, Load
 
+if TYPE_CHECKING:
+    from dataeff.offload.kept import Direct
 
-class Remains(NamedTuple):
-    """What a dead `SavedStorage` leaves to be accounted for."""
+
+class Remains(weakref.ref["SavedStorage | Direct"]):
+    """What dies leaves to be accounted for; C code notes the death, which nothing can interrupt.
+
+    Attributes:
+        copy: bytes in a tier that are to be released.
+        held_nbytes: bytes of memory that it holds.
+        cached_nbytes: of these, bytes that are in a tier too.
+    """
+
+    __slots__ = ("cached_nbytes", "copy", "held_nbytes")
 
     copy: Copy | None
     held_nbytes: int
     cached_nbytes: int
 
 
-Grave = deque[Remains | int]  # what is left, or just how many bytes were held
+class Grave:
+    """What has died and is not yet accounted for.
+
+    Attributes:
+        dead: in the order of death. A queue that C code appends to: things die wherever a graph is
+            freed, even inside the collector, where no lock may be taken.
+    """
+
+    def __init__(self) -> None:
+        self.dead: deque[Remains] = deque()
+        self._alive: set[Remains] = set()
+
+    def watch(self, owner: SavedStorage | Direct, held_nbytes: int) -> Remains:
+        """What `owner` will leave; it keeps that up to date."""
+        remains = Remains(owner, self.dead.append)
+        remains.copy, remains.held_nbytes, remains.cached_nbytes = None, held_nbytes, 0
+        self._alive.add(remains)
+        return remains
+
+    def bury(self) -> Remains:
+        """Takes the first of the dead."""
+        remains = self.dead.popleft()
+        self._alive.discard(remains)
+        return remains
 
 
 class SavedStorage:
@@ -45,11 +80,9 @@ class SavedStorage:
 
     # One is made for every storage that forward saves: what begins alike is the class's.
     shift = 0
-    copy: Copy | None = None
     load: Load | None = None
     arrived: Load | None = None  # how `storage` came back
     writing = False
-    cached = False
     tape: Tape | None = None
     position = -1
     _num_handles = 0
@@ -59,15 +92,43 @@ class SavedStorage:
     def __init__(
         self, generation: int, version: int, storage: torch.UntypedStorage, grave: Grave
     ) -> None:
-        self._grave = grave
         self.generation = generation
         self.version = version
         self.nbytes = storage.nbytes()
         self.device = storage.device
-        self.storage: torch.UntypedStorage | None = storage
+        self._remains = grave.watch(self, self.nbytes)
+        self._storage: torch.UntypedStorage | None = storage
         self.home = Tier.HOST if storage.device.type == "cpu" else Tier.DEVICE
         self.weak = StorageWeakRef(storage)
         self._dead: deque[int] = deque()  # of each dead handle, the pass it was last unpacked in
+
+    @property
+    def storage(self) -> torch.UntypedStorage | None:
+        """The bytes in memory."""
+        return self._storage
+
+    @storage.setter
+    def storage(self, storage: torch.UntypedStorage | None) -> None:
+        self._storage = storage
+        self._remains.held_nbytes = 0 if storage is None else self.nbytes
+
+    @property
+    def copy(self) -> Copy | None:
+        """The bytes in a tier."""
+        return self._remains.copy
+
+    @copy.setter
+    def copy(self, copy: Copy | None) -> None:
+        self._remains.copy = copy
+
+    @property
+    def cached(self) -> bool:
+        """Whether the bytes are in memory although a complete copy exists."""
+        return self._remains.cached_nbytes > 0
+
+    @cached.setter
+    def cached(self, cached: bool) -> None:
+        self._remains.cached_nbytes = self.nbytes if cached else 0
 
     def add_handle(self) -> None:
         """Counts a new handle."""
@@ -103,11 +164,6 @@ class SavedStorage:
         self.storage, self.shift = load.storage, load.shift
         self.weak = StorageWeakRef(load.storage)
         self.arrived = load
-
-    def __del__(self) -> None:
-        # Runs wherever the graph is freed, even inside the collector: no lock may be taken here.
-        held = self.nbytes if self.storage is not None else 0
-        self._grave.append(Remains(self.copy, held, self.nbytes if self.cached else 0))
 
 
 class Handle:

@@ -137,3 +137,39 @@ def test_a_step_that_the_scaler_skips(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights, got, strict=True))
     assert offloads[0].report().bytes_written > 0
     offloads[0].close()
+
+
+def test_an_interrupt_while_a_graph_is_freed_loses_nothing(net, tmp_path):
+    """At each line of Python that runs then."""
+    model, x = net
+    offload = ActivationOffload(model, tmp_path, min_bytes=0)
+    package = os.path.dirname(sys.modules["dataeff"].__file__)
+    place = num_lines = 0
+
+    def interrupt(frame, event, arg):
+        nonlocal num_lines
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        num_lines += 1
+        if num_lines == place:
+            raise KeyboardInterrupt
+        return interrupt
+
+    ignored, sys.unraisablehook = sys.unraisablehook, lambda error: None
+    try:
+        while place == 0 or num_lines >= place:
+            with offload:
+                loss = model(x).square().sum()
+                offload._cache.drain()
+            place, num_lines = place + 1, 0
+            sys.settrace(interrupt)
+            del loss
+            sys.settrace(None)
+    finally:
+        sys.settrace(None)
+        sys.unraisablehook = ignored
+    assert place > 1
+    offload._cache.drain()
+    assert offload.report().saved_bytes == 0
+    assert offload._cache._tiers._spills.files[0].used_nbytes == 0
+    offload.close()
