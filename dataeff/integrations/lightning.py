@@ -35,6 +35,7 @@ class OffloadCallback(Callback):  # type: ignore[misc,unused-ignore]
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Forward and backward follow."""
+        self.stop()  # a hook that skips the rest of an epoch has no end of its batch
         assert self.offload is not None
         self.offload.__enter__()
         self._active = True

@@ -25,12 +25,12 @@ def make_module():
     return Module
 
 
-def fit(callbacks, **options):
+def fit(callbacks, max_epochs=1, kind=None, **options):
     torch.manual_seed(0)
-    module = make_module()(**options)
+    module = (kind or make_module())(**options)
     loader = torch.utils.data.DataLoader(torch.randn(256, 64), batch_size=64)
     trainer = lightning.Trainer(
-        max_epochs=1, callbacks=callbacks, accelerator="cpu", logger=False,
+        max_epochs=max_epochs, callbacks=callbacks, accelerator="cpu", logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, loader)
@@ -56,3 +56,18 @@ def test_exception_leaves_no_hook_active(tmp_path):
     before = callback.offload.report().num_packed
     nn.Linear(64, 64)(torch.randn(64, 64)).exp().sum().backward()
     assert callback.offload.report().num_packed == before
+
+
+def test_an_epoch_whose_rest_is_skipped(tmp_path):
+    """`on_train_batch_start` may return -1; Lightning then tells nobody that the batch ended."""
+    from dataeff.integrations.lightning import OffloadCallback
+
+    class Skips(make_module()):
+        def on_train_batch_start(self, batch, index):
+            return -1 if index == 2 else None
+
+    expected = fit([], max_epochs=2, kind=Skips)
+    callback = OffloadCallback(spill=[tmp_path], min_bytes=0)
+    got = fit([callback], max_epochs=2, kind=Skips)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert callback.offload.report().bytes_written > 0
