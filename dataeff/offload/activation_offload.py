@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import numbers
 import os
 import sys
 import threading
@@ -93,7 +95,9 @@ class ActivationOffload:
         streams_of: the streams of a device, for tests.
 
     Raises:
-        ValueError: there is neither `spill` nor `host_bytes`, or `policy` is not known.
+        TypeError: `model` is no module, or a size no number.
+        ValueError: there is neither `spill` nor `host_bytes`, `policy` is not known, or a size is
+            negative.
         OSError: a directory cannot be written to.
 
     SSDTrain (arXiv 2408.10013) describes the method.
@@ -121,6 +125,19 @@ class ActivationOffload:
         faults: FaultPlan | None = None,
         streams_of: StreamsOf = cuda_streams,
     ) -> None:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model: a torch.nn.Module is needed, not {type(model).__name__}")
+        sizes = {
+            "host_bytes": (host_bytes, 0),
+            "min_bytes": (min_bytes, 0),
+            "memory_budget": (memory_budget, 0),
+            "in_flight_bytes": (in_flight_bytes, 0),
+            "prefetch_bytes": (prefetch_bytes, 0),
+            "spill_bytes": (spill_bytes, 1),
+            "staging_bytes": (staging_bytes, 1),
+        }
+        for name, (value, least) in sizes.items():
+            _check_nbytes(name, value, least)
         if is_compiled(model):
             warnings.warn(
                 "activation offload: the whole model is compiled, so backward asks for everything "
@@ -131,7 +148,7 @@ class ActivationOffload:
             )
         said_compiled = is_compiled(model)
         directories = spill_directories(spill)
-        if not directories and host_bytes <= 0:
+        if not directories and not host_bytes:
             raise ValueError(
                 "nowhere to offload to: name a directory in spill=, or give host_bytes"
             )
@@ -149,7 +166,17 @@ class ActivationOffload:
             if engine == "auto":
                 engine = choose_engine(directories[0], num_threads=num_threads).kind
             kind = _of_host_memory(engine)
-            spills = SpillSet(directories, spill_bytes, kind, num_threads, faults)
+            try:
+                spills = SpillSet(directories, spill_bytes, kind, num_threads, faults)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not host_bytes:
+                    raise
+                warnings.warn(
+                    f"activation offload: no spill file can be made ({error}); what would go to "
+                    "disk goes to the host tier or stays in memory.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         self._wear = Wear(endurance)
         tiers = Tiers(spills, host_bytes, staging_bytes, checksum, streams_of, self._wear)
         self._tiers = tiers
@@ -291,6 +318,7 @@ class ActivationOffload:
             self._selection.min_bytes,
             self._cache.account.by_module,
             self._pace(),
+            self._tiers.peaks(),
         )
 
     def _pace(self) -> Pace:
@@ -351,6 +379,17 @@ class _HooksOfThread(threading.local):
 
     def __init__(self) -> None:
         self.pushed: list[saved_tensors_hooks] = []
+
+
+def _check_nbytes(name: str, value: Any, least: int) -> None:
+    """Raises when `value` is no number of bytes; only `memory_budget` may have a fraction."""
+    if value is None:
+        return
+    kind = numbers.Real if name == "memory_budget" else numbers.Integral
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}={value!r}: a number of bytes is needed, as an int")
+    if not float(value) >= least:  # nor is it when it is no number
+        raise ValueError(f"{name}={value} must be at least {least}")
 
 
 def _of_host_memory(engine: str) -> str:

@@ -59,6 +59,11 @@ class SpillSet:
         """The spill file of each directory."""
         return [lane.spill for lane in self._striped.lanes]
 
+    @property
+    def peak_nbytes(self) -> int:
+        """The most bytes that were in the files at once."""
+        return self._striped.peak_nbytes
+
     def begin_write(self, address: int, nbytes: int) -> Written:
         """Writes `nbytes` at `address` to where it will be done first.
 

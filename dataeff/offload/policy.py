@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module)
     """The callable behind `policy`.
 
     Raises:
+        TypeError: it is of no kind that can be a policy.
         ValueError: a policy, or a module, of that name does not exist.
     """
     if policy == "all":
@@ -44,7 +45,11 @@ def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module)
     if callable(policy):
         return policy
     if isinstance(policy, str):
-        raise ValueError(f"policy: {policy!r} is neither 'all', a list of modules nor a callable")
+        raise ValueError(
+            f"policy: {policy!r} is neither 'all', 'auto', a list of module names nor a callable"
+        )
+    if not isinstance(policy, Iterable):
+        raise TypeError(f"policy: {policy!r} is neither a name, a list of them nor a callable")
     names = set(policy)
     unknown = names - {name for name, _ in model.named_modules()}
     if unknown:

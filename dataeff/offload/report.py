@@ -84,6 +84,9 @@ class OffloadReport:
             parameters and inputs, nor a tensor that only the model itself still holds.
         peak_held_bytes: the same without the host tier and its staging buffers: on a GPU, the most
             GPU memory held for backward at once.
+        peak_host_bytes: the most bytes of the host tier that were taken at once, and of the staging
+            buffers.
+        peak_disk_bytes: the most bytes that were in spill files at once.
         saved_bytes: `peak_saved_bytes`, but now.
         exposed_wait_s: time forward or backward stood still for a transfer.
         transfer_s: time transfers took, summed over transfers.
@@ -119,6 +122,8 @@ class OffloadReport:
     peak_held_bytes: int
     exposed_wait_s: float
     transfer_s: float
+    peak_host_bytes: int
+    peak_disk_bytes: int
     saved_bytes: int
     hidden_s: float
     num_steps: int
@@ -182,16 +187,25 @@ class Pace(NamedTuple):
     num_steps_at_rest: int
 
 
+class Peaks(NamedTuple):
+    """The most bytes that were in the tiers, in the terms of `OffloadReport`."""
+
+    peak_host_bytes: int
+    peak_disk_bytes: int
+
+
 def make_report(
     counters: Counters,
     saved_bytes: int,
     min_bytes: int,
     modules: dict[str, ModuleBytes],
     pace: Pace,
+    peaks: Peaks,
 ) -> OffloadReport:
     """Freezes the counters into a report."""
     return OffloadReport(
         **vars(counters),
+        **peaks._asdict(),
         saved_bytes=saved_bytes,
         hidden_s=max(0.0, counters.transfer_s - counters.exposed_wait_s),
         **pace._asdict(),

@@ -32,7 +32,7 @@ class PinnedPool:
         self._streams = streams
         self._cooling: list[tuple[Event, PooledBuffer]] = []
         self._lock = threading.Lock()
-        self.used_nbytes = 0
+        self.used_nbytes = self.peak_nbytes = 0
         streams.pin(self._pool.buffer)
 
     def acquire(self, nbytes: int) -> PooledBuffer:
@@ -43,9 +43,13 @@ class PinnedPool:
             buffer = self._pool.acquire(padded, timeout_s=0)
         except (TimeoutError, ValueError) as error:
             raise OSError(errno.ENOSPC, f"the host pool has no room: {error}") from error
-        with self._lock:
-            self.used_nbytes += padded
+        self._take(padded)
         return buffer
+
+    def _take(self, nbytes: int) -> None:
+        with self._lock:
+            self.used_nbytes += nbytes
+            self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
 
     def release(self, buffer: PooledBuffer) -> None:
         """Takes a buffer back that nobody reads or writes."""
@@ -73,8 +77,7 @@ class PinnedPool:
             return self.acquire(nbytes)
         except OSError:
             padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
-            with self._lock:
-                self.used_nbytes += padded
+            self._take(padded)
             return BufferPool(padded).acquire(padded)
 
     def wait_for_copies(self) -> None:

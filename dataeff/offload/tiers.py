@@ -13,6 +13,7 @@ from dataeff.ledger import Tier
 from dataeff.memory import HostBuffer
 from dataeff.offload.disk import DiskCopy, SpillSet, Written
 from dataeff.offload.planner import TierRate
+from dataeff.offload.report import Peaks
 from dataeff.offload.staging import DeviceCopy, PinnedPool
 from dataeff.offload.streams import CudaStreams, Streams
 from dataeff.offload.transfer import Copy, WriteCapError
@@ -68,6 +69,11 @@ class Tiers:
         host, staging = self._host, self._staging  # asked at every hook: no list is made
         used = 0 if host is None else host.used_nbytes
         return used if staging is None else used + staging.used_nbytes
+
+    def peaks(self) -> Peaks:
+        """The most bytes that were in host memory, and in files."""
+        host = sum(pool.peak_nbytes for pool in self._pools())
+        return Peaks(host, 0 if self._spills is None else self._spills.peak_nbytes)
 
     def moves(self, device: torch.device) -> bool:
         """Whether there is a tier that would free memory of `device`."""

@@ -71,6 +71,9 @@ class StripedSpill:
         num_threads: of each directory, as `open_engine` takes it.
         faults: faults to inject, one plan (or None) per directory.
 
+    Attributes:
+        peak_nbytes: the most bytes of extents that were out at one time, in all directories.
+
     Raises:
         OSError: none of the directories can be used; the error is the last one's.
     """
@@ -92,6 +95,7 @@ class StripedSpill:
         plans = [None] * len(directories) if faults is None else faults
         self.chunk_nbytes = chunk_nbytes
         self.lanes: list[Lane] = []
+        self.peak_nbytes = 0
         self._lock = threading.Lock()
         refused: list[tuple[str | os.PathLike[str], OSError]] = []
         for directory, plan in zip(directories, plans, strict=True):
@@ -142,6 +146,7 @@ class StripedSpill:
                         self._note_failure(lane, error)
                     continue
                 lane.in_flight_nbytes += nbytes
+                self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
                 return _Part(lane, extent, begin, nbytes)
         places = ", ".join(str(lane.spill.path_hint) for lane in self.lanes)
         raise OSError(errno.ENOSPC, f"no directory takes {nbytes} bytes more", places)

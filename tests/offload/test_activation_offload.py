@@ -435,10 +435,30 @@ def test_trace_holds_stores_loads_and_bytes(offload_of, tmp_path):
     assert any(e.get("cat") == "load" for e in events)
 
 
+def test_the_peak_on_disk_is_what_was_there_at_once(offload_of):
+    model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(4)])
+    offload = offload_of(model)
+    for _ in range(3):
+        with offload:
+            out = model(torch.randn(256, 256))
+            offload._cache.drain()
+            out.sum().backward()
+        del out
+    report = offload.report()
+    # Three storages, but for the parts of a page at their ends.
+    assert 3 * (2**18 - 4096) <= report.peak_disk_bytes <= 3 * 2**18
+    assert report.peak_host_bytes == 0
+    assert "peak_disk_bytes" in str(report)
+
+
 def test_misuse_is_refused_clearly(tmp_path):
     model = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="policy"):
+    with pytest.raises(ValueError, match="'most' is neither 'all', 'auto'"):
         ActivationOffload(model, tmp_path, policy="most")
+    with pytest.raises(TypeError, match="policy: 3"):
+        ActivationOffload(model, tmp_path, policy=3)
+    with pytest.raises(TypeError, match=r"model: .* not function"):
+        ActivationOffload(lambda x: x, tmp_path)
     with pytest.raises(ValueError, match="nowhere to offload to"):
         ActivationOffload(model, [])
     with pytest.raises(OSError, match="nowhere"):
@@ -450,3 +470,23 @@ def test_misuse_is_refused_clearly(tmp_path):
     offload.close()
     with pytest.raises(RuntimeError, match="closed"), offload:
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("host_bytes", -1),
+        ("min_bytes", -1),
+        ("in_flight_bytes", -1),
+        ("prefetch_bytes", -1),
+        ("spill_bytes", 0),
+        ("staging_bytes", 0),
+        ("memory_budget", -1.0),
+        ("memory_budget", float("nan")),
+    ],
+)
+def test_a_size_that_is_none_is_refused(tmp_path, name, bad):
+    with pytest.raises(ValueError, match=f"{name}={bad}"):
+        ActivationOffload(nn.Identity(), tmp_path, policy="auto", **{name: bad})
+    with pytest.raises(TypeError, match=f"{name}='1'"):
+        ActivationOffload(nn.Identity(), tmp_path, policy="auto", **{name: "1"})

@@ -50,11 +50,12 @@ def mounted(tmp_path):
     """mounted(kind, mib): a directory on a file system of its own."""
     places = []
 
-    def make(kind, mib):
+    def make(kind, mib, num_inodes=100):
         place = tmp_path / kind
         place.mkdir()
         if kind == "tmpfs":
-            command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "none", str(place)]
+            options = f"size={mib}m,nr_inodes={num_inodes}"
+            command = ["mount", "-t", "tmpfs", "-o", options, "none", str(place)]
         else:
             image = tmp_path / "image"
             with image.open("wb") as file:
@@ -101,6 +102,28 @@ def test_a_disk_that_is_full_from_the_start(kind, mounted, net, step, assert_sam
     assert len(caught) == 1
     report = offload.report()
     assert report.bytes_failed > 0 and report.saved_bytes == 0
+    offload.close()
+
+
+def test_a_disk_on_which_no_file_can_be_made(mounted, net, step, assert_same, late_streams):
+    """The host tier takes what would have gone there; without one, nothing could be offloaded."""
+    expected = step()
+    place = mounted("tmpfs", 16, num_inodes=2)
+    (place / "last").touch()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is on tmpfs")
+        with pytest.raises(OSError, match=str(place)) as caught:
+            ActivationOffload(net[0], place, min_bytes=0)
+        assert caught.value.errno == errno.ENOSPC
+        with pytest.warns(RuntimeWarning, match="no spill file can be made") as warned:
+            offload = ActivationOffload(
+                net[0], place, 64 * STORAGE, min_bytes=0, streams_of=lambda device: late_streams
+            )
+            for _ in range(2):
+                assert_same(step(offload), expected)
+    assert sum("no spill file" in str(one.message) for one in warned) == 1
+    report = offload.report()
+    assert report.bytes_host > 0 and report.bytes_failed == report.bytes_written == 0
     offload.close()
 
 

@@ -83,6 +83,7 @@ def test_host_tier_frees_the_device_and_is_counted(offload_of):
         report = offload.report()
         assert report.bytes_host == 7 * MIB == report.saved_bytes
         assert report.peak_held_bytes <= 3 * MIB < report.peak_saved_bytes
+        assert report.peak_host_bytes == 7 * MIB and report.peak_disk_bytes == 0
         loss.backward()
     report = offload.report()  # on a busy machine a stream may hold on to what it copied
     assert report.bytes_read + report.bytes_forwarded == 7 * MIB
