@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from dataeff.offload.wrapped import inner_tensors, is_wrapper
@@ -24,6 +25,7 @@ _CASTS_AND_VIEWS = (
     "ViewBackward",
     "UnsafeViewBackward",
     "AliasBackward",
+    "CloneBackward",
 )
 
 
@@ -46,6 +48,7 @@ class Exclusions:
         self._model = model
         self._held: list[torch.Tensor] = []  # so that an id in `parameters` is nobody else's
         self._lengths: set[int] = set()  # elements of each parameter
+        self._fixed: set[tuple[int, ...]] = set()  # sorted sizes of what has no gradient
         self.own: dict[int, StorageWeakRef] = {}
         self.inputs: dict[int, StorageWeakRef] = {}
         self.parameters: dict[int, int] = {}
@@ -55,7 +58,10 @@ class Exclusions:
         # Once a step, so in one loop: the storage that is still there needs no new reference.
         before, own = self.own, dict[int, StorageWeakRef]()
         parameters, held = dict[int, int](), list[torch.Tensor]()
+        self._fixed = set()
         for tensor in _parameters_and_buffers(self._model):
+            if not tensor.requires_grad and not is_lazy(tensor):
+                self._fixed.add(tuple(sorted(tensor.shape)))
             if type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided:
                 storage = tensor.untyped_storage()
                 address = storage._cdata
@@ -83,10 +89,14 @@ class Exclusions:
         return address in self.own or address in self.inputs
 
     def is_cast(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor is a parameter in another dtype or layout, as autocast makes them.
+        """Whether the tensor is a parameter or buffer in another dtype or layout.
 
-        Autocast keeps such copies for the whole block, so that moving one frees nothing.
+        Autocast keeps the copies that it makes of parameters for the whole block, so that moving
+        one frees nothing. Of those that have a gradient the graph tells; of frozen ones and of
+        buffers their size must do: a tensor that needs no gradient and has that of one of them.
         """
+        if not tensor.requires_grad:
+            return tuple(sorted(tensor.shape)) in self._fixed
         if tensor.numel() not in self._lengths:  # no need to go back through the graph
             return False
         node: Any = tensor.grad_fn
@@ -129,8 +139,10 @@ def _storages(tensors: Iterable[torch.Tensor]) -> Iterator[torch.UntypedStorage]
 
 
 def _has_storage(tensor: torch.Tensor) -> bool:
+    if is_lazy(tensor):
+        return False
     try:
         tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):  # sparse tensors, uninitialised parameters
+    except (NotImplementedError, RuntimeError):  # sparse tensors
         return False
     return True

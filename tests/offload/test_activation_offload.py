@@ -158,6 +158,56 @@ def test_autocast_casts_of_weights_stay(offload_of, gradients, assert_same):
     assert shapes and (256, 256) not in shapes
 
 
+class Casts(nn.Module):
+    """Products with parameters, a frozen one and a buffer: cast, transposed, laid out anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(128, 160))
+        self.frozen = nn.Parameter(torch.randn(160, 96), requires_grad=False)
+        self.register_buffer("table", torch.randn(112, 96))
+        self.last = nn.Parameter(torch.randn(144, 112))
+
+    def forward(self, x):
+        y = x @ self.weight.to(torch.bfloat16)
+        y = y @ self.frozen.to(torch.bfloat16)
+        y = y @ self.table.t().to(torch.bfloat16).contiguous()
+        return y @ self.last.t().to(torch.bfloat16).contiguous()
+
+
+def test_casts_of_parameters_and_buffers_stay(offload_of):
+    torch.manual_seed(0)
+    model, x = Casts(), torch.randn(192, 128, dtype=torch.bfloat16)
+    weights = [model.weight, model.last]
+    expected = torch.autograd.grad(model(x).float().sum(), weights)
+    shapes = []
+    offload = offload_of(model, policy=lambda info: bool(shapes.append(tuple(info.shape))) or True)
+    with offload:
+        got = torch.autograd.grad(model(x).float().sum(), weights)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert shapes == [(192, 112)]  # of the products, the one that a gradient needs
+
+
+def test_a_model_whose_parameters_have_no_size_yet(offload_of):
+    def make():
+        model = nn.Sequential(nn.LazyLinear(128), nn.LazyBatchNorm1d(), nn.Tanh(), nn.LazyLinear(1))
+        return model, torch.ones(256, 64).cumsum(0) / 256
+
+    def train(model, x, context):
+        torch.manual_seed(0)
+        for _ in range(2):
+            with context:
+                model(x).sum().backward()
+        return [p.grad for p in model.parameters()]
+
+    plain, x = make()
+    lazy, _ = make()
+    offload = offload_of(lazy)
+    expected, got = train(plain, x, torch.enable_grad()), train(lazy, x, offload)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert offload.report().bytes_written + offload.report().bytes_cancelled > 0
+
+
 @pytest.mark.parametrize("wait_for_disk", [False, True])
 def test_retain_graph_gives_the_same_bits_each_time(
     gpt_and_loss, offload_of, gradients, assert_same, wait_for_disk
