@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +20,7 @@ from dataeff.memory import HostBuffer
 from dataeff.storage import SpillFile, open_engine, uring_refusal
 
 Way = Literal["read", "write"]
+WAYS: tuple[Way, ...] = ("write", "read")
 
 
 class Blocks:
@@ -25,6 +28,7 @@ class Blocks:
 
     def __init__(self, directory: Path, nbytes: int, block_nbytes: int, depth: int) -> None:
         self.block_nbytes, self.depth = block_nbytes, depth
+        self.fio_gbs: dict[str, list[float]] = {}  # by fio's engine, what it said of each run
         self.spill = SpillFile(directory)
         self.offset = self.spill.allocate(nbytes).offset
         self.buffer = HostBuffer(nbytes)
@@ -62,18 +66,20 @@ class Blocks:
 
 def cases(options: Options) -> Iterator[Case]:
     """Writes and reads of one file past the page cache, by block size and depth."""
-    nbytes = options.pick(full=256 << 20, quick=32 << 20)
-    for way in ("write", "read"):
+    for way in WAYS:
         for block_mib in options.pick(full=(1, 8), quick=(1,)):
             for depth in options.pick(full=(4, 16), quick=(4,)):
-                yield _case(options.directory, way, nbytes, block_mib << 20, depth)
+                yield case(options, way, block_mib << 20, depth)
 
 
-def _case(directory: Path, way: Way, nbytes: int, block_nbytes: int, depth: int) -> Case:
+def case(options: Options, way: Way, block_nbytes: int, depth: int) -> Case:
+    """One way, one block size, one depth."""
+    nbytes = options.pick(full=256 << 20, quick=32 << 20)
+    directory = options.directory
     # No ceiling beside it: that would be another file, and where a file lies on the disk decides
     # more than how it is read. The plain system calls on this file are what there is to reach.
     return Case(
-        size=f"{way} block={block_nbytes >> 20}MiB depth={depth}",
+        size=f"{way} past the page cache: block={block_nbytes >> 20}MiB depth={depth}",
         group=f"{way} past the page cache",
         inputs=partial(Blocks, directory, nbytes, block_nbytes, depth),
         providers=(
@@ -92,9 +98,25 @@ def _ours(kind: str, way: Way, blocks: Blocks) -> Step:
     if kind == "io_uring" and (reason := uring_refusal()):
         raise Unavailable(reason)
     engine = open_engine(kind, num_threads=blocks.depth, queue_depth=blocks.depth)
-    call = partial(blocks.move, engine.write if way == "write" else engine.read)
+    order = engine.write if way == "write" else engine.read
+    rates: list[float] = []
+
+    def call() -> int:
+        start = time.perf_counter()
+        nbytes = blocks.move(order)
+        rates.append(nbytes / (time.perf_counter() - start) / 1e9)
+        return nbytes
+
     blocks.check(call, way)
-    return Step(call, close=engine.close)
+    return Step(call, close=engine.close, metrics=partial(_beside_fio, rates, blocks))
+
+
+def _beside_fio(rates: list[float], blocks: Blocks) -> dict[str, tuple[float, str]]:
+    """The median rate as a share of that of fio's faster engine, as fio itself tells it."""
+    if not blocks.fio_gbs:
+        return {}
+    best = max(statistics.median(found) for found in blocks.fio_gbs.values())
+    return {"share_of_fio": (statistics.median(rates) / best, "1")}
 
 
 def _system_calls(way: Way, blocks: Blocks) -> Step:
@@ -132,7 +154,7 @@ def _fio(way: Way, ioengine: str, blocks: Blocks) -> Step:
         f"--ioengine={ioengine}",
         "--output-format=json",
     ]
-    rates: list[float] = []
+    rates = blocks.fio_gbs[ioengine] = []
 
     def call() -> int:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -141,6 +163,6 @@ def _fio(way: Way, ioengine: str, blocks: Blocks) -> Step:
         return int(job["io_bytes"])
 
     def metrics() -> dict[str, tuple[float, str]]:
-        return {"fio_bandwidth_gbs": (sorted(rates)[len(rates) // 2], "GB/s")}
+        return {"fio_bandwidth_gbs": (statistics.median(rates), "GB/s")}
 
     return Step(call, metrics=metrics)

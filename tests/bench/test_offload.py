@@ -48,6 +48,7 @@ def test_disk_holds_less_and_its_weights_are_the_same_after_twenty_steps(options
             Provider("save_on_cpu", training.on_cpu),
             Provider("recompute", training.recompute),
             Provider("nothing", training.nothing, role="ours"),
+            Provider("asking", training.asking, role="ours"),
             Provider("disk", partial(small, compared=True), role="ours"),
         ),
         options,

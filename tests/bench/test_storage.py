@@ -10,17 +10,13 @@ from dataeff.bench import storage
 
 
 @pytest.fixture
-def small_cases(tmp_path):
-    return [storage._case(tmp_path, way, 8 << 20, 1 << 20, 3) for way in ("write", "read")]
-
-
-@pytest.fixture
 def options(tmp_path):
     return bench.Options(quick=True, directory=tmp_path)
 
 
-def test_every_provider_moves_the_same_bytes(small_cases, options):
-    run = [bench.runner.run_workload("storage", [case], options, print) for case in small_cases]
+def test_every_provider_moves_the_same_bytes(options):
+    cases = [storage.case(options, way, 1 << 20, 3) for way in storage.WAYS]
+    run = [bench.runner.run_workload("storage", [case], options, print) for case in cases]
     for records in run:
         timed = {record.provider for record in records if record.metric == "time_s"}
         assert "dataeff threads" in timed
@@ -45,9 +41,16 @@ def test_fio_is_asked_for_the_same_file_and_believed(tmp_path, monkeypatch):
     )
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    step = storage._fio("write", "libaio", storage.Blocks(tmp_path, 2 << 20, 1 << 20, 2))
+    blocks = storage.Blocks(tmp_path, 2 << 20, 1 << 20, 2)
+    step = storage._fio("write", "libaio", blocks)
     assert step.call() == 2 << 20
     assert step.metrics() == {"fio_bandwidth_gbs": (1.5, "GB/s")}
+    ours = storage._ours("threads", "write", blocks)
+    ours.call()
+    blocks.fio_gbs["slower"] = [1e-3]
+    share, unit = ours.metrics()["share_of_fio"]
+    assert unit == "1" and 1e-3 < share * 1.5 < 1e3  # GB/s, whatever the disk
+    ours.close()
 
 
 def test_fio_that_is_missing_is_said(tmp_path, monkeypatch):
