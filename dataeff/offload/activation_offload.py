@@ -52,7 +52,9 @@ class ActivationOffload:
     Saved tensors are written to disk while forward runs and dropped from memory when they are
     there; they are read back in the order in which backward is expected to ask. One storage is
     written once, however many tensors are views of it; parameters, buffers, their views and casts,
-    and the inputs of `model` are left alone. Gradients are bit-identical to those without it.
+    and the inputs of `model` are left alone, and from the second step on the last storages, which
+    backward wants at once (half of what may be in flight). Gradients are bit-identical to those
+    without it.
 
     The object is used for a whole training run. Backward may also run after the `with` block.
 
@@ -197,6 +199,7 @@ class ActivationOffload:
             self._scopes,
             budgets,
             self.ledger,
+            keeps_last=self._auto is None,  # a plan says itself what is kept
         )
         self._cache.regions.said |= said_compiled
         self._pack, self._unpack = self._cache.pack, self._cache.unpack

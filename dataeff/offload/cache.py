@@ -50,6 +50,7 @@ class TensorCache:
         scopes: knows which module is running.
         budgets: bounds on memory in flight.
         ledger: where transfers are entered.
+        keeps_last: whether what backward wants first stays, within half of what may be in flight.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class TensorCache:
         scopes: Scopes,
         budgets: Budgets,
         ledger: Ledger,
+        keeps_last: bool = True,
     ) -> None:
+        self._keeps_last = keeps_last
         self._tiers, self._wants, self._excluded = tiers, wants, excluded
         self._scopes = scopes
         self._lock = threading.RLock()
@@ -198,15 +201,25 @@ class TensorCache:
         self.held.add(nbytes)
         module = self.account.module(self._scopes.current)
         module.bytes_saved += nbytes
-        module.bytes_stored += nbytes
         known = self._table.lookup(storage)
         saved = SavedStorage(known.generation, tensor._version, storage, self._grave)
         known.saved[saved.version] = weakref.ref(saved)
         known.shift = 0
         saved.tape = self.passes.saving()
         saved.position = saved.tape.append(saved)
-        self._outgoing.begin(saved, storage, to if isinstance(to, Tier) else None)
+        if self._keeps_last and saved.tape.soon(self._share_of_last(saved.tape)):
+            saved.stay()
+            self.held.last_nbytes += nbytes
+            self.counters.bytes_kept += nbytes
+        else:
+            module.bytes_stored += nbytes
+            self._outgoing.begin(saved, storage, to if isinstance(to, Tier) else None)
         return Handle(saved, tensor, 0)
+
+    def _share_of_last(self, tape: Tape) -> int:
+        """Bytes that may stay because backward wants them first: half of what may be in flight."""
+        budgets = (self._outgoing.budget, self._incoming.budget)
+        return min(self.passes.limit(budget, tape) for budget in budgets) // 2
 
     def _keep(
         self, tensor: torch.Tensor, storage: torch.UntypedStorage, version: int, nbytes: int
@@ -231,6 +244,7 @@ class TensorCache:
     def _bring(self, saved: SavedStorage) -> torch.UntypedStorage:
         """The bytes in memory; begins to read what backward is expected to want after them."""
         if saved.tape is not None:
+            self.passes.asked(saved.tape)
             saved.tape.ask(saved.position)
             self.regions.see(saved.tape, saved.position, saved.nbytes)
         storage = self._at_hand(saved)
@@ -319,6 +333,7 @@ class TensorCache:
             remains = self._grave.bury()
             self.held.add(-remains.held_nbytes)
             self.held.cached_nbytes -= remains.cached_nbytes
+            self.held.last_nbytes -= remains.last_nbytes
             if remains.copy is not None:
                 self.held.add(-remains.copy.host_nbytes)
                 if not self.closed:

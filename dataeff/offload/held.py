@@ -22,6 +22,7 @@ class HeldBytes:
         self._nbytes = 0
         self._cached: dict[int, weakref.ref[SavedStorage]] = {}
         self.cached_nbytes = 0  # cached, or being read
+        self.last_nbytes = 0  # what stayed because backward wants it first
         self.recent_peak = 0  # like `peak_saved_bytes`, since somebody last set it to 0
 
     @property

@@ -69,7 +69,7 @@ class Incoming:
                 if saved.writing and not self._outgoing.cancel(saved):
                     break
                 continue
-            if self._held.cached_nbytes + saved.nbytes > limit:
+            if self._held.cached_nbytes + self._held.last_nbytes + saved.nbytes > limit:
                 break
             if revive(saved.weak, saved.shift + saved.nbytes) is None:
                 self.begin(saved)

@@ -44,7 +44,7 @@ class Outgoing:
     ) -> None:
         """Begins to store `saved`, waiting for the oldest stores while the budget is spent."""
         limit = self._passes.limit(self.budget, saved.tape)
-        while self._queue and self._nbytes + saved.nbytes > limit:
+        while self._queue and self._nbytes + self._held.last_nbytes + saved.nbytes > limit:
             with self._account.exposed("wait for store"):
                 self._end(self._queue.popleft())
         try:

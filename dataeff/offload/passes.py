@@ -35,6 +35,7 @@ class Passes:
         self._orders = Orders()
         self._tapes: dict[tuple[int, int], Tape] = {}
         self._last: Tape | None = None
+        self._newest: Tape | None = None  # of forward, while backward has read no other
         self.microbatch = 0
 
     def saving(self) -> Tape:
@@ -50,8 +51,18 @@ class Passes:
             self._tapes = {k: old for k, old in self._tapes.items() if k[1] in (-1, task)}
             if tape is not None:
                 self._finish(tape, key)
-            tape = self._tapes[key] = Tape(self._orders)
+            past = None if tape is None or task != -1 else tape.past
+            tape = self._tapes[key] = Tape(self._orders, past)
+        if task == -1:
+            self._newest = tape
         return tape
+
+    def asked(self, tape: Tape) -> None:
+        """Backward is about to unpack something of `tape`."""
+        if not tape.started:
+            tape.at_once = tape is self._newest
+        if tape is not self._newest:
+            self._newest = None
 
     @property
     def current(self) -> Tape | None:

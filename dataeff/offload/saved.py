@@ -30,13 +30,15 @@ class Remains(weakref.ref["SavedStorage | Direct"]):
         copy: bytes in a tier that are to be released.
         held_nbytes: bytes of memory that it holds.
         cached_nbytes: of these, bytes that are in a tier too.
+        last_nbytes: of these, bytes that stayed because backward wants them first.
     """
 
-    __slots__ = ("cached_nbytes", "copy", "held_nbytes")
+    __slots__ = ("cached_nbytes", "copy", "held_nbytes", "last_nbytes")
 
     copy: Copy | None
     held_nbytes: int
     cached_nbytes: int
+    last_nbytes: int
 
 
 class Grave:
@@ -54,7 +56,8 @@ class Grave:
     def watch(self, owner: SavedStorage | Direct, held_nbytes: int) -> Remains:
         """What `owner` will leave; it keeps that up to date."""
         remains = Remains(owner, self.dead.append)
-        remains.copy, remains.held_nbytes, remains.cached_nbytes = None, held_nbytes, 0
+        remains.copy, remains.held_nbytes = None, held_nbytes
+        remains.cached_nbytes = remains.last_nbytes = 0
         self._alive.add(remains)
         return remains
 
@@ -129,6 +132,10 @@ class SavedStorage:
     @cached.setter
     def cached(self, cached: bool) -> None:
         self._remains.cached_nbytes = self.nbytes if cached else 0
+
+    def stay(self) -> None:
+        """The bytes are among the last of their pass and are not moved."""
+        self._remains.last_nbytes = self.nbytes
 
     def add_handle(self) -> None:
         """Counts a new handle."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,11 +19,37 @@ if TYPE_CHECKING:
 _REMEMBERED_SHAPES = 16
 
 
-class Tape:
-    """The storages of one pass, and a cursor in the order they are expected to be asked for."""
+@dataclass(frozen=True)
+class Past:
+    """A pass that is over: the sizes of what it saved, and their positions as backward asked."""
 
-    def __init__(self, memory: Orders) -> None:
+    sizes: list[int]
+    order: list[int]
+
+    def first(self, nbytes: int) -> frozenset[int]:
+        """The positions that backward asked for first, of `nbytes` together at most."""
+        found: list[int] = []
+        for position in self.order:
+            nbytes -= self.sizes[position]
+            if nbytes < 0:
+                break
+            found.append(position)
+        return frozenset(found)
+
+
+class Tape:
+    """The storages of one pass, and a cursor in the order they are expected to be asked for.
+
+    Args:
+        memory: the orders recorded.
+        past: the same pass a step ago, if its backward followed it at once.
+    """
+
+    def __init__(self, memory: Orders, past: Past | None = None) -> None:
         self._memory = memory
+        self._past = past
+        self._soon: frozenset[int] | None = None
+        self.at_once = False  # whether backward followed, with no other pass between
         self._saved: list[weakref.ref[SavedStorage]] = []
         self._sizes: list[int] = []
         self._asked: dict[int, None] = {}  # positions in the order of their first unpack
@@ -49,6 +76,26 @@ class Tape:
         self.largest = max(self.largest, saved.nbytes)
         self._expected = []
         return len(self._sizes) - 1
+
+    def soon(self, nbytes: int) -> bool:
+        """Whether the newest is among the `nbytes` that backward is expected to want first.
+
+        That is so when this pass has gone like the one before it up to here.
+        """
+        past, position = self._past, len(self._sizes) - 1
+        if past is None:
+            return False
+        if position >= len(past.sizes) or past.sizes[position] != self._sizes[position]:
+            self._past = None
+            return False
+        if self._soon is None:
+            self._soon = past.first(nbytes)
+        return position in self._soon
+
+    @property
+    def past(self) -> Past | None:
+        """What the next such pass is to know of this one."""
+        return Past(self._sizes, list(self._asked)) if self.at_once else None
 
     def ask(self, position: int) -> None:
         """Backward unpacks the storage at `position`: moves the cursor behind it."""

@@ -1,0 +1,133 @@
+"""What backward wants at once stays in memory, from the second step on and within the budgets."""
+
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from dataeff.offload import ActivationOffload
+from dataeff.offload.schedule import Past
+
+STORAGE = 2**18
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[m for _ in range(8) for m in (nn.Linear(256, 256), nn.Tanh())])
+    return model, torch.randn(256, 256)
+
+
+@pytest.fixture
+def offload(net, tmp_path):
+    budget = {"in_flight_bytes": 4 * STORAGE, "prefetch_bytes": 4 * STORAGE}
+    made = ActivationOffload(net[0], tmp_path, min_bytes=0, **budget)
+    yield made
+    made.close()
+
+
+def bytes_of(offload, run):
+    """Bytes written and kept while `run` runs, in storages."""
+    before = offload.report()
+    run()
+    after = offload.report()
+    written = after.bytes_written - before.bytes_written
+    return written / STORAGE, (after.bytes_kept - before.bytes_kept) / STORAGE
+
+
+def test_the_last_stay_and_are_not_written(net, offload, gradients, assert_same):
+    model, x = net
+    expected = gradients(model, lambda: model(x).square().sum().backward())
+
+    def step():
+        with offload:
+            loss = model(x).square().sum()
+            offload._cache.drain()
+            loss.backward()
+
+    moved = [bytes_of(offload, lambda: assert_same(gradients(model, step), expected))]
+    for _ in range(4):
+        moved.append(bytes_of(offload, lambda: assert_same(gradients(model, step), expected)))
+    # Half of what may be in flight; and no more from step to step.
+    assert moved == [(8, 0), (6, 2), (6, 2), (6, 2), (6, 2)]
+    report = offload.report()
+    assert report.bytes_packed == (
+        report.bytes_deduplicated + report.bytes_kept + report.bytes_written
+    )
+    assert report.saved_bytes == 0 and offload._cache.held.last_nbytes == 0
+    assert report.peak_saved_bytes <= 5 * STORAGE + 8 * 8192
+
+
+def test_what_stays_outlives_a_backward_that_keeps_its_graph(net, offload, gradients, assert_same):
+    model, x = net
+
+    def twice(context):
+        with context:
+            loss = model(x).square().sum()
+            loss.backward(retain_graph=True)
+            loss.backward()
+
+    expected = gradients(model, lambda: twice(torch.enable_grad()))
+    for _ in range(3):
+        assert_same(gradients(model, lambda: twice(offload)), expected)
+    gc.collect()
+    assert offload.report().saved_bytes == 0 and offload._cache.held.last_nbytes == 0
+
+
+def test_nothing_stays_where_other_forwards_come_first(net, offload):
+    model, x = net
+
+    def step():
+        with offload:
+            losses = []
+            for i in range(3):
+                with offload.microbatch(i):
+                    losses.append(model(x).square().sum())
+            offload._cache.drain()
+            for loss in losses:
+                loss.backward()
+
+    for _ in range(3):
+        # Of the three, only the last one's backward could follow at once: it does not.
+        assert bytes_of(offload, step) == (24, 0)
+
+
+def test_a_pass_that_goes_another_way_is_moved_whole(net, offload, gradients, assert_same):
+    model, x = net
+
+    def step(rows):
+        with offload:
+            loss = model(x[:rows]).square().sum()
+            offload._cache.drain()
+            loss.backward()
+
+    expected = gradients(model, lambda: model(x[:128]).square().sum().backward())
+    assert bytes_of(offload, lambda: step(256)) == (8, 0)
+    assert bytes_of(offload, lambda: step(256)) == (6, 2)
+    half = lambda: assert_same(gradients(model, lambda: step(128)), expected)  # noqa: E731
+    assert bytes_of(offload, half) == (4, 0)
+    assert bytes_of(offload, half) == (2, 2)
+
+
+def test_without_room_nothing_stays(net, tmp_path):
+    model, x = net
+    offload = ActivationOffload(model, tmp_path, min_bytes=0, in_flight_bytes=STORAGE)
+
+    def step():
+        with offload:
+            loss = model(x).square().sum()
+            offload._cache.drain()
+            loss.backward()
+
+    for _ in range(3):
+        assert bytes_of(offload, step) == (8, 0)
+    offload.close()
+
+
+def test_the_first_that_backward_asked_for_within_so_many_bytes():
+    past = Past([5, 1, 2, 4], [2, 3, 0, 1])
+    assert past.first(1) == frozenset()
+    assert past.first(6) == {2, 3}
+    assert past.first(10) == {2, 3}
+    assert past.first(12) == {0, 1, 2, 3}
