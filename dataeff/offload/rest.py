@@ -44,6 +44,8 @@ class Rest:
 
     def wakes(self, model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
         """The model is called: whether this, in a step at rest, has to be looked at after all."""
+        if not self._allowed:
+            return False
         call = _looks_of(model, args, kwargs)
         self._calls.add(call)
         self._woken |= self.resting and call not in self._quiet
@@ -75,7 +77,9 @@ def _looks_of(model: torch.nn.Module, args: Any, kwargs: Any) -> Hashable:
         torch.is_autocast_enabled("cuda"),
     ]
     for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, torch.Tensor):
+        if isinstance(leaf, torch.Tensor) and leaf.is_nested:
+            leaves.append(object())  # like no other: what it saves hangs on more than one size
+        elif isinstance(leaf, torch.Tensor):
             leaves.append((leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad))
         else:
             leaves.append(leaf if isinstance(leaf, _PLAIN) else type(leaf).__qualname__)

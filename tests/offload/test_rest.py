@@ -151,6 +151,19 @@ def test_a_model_that_is_not_called_itself_is_always_looked_at(offload, net):
         assert offload.report().num_packed > before
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_nested_inputs_are_always_looked_at(tmp_path, layout):
+    model = nn.Linear(64, 64)
+    offload = ActivationOffload(model, tmp_path)
+    rows = torch.nested.nested_tensor([torch.ones(3, 64), torch.ones(5, 64)], layout=layout)
+    for _ in range(4):
+        with offload:
+            model(rows)
+    assert offload.report().num_steps_at_rest == 0
+    offload.close()
+
+
 def test_contexts_around_the_call_keep_their_order(offload, net, gradients, assert_same):
     x = torch.ones(LARGE, 64)
     expected = gradients(net, lambda: net(x).square().sum().backward())
