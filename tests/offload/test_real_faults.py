@@ -178,7 +178,8 @@ def test_a_disk_that_is_dead_keeps_everything_in_memory(mounted, net, step, asse
     assert len(caught) == 1
     report = offload.report()
     assert report.bytes_written == written
-    assert report.num_store_errors == 2 * 4 and report.bytes_failed == 2 * 4 * STORAGE
+    # Of four the last stays: backward wants it at once.
+    assert report.num_store_errors == 2 * 3 and report.bytes_failed == 2 * 3 * STORAGE
     offload.close()
 
 
