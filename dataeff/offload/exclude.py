@@ -48,7 +48,8 @@ class Exclusions:
         self._model = model
         self._held: list[torch.Tensor] = []  # so that an id in `parameters` is nobody else's
         self._lengths: set[int] = set()  # elements of each parameter
-        self._fixed: set[tuple[int, ...]] = set()  # sorted sizes of what has no gradient
+        # Of what has no gradient: its element types by its sizes, sorted.
+        self._fixed: dict[tuple[int, ...], set[torch.dtype]] = {}
         self.own: dict[int, StorageWeakRef] = {}
         self.inputs: dict[int, StorageWeakRef] = {}
         self.parameters: dict[int, int] = {}
@@ -58,10 +59,10 @@ class Exclusions:
         # Once a step, so in one loop: the storage that is still there needs no new reference.
         before, own = self.own, dict[int, StorageWeakRef]()
         parameters, held = dict[int, int](), list[torch.Tensor]()
-        self._fixed = set()
+        self._fixed = {}
         for tensor in _parameters_and_buffers(self._model):
             if not tensor.requires_grad and not is_lazy(tensor):
-                self._fixed.add(tuple(sorted(tensor.shape)))
+                self._fixed.setdefault(_sizes(tensor), set()).add(tensor.dtype)
             if type(tensor) in _PLAIN_TYPES and tensor.layout is torch.strided:
                 storage = tensor.untyped_storage()
                 address = storage._cdata
@@ -93,10 +94,12 @@ class Exclusions:
 
         Autocast keeps the copies that it makes of parameters for the whole block, so that moving
         one frees nothing. Of those that have a gradient the graph tells; of frozen ones and of
-        buffers their size must do: a tensor that needs no gradient and has that of one of them.
+        buffers their size must do: a tensor that needs no gradient, has the size of one of them and
+        another dtype.
         """
         if not tensor.requires_grad:
-            return tuple(sorted(tensor.shape)) in self._fixed
+            dtypes = self._fixed.get(_sizes(tensor))
+            return dtypes is not None and tensor.dtype not in dtypes
         if tensor.numel() not in self._lengths:  # no need to go back through the graph
             return False
         node: Any = tensor.grad_fn
@@ -109,6 +112,10 @@ class Exclusions:
                 return False
             node = node.next_functions[0][0]
         return False
+
+
+def _sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(sorted(tensor.shape))
 
 
 def _parameters_and_buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:

@@ -188,6 +188,16 @@ def test_casts_of_parameters_and_buffers_stay(offload_of):
     assert shapes == [(192, 112)]  # of the products, the one that a gradient needs
 
 
+def test_what_only_looks_like_a_frozen_parameter_is_moved(offload_of):
+    model = nn.Linear(128, 128).requires_grad_(False)
+    x = torch.randn(128, 128, requires_grad=True)
+    offload = offload_of(model)
+    with offload:
+        y = model(x) * torch.rand(128, 128)  # saves what it is multiplied by, of the same dtype
+    assert offload.report().bytes_packed - offload.report().bytes_kept == 128 * 128 * 4
+    del y
+
+
 def test_a_model_whose_parameters_have_no_size_yet(offload_of):
     def make():
         model = nn.Sequential(nn.LazyLinear(128), nn.LazyBatchNorm1d(), nn.Tanh(), nn.LazyLinear(1))
