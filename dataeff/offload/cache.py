@@ -183,11 +183,9 @@ class TensorCache:
         if known is not None and saved is not None and _is_plain(tensor):
             self._kept.again.append(nbytes)
             return Handle(saved, tensor, known.shift)
-        wanted = self._wants(tensor, nbytes, self._scopes.current)
+        wanted = _is_plain(tensor) and self._wants(tensor, nbytes, self._scopes.current)
         if not wanted:
             return self._keep(tensor, storage, version, nbytes)
-        if not _is_plain(tensor):
-            return self._leave_alone(tensor)
         return self._move(tensor, storage, nbytes, wanted)
 
     def _move(

@@ -112,6 +112,22 @@ def test_sparse_is_kept(offload, layout):
     assert torch.equal(got, expected)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_kept(offload, layout):
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(64, 64), [torch.randn(n, 64) for n in (300, 500)]
+
+    def gradient(context):
+        with context:
+            nested = torch.nested.nested_tensor(rows, layout=layout, requires_grad=True)
+            padded = torch.nested.to_padded_tensor(layer(nested * 1.5), 0.0)
+        return torch.autograd.grad(padded.square().sum(), layer.weight)[0]
+
+    assert torch.equal(gradient(offload), gradient(torch.enable_grad()))
+    assert offload.report().bytes_kept >= 800 * 64 * 4 or layout is torch.jagged
+
+
 class Labelled(torch.Tensor):
     """A subclass without parts: it cannot be taken apart, so it is kept."""
 
