@@ -23,6 +23,7 @@ def cases(options: Options) -> Iterator[Case]:
         yield Case(
             size=f"planned: {shape}",
             group="planned for a share of the memory",
+            budget_s=15.0,
             inputs=partial(make_inputs, shape, options),
             providers=(Provider("keep", keep), *(provider(share) for share in shares)),
         )
