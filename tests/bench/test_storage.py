@@ -31,7 +31,9 @@ def test_a_provider_that_moves_other_bytes_is_caught(tmp_path):
 
 
 def test_fio_is_asked_for_the_same_file_and_believed(tmp_path, monkeypatch):
-    answer = {"jobs": [{"write": {"bw_bytes": 1_500_000_000, "io_bytes": 2 << 20}}]}
+    answer = {
+        "jobs": [{"write": {"bw_bytes": 1_500_000_000, "io_bytes": storage.FIO_PASSES * 2 << 20}}]
+    }
     fake = tmp_path / "fio"
     fake.write_text(
         f"#!{sys.executable}\nimport os, sys\n"
