@@ -16,7 +16,10 @@ T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """Raised by a provider that cannot run here; its message is the reason that is recorded."""
+    """Raised by a provider that cannot run here, while it is set up or by its first call.
+
+    Its message is the reason that is recorded.
+    """
 
 
 def _default_device() -> torch.device:
@@ -135,8 +138,7 @@ class Case:
         tolerance: (rtol, atol) of the comparison; zeros ask for equality.
         same: replaces the comparison: takes (expected, actual), raises AssertionError.
         budget_s: seconds of timing, where they are fewer than the options say.
-        settle_s: seconds for which rounds go on beyond their number while times are unsettled:
-            fewer than a second of them, or a spread of more than a tenth.
+        long_call_s: a provider whose first call takes longer is called in the first round only.
         num_calls: how often each provider is called in all, where that matters; else the options
             say how many rounds there are.
         group: what the case is one size of, for summaries; the workload's name by default.
@@ -151,7 +153,7 @@ class Case:
     tolerance: tuple[float, float] = (0.0, 0.0)
     same: Callable[[Any, Any], None] | None = None
     budget_s: float = float("inf")
-    settle_s: float = 0.0
+    long_call_s: float = float("inf")
     num_calls: int | None = None
     group: str = ""
 

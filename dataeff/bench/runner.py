@@ -2,10 +2,9 @@
 
 Every provider's result is compared with the first one's before the clock starts. Round r starts
 with provider r, so that none always runs after the same other. Reported is the median over rounds
-with the distance between the quartiles (of a ceiling's rate, the best round), beside them the
-fastest round; the garbage collector is off while the clock runs. A program that takes one of two
-cores stretches short calls to whole time slices, ours and theirs alike, and no median mends that:
-`busy_elsewhere` then says what share of the processors' time others took during the rounds.
+with the distance between the quartiles (of a ceiling's rate, the best round); the garbage collector
+is off while the clock runs. A call that takes longer than the case's `long_call_s` is made twice in
+all, compared and in the first round, and both are its samples.
 """
 
 from __future__ import annotations
@@ -40,22 +39,32 @@ class DisagreementError(RuntimeError):
 
 @dataclass
 class Lane:
-    """One provider in a running case: its step and the seconds per call sampled so far."""
+    """One provider in a running case: its step and the seconds per call sampled so far.
+
+    `first_s` is how long the call took whose result was compared; `long`, that it is a sample too.
+    """
 
     provider: Provider
     step: Step
     num_calls: int = 1
     samples: list[float] = field(default_factory=list)
+    first_s: float = 0.0
+    long: bool = False
+
+    @property
+    def times(self) -> list[float]:
+        """Seconds per call, of each sample."""
+        return [*self.samples, self.first_s] if self.long else self.samples
 
     @property
     def median_s(self) -> float:
         """Median seconds per call."""
-        return statistics.median(self.samples)
+        return statistics.median(self.times)
 
     @property
     def quartile_distance_s(self) -> float:
         """Seconds between the first and the third quartile of the samples."""
-        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        low, _, high = statistics.quantiles(self.times, n=4, method="inclusive")
         return high - low
 
     def rate(self, amount: int) -> float:
@@ -64,7 +73,7 @@ class Lane:
         A ceiling is what the machine can do, so what disturbed its other samples does not count.
         """
         ceiling = self.provider.role == "ceiling"
-        return amount / (min(self.samples) if ceiling else self.median_s)
+        return amount / (min(self.times) if ceiling else self.median_s)
 
 
 def run_workload(
@@ -109,7 +118,7 @@ def run_case(workload: str, case: Case, options: Options, run: Run) -> list[Reco
     inputs = case.inputs()
     with ExitStack() as open_steps:
         lanes, skipped = _prepare(case, inputs, options.seed, open_steps)
-        _compare(workload, case, lanes)
+        lanes = _compare(workload, case, lanes, options.device, skipped)
         with _no_garbage_collection():
             for lane in lanes:
                 _warm_up(lane, case, options)
@@ -143,26 +152,50 @@ def _prepare(
     return lanes, skipped
 
 
-def _call(step: Step) -> Any:
-    if step.before is not None:
-        step.before()
-    return step.call()
-
-
-def _compare(workload: str, case: Case, lanes: list[Lane]) -> None:
-    compared = [lane for lane in lanes if lane.provider.role != "ceiling"]
-    if not compared:
-        return
-    expected = _call(compared[0].step)
-    for lane in compared[1:]:
-        actual = _call(lane.step)
+def _compare(
+    workload: str,
+    case: Case,
+    lanes: list[Lane],
+    device: torch.device,
+    skipped: list[tuple[Provider, str]],
+) -> list[Lane]:
+    """The lanes whose first call came to an end; those that decline join the skipped ones."""
+    called: list[Lane] = []
+    expected: Any = None
+    for lane in lanes:
+        if lane.provider.role == "ceiling":
+            called.append(lane)
+            continue
         try:
-            case.assert_same(expected, actual)
-        except AssertionError as difference:
-            raise DisagreementError(
-                f"{workload}, {case.size}: {lane.provider.name} returns something else than "
-                f"{compared[0].provider.name}: {difference}"
-            ) from difference
+            actual = _first_call(lane, case, device)
+        except Unavailable as reason:
+            skipped.append((lane.provider, str(reason)))
+            continue
+        if not called:
+            first, expected = lane, actual
+        else:
+            try:
+                case.assert_same(expected, actual)
+            except AssertionError as difference:
+                raise DisagreementError(
+                    f"{workload}, {case.size}: {lane.provider.name} returns something else than "
+                    f"{first.provider.name}: {difference}"
+                ) from difference
+        called.append(lane)
+    return called
+
+
+def _first_call(lane: Lane, case: Case, device: torch.device) -> Any:
+    """The result of a provider's first call, which also tells how long its calls are."""
+    if lane.step.before is not None:
+        lane.step.before()
+    _synchronize(device)
+    start = time.perf_counter()
+    result = lane.step.call()
+    _synchronize(device)
+    lane.first_s = time.perf_counter() - start
+    lane.long = lane.first_s > case.long_call_s
+    return result
 
 
 def _synchronize(device: torch.device) -> None:
@@ -183,6 +216,8 @@ def _sample(lane: Lane, device: torch.device) -> float:
 
 
 def _warm_up(lane: Lane, case: Case, options: Options) -> None:
+    if lane.long:
+        return
     if case.num_calls is not None:
         _sample(lane, options.device)
         return
@@ -210,7 +245,8 @@ def _rounds(lanes: list[Lane], case: Case, options: Options) -> None:
             return
         first = index % max(len(lanes), 1)
         for lane in (*lanes[first:], *lanes[:first]):
-            lane.samples.append(_sample(lane, options.device))
+            if not (lane.long and lane.samples):
+                lane.samples.append(_sample(lane, options.device))
         gc.collect()
 
 
@@ -264,12 +300,14 @@ class _Recorder:
         return self._record(provider, "skipped", None, "1", reason)
 
     def measured(self, lane: Lane, ceilings: list[Lane]) -> list[Record]:
-        """Time, spread, rates, shares of the ceilings, and what the step itself reports."""
+        """Time, spread, rates, shares of the ceilings, and what the step itself reports.
+
+        A long peer is not asked for more: its figures may take another call.
+        """
         figures = [
             ("time_s", lane.median_s, "s"),
             ("time_spread_s", lane.quartile_distance_s, "s"),
-            ("time_min_s", min(lane.samples), "s"),
-            ("num_rounds", float(len(lane.samples)), "1"),
+            ("num_rounds", float(len(lane.times)), "1"),
         ]
         nbytes = self.case.nbytes if lane.step.nbytes is None else lane.step.nbytes
         flops = self.case.flops if lane.step.flops is None else lane.step.flops
@@ -281,18 +319,19 @@ class _Recorder:
             figures.append(("rate_gflops", lane.rate(flops) / 1e9, "GFLOP/s"))
         if lane.provider.role != "ceiling":
             figures += self._shares(lane, nbytes, flops, ceilings)
-        if lane.step.metrics is not None:
+        if lane.step.metrics is not None and not (lane.long and lane.provider.role == "peer"):
             figures += [(name, value, unit) for name, (value, unit) in lane.step.metrics().items()]
         return [self._record(lane.provider, *figure) for figure in figures]
 
     def against(self, lane: Lane, first: Lane) -> list[Record]:
         """Median over rounds of the time as a multiple of the first provider's in that round.
 
-        What slows a whole round, another program say, slows both and drops out.
+        What slows a whole round, another program say, slows both and drops out. Rounds that one of
+        them did not take part in do not count.
         """
         if lane is first or "ceiling" in (lane.provider.role, first.provider.role):
             return []
-        pairs = zip(lane.samples, first.samples, strict=True)
+        pairs = zip(lane.samples, first.samples, strict=False)
         ratio = statistics.median(mine / its for mine, its in pairs if its > 0)
         return [self._record(lane.provider, "time_ratio", ratio, "1")]
 

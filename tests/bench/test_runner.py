@@ -108,6 +108,34 @@ def test_long_calls_are_not_warmed_up_again_and_again(clock):
     assert len(calls) == 1 + 1 + 3  # compared, warmed up, and the rounds
 
 
+def test_a_long_call_is_compared_and_made_in_the_first_round(clock):
+    calls = []
+    providers = (
+        provider("slow", clock.work("slow", 3.0, calls)),
+        provider("ours", clock.work("ours", 0.5, calls), role="ours"),
+    )
+    found = run(Case(size="", inputs=lambda: None, providers=providers, long_call_s=2.0))
+    assert calls.count("slow") == 2 and found["slow", "num_rounds"].value == 2
+    assert found["slow", "time_s"].value == pytest.approx(3.0)
+    assert found["slow", "time_spread_s"].value == pytest.approx(0.0)
+    assert found["ours", "num_rounds"].value == 3  # until the budget ends
+    assert found["ours", "time_ratio"].value == pytest.approx(1 / 6)
+
+
+def test_a_first_call_may_decline(clock):
+    def declines():
+        raise Unavailable("one step did not finish in 5 s")
+
+    providers = tuple(
+        provider(name, declines if name in "ac" else clock.work(name, 0.5, [])) for name in "abcd"
+    )
+    found = run(Case(size="", inputs=lambda: None, providers=providers))
+    for name in "ac":
+        assert found[name, "skipped"].note == "one step did not finish in 5 s"
+        assert (name, "time_s") not in found
+    assert ("b", "time_ratio") not in found and found["d", "time_ratio"].value == pytest.approx(1)
+
+
 def test_a_ceiling_s_rate_is_its_best_round(clock):
     durations = iter([9.0, 9.0, 4.0, 1.0, 4.0])  # warmed up, then rounds until the budget ends
 

@@ -25,7 +25,7 @@ from dataeff.bench import ceilings
 from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
 from dataeff.bench.rgnn import handwritten, ours, peers
 from dataeff.bench.rgnn.datasets import DATASETS, Edges, Statistics, generate, uniform
-from dataeff.bench.rgnn.limits import COMPILING_LIMIT_S, within_limits
+from dataeff.bench.rgnn.limits import CALL_LIMIT_S, SHORT_LIMIT_S, within_limits
 from dataeff.bench.rgnn.workload import Workload, require_memory
 
 PYG = ("torch_geometric",)
@@ -39,6 +39,9 @@ QUICK = ("aifb",)
 BLOCK_EDGES = 10**5
 # Graphs of more edges are run at one width, and with the layers that are there as they are.
 MANY_EDGES = 10**6
+# Seconds of rounds for a case, and of a call from which on it is made twice in all.
+BUDGET_S, SHORT_BUDGET_S = 4.0, 1.0
+LONG_CALL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ def _code_graph() -> Edges:
 CODE_GRAPH = Size("code", 0, 0, 0, _code_graph)
 
 
-def _uniform(nodes: int, edges: int, relations: int, name: str = "uniform") -> Size:
+def _uniform(nodes: int, edges: int, relations: int, name: str) -> Size:
     return Size(name, nodes, edges, relations, partial(uniform, nodes, edges, relations))
 
 
@@ -114,29 +117,33 @@ def _growth() -> Iterator[tuple[Size, int]]:
     numbers += [(10**6, relations, 64) for relations in (1, 8, 500, 2000)]
     numbers += [(10**5, 64, dim) for dim in (16, 256, 512)]
     for edges, relations, dim in numbers:
-        yield _uniform(edges // 10, edges, relations), dim
+        yield _uniform(edges // 10, edges, relations, "growth"), dim
 
 
-def _providers(options: Options, model: str, *, training: bool, short: bool) -> Iterator[Provider]:
-    """All that compute a model; `short`: the layers that are there as they are, not every way."""
-    limited = within_limits
+def _providers(
+    options: Options, model: str, *, training: bool, short: bool, seconds: int
+) -> Iterator[Provider]:
+    """All that compute a model, whose first calls may take so many seconds.
+
+    `short`: the layers that are there as they are, not every way.
+    """
+    limited = partial(within_limits, seconds=seconds)
     for name in PYG_LAYERS[model]:
         yield Provider(f"PyG {name}", limited(partial(peers.pyg, name)), requires=PYG)
     if model != "HGTConv":
         yield Provider("hand-written ATen", limited(handwritten.aten))
         if not short:
             yield Provider("hand-written grouped_mm", limited(handwritten.grouped))
-    kept, plain = (within_limits(f, COMPILING_LIMIT_S) for f in (ours.kept, ours.without_passes))
-    yield Provider("dataeff", kept, role="ours")
-    yield Provider("dataeff, passes off", plain, role="ours")
+    compiling = partial(limited, compiles=True)
+    yield Provider("dataeff", compiling(ours.kept), role="ours")
+    yield Provider("dataeff, passes off", compiling(ours.without_passes), role="ours")
     if short or not training:
         return
-    new_graph = within_limits(ours.new_graph, COMPILING_LIMIT_S)
-    yield Provider("dataeff, new graph", new_graph, role="ours")
-    # Compiling takes longer than the rest of a quick run, and has a limit of its own.
+    yield Provider("dataeff, new graph", compiling(ours.new_graph), role="ours")
+    # Compiling takes longer than the rest of a quick run.
     if model in COMPILES and not options.quick:
         compiled = partial(peers.compiled, COMPILES[model])
-        yield Provider(f"PyG {COMPILES[model]}, compiled", compiled, requires=PYG)
+        yield Provider(f"PyG {COMPILES[model]}, compiled", compiling(compiled), requires=PYG)
     if model == "RGCNConv":
         yield Provider("DGL RelGraphConv", limited(peers.dgl), requires=("dgl",))
 
@@ -146,7 +153,8 @@ def _case(
 ) -> Case:
     moved = min(size.edges * dim * 4, 1 << 28) or 1 << 28
     what = "training" if training else "inference"
-    found = _providers(options, model, training=training, short=short)
+    seconds = CALL_LIMIT_S if dim == 64 and size.name != "growth" else SHORT_LIMIT_S
+    found = _providers(options, model, training=training, short=short, seconds=seconds)
     return Case(
         size=f"{model} {what} {size} dim={dim}",
         group=f"{model} {what}",
@@ -157,7 +165,8 @@ def _case(
             ceilings.matmul(1 << 14, 256, 256, torch.float32, options.device),
         ),
         tolerance=(2e-3, 1e-4),
-        budget_s=1.0 if short else 5.0,
+        budget_s=SHORT_BUDGET_S if short else BUDGET_S,
+        long_call_s=LONG_CALL_S,
     )
 
 
@@ -179,7 +188,7 @@ def _inputs(
         dim=dim,
         training=training,
         x=torch.randn(nodes, dim).to(device),
-        edges=Edges(edges.edge_index.to(device), edges.edge_type.to(device), edges.type_ptr),
+        edges=edges.to(device),
         state={},
     )
     return replace(work, state=ours.fresh_state(work))

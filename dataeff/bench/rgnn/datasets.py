@@ -50,9 +50,9 @@ DATASETS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Edges:
-    """A generated graph.
+    """A generated graph; one is equal to itself alone, so that what is made of it can be kept.
 
     Attributes:
         edge_index: sources and destinations, [2, edges], int64.
@@ -63,6 +63,12 @@ class Edges:
     edge_index: Tensor
     edge_type: Tensor
     type_ptr: Tensor
+
+    def to(self, device: torch.device) -> Edges:
+        """The same graph on a device."""
+        if self.edge_index.device.type == device.type:
+            return self
+        return Edges(self.edge_index.to(device), self.edge_type.to(device), self.type_ptr)
 
 
 def generate(statistics: Statistics, seed: int = 0) -> Edges:

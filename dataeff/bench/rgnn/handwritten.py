@@ -8,6 +8,7 @@ edges sorted by relation, one `torch.nn.functional.grouped_mm`, `index_add`.
 from __future__ import annotations
 
 import warnings
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataeff.bench.case import Step, Unavailable
+from dataeff.bench.rgnn.datasets import Edges
 from dataeff.bench.rgnn.workload import Workload, require_memory
 
 
 class Pairs:
-    """Edges, and their unique (node, relation) pairs, sorted by relation."""
+    """Edges, and their unique (node, relation) pairs by relation; `sizes` are the edges of each."""
 
     def __init__(self, node: Tensor, edge_type: Tensor, nodes: int, relations: int) -> None:
-        key, self.of_edge = torch.unique(edge_type * nodes + node, return_inverse=True)
+        key, self.of_edge, self.sizes = torch.unique(
+            edge_type * nodes + node, return_inverse=True, return_counts=True
+        )
         self.node, self.relation = key % nodes, key // nodes
         bounds = torch.arange(relations + 1, device=node.device) * nodes
         self.counts = torch.searchsorted(key, bounds).diff().tolist()
@@ -78,25 +82,55 @@ class _SparseProduct(torch.autograd.Function):
         return None, dvalues, spread.transposed(values) @ dy
 
 
+class _Prepared:
+    """What both layers need of a graph, each part made when first asked for."""
+
+    def __init__(self, edges: Edges, nodes: int, relations: int) -> None:
+        (self.src, self.dst), self.relation = edges.edge_index, edges.edge_type
+        self.nodes, self.relations = nodes, relations
+
+    @cached_property
+    def sources(self) -> Pairs:
+        return Pairs(self.src, self.relation, self.nodes, self.relations)
+
+    @cached_property
+    def targets(self) -> Pairs:
+        return Pairs(self.dst, self.relation, self.nodes, self.relations)
+
+    @cached_property
+    def spread(self) -> Spread:
+        shape = (self.nodes, self.sources.node.numel())
+        return Spread(self.dst, self.sources.of_edge, shape)
+
+    @cached_property
+    def mean_shares(self) -> Tensor:
+        shares: Tensor = (1.0 / self.targets.sizes)[self.targets.of_edge]
+        return shares
+
+
+# Cases that follow one another have the graph in common.
+_prepared = lru_cache(maxsize=1)(_Prepared)
+
+
 def aten(work: Workload) -> Step:
     """Compaction, one `mm` per relation, sparse products."""
-    (src, dst), relation = work.edges.edge_index, work.edges.edge_type
-    sources = Pairs(src, relation, work.nodes, work.relations)
-    spread = Spread(dst, sources.of_edge, (work.nodes, sources.node.numel()))
+    dst = work.edges.edge_index[1]
+    prepared = _prepared(work.edges, work.nodes, work.relations)
+    sources, spread = prepared.sources, prepared.spread
     p = parameters(work)
     rows = sources.node.numel() * (2 if work.model == "RGATConv" else 1)
     copies = 4 if work.training else 2  # gathered rows, products, and their gradients
     require_memory(copies * rows * work.dim * 4, "products per pair would take")
 
     if work.model == "RGCNConv":
-        share = mean_shares(work)
+        share = prepared.mean_shares
 
         def forward(x: Tensor) -> Tensor:
             z = sources.product(x, p["weight"])
             return _sparse_product(spread, share, z) + x @ p["root"] + p["bias"]
 
         return work.step(forward, p)
-    targets = Pairs(dst, relation, work.nodes, work.relations)
+    targets = prepared.targets
 
     def attention(x: Tensor) -> Tensor:
         z = sources.product(x, p["weight"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from dataeff.bench.rgnn.workload import Workload
 EdgeType = tuple[str, str, str]
 
 
+@lru_cache(maxsize=1)  # of the cases that follow one another
 def metadata(edges: Edges, relations: int) -> tuple[list[str], list[EdgeType]]:
     """Node types, and (source type, relation, destination type) of each relation."""
     names = [f"n{t}" for t in range(edges.type_ptr.numel() - 1)]
@@ -23,6 +25,7 @@ def metadata(edges: Edges, relations: int) -> tuple[list[str], list[EdgeType]]:
     return names, [(names[s], f"r{r}", names[d]) for r, (s, d) in enumerate(pairs)]
 
 
+@lru_cache(maxsize=1)
 def edge_index_dict(edges: Edges, relations: int) -> dict[EdgeType, Tensor]:
     """Edges by relation, nodes counted within their type."""
     names, edge_types = metadata(edges, relations)

@@ -137,8 +137,7 @@ def peak_host_bytes(call: Callable[[], object]) -> int:
     """
     from dataeff.rgnn.scratch import SCRATCH
 
-    call()  # what a first call leaves behind is not the step's
-    SCRATCH.clear()  # memory that calls of our layers hand on is
+    SCRATCH.clear()  # memory that calls of our layers hand on is the step's
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:

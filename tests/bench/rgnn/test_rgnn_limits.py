@@ -13,12 +13,14 @@ class Work:
 
 
 def called(call, **limit):
-    return limits.within_limits(lambda work: Step(call), **limit)(Work())
+    step = limits.within_limits(lambda work: Step(call), **limit)(Work())
+    step.call()
+    return step
 
 
 def test_a_step_that_takes_too_long_is_declined():
     start = time.perf_counter()
-    with pytest.raises(Unavailable, match="one step takes more than 1 s"):
+    with pytest.raises(Unavailable, match="one step did not finish in 1 s"):
         called(lambda: [time.sleep(0.05) for _ in range(1000)], seconds=1)
     assert time.perf_counter() - start < 30
 
@@ -36,7 +38,12 @@ def test_other_errors_are_not_hidden_and_what_keeps_the_limits_runs():
         called(lambda: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     counted = []
     step = called(lambda: counted.append(1))
-    assert counted == [1] and step.call() is None
+    assert counted == [1] and step.call() is None and counted == [1, 1]
+
+
+def test_a_first_call_that_compiles_belongs_to_the_set_up():
+    durations = iter([1.2, 0.0])
+    called(lambda: time.sleep(next(durations)), seconds=1, compiles=True)
 
 
 def test_only_the_cases_that_are_named_are_run():

@@ -3,6 +3,8 @@ from functools import partial
 import pytest
 import torch
 
+import dataeff.rgnn.graph
+import dataeff.rgnn.structure
 from dataeff.bench import Options, Unavailable, rgnn
 from dataeff.bench.rgnn import datasets, handwritten, ours, peers, typed, workload
 from dataeff.bench.rgnn.workload import peak_host_bytes, require_memory
@@ -81,6 +83,29 @@ def test_pairs_are_unique_and_sorted_by_relation():
     assert torch.equal(pairs.node[pairs.of_edge], src)
     assert torch.equal(pairs.relation[pairs.of_edge], relation)
     assert pairs.node.numel() == len({*zip(src.tolist(), relation.tolist(), strict=True)})
+
+
+def test_what_a_graph_is_prepared_for_is_kept_until_the_next():
+    case = rgnn._case(Options(quick=True), "RGCNConv", SMALL, 16, training=False)
+    one, two = case.inputs(), case.inputs()
+    assert ours._graph(one) is ours._graph(one)
+    assert ours._graph(one) is not ours._graph(two)
+    same = handwritten._prepared(one.edges, 60, 5)
+    assert handwritten._prepared(one.edges, 60, 5) is same
+    assert handwritten._prepared(two.edges, 60, 5) is not same
+
+
+def test_a_new_graph_is_made_in_every_step(monkeypatch):
+    case = rgnn._case(Options(quick=True), "RGCNConv", SMALL, 16, training=True)
+    step = ours.new_graph(case.inputs())
+    made = []
+    structure = dataeff.rgnn.structure.Structure
+    monkeypatch.setattr(
+        dataeff.rgnn.graph, "Structure", lambda graph: made.append(1) or structure(graph)
+    )
+    step.call()
+    step.call()
+    assert len(made) == 2
 
 
 def test_edges_by_type_count_nodes_within_their_type():
