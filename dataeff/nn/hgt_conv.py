@@ -13,7 +13,8 @@ from torch.nn import Parameter
 from dataeff import rgnn
 from dataeff.nn.arguments import refuse_other_arguments
 from dataeff.nn.graphs import typed_graph_for
-from dataeff.rgnn.language import Argument, GraphSymbol, Symbol, Value
+from dataeff.rgnn.graph_symbol import GraphSymbol
+from dataeff.rgnn.symbols import Argument, Symbol, Value
 from dataeff.rgnn.typed import TypedLayout
 
 Metadata = tuple[list[str], list[tuple[str, str, str]]]

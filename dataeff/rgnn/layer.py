@@ -12,13 +12,23 @@ from torch import Tensor
 
 from dataeff.rgnn.autograd import Apply
 from dataeff.rgnn.graph import Graph
+from dataeff.rgnn.graph_symbol import GraphSymbol
 from dataeff.rgnn.ir import Program
-from dataeff.rgnn.language import Argument, GraphSymbol, Symbol, Value
 from dataeff.rgnn.plan import LAYERS, Plan, Request, plan_for, spec_of
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
+from dataeff.rgnn.symbols import Argument, Symbol, Value
 from dataeff.rgnn.tracer import LayerTypeError, RowCounts, Tracer
 from dataeff.rgnn.verify import verify
+
+# Row counts; relations, node types and whether edges came by type; dtype; device.
+ChoiceKey = tuple[str, int, int, bool, str, str]
+
+
+def choice_key(graph: Graph, statistics: str, like: Tensor) -> ChoiceKey:
+    """What a choice of `rgnn.tune` holds for: graphs of these statistics, tensors like this one."""
+    types = graph.num_relations, graph.num_node_types, graph.layout is not None
+    return (statistics, *types, str(like.dtype), like.device.type)
 
 
 class Layer:
@@ -44,8 +54,7 @@ class Layer:
             for n, p in inspect.signature(function).parameters.items()
             if p.default is not inspect.Parameter.empty
         }
-        # What `rgnn.tune` chose, by statistics of the graph, dtype and device.
-        self.choices: dict[tuple[str, str, str], Choice] = {}
+        self.choices: dict[ChoiceKey, Choice] = {}  # what `rgnn.tune` chose
         self.id = len(LAYERS)
         LAYERS.append(self)
 
@@ -83,7 +92,7 @@ class Layer:
     def _choice(self, graph: Graph, like: Tensor) -> Choice | None:
         compiling = torch.compiler.is_compiling()
         statistics = graph.profile if compiling else statistics_of(graph.sizes)
-        return self.choices.get((statistics, str(like.dtype), like.device.type))
+        return self.choices.get(choice_key(graph, statistics, like))
 
     def __reduce__(self) -> str:
         return str(self.__qualname__)  # type: ignore[attr-defined]

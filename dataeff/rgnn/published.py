@@ -11,18 +11,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from dataeff.rgnn.language import (
-    Argument,
-    GraphSymbol,
-    Value,
-    dot,
-    edge_softmax,
-    gelu,
-    leaky_relu,
-    linear,
-    reshape,
-)
+from dataeff.rgnn.graph_symbol import GraphSymbol
+from dataeff.rgnn.language import dot, edge_softmax, gelu, leaky_relu, linear, reshape
 from dataeff.rgnn.layer import Layer, layer
+from dataeff.rgnn.symbols import Argument, Value
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -26,6 +26,7 @@ import torch
 from dataeff._version import __version__
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.cost import step_cost
+from dataeff.rgnn.layer import Layer, choice_key
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
@@ -35,7 +36,6 @@ from dataeff.rgnn.view import View
 
 if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
-    from dataeff.rgnn.layer import Layer
 
 PASSES = ("compact", "reorder", "aggregate_first")
 BLOCK_ELEMENTS = (1024, 2048, 4096)
@@ -84,8 +84,8 @@ def tune(
     """Choose passes and sizes for a layer on graphs of this one's statistics.
 
     What is chosen holds for later calls of `layer` with this dtype, on this kind of device, on
-    graphs whose row counts round to the same sizes. Results do not change but in their rounding.
-    Interrupting it leaves the layer and the files as they were.
+    graphs with as many relations whose row counts round to the same sizes. Results do not change
+    but in their rounding. Interrupting it leaves the layer and the files as they were.
 
     Args:
         layer: a function decorated with `rgnn.layer`.
@@ -114,7 +114,7 @@ def tune(
     first = search.inputs[0]
     statistic = statistics_of(graph.sizes)
     for name in {statistic, graph.prepare().profile}:
-        layer.choices[name, str(first.dtype), first.device.type] = found.choice
+        layer.choices[choice_key(graph, name, first)] = found.choice
     return found
 
 
@@ -135,8 +135,7 @@ class _Search:
             _device_name(self.device),
             self.backend,
             render(plain.traced),
-            statistics_of(graph.sizes),
-            str(self.dtype),
+            repr(choice_key(graph, statistics_of(graph.sizes), self.inputs[0])),
         )
         self.key = hashlib.sha256("\0".join(what).encode()).hexdigest()[:24]
 

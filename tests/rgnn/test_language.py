@@ -1,9 +1,12 @@
 """What the language refuses while it traces, and a layer that uses most of what it has."""
 
+import numpy as np
 import pytest
 import torch
 
 from dataeff import rgnn
+from dataeff.rgnn.symbols import Argument
+from dataeff.rgnn.tracer import RowCounts, Tracer
 
 
 @pytest.fixture
@@ -59,6 +62,52 @@ REFUSED = [
     (lambda g, x, **_: g.to_given_order(g.node(x)), r"needs an edge value, got node\[4\]"),
     (lambda g, x, **_: g.src(x) + "one", r"cannot compute with 'one' of type str"),
     (lambda g, x, W, **_: rgnn.linear(g.src(x), W[0]), r"indexed with g.etype or g.ntype, not"),
+    (
+        lambda g, x, **_: g.sum(g.src(x) > 0),
+        r"edge\[4\] and 0: .* cannot compare symbols; rgnn.pos",
+    ),
+    (lambda g, x, **_: g.sum(g.src(x) == g.dst(x)), r"edge\[4\] and .* edge\[4\]: .* compare"),
+    (
+        lambda g, x, **_: g.sum(g.src(x)[:, :2]),
+        r"edge\[4\] and .*: .* parts of a symbol .* rgnn.spl",
+    ),
+    (lambda g, x, W, **_: W[g.etype][0], r"etype\[4x5\] and 0: .* rgnn.split"),
+    (lambda g, x, **_: [v for v in g.src(x)], r"edge\[4\]: .* rgnn.split cuts the last axis"),
+    (lambda g, x, U, **_: g.sum(g.src(x) @ U), r"edge\[4\] and argument U: .*use rgnn.linear"),
+    (
+        lambda g, x, s, **_: float(s) * g.sum(g.src(x)),
+        r"argument s: .*numbers as constant arguments",
+    ),
+    (lambda g, x, **_: g.sum(abs(g.src(x))), r"edge\[4\]: .*cannot use this operator"),
+    (lambda g, x, **_: g.sum(2 ** g.src(x)), r"edge\[4\] and 2: .*cannot use this operator"),
+    (lambda g, x, **_: g.src(x).view(2, 2), r"edge\[4\] has no attribute 'view'"),
+    (lambda g, x, **_: x.shape, r"argument x has no attribute 'shape'"),
+    (
+        lambda g, x, **_: g.src(x) * torch.ones(4),
+        r"a Tensor of shape \[4\] that is not an argument",
+    ),
+    (lambda g, x, **_: np.ones(4) * g.src(x), r"a ndarray of shape \[4\] that is not an argument"),
+    (
+        lambda g, x, **_: g.src(torch.ones(9, 4)),
+        r"a Tensor of shape \[9, 4\] that is not an argument",
+    ),
+    (lambda g, x, **_: rgnn.linear(g.src(x), torch.ones(4, 5)), r"a Tensor of shape \[4, 5\] that"),
+    (lambda g, x, **_: g.src(x) * float("inf"), r"cannot compute with inf: constants are finite"),
+    (
+        lambda g, x, **_: rgnn.leaky_relu(g.src(x), x),
+        r"negative_slope is a finite number, got argum",
+    ),
+    (
+        lambda g, x, **_: rgnn.exp(3.0),
+        r"values of a layer that is being traced, got 3.0 of type fl",
+    ),
+    (lambda g, x, **_: rgnn.concat(), r"values of a layer that is being traced, got none"),
+    (lambda g, x, **_: rgnn.concat(g.src(x), 3.0), r"concat needs values with an axis .* edge\[\]"),
+    (lambda g, x, **_: rgnn.reshape(g.src(x), 2.0, 2), r"reshape of edge\[4\] needs whole numbers"),
+    (
+        lambda g, x, **_: rgnn.reshape(g.src(x), -1, -1),
+        r"reshape of edge\[4\] needs whole .* \(-1, -1",
+    ),
 ]
 
 
@@ -161,6 +210,12 @@ def test_powers(typed, exponent):
     torch.testing.assert_close(ours, plain)
     (got,), (want,) = (torch.autograd.grad(y.sin().sum(), x) for y in (ours, plain))
     torch.testing.assert_close(got, want)
+
+
+def test_symbols_are_told_apart_by_what_they_are():
+    """A comparison is refused, so that containers must not need one."""
+    x = Argument(Tracer({"x": (9, 4)}, RowCounts(9, 9, 18, 3, 2)), "x")
+    assert {x: 1}[x] == 1 and not hasattr(x, "__array_interface__")
 
 
 def test_a_parameter_used_first_stays_one(typed):

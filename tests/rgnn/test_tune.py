@@ -1,4 +1,5 @@
 import errno
+import io
 import json
 import sys
 
@@ -96,6 +97,32 @@ def test_other_sizes_and_dtypes_are_not_affected(small, args, monkeypatch):
         rgat(larger, torch.randn(90, 8), *args[1:])
         rgat(small, *(a.double() for a in args))
     assert [p.request.choice.parts_per_thread for p in plans] == [4, 16, 16]
+
+
+def test_a_graph_of_more_relations_is_tuned_anew(small, args, monkeypatch):
+    monkeypatch.setattr(tuning._Search, "_time", slow_unless(lambda c: c.parts_per_thread == 4))
+    rgnn.tune(rgat, small, *args, candidates=1)
+    same_rows = {"num_nodes": 20, "num_relations": 300}
+    many = rgnn.Graph(small.edge_index, small.edge_type, **same_rows)
+    args = [args[0], *(torch.randn(300, *a.shape[1:]) for a in args[1:])]
+    with watched_plans() as plans:
+        rgat(many, *args)
+    assert [p.request.choice.parts_per_thread for p in plans] == [16]
+    assert not rgnn.tune(rgat, many, *args, candidates=1).cached
+
+
+def test_a_terminal_sees_how_far_it_is(small, args, monkeypatch):
+    rich_console = pytest.importorskip("rich.console")
+    plain = rich_console.Console
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        rich_console, "Console", lambda **_: plain(file=screen, force_terminal=True, width=80)
+    )
+    rgnn.tune(rgat, small, *args, candidates=2)
+    assert "tuning rgat" in screen.getvalue() and "100%" in screen.getvalue()
+    screen.truncate(0)
+    rgnn.tune(rgat, small, *args, candidates=2, refresh=True, progress=False)
+    assert not screen.getvalue().strip("\0")
 
 
 def test_interrupting_leaves_nothing_behind(small, args, monkeypatch, tmp_path):

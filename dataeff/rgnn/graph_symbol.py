@@ -1,0 +1,136 @@
+"""The graph inside a layer function: where values are read from, and what they are reduced to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataeff.rgnn import domains
+from dataeff.rgnn.symbols import (
+    Argument,
+    Symbol,
+    TypeKey,
+    Value,
+    bring,
+    emit,
+    expect,
+    tracer_of,
+    unary,
+)
+from dataeff.rgnn.tracer import Tracer
+
+
+class PerRelation:
+    """`g.per_relation`: reductions of edge values to (destination, relation) pairs."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+
+    def sum(self, value: Symbol) -> Value:
+        """Sum over the edges of each pair."""
+        return _reduce_along("sum", "edge.dst_pair", value)
+
+    def max(self, value: Symbol) -> Value:
+        """Maximum over the edges of each pair."""
+        return _reduce_along("max", "edge.dst_pair", value)
+
+    def mean(self, value: Symbol) -> Value:
+        """Mean over the edges of each pair."""
+        return _mean_along("edge.dst_pair", value)
+
+
+class GraphSymbol:
+    """What a layer function calls `g`."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.etype = TypeKey("etype")
+        self.ntype = TypeKey("ntype")
+        self.per_relation = PerRelation(tracer)
+
+    def node(self, value: Symbol) -> Value:
+        """An argument as a value of the source nodes."""
+        if isinstance(value, Argument):
+            return Value(self.tracer, value.at("node"))
+        found = expect(self.tracer, value, ("node",), "g.node")
+        return found
+
+    def src(self, value: Symbol) -> Value:
+        """Bring a node value to the edges that leave the node."""
+        node = self.node(value)
+        return emit(self.tracer, "gather", node.id, attrs=("edge.src",))
+
+    def dst(self, value: Symbol) -> Value:
+        """Bring a node value to the edges that enter the node."""
+        found = _at_dst(self.tracer, value)
+        return emit(self.tracer, "gather", found.id, attrs=("edge.dst",))
+
+    def at_dst(self, value: Symbol) -> Value:
+        """A node value at the destination nodes (of a block: its first rows)."""
+        return _at_dst(self.tracer, value)
+
+    def edge(self, value: Symbol) -> Value:
+        """A value per edge, given in the order of `edge_index`."""
+        if isinstance(value, Argument):
+            return emit(self.tracer, "gather", value.at("given"), attrs=("edge.given",))
+        return expect(self.tracer, value, ("edge",), "g.edge")
+
+    def sum(self, value: Symbol) -> Value:
+        """Sum an edge (or per-relation) value over each destination's edges (or relations)."""
+        return _reduce_along("sum", _to_dst(self.tracer, value, "g.sum"), value)
+
+    def max(self, value: Symbol) -> Value:
+        """Maximum over each destination's edges; 0 where there are none."""
+        return _reduce_along("max", _to_dst(self.tracer, value, "g.max"), value)
+
+    def mean(self, value: Symbol) -> Value:
+        """Mean over each destination's edges; 0 where there are none."""
+        return _mean_along(_to_dst(self.tracer, value, "g.mean"), value)
+
+    def mean_per_relation(self, value: Symbol) -> Value:
+        """Mean over each destination's edges of each relation, summed over relations."""
+        return self.sum(self.per_relation.mean(value))
+
+    def in_degree(self) -> Value:
+        """Number of edges that enter each destination."""
+        return emit(self.tracer, "degree", attrs=("edge.dst",))
+
+    def out_degree(self) -> Value:
+        """Number of edges that leave each source node."""
+        return emit(self.tracer, "degree", attrs=("edge.src",))
+
+    def degree_norm(self) -> Value:
+        """1 / sqrt(out-degree of the source x in-degree of the destination), for each edge."""
+        product = self.src(self.out_degree()) * self.dst(self.in_degree())
+        return 1.0 / unary("sqrt", product)
+
+    def to_given_order(self, value: Symbol) -> Value:
+        """An edge value in the order of `edge_index`, to be returned by the layer."""
+        found = expect(self.tracer, value, ("edge",), "g.to_given_order")
+        return emit(self.tracer, "sum", found.id, attrs=("edge.given",))
+
+
+def _at_dst(tracer: Tracer, symbol: Any) -> Value:
+    if isinstance(symbol, Argument):
+        value = Value(tracer, symbol.at(symbol.rows("dst")))
+    else:
+        value = expect(tracer, symbol, ("node", "dst"), "g.dst")
+    return value if value.type.domain == "dst" else emit(tracer, "prefix", value.id)
+
+
+def _to_dst(tracer: Tracer, symbol: Any, what: str) -> str:
+    value = expect(tracer, symbol, ("edge", "dst_pair"), what)
+    return f"{value.type.domain}.dst"
+
+
+def _reduce_along(kind: str, name: str, symbol: Any) -> Value:
+    tracer = tracer_of(symbol)
+    value = expect(tracer, symbol, (domains.map_source(name),), f"a {kind} along {name}")
+    return emit(tracer, kind, value.id, attrs=(name,))
+
+
+def _mean_along(name: str, symbol: Any) -> Value:
+    total = _reduce_along("sum", name, symbol)
+    tracer = total.tracer
+    count = emit(tracer, "degree", attrs=(name,))
+    one = bring(tracer, Value(tracer, tracer.const(1.0)), total.type.domain)
+    return emit(tracer, "div", total.id, emit(tracer, "maximum", count.id, one.id).id)
