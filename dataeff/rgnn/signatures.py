@@ -6,6 +6,7 @@ broadcast; a value changes domain only through `gather`, `prefix`, `pad` or a re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from math import prod
 
@@ -132,7 +133,11 @@ def _outer(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
 def _einsum(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
     a, b = types
     equation = str(attrs[0])
+    if not re.fullmatch(r"[a-z]*,[a-z]*->[a-z]*", equation):
+        raise IRTypeError(f"{equation!r} is no equation of two operands")
     left, right = equation.split("->")[0].split(",")
+    if not set(equation.split("->")[1]) <= {*left, *right}:
+        raise IRTypeError(f"einsum {equation}: an axis of the result is in neither operand")
     if a.domain != b.domain or len(left) != len(a.shape) or len(right) != len(b.shape):
         raise IRTypeError(f"einsum {equation} does not fit {a} and {b}")
     sizes: dict[str, int] = {}
@@ -142,25 +147,36 @@ def _einsum(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
     return Type(a.domain, tuple(sizes[c] for c in equation.split("->")[1]))
 
 
-def _reduce(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
+def _shape(attrs: tuple[Attr, ...]) -> tuple[int, ...]:
     shape = attrs[0]
-    assert isinstance(shape, tuple)
+    if not isinstance(shape, tuple) or any(not isinstance(n, int) or n < 0 for n in shape):
+        raise IRTypeError(f"{shape!r} is no row shape")
+    return shape
+
+
+def _columns(attrs: tuple[Attr, ...]) -> tuple[int, int]:
+    first, second = attrs
+    if not isinstance(first, int) or not isinstance(second, int):
+        raise IRTypeError(f"{first!r} and {second!r} are no columns")
+    return first, second
+
+
+def _reduce(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
+    shape = _shape(attrs)
     if broadcast(types[0].shape, shape) != types[0].shape:
         raise IRTypeError(f"cannot sum {types[0]} to row shape {list(shape)}")
     return Type(types[0].domain, shape)
 
 
 def _expand(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
-    shape = attrs[0]
-    assert isinstance(shape, tuple)
+    shape = _shape(attrs)
     if broadcast(types[0].shape, shape) != shape:
         raise IRTypeError(f"cannot expand {types[0]} to row shape {list(shape)}")
     return Type(types[0].domain, shape)
 
 
 def _reshape(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
-    shape = attrs[0]
-    assert isinstance(shape, tuple)
+    shape = _shape(attrs)
     if prod(shape) != types[0].numel:
         raise IRTypeError(f"cannot reshape {types[0]} to row shape {list(shape)}")
     return Type(types[0].domain, shape)
@@ -173,15 +189,15 @@ def _concat(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
 
 
 def _slice(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
-    start, stop = int(attrs[0]), int(attrs[1])  # type: ignore[arg-type]
+    start, stop = _columns(attrs)
     if not types[0].shape or not 0 <= start <= stop <= types[0].shape[-1]:
         raise IRTypeError(f"cannot take columns {start}:{stop} of {types[0]}")
     return Type(types[0].domain, (*types[0].shape[:-1], stop - start))
 
 
 def _embed(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
-    start, total = int(attrs[0]), int(attrs[1])  # type: ignore[arg-type]
-    if not types[0].shape or start + types[0].shape[-1] > total:
+    start, total = _columns(attrs)
+    if not types[0].shape or start < 0 or start + types[0].shape[-1] > total:
         raise IRTypeError(f"cannot place {types[0]} at column {start} of {total}")
     return Type(types[0].domain, (*types[0].shape[:-1], total))
 
@@ -218,6 +234,10 @@ def infer(kind: str, types: list[Type], attrs: tuple[Attr, ...], given: Type | N
     if kind in ("input", "const"):
         if given is None or types or len(attrs) != 1:
             raise IRTypeError(f"{kind} needs a type, one attribute and no operand")
+        if given.domain not in domains.DOMAINS:
+            raise IRTypeError(f"{given} is of no domain; there are {', '.join(domains.DOMAINS)}")
+        if not isinstance(attrs[0], str if kind == "input" else float):
+            raise IRTypeError(f"{attrs[0]!r} is no {'name' if kind == 'input' else 'number'}")
         return given
     if kind not in SIGNATURES:
         raise IRTypeError(f"unknown operation {kind!r}")

@@ -31,7 +31,18 @@ def _parse_attr(text: str) -> Attr:
     try:
         return float(literal_eval(text))
     except (ValueError, SyntaxError):
-        return float(text) if text in ("inf", "-inf") else text
+        return float(text) if text in ("inf", "-inf", "nan") else text
+
+
+def _parse_attrs(kind: str, text: str) -> list[Attr]:
+    if kind == "input":  # a name may look like a number
+        return [text]
+    attrs = [_parse_attr(a) for a in text.split(", ") if a]
+    if kind == "const":
+        return [float(a) if isinstance(a, int) else a for a in attrs]
+    if kind in ("reduce", "expand", "reshape"):
+        return [(a,) if isinstance(a, int) else a for a in attrs]
+    return attrs
 
 
 def render_op(op: Op) -> str:
@@ -63,10 +74,10 @@ def parse(text: str) -> Program:
         if match is None or int(match["id"]) != len(builder.ops):
             raise ValueError(f"line {number} is not the next operation: {line!r}")
         stated = Type(match["domain"], tuple(int(s) for s in match["shape"].split("x") if s))
-        attrs = [_parse_attr(a) for a in (match["attrs"] or "").split(", ") if a]
-        if match["kind"] in ("reduce", "expand", "reshape") and isinstance(attrs[0], int):
-            attrs = [(attrs[0],)]
+        attrs = _parse_attrs(match["kind"], match["attrs"] or "")
         args = [int(a.strip("% ")) for a in match["args"].split(",") if a.strip()]
+        if any(arg >= len(builder.ops) for arg in args):
+            raise ValueError(f"line {number} reads a value that no earlier line defines: {line!r}")
         given = stated if match["kind"] in ("input", "const") else None
         made = builder.emit(match["kind"], *args, attrs=attrs, type=given)
         if builder[made].type != stated:

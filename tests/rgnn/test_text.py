@@ -2,7 +2,7 @@ import pytest
 import torch
 from rgnn_layers import gated, rgat, rgcn_mean
 
-from dataeff.rgnn.ir import Program, Type
+from dataeff.rgnn.ir import IRTypeError, Program, Type
 from dataeff.rgnn.text import parse, render
 from dataeff.rgnn.verify import verify
 
@@ -27,6 +27,31 @@ def test_parser_refuses_what_does_not_hold():
         parse("%0 = input[x]() : node[4]\n%1 = relu(%0) : node[5]\nreturn %1\n")
     with pytest.raises(ValueError, match="returns nothing"):
         parse("%0 = input[x]() : node[4]\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("%0 = exp(%1) : node[4]\nreturn %0", "no earlier line defines"),
+        ("%0 = input[x]() : planet[4]\nreturn %0", "of no domain"),
+        ("%0 = const[abc]() : one[]\nreturn %0", "'abc' is no number"),
+        ("%0 = input[x]() : node[4]\n%1 = reduce[abc](%0) : node[]\nreturn %1", "no row shape"),
+        ("%0 = input[x]() : node[4]\n%1 = slice[a, 6](%0) : node[6]\nreturn %1", "no columns"),
+        ("%0 = input[x]() : node[4]\n%1 = embed[-1, 6](%0) : node[6]\nreturn %1", "cannot place"),
+        ("%0 = input[x]() : one[4]\n%1 = einsum[i](%0, %0) : one[]\nreturn %1", "no equation"),
+        ("%0 = input[x]() : one[4]\n%1 = einsum[i,i->z](%0, %0) : one[4]\nreturn %1", "neither"),
+    ],
+)
+def test_what_no_program_may_hold(text, message):
+    with pytest.raises((ValueError, IRTypeError), match=message):
+        parse(text)
+
+
+def test_names_and_numbers_are_kept_apart():
+    text = "%0 = input[inf]() : node[2]\n%1 = const[inf]() : one[]\nreturn %0, %1\n"
+    program = parse(text)
+    assert [op.attrs for op in program.ops] == [("inf",), (float("inf"),)]
+    assert render(program) == text
 
 
 def test_verifier_finds_a_broken_program(small):
