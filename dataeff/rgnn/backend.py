@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 
 import torch
@@ -38,6 +38,7 @@ class Runner:
         backend: `reference`, `cpp` or `triton`.
         choice: sizes that tuning chose.
         sizes: rows of each domain, by which the steps are ordered.
+        disabled: what is left out, of "fuse" and "memory_plan".
     """
 
     def __init__(
@@ -48,14 +49,16 @@ class Runner:
         backend: str | None = None,
         choice: Choice | None = None,
         sizes: tuple[int, ...] | None = None,
+        disabled: Collection[str] = (),
     ) -> None:
         self.choice = choice or Choice()
         self.program = program
         self.dtype = dtype
         self.name = backend or choose(device)
-        self.schedule: Schedule | None = (
-            None if self.name == "reference" else lower(program, self._dense(), sizes)
-        )
+        self.schedule: Schedule | None = None
+        if self.name != "reference":
+            order = None if "memory_plan" in disabled else sizes
+            self.schedule = lower(program, self._dense(), order, fuse="fuse" not in disabled)
         self._compiled: dict[torch.dtype, Run] = {}
 
     def _dense(self) -> tuple[str, ...]:

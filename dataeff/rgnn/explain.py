@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from dataeff.rgnn.cost import step_cost
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.kernels_ir import render_schedule
+from dataeff.rgnn.memory_plan import render_moments
 from dataeff.rgnn.plan import Plan
 from dataeff.rgnn.text import render
 
@@ -48,5 +49,7 @@ def explain(
                 ]
                 parts.append(f"== {title} bytes and flops ==\n" + "\n".join(costs) + "\n")
                 parts.append(f"== {title} kernels ==\n{render_schedule(runner.schedule)}")
+                alive = render_moments(runner.schedule, plan.sizes, item_size)
+                parts.append(f"== {title} memory plan ==\n{alive}")
                 parts.append(f"== {title} source ({runner.name}) ==\n{runner.sources()}")
     return "\n".join(parts)

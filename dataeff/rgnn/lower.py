@@ -16,7 +16,7 @@ from heapq import heapify, heappop, heappush
 
 from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Op, Program
-from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
+from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal, verify_schedule
 from dataeff.rgnn.memory_plan import reorder_steps
 from dataeff.rgnn.signatures import SEGMENT
 
@@ -40,7 +40,11 @@ _COSTLY = (
 
 
 def lower(
-    program: Program, dense: tuple[str, ...] = (), sizes: tuple[int, ...] | None = None
+    program: Program,
+    dense: tuple[str, ...] = (),
+    sizes: tuple[int, ...] | None = None,
+    *,
+    fuse: bool = True,
 ) -> Schedule:
     """Schedule a program.
 
@@ -48,19 +52,20 @@ def lower(
         program: what to schedule.
         dense: kinds of operations that the backend cannot do inside a traversal.
         sizes: rows of each domain, by which steps are put in the order of the lowest peak.
+        fuse: let traversals store several values; else each has one of its own.
 
     Returns:
         Steps in an order in which each reads only what earlier ones stored.
     """
     stored = _stored(program, dense)
-    steps = _Assignment(program, stored, dense).steps
+    steps = _Assignment(program, stored, dense, fuse).steps
     shared = _shared_between_kernels(program, stored, steps)
     if shared:
         stored |= shared
-        steps = _Assignment(program, stored, dense).steps
+        steps = _Assignment(program, stored, dense, fuse).steps
     schedule = Schedule(program, tuple(steps), frozenset(stored))
     schedule = Schedule(program, _let_products_overwrite(schedule), frozenset(stored))
-    return schedule if sizes is None else reorder_steps(schedule, sizes)
+    return verify_schedule(schedule if sizes is None else reorder_steps(schedule, sizes))
 
 
 def _let_products_overwrite(schedule: Schedule) -> tuple[Step, ...]:
@@ -194,8 +199,11 @@ def _stored_reads(program: Program, stored: Set[int], value: int) -> set[int]:
 class _Assignment:
     """Places stored values into kernels, first fit in program order."""
 
-    def __init__(self, program: Program, stored: set[int], dense: tuple[str, ...]) -> None:
+    def __init__(
+        self, program: Program, stored: set[int], dense: tuple[str, ...], fuse: bool
+    ) -> None:
         self.program = program
+        self.fuse = fuse
         self.stored = stored
         self.steps: list[Step] = []
         self.step_of: dict[int, int] = {}
@@ -234,7 +242,7 @@ class _Assignment:
 
     def _place(self, op: Op) -> None:
         center, along = self._shape(op)
-        for number, step in enumerate(self.steps):
+        for number, step in enumerate(self.steps if self.fuse else ()):
             if isinstance(step, Traversal) and self._fits(op, center, along, number, step):
                 step.map = step.map or along
                 step.sinks.append(op.id)

@@ -120,6 +120,16 @@ def peak(schedule: Schedule, sizes: tuple[int, ...], item_size: int) -> Moment |
     return max(moments(schedule, sizes, item_size), key=lambda m: m.nbytes, default=None)
 
 
+def render_moments(schedule: Schedule, sizes: tuple[int, ...], item_size: int) -> str:
+    """One line per step: bytes alive while it runs, and of which values."""
+    lines = []
+    for moment in moments(schedule, sizes, item_size):
+        held = {v: n for v, n in moment.alive.items() if n}
+        values = ", ".join(f"%{v}" for v in held) or "nothing"
+        lines.append(f"k{moment.step}: {moment.nbytes} bytes: {values}")
+    return "\n".join(lines) + "\n"
+
+
 @dataclass(frozen=True)
 class _Prefix:
     """The first steps of an order: their peak, and what is alive after them."""

@@ -161,7 +161,7 @@ class Compiled:
         halves = split(joint, len(program.outputs))
         self.num_outputs = halves.num_outputs
         self.forward, self.backward = halves.forward, halves.backward
-        how = (dtype, device, backend, choice, sizes)
+        how = (dtype, device, backend, choice, sizes, disabled)
         self.forward_runner = Runner(self.forward, *how)
         self.backward_runner = Runner(self.backward, *how) if self.backward else None
 

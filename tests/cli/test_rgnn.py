@@ -21,7 +21,7 @@ def test_explain_shows_every_stage(capsys, backend):
     code, out, err = run(capsys, "explain", str(EXAMPLE), "--backend", backend)
     assert (code, err) == (0, "")
     stages = ("traced", "compact", "reorder", "differentiate", "forward bytes and flops")
-    kernels = ("forward kernels", "backward kernels", f"backward source ({backend})")
+    kernels = ("forward kernels", "backward memory plan", f"backward source ({backend})")
     assert all(f"== {name} ==" in out for name in (*stages, *kernels))
     assert ("@triton.jit" if backend == "triton" else "parallel_for") in out
 

@@ -1,4 +1,4 @@
-"""The programs that passes make of known layers, as text.
+"""What passes, fusion and the memory plan make of known layers, as text.
 
 `DATAEFF_UPDATE_GOLDEN=1 pytest tests/rgnn/test_golden.py` writes the files again.
 """
@@ -11,6 +11,9 @@ import torch
 from rgnn_layers import gated, rgat, rgcn_mean
 
 from dataeff import rgnn
+from dataeff.rgnn.backend import Runner
+from dataeff.rgnn.kernels_ir import parse_schedule, render_schedule
+from dataeff.rgnn.memory_plan import render_moments
 from dataeff.rgnn.plan import Plan, Request
 from dataeff.rgnn.text import parse, render
 
@@ -34,14 +37,33 @@ def make_plan(layer, disabled=frozenset()):
     return graph, args, Plan(request, disabled)
 
 
+def same_as_file(name, text):
+    path = GOLDEN / name
+    if os.environ.get("DATAEFF_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("layer", [rgcn_mean, rgat, gated], ids=lambda f: f.name)
+def test_kernels_and_memory(layer):
+    _, _, plan = make_plan(layer)
+    text = ""
+    for title, program in (
+        ("forward", plan.compiled.forward),
+        ("backward", plan.compiled.backward),
+    ):
+        schedule = Runner(program, torch.float32, "cpu", "cpp", None, plan.sizes).schedule
+        text += f"== {title} kernels ==\n{render_schedule(schedule)}"
+        text += f"== {title} memory plan ==\n{render_moments(schedule, plan.sizes, 4)}"
+        assert parse_schedule(render_schedule(schedule), program) == schedule
+    same_as_file(f"{layer.name}.kernels.expected", text)
+
+
 @pytest.mark.parametrize("layer", [rgcn_mean, rgat, gated], ids=lambda f: f.name)
 def test_stages(layer):
     _, _, plan = make_plan(layer)
     text = "\n".join(f"== {name} ==\n{render(program)}" for name, program in plan.compiled.stages)
-    path = GOLDEN / f"{layer.name}.expected"
-    if os.environ.get("DATAEFF_UPDATE_GOLDEN"):
-        path.write_text(text)
-    assert path.read_text() == text
+    same_as_file(f"{layer.name}.expected", text)
     for _, program in plan.compiled.stages:
         assert parse(render(program)) == program
 

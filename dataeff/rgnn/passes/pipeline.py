@@ -20,7 +20,12 @@ from dataeff.rgnn.view import SIZE_ORDER
 Pass = tuple[str, Callable[[Program], Program]]
 Stages = list[tuple[str, Program]]
 
-OPTIONAL = ("compact", "reorder", "fold_types", "aggregate_first", "reassociate")
+# What can be left out, to see what it is worth: passes over programs, and what `lower` does.
+PASSES = (
+    *("canonicalise", "cse", "dce", "compact", "reorder", "fold_types", "aggregate_first"),
+    "reassociate",
+)
+OPTIONAL = (*PASSES, "fuse", "memory_plan")
 
 
 def optimise(
