@@ -89,6 +89,22 @@ def test_equals_pyg_on_any_graph(seed, counts, num_edges, heads):
     compare(ours, theirs, x, edges, 1e-10)
 
 
+def test_equals_pyg_with_500_relations():
+    """Most of them have no edge, or a few."""
+    types = METADATA[0]
+    relations = [(types[r % 3], f"r{r}", types[r // 3 % 3]) for r in range(500)]
+    g = torch.Generator().manual_seed(5)
+    sizes = dict(zip(types, (12, 20, 4), strict=True))
+    x = {t: torch.randn(n, 8, generator=g) for t, n in sizes.items()}
+    edges = {
+        (s, r, d): torch.stack(
+            [torch.randint(0, sizes[end], (number % 3,), generator=g) for end in (s, d)]
+        )
+        for number, (s, r, d) in enumerate(relations)
+    }
+    compare(*pair(torch.float32, 8, 8, (types, relations), 2), x, edges, 1e-5)
+
+
 def test_equals_pyg_in_float32():
     x, edges = problem(1, (12, 20, 4), (40, 40, 60, 20), (16, 16, 16), torch.float32)
     compare(*pair(torch.float32, 16, 16, METADATA, 2), x, edges, 1e-5)
