@@ -122,6 +122,20 @@ def test_a_long_call_is_compared_and_made_in_the_first_round(clock):
     assert found["ours", "time_ratio"].value == pytest.approx(1 / 6)
 
 
+def test_a_first_call_that_was_long_once_is_a_warm_up(clock):
+    durations = iter([9.0])
+
+    def disturbed():
+        clock.now_ns += round(next(durations, 0.5) * 1e9)
+
+    case = Case(
+        size="", inputs=lambda: None, providers=(provider("p", disturbed),), long_call_s=2.0
+    )
+    found = run(case)
+    assert found["p", "num_rounds"].value == 5
+    assert found["p", "time_s"].value == pytest.approx(0.5)
+
+
 def test_a_first_call_may_decline(clock):
     def declines():
         raise Unavailable("one step did not finish in 5 s")

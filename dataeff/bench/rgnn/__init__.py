@@ -41,7 +41,7 @@ BLOCK_EDGES = 10**5
 MANY_EDGES = 10**6
 # Seconds of rounds for a case, and of a call from which on it is made twice in all.
 BUDGET_S, SHORT_BUDGET_S = 4.0, 1.0
-LONG_CALL_S = 1.0
+LONG_CALL_S = 0.5
 
 
 @dataclass(frozen=True)
