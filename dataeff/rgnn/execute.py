@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
-from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw
+from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_sum
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.memory_plan import reusable
@@ -187,17 +187,10 @@ class Executor:
 
 
 def _sum_by_type(x: Tensor, name: str, view: View) -> Tensor:
-    """Sums of the rows of each type: a weight gradient of rows that are all one.
-
-    It is split into chunks that are added in a fixed order, where `index_add_` runs on one thread
-    of a CPU and in no fixed order on a GPU.
-    """
     source, _, target = name.partition(".")
     types = view.typed_rows(source, target)
     rows = x.reshape(x.shape[0], prod(x.shape[1:]))
-    rows = rows if types.order is None else rows.index_select(0, types.order)
-    ones = x.new_ones(1, 1).expand(x.shape[0], 1)
-    sums = typed_gemm_dw(ones, rows, types.pointers, chunk_map=types.tiles)
+    sums = typed_sum(rows, types.pointers, gather=types.order, chunk_map=types.tiles)
     return sums.reshape(types.pointers.numel() - 1, *x.shape[1:])
 
 

@@ -16,7 +16,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dataeff.rgnn import gemm_cpu, gemm_triton
+from dataeff.rgnn import gemm_cpu, gemm_native, gemm_triton
 from dataeff.rgnn.tilemap import TileMap, TileMaps, check_seg_ptr
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -115,6 +115,31 @@ def typed_gemm_dw(
         chunk_map,
     )
     return dw if heads else dw.squeeze(1)
+
+
+def typed_sum(
+    x: Tensor, seg_ptr: Tensor, *, gather: Tensor | None = None, chunk_map: TileMaps | None = None
+) -> Tensor:
+    """The sum of the rows of each type, in chunks that are added in a fixed order.
+
+    `index_add_` runs on one thread of a CPU and in no fixed order on a GPU. Where compiled C++
+    does not run, sums are a weight gradient of rows that are all one.
+
+    Args:
+        x: rows [N, width].
+        seg_ptr: rows `seg_ptr[t]:seg_ptr[t + 1]` of `gather` (or of x) have type t, [types + 1].
+        gather: the row of x behind each row, [rows], int32 or int64.
+        chunk_map: the tile maps of `seg_ptr`, if they are kept.
+
+    Returns:
+        [types, width]; zero for types without rows.
+    """
+    if _backend(x) is gemm_cpu and gemm_native.available(x.dtype):
+        gemm_cpu.check_bounds(seg_ptr, x.shape[0] if gather is None else gather.numel())
+        return gemm_native.sum_by_type(x, seg_ptr, gather)
+    rows = x if gather is None else x.index_select(0, gather)
+    ones = x.new_ones(1, 1).expand(rows.shape[0], 1)
+    return typed_gemm_dw(ones, rows, seg_ptr, chunk_map=chunk_map).squeeze(1)
 
 
 def typed_gemm_reference(

@@ -1,4 +1,4 @@
-"""The C++ typed GEMM: gathered rows, register tiles, one parallel loop over all types.
+"""The C++ typed GEMM, and sums by type: gathered rows, register tiles, one loop over all types.
 
 The text is compiled once per value and index type for the CPU at hand (`toolchain.compile_cpp`).
 Each piece of the loop is a tile of rows of one type; a tile's rows are read through `gather` by the
@@ -298,6 +298,36 @@ EXPORT void typed_gemm_dw(const Arguments* arguments) {
 }
 """
 
+_SUM = """
+// y[t] = the sum of the rows of type t, through `gather`: four partial sums keep additions apart.
+EXPORT void typed_sum(const Arguments* arguments) {
+  const Arguments& a = *arguments;
+  constexpr int kApart = 4;
+  const std::vector<int64_t> tile_ptr = count_tiles(a, a.chunk);
+  std::vector<Value> parts(tile_ptr.back() * a.num_in);
+  for_tiles(a, tile_ptr, a.chunk, 1, [&](int64_t t, int64_t begin, int64_t end, int64_t part) {
+    static thread_local std::vector<Value> sums;
+    sums.assign(kApart * a.num_in, Value(0));
+    for (int64_t row = begin; row < end; ++row) {
+      const Value* x = source_row(a, row);
+      Value* sum = sums.data() + (row - begin) % kApart * a.num_in;
+      for (int64_t k = 0; k < a.num_in; ++k) sum[k] += x[k];
+    }
+    Value* to = parts.data() + (tile_ptr[t] + part) * a.num_in;
+    for (int64_t k = 0; k < a.num_in; ++k) {
+      to[k] = sums[k];
+      for (int apart = 1; apart < kApart; ++apart) to[k] += sums[apart * a.num_in + k];
+    }
+  });
+  for (int64_t t = 0; t < a.num_types; ++t) {
+    Value* to = a.y + t * a.num_in;
+    std::fill_n(to, a.num_in, Value(0));
+    for (int64_t tile = tile_ptr[t]; tile < tile_ptr[t + 1]; ++tile)
+      for (int64_t k = 0; k < a.num_in; ++k) to[k] += parts[tile * a.num_in + k];
+  }
+}
+"""
+
 
 def source(value: str, index: str) -> str:
     """The translation unit for torch's dtype names, such as `float32` and `int32`."""
@@ -313,5 +343,6 @@ def source(value: str, index: str) -> str:
             _TILES,
             _FORWARD,
             _GRADIENT,
+            _SUM,
         ]
     )

@@ -73,6 +73,19 @@ def weight_gradient(
     return dw
 
 
+def sum_by_type(x: Tensor, seg_ptr: Tensor, gather: Tensor | None) -> Tensor:
+    """The sum of the rows of each type, [types, width]; x [N, width] is read through `gather`."""
+    num_rows = x.shape[0] if gather is None else gather.numel()
+    y = x.new_empty(seg_ptr.numel() - 1, x.shape[1])
+    x = x.contiguous()
+    _run(
+        "typed_sum", x, x, y, seg_ptr, gather, None, None,
+        num_rows=num_rows, num_types=y.shape[0], num_in=x.shape[1], x_row=x.stride(0),
+        chunk=chunk_rows(num_rows),
+    )  # fmt: skip
+    return y
+
+
 def chunk_rows(num_rows: int) -> int:
     """Rows whose outer products one thread adds up: by the row count alone, so the bits are too."""
     return min(max(num_rows // 64, 1024), 65536)

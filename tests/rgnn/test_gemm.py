@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 from dataclasses import dataclass
 from unittest import mock
 
@@ -16,6 +17,7 @@ from dataeff.rgnn.gemm import (
     typed_gemm_dw,
     typed_gemm_dw_reference,
     typed_gemm_reference,
+    typed_sum,
 )
 from dataeff.rgnn.gemm_triton import current_device, float32_precision
 from dataeff.rgnn.tilemap import build_tile_map
@@ -327,3 +329,36 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(current, monkeypatc
     with current_device(gpu), current_device(torch.device("cpu")):
         inside = list(entered)
     assert (inside, entered) == (([], []) if current == 1 else ([gpu], [gpu, "left"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [1, 3, 64])
+@pytest.mark.parametrize("counts", [[], [0, 0], [5000, 0, 3, 70_000], [1] * 40])
+def test_sums_by_type(counts, width, dtype):
+    total = sum(counts)
+    g = torch.Generator().manual_seed(total + width)
+    ptr = torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32)
+    x = torch.rand(total + 7, width, generator=g, dtype=dtype)  # all of one sign: errors add up
+    order = torch.randperm(total + 7, generator=g)[:total].int()
+    types = torch.repeat_interleave(torch.tensor(counts, dtype=torch.long))
+    want = x.new_zeros(len(counts), width, dtype=torch.float64)
+    want.index_add_(0, types, x[order.long()].double())
+    got = typed_sum(x, ptr, gather=order)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=0)
+    with mock.patch.object(gemm_native, "available", lambda dtype: False):
+        other = typed_sum(x, ptr, gather=order)
+    torch.testing.assert_close(other.double(), want, rtol=20 * tolerance, atol=0)
+    plain = typed_sum(x[order.long()], ptr)
+    assert torch.equal(got, plain)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(typed_sum(x, ptr, gather=order), got)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_sums_of_a_row_that_is_not_there_are_refused():
+    with pytest.raises(IndexError, match="gather holds 9, but x has 4 rows"):
+        typed_sum(torch.ones(4, 2), torch.tensor([0, 1]), gather=torch.tensor([9]))
