@@ -5,12 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 
 def optional(module: torch.nn.Module, name: str, present: bool, *shape: int) -> None:
     """Register a parameter that may be absent."""
     module.register_parameter(name, Parameter(torch.empty(shape)) if present else None)
+
+
+def check_features(layer: str, x: Tensor, width: int, name: str = "x") -> None:
+    """Refuse features that are not [rows, width].
+
+    Raises:
+        ValueError: names both widths.
+    """
+    if x.dim() != 2 or x.shape[1] != width:
+        raise ValueError(
+            f"{layer}: {name} has shape {list(x.shape)}, but the layer takes {width} features per"
+            " row"
+        )
 
 
 def refuse_other_arguments(layer: str, kwargs: dict[str, Any]) -> None:

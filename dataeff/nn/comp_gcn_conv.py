@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import optional
+from dataeff.nn.arguments import check_features, optional
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 from dataeff.rgnn.published import comp_gcn
@@ -96,6 +96,7 @@ class CompGCNConv(torch.nn.Module):
                 f"relation must be [{count}, {self.in_channels}], relations and their inverses,"
                 f" got {list(relation.shape)}"
             )
+        check_features("CompGCNConv", x, self.in_channels)
         graph = graph_for(edge_index, edge_type, x.shape[0], x.shape[0], count)
         made, loop = relation, self.loop[0]
         if self.composition == "corr":

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import refuse_other_arguments
+from dataeff.nn.arguments import check_features, refuse_other_arguments
 from dataeff.nn.graphs import typed_graph_for
 from dataeff.rgnn.graph_symbol import GraphSymbol
 from dataeff.rgnn.symbols import Argument, Symbol, Value
@@ -144,6 +144,9 @@ class HGTConv(torch.nn.Module):
         layout = graph.layout
         assert layout is not None
         self.kqv_lin.materialise(x_dict)
+        for name, x in x_dict.items():
+            width: int = self.kqv_lin.lins[name].in_features  # type: ignore[assignment]
+            check_features("HGTConv", x, width, f"x of {name!r}")
         alike = self.kqv_lin.alike(x_dict)
         found = (self._joint if alike else self._by_type)(graph, layout, x_dict)
         known = self.dst_node_types

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import optional, refuse_other_arguments
+from dataeff.nn.arguments import check_features, optional, refuse_other_arguments
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 
@@ -212,6 +212,8 @@ class RGATConv(torch.nn.Module):
         left, right = x if isinstance(x, tuple) else (x, x)
         if not left.is_floating_point():
             raise TypeError(f"RGATConv needs floating-point features, got {left.dtype}")
+        for rows, name in ((left, "x"), (right, "x of the destinations")):
+            check_features("RGATConv", rows, self.in_channels, name)
         sizes = (left.shape[0], right.shape[0])
         if size is not None and tuple(size) != sizes:
             raise ValueError(f"size is {tuple(size)}, but the features are for {sizes} nodes")
@@ -240,7 +242,9 @@ class RGATConv(torch.nn.Module):
         if edge_attr is not None:
             if self.lin_edge is None or self.e is None:
                 raise ValueError("edge_attr was given, but the layer was made without edge_dim")
-            inputs["edge_attr"] = edge_attr.unsqueeze(1) if edge_attr.dim() == 1 else edge_attr
+            edge_attr = edge_attr.unsqueeze(1) if edge_attr.dim() == 1 else edge_attr
+            check_features("RGATConv", edge_attr, self.lin_edge.in_features, "edge_attr")
+            inputs["edge_attr"] = edge_attr
             inputs |= {"edge_weight": self.lin_edge.weight.t(), "e": self.e}
         if self.training and self.dropout > 0:
             ones = x.new_ones(graph.num_edges, self.heads * self.dim)

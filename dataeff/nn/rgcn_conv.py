@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import optional, refuse_other_arguments
+from dataeff.nn.arguments import check_features, optional, refuse_other_arguments
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
+from dataeff.rgnn.id_range import IdColumn, check_ids
 
 
 @rgnn.layer
@@ -153,7 +154,10 @@ class RGCNConv(torch.nn.Module):
             if edge_weight is not None:
                 raise ValueError("edge_weight needs floating-point features, not node ids")
             return self._embed(graph, left, right, weight)
+        check_features("RGCNConv", left, self.in_channels_l)
         own = None if right is left or self.root is None else right
+        if own is not None and self.root is not None:
+            check_features("RGCNConv", own, self.root.shape[0], "x of the destinations")
         out: Tensor = rgcn(
             graph, left, weight, own, self.root, self.bias, edge_weight,
             aggr=self.aggr, width=self.out_channels,
@@ -165,6 +169,11 @@ class RGCNConv(torch.nn.Module):
         if self.num_blocks is not None:
             raise ValueError("block-diagonal weights need floating-point features, not node ids")
         relations, width, out_channels = weight.shape
+        own = width if self.root is None else self.root.shape[0]
+        columns = [_node_ids("x", left, width)]
+        if right is not left and not right.is_floating_point():
+            columns.append(_node_ids("x of the destinations", right, own))
+        check_ids(columns)
         rows = graph.edge_type.long() * width + left[graph.edge_index[0]].long()
         table = rgnn.Graph(
             torch.stack([rows, graph.edge_index[1].long()]),
@@ -175,7 +184,8 @@ class RGCNConv(torch.nn.Module):
         )
         out: Tensor = rgcn_table(table, weight.reshape(-1, out_channels), aggr=self.aggr)
         if self.root is not None:
-            out = out + self.root[right.long()]
+            rows = right @ self.root if right.is_floating_point() else self.root[right.long()]
+            out = out + rows
         return out if self.bias is None else out + self.bias
 
     def __repr__(self) -> str:
@@ -183,3 +193,13 @@ class RGCNConv(torch.nn.Module):
             f"{type(self).__name__}({self.in_channels}, {self.out_channels},"
             f" num_relations={self.num_relations})"
         )
+
+
+def _node_ids(name: str, ids: Tensor, limit: int) -> IdColumn:
+    def complaint(wrong: int, row: int) -> str:
+        return (
+            f"RGCNConv: node id {wrong} at row {row} of {name} is out of range: in_channels is"
+            f" {limit}"
+        )
+
+    return IdColumn(ids, limit, complaint)

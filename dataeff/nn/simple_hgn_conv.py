@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import optional
+from dataeff.nn.arguments import check_features, optional
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 from dataeff.rgnn.published import simple_hgn
@@ -102,6 +102,7 @@ class SimpleHGNConv(torch.nn.Module):
             [num_nodes, heads * out_channels] (without heads if they are not concatenated), and the
             attention [num_edges, heads], for the next layer.
         """
+        check_features("SimpleHGNConv", x, self.in_channels)
         graph = graph_for(edge_index, edge_type, x.shape[0], x.shape[0], self.num_relations)
         keep = None
         if self.training and self.dropout > 0:

@@ -34,6 +34,14 @@ class Apply(torch.autograd.Function):
         ctx.save_for_backward(token, *tensors, *output[:-1])
 
     @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Refuse: without this, tangents would be lost, and derivatives come out as zero."""
+        raise NotImplementedError(
+            "a relational layer has no forward-mode derivative: use torch.func.vjp, grad or jacrev"
+            " instead of jvp, jacfwd or linearize"
+        )
+
+    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """The samples in turn."""
         found = _one_after_another(Apply, info, in_dims, args)

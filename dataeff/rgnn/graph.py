@@ -67,6 +67,8 @@ class Graph:
         num_node_types: int | None = None,
         validate: bool = True,
     ) -> None:
+        if not isinstance(edge_index, Tensor):
+            raise TypeError(f"edge_index must be a tensor, got {type(edge_index).__name__}")
         if edge_index.dim() != 2 or edge_index.shape[0] != 2:
             raise ValueError(f"edge_index must be [2, num_edges], got {list(edge_index.shape)}")
         _check_ids("edge_index", edge_index)
@@ -85,6 +87,8 @@ class Graph:
         if edge_type.device != self.device:
             raise ValueError(f"edge_type is on {edge_type.device}, edge_index on {self.device}")
         self.num_relations = num_relations if num_relations is not None else _count(edge_type)
+        if self.num_relations < 0:
+            raise ValueError(f"num_relations is {self.num_relations}, which is negative")
         self.num_node_types = 0
         if node_type is not None:
             _check_ids("node_type", node_type)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dataeff.rgnn.autograd import Apply
 from dataeff.rgnn.graph import Graph
@@ -78,7 +79,7 @@ class Layer:
         choice = self._choice(graph, inputs[0]) if self.choices else None
         spec = spec_of(names, statics, profile, graph.layout is not None, choice)
         sizes = list(graph.sizes)
-        if wanted == 0:
+        if wanted == 0 and not _in_forward_mode():
             found, _ = torch.ops.dataeff.rgnn_forward(inputs, graph.token, self.id, spec, sizes, 0)
             outputs = tuple(found)
         else:
@@ -104,6 +105,11 @@ class Layer:
         self, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[dict[str, Tensor], tuple[tuple[str, Any], ...]]:
         """Sort the arguments of a call into tensors and constants."""
+        if not isinstance(graph, Graph):
+            raise TypeError(
+                f"{self.name} takes an rgnn.Graph first, got {type(graph).__name__}; make one of"
+                " edges with rgnn.Graph(edge_index, edge_type, num_nodes=...)"
+            )
         if len(args) > len(self.parameters):
             raise TypeError(f"{self.name} takes {len(self.parameters)} arguments, got {len(args)}")
         given = dict(zip(self.parameters, args, strict=False))
@@ -174,6 +180,11 @@ def _autocast(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device))
+
+
+def _in_forward_mode() -> bool:
+    """Whether arguments may carry tangents, which only the autograd function refuses."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def _keep_until_backward(output: Tensor, graph: Graph) -> None:

@@ -14,8 +14,11 @@ from dataeff.rgnn.ir import Attr, Builder, IRTypeError, Type
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-class LayerTypeError(TypeError):
-    """A layer function used an operation on values it does not fit; the message has the line."""
+class LayerTypeError(TypeError, ValueError):
+    """A layer function used an operation on values it does not fit; the message has the line.
+
+    A tensor of a wrong width is found here too, so that it is a `ValueError` as well.
+    """
 
 
 @dataclass(frozen=True)

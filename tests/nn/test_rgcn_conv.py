@@ -123,6 +123,30 @@ def test_node_ids_as_features(options):
     torch.testing.assert_close(ours(None, index, etype), theirs(None, index, etype))
 
 
+def test_node_ids_out_of_range_are_named():
+    """A wrong one must not become a row of another relation's weight."""
+    index, etype = edges(12, 3, 40)
+    conv = nn.RGCNConv(12, 5, 3)
+    for wrong in (12, -1):
+        ids = torch.arange(12)
+        ids[4] = wrong
+        with pytest.raises(IndexError, match=f"node id {wrong} at row 4 of x is out of range"):
+            conv(ids, index, etype)
+    both = nn.RGCNConv((12, 11), 5, 3)
+    with pytest.raises(IndexError, match="node id 11 at row 11 of x of the destinations"):
+        both((torch.arange(12), torch.arange(12)), index, etype)
+
+
+def test_embeddings_of_sources_beside_features_of_destinations():
+    """PyG's layer fails at such a pair; the formula is the same."""
+    index, etype = torch.tensor([[8, 2, 8], [0, 1, 1]]), torch.tensor([0, 1, 1])
+    conv = nn.RGCNConv((9, 7), 5, 2, aggr="add")
+    own = torch.randn(2, 7)
+    messages = torch.stack([conv.weight[0, 8], conv.weight[1, 2] + conv.weight[1, 8]])
+    want = messages + own @ conv.root + conv.bias
+    torch.testing.assert_close(conv((None, own), index, etype), want)
+
+
 def test_pair_of_sources_and_destinations():
     src = torch.randint(0, 9, (30,))
     dst = torch.randint(0, 4, (30,))

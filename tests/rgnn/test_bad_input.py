@@ -123,6 +123,20 @@ def test_a_sparse_adjacency_is_refused():
         rgnn.Graph(torch.eye(2, dtype=torch.int64).to_sparse(), num_nodes=2)
 
 
+def test_what_is_no_graph_or_no_tensor_is_named(small):
+    with pytest.raises(TypeError, match=r"rgcn takes an rgnn.Graph first, got Tensor"):
+        rgcn(small.edge_index, torch.randn(20, 8), torch.randn(4, 8, 6))
+    with pytest.raises(TypeError, match="edge_index must be a tensor, got list"):
+        rgnn.Graph([[0, 1], [1, 0]], num_nodes=2)
+    with pytest.raises(ValueError, match="num_relations is -1"):
+        rgnn.Graph(torch.zeros(2, 0, dtype=torch.long), num_nodes=2, num_relations=-1)
+
+
+def test_a_wrong_width_is_a_value_error_too(small):
+    with pytest.raises(ValueError, match=r"edge\[9\] and weight etype\[8x6\]"):
+        rgcn(small, torch.randn(20, 9), torch.randn(4, 8, 6))
+
+
 def test_wrong_width_names_both_shapes(small):
     a = torch.randn(4, 6)
     with pytest.raises(rgnn.LayerTypeError, match=r"edge\[7\].*etype\[5x6\]"):

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from rgnn_layers import rgat, rgcn, rgcn_mean
+from torch.autograd import forward_ad
 
 from dataeff import rgnn
 from dataeff.nn import RGATConv
@@ -164,6 +165,26 @@ class TestFunc:
 
         got = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(W, xs)
         torch.testing.assert_close(got, torch.stack([torch.func.grad(loss)(W, x) for x in xs]))
+
+    @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch itself
+    def test_forward_mode_is_refused_and_not_zero(self, small):
+        x, W = torch.randn(20, 8), torch.randn(4, 8, 8)
+
+        def f(x):
+            return rgcn(small, x, W)
+
+        with pytest.raises(
+            NotImplementedError, match=r"no forward-mode derivative: use torch.func"
+        ):
+            torch.func.jvp(f, (x,), (torch.ones_like(x),))
+        with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+            torch.func.jacfwd(f)(x)
+        with forward_ad.dual_level():
+            with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+                f(forward_ad.make_dual(x, torch.ones_like(x)))
+            assert torch.equal(f(x), f(x.clone()))  # what carries no tangent goes through
+        got = torch.func.jacrev(lambda x: f(x).sum(0))(x)
+        assert got.shape == (8, 20, 8) and got.any()
 
     def test_a_gradient_of_a_gradient_is_refused(self, small):
         x, W = torch.randn(20, 8), torch.randn(4, 8, 8)

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from dataeff import nn
+
+EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.tensor([0, 1, 0])
+LAYERS = {
+    "RGCNConv": lambda: nn.RGCNConv(4, 6, 2),
+    "RGATConv": lambda: nn.RGATConv(4, 6, 2, edge_dim=3),
+    "SimpleHGNConv": lambda: nn.SimpleHGNConv(4, 6, 2, 3),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("shape", [(3, 5), (3,), (3, 4, 1)])
+def test_wrong_features_are_a_value_error_with_both_widths(name, shape):
+    with pytest.raises(ValueError, match=rf"{name}: x has shape .* takes 4 features per row"):
+        LAYERS[name]()(torch.randn(shape), *EDGES)
+
+
+def test_features_of_other_arguments():
+    with pytest.raises(ValueError, match=r"x of the destinations has shape .* takes 5 features"):
+        nn.RGCNConv((4, 5), 6, 2)((torch.randn(3, 4), torch.randn(3, 4)), *EDGES)
+    with pytest.raises(ValueError, match=r"edge_attr has shape .* takes 3 features"):
+        nn.RGATConv(4, 6, 2, edge_dim=3)(torch.randn(3, 4), *EDGES, torch.randn(3, 2))
+    with pytest.raises(ValueError, match=r"x has shape .* takes 4 features"):
+        nn.CompGCNConv(4, 6, 1)(torch.randn(3, 5), torch.randn(2, 4), *EDGES)
+
+
+@pytest.mark.parametrize("widths", [4, {"a": 4, "b": 5}], ids=str)
+def test_features_of_a_node_type(widths):
+    key = ("a", "r", "b")
+    conv = nn.HGTConv(widths, 6, (["a", "b"], [key]))
+    x = {"a": torch.randn(3, 4), "b": torch.randn(3, 3)}
+    with pytest.raises(ValueError, match=r"HGTConv: x of 'b' has shape .* features per row"):
+        conv(x, {key: EDGES[0]})
