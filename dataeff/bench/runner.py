@@ -4,8 +4,8 @@ Every provider's result is compared with the first one's before the clock starts
 with provider r, so that none always runs after the same other. Reported is the median over rounds
 with the distance between the quartiles (of a ceiling's rate, the best round); the garbage collector
 is off while the clock runs. A call that takes longer than the case's `long_call_s` is made twice in
-all, compared and in the first round, and both are its samples; where only the first took so long,
-it counts as a warm-up.
+all, compared and in the first round, which is its one sample; where only the first took so long, it
+counts as a warm-up.
 """
 
 from __future__ import annotations
@@ -42,30 +42,26 @@ class DisagreementError(RuntimeError):
 class Lane:
     """One provider in a running case: its step and the seconds per call sampled so far.
 
-    `first_s` is how long the call took whose result was compared; `long`, that it is a sample too.
+    `long`: its calls take so long that one is timed.
     """
 
     provider: Provider
     step: Step
     num_calls: int = 1
     samples: list[float] = field(default_factory=list)
-    first_s: float = 0.0
     long: bool = False
-
-    @property
-    def times(self) -> list[float]:
-        """Seconds per call, of each sample."""
-        return [*self.samples, self.first_s] if self.long else self.samples
 
     @property
     def median_s(self) -> float:
         """Median seconds per call."""
-        return statistics.median(self.times)
+        return statistics.median(self.samples)
 
     @property
     def quartile_distance_s(self) -> float:
-        """Seconds between the first and the third quartile of the samples."""
-        low, _, high = statistics.quantiles(self.times, n=4, method="inclusive")
+        """Seconds between the first and the third quartile of the samples; 0 of one sample."""
+        if len(self.samples) == 1:
+            return 0.0
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
         return high - low
 
     def rate(self, amount: int) -> float:
@@ -74,7 +70,7 @@ class Lane:
         A ceiling is what the machine can do, so what disturbed its other samples does not count.
         """
         ceiling = self.provider.role == "ceiling"
-        return amount / (min(self.times) if ceiling else self.median_s)
+        return amount / (min(self.samples) if ceiling else self.median_s)
 
 
 def run_workload(
@@ -194,8 +190,7 @@ def _first_call(lane: Lane, case: Case, device: torch.device) -> Any:
     start = time.perf_counter()
     result = lane.step.call()
     _synchronize(device)
-    lane.first_s = time.perf_counter() - start
-    lane.long = lane.first_s > case.long_call_s
+    lane.long = time.perf_counter() - start > case.long_call_s
     return result
 
 
@@ -310,7 +305,7 @@ class _Recorder:
         figures = [
             ("time_s", lane.median_s, "s"),
             ("time_spread_s", lane.quartile_distance_s, "s"),
-            ("num_rounds", float(len(lane.times)), "1"),
+            ("num_rounds", float(len(lane.samples)), "1"),
         ]
         nbytes = self.case.nbytes if lane.step.nbytes is None else lane.step.nbytes
         flops = self.case.flops if lane.step.flops is None else lane.step.flops

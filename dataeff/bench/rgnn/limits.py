@@ -5,6 +5,7 @@ What does not keep them is recorded as skipped, with the limit in the reason.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import resource
 import signal
@@ -16,10 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from dataeff.bench.case import Step, Unavailable
 from dataeff.bench.rgnn.workload import Workload, available_bytes
 
-CALL_LIMIT_S = 20
+CALL_LIMIT_S = 10
 SHORT_LIMIT_S = 5
 COMPILING_LIMIT_S = 120  # of a first call in which kernels are compiled
 MEMORY_SHARE = 0.8  # of what is free when a provider starts
@@ -41,7 +44,7 @@ def within_limits(
             step = make(work)
             if compiles:
                 _call_within(step.call, COMPILING_LIMIT_S)
-        return replace(step, call=_Limited(step.call, seconds, on_host))
+        return replace(step, call=_Limited(step.call, seconds, on_host, compiles))
 
     return made
 
@@ -49,16 +52,27 @@ def within_limits(
 class _Limited:
     """A call whose first time is limited."""
 
-    def __init__(self, call: Callable[[], Any], seconds: int, on_host: bool) -> None:
+    def __init__(
+        self, call: Callable[[], Any], seconds: int, on_host: bool, compiles: bool
+    ) -> None:
         self.call, self.seconds, self.on_host = call, seconds, on_host
+        # A compiled function is another one inside a mode.
+        self.mode = contextlib.nullcontext if compiles else _Interruptible
         self.first = True
 
     def __call__(self) -> Any:
         if not self.first:
             return self.call()
         self.first = False
-        with memory_limit(on_host=self.on_host):
+        with memory_limit(on_host=self.on_host), self.mode():
             return _call_within(self.call, self.seconds)
+
+
+class _Interruptible(TorchDispatchMode):
+    """Brings every operator through Python, where a signal is heard: backward is one long call."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 def _call_within(call: Callable[[], Any], seconds: int) -> Any:

@@ -25,6 +25,15 @@ def test_a_step_that_takes_too_long_is_declined():
     assert time.perf_counter() - start < 30
 
 
+def test_a_backward_that_takes_too_long_is_interrupted():
+    """Autograd runs its operators without Python between them."""
+    x = torch.zeros((), requires_grad=True)
+    total = sum(x.expand(4000, 4000)[0, 0] for _ in range(2000))  # backward fills each matrix
+    with pytest.raises(Unavailable, match="one step did not finish in 1 s"):
+        called(total.backward, seconds=1)
+    assert x.grad is None
+
+
 def test_memory_that_is_not_there_is_declined_and_the_limit_lifted(monkeypatch):
     monkeypatch.setattr(limits, "available_bytes", lambda: 1 << 30)
     before = resource.getrlimit(resource.RLIMIT_AS)
