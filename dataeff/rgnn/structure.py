@@ -24,6 +24,14 @@ from dataeff.rgnn.tilemap import TileMaps
 if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
 
+# Maps that are made of two others, when they are asked for: compacted layers read few of them, and
+# all together would be half of what a graph takes.
+_COMPOSED = {
+    "edge.src": ("edge.src_pair", "src_pair.src"),
+    "edge.dst": ("edge.dst_pair", "dst_pair.dst"),
+    "edge.etype": ("edge.src_pair", "src_pair.etype"),
+}
+
 # Maps whose segments are ranges of rows: `Segments.items` is None for these and no others.
 CONTIGUOUS = ("edge.dst", "edge.dst_pair", "src_pair.etype", "dst_pair.etype")
 
@@ -87,7 +95,6 @@ class Structure:
         self._index["edge.given"] = given.order
         self._segments["edge.dst"] = _split(given.ptr, None)
         src, dst, etype = (ids.index_select(0, given.order) for ids in (src, dst, etype))
-        self._index |= {"edge.src": src, "edge.dst": dst, "edge.etype": etype}
         self._build_dst_pairs(dst, etype)
         by_src = self._build_src_pairs(src, etype)
         if self._on_gpu:
@@ -131,11 +138,14 @@ class Structure:
         self._index["src_pair.etype"] = runs.a
         self._segments["edge.src_pair"] = _split(runs.ptr, edges)
         self._segments["edge.etype"] = _split(by_type.ptr, edges)
-        self._segments["edge.src"] = _split(by_src.ptr, by_src.order)
         return by_src.ptr
 
     def index(self, name: str) -> Tensor:
         """For each row of the map's source, the row it leads to."""
+        if name not in self._index and name in _COMPOSED:
+            refuse_capture(self.graph.device, f"the index of {name}")
+            first, second = (self._index[part] for part in _COMPOSED[name])
+            self._index[name] = second.index_select(0, first)
         if name not in self._index:
             if name not in ("node.ntype", "dst.ntype"):
                 raise ValueError(f"map {name!r} has no index")

@@ -39,6 +39,8 @@ def test_lazily_built_structures_are_refused_and_built_ones_are_found(capturing)
     getters = [
         lambda: structure.index("node.ntype"),
         lambda: structure.segments("node.ntype"),
+        lambda: structure.index("edge.etype"),
+        lambda: structure.segments("edge.src"),
         lambda: structure.long_rows("edge.src", 2),
         lambda: structure.typed_rows(("node", 9, "one", 1), lambda: "rows"),
     ]

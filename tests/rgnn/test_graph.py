@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rgnn_layers import built_as_on_a_gpu, graphs
+from rgnn_layers import built_as_on_a_gpu, graphs, rgat
 
 from dataeff import rgnn
 
@@ -78,6 +78,19 @@ def test_ids_are_int32_and_sizes_are_reported(small):
     assert small.nbytes > 60 * 4
     assert 0 < small.src_pair_ratio <= 1
     assert "num_edges=60" in repr(small)
+
+
+def test_a_compacted_layer_builds_no_map_that_it_does_not_read(small):
+    graph = rgnn.Graph(small.edge_index, small.edge_type, num_nodes=20)
+    args = [torch.randn(s, requires_grad=True) for s in ((20, 8), (4, 8, 6), (4, 6), (4, 6))]
+    rgat(graph, *args).sum().backward()
+    built = graph.nbytes
+    order = graph.index("edge.given").long()
+    assert graph.nbytes == built
+    for name, ids in (("edge.src", graph.edge_index[0]), ("edge.etype", graph.edge_type)):
+        assert torch.equal(graph.index(name).long(), ids[order])
+        assert graph.nbytes > built
+        built = graph.nbytes
 
 
 def test_a_wrong_id_is_named():
