@@ -34,14 +34,6 @@ class Apply(torch.autograd.Function):
         ctx.save_for_backward(token, *tensors, *output[:-1])
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        """Refuse: without this, tangents would be lost, and derivatives come out as zero."""
-        raise NotImplementedError(
-            "a relational layer has no forward-mode derivative: use torch.func.vjp, grad or jacrev"
-            " instead of jvp, jacfwd or linearize"
-        )
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """The samples in turn."""
         found = _one_after_another(Apply, info, in_dims, args)
@@ -69,6 +61,21 @@ class Apply(torch.autograd.Function):
         gradients = iter(found)
         wanted = [next(gradients) if ctx.wanted >> i & 1 else None for i in range(ctx.num_inputs)]
         return (None, None, None, None, None, *wanted)
+
+
+class ApplyInForwardMode(Apply):
+    """`Apply` where arguments may carry tangents.
+
+    A class of its own, as torch.compile traces no function that has a `jvp`.
+    """
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Refuse: without this, tangents would be lost, and derivatives come out as zero."""
+        raise NotImplementedError(
+            "a relational layer has no forward-mode derivative: use torch.func.vjp, grad or jacrev"
+            " instead of jvp, jacfwd or linearize"
+        )
 
 
 class Backward(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dataeff.rgnn.autograd import Apply
+from dataeff.rgnn.autograd import Apply, ApplyInForwardMode
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.graph_symbol import GraphSymbol
 from dataeff.rgnn.ir import Program
@@ -79,11 +79,13 @@ class Layer:
         choice = self._choice(graph, inputs[0]) if self.choices else None
         spec = spec_of(names, statics, profile, graph.layout is not None, choice)
         sizes = list(graph.sizes)
-        if wanted == 0 and not _in_forward_mode():
+        forward_mode = _in_forward_mode()
+        if wanted == 0 and not forward_mode:
             found, _ = torch.ops.dataeff.rgnn_forward(inputs, graph.token, self.id, spec, sizes, 0)
             outputs = tuple(found)
         else:
-            result: tuple[Any, ...] = Apply.apply(
+            function = ApplyInForwardMode if forward_mode else Apply
+            result: tuple[Any, ...] = function.apply(
                 graph.token, self.id, spec, sizes, wanted, *inputs
             )  # type: ignore[no-untyped-call]
             outputs = result[: result[-1]]
