@@ -67,9 +67,9 @@ def test_compiled_kernels_of_programs_without_a_pass(layer, off):
 def test_lowering_without_fusion_and_without_a_memory_plan(small):
     """Fusion makes fewer traversals, the order of steps a lower peak; neither is there when off."""
 
-    def schedules(off, layer=hgt):
-        args = arguments(layer, 20, 60, 4)
-        plan, _ = results(layer, typed_graph((small.edge_index, small.edge_type, 20, 4)), args, off)
+    def schedules(off):
+        args = tensors(simple_hgn, 20, 60, 4, torch.float64, width=16, out=16)
+        plan, _ = results(simple_hgn, small, args, off)
         program = plan.compiled.backward
         runner = Runner(program, torch.float64, "cpu", "cpp", None, SIZES, off)
         return runner.schedule
