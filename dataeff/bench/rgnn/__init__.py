@@ -9,6 +9,11 @@ memory does not hold, or takes longer than `limits` allow, is recorded as skippe
 derives them in every step, as mini-batches must; `dataeff, passes off` leaves out compaction and
 linear operator reordering. Bytes and flops are those of the kernels that the compiler chose.
 
+`GatedConv` is a layer in no paper, typed in a few lines, beside its formula in plain PyTorch.
+
+A full run is long; `--only` runs a part of it: " aifb " or any other graph, " block ", " code ",
+" growth ", "RGATConv training", "dim=128".
+
 `peak_over_tensors` is the host memory of a step at its peak, index structures aside, over that of
 features, edges, parameters, outputs and gradients.
 """
@@ -23,7 +28,7 @@ import torch
 
 from dataeff.bench import ceilings
 from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
-from dataeff.bench.rgnn import handwritten, ours, peers
+from dataeff.bench.rgnn import handwritten, ours, own, peers
 from dataeff.bench.rgnn.datasets import DATASETS, Edges, Statistics, generate, uniform
 from dataeff.bench.rgnn.limits import CALL_LIMIT_S, SHORT_LIMIT_S, within_limits
 from dataeff.bench.rgnn.workload import Workload, require_memory
@@ -34,6 +39,7 @@ PYG_LAYERS = {
     "RGATConv": ("RGATConv",),
     "HGTConv": ("HGTConv",),
 }
+OWN = "GatedConv"  # a layer in no paper
 COMPILES = {"RGCNConv": "FastRGCNConv", "RGATConv": "RGATConv"}  # without a loop over relations
 QUICK = ("aifb",)
 BLOCK_EDGES = 10**5
@@ -69,6 +75,10 @@ def cases(options: Options) -> Iterator[Case]:
             yield _case(options, model, size, 64, training=False, short=short)
     if options.quick:
         return
+    for size in _datasets(options):
+        if size.edges <= MANY_EDGES:
+            yield _case(options, OWN, size, 64, training=True)
+            yield _case(options, OWN, size, 64, training=False)
     block = _uniform(BLOCK_EDGES // 10, BLOCK_EDGES, 64, "block")
     for model in PYG_LAYERS:
         yield _case(options, model, block, 64, training=False)
@@ -128,13 +138,17 @@ def _providers(
     `short`: the layers that are there as they are, not every way.
     """
     limited = partial(within_limits, seconds=seconds)
+    compiling = partial(limited, compiles=True)
+    if model == OWN:
+        yield Provider("plain PyTorch", limited(own.formula))
+        yield Provider("dataeff", compiling(ours.kept), role="ours")
+        return
     for name in PYG_LAYERS[model]:
         yield Provider(f"PyG {name}", limited(partial(peers.pyg, name)), requires=PYG)
     if model != "HGTConv":
         yield Provider("hand-written ATen", limited(handwritten.aten))
         if not short:
             yield Provider("hand-written grouped_mm", limited(handwritten.grouped))
-    compiling = partial(limited, compiles=True)
     yield Provider("dataeff", compiling(ours.kept), role="ours")
     yield Provider("dataeff, passes off", compiling(ours.without_passes), role="ours")
     if short or not training:

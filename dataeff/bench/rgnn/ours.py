@@ -13,6 +13,7 @@ from torch import Tensor
 from dataeff.bench.case import Step
 from dataeff.bench.rgnn import typed
 from dataeff.bench.rgnn.datasets import Edges
+from dataeff.bench.rgnn.own import GatedConv
 from dataeff.bench.rgnn.workload import Workload, require_memory
 
 if TYPE_CHECKING:
@@ -112,8 +113,8 @@ def _layer(work: Workload) -> torch.nn.Module:
     kinds: object = work.relations
     if work.model == "HGTConv":
         kinds = typed.metadata(work.edges, work.relations)
-    conv: torch.nn.Module = getattr(dataeff.nn, work.model)(work.dim, work.dim, kinds)
-    conv = conv.to(work.x.device)
+    made: Any = GatedConv if work.model == "GatedConv" else getattr(dataeff.nn, work.model)
+    conv: torch.nn.Module = made(work.dim, work.dim, kinds).to(work.x.device)
     if work.state:
         conv.load_state_dict(work.state)
     return conv

@@ -17,7 +17,7 @@ SMALL = rgnn.Size(
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("model", ["RGCNConv", "RGATConv", "HGTConv"])
+@pytest.mark.parametrize("model", ["RGCNConv", "RGATConv", "HGTConv", "GatedConv"])
 def test_all_providers_compute_the_same(model, training):
     case = rgnn._case(Options(quick=True), model, SMALL, 16, training=training)
     torch.manual_seed(0)
@@ -28,7 +28,7 @@ def test_all_providers_compute_the_same(model, training):
             results[provider.name] = provider.prepare(inputs).call()
         except Unavailable as reason:
             assert provider.name == "DGL RelGraphConv", reason
-    assert "dataeff" in results and len(results) >= 3
+    assert "dataeff" in results and len(results) >= (2 if model == "GatedConv" else 3)
     for result in results.values():
         torch.testing.assert_close(result, next(iter(results.values())), rtol=1e-4, atol=1e-6)
 
