@@ -67,6 +67,7 @@ class Executor:
         # Values that a kernel allocates; what a dense step returns may be a view of its operand.
         self.own = {v for kept in self.kept.values() for v in kept}
         self.own |= {step.op for step in schedule.steps if isinstance(step, Gemm)}
+        self.overwrites = self._overwrites()
         self.passing = self._passing()
 
     def _last_uses(self) -> dict[int, int]:
@@ -76,6 +77,12 @@ class Executor:
             for value in self.schedule.reads(step):
                 last[value] = number
         return {v: n for v, n in last.items() if v not in self.program.outputs}
+
+    def _overwrites(self) -> dict[int, int]:
+        """Steps whose result takes the memory of an operand, this run's own and read no more."""
+        steps = enumerate(self.schedule.steps)
+        found = {number: reusable(self.schedule, step) for number, step in steps}
+        return {n: v for n, v in found.items() if v in self.own and self.last_use.get(v) == n}
 
     def _passing(self) -> dict[int, int]:
         """Values whose memory no result of a run can share, with the step that ends its use.
@@ -89,7 +96,7 @@ class Executor:
                 kept.update(self.program[step.op].args)
         ends = {v: n for v, n in self.last_use.items() if v in self.own}
         for number, step in reversed(list(enumerate(self.schedule.steps))):
-            if isinstance(step, Gemm) and self._may_overwrite(number, step):
+            if isinstance(step, Gemm) and number in self.overwrites:
                 if step.op in kept or step.op not in ends:
                     kept.add(step.rows)
                 elif step.rows not in kept:
@@ -137,6 +144,10 @@ class Executor:
         else:
             op = self.program[step.op]
             args = [self._operand(a, values, like) for a in op.args]
+            if number in self.overwrites:
+                here = op.args.index(self.overwrites[number])
+                values[step.op] = args[here].add_(args[1 - here])
+                return
             types = [self.program[a].type for a in op.args]
             if op.kind == "sum" and op.map.endswith("type") and not op.map.startswith("etype"):
                 values[step.op] = _sum_by_type(args[0], op.map, view)
@@ -147,11 +158,6 @@ class Executor:
         if value in values:
             return values[value]
         return like.new_full((1,), float(self.program[value].attrs[0]))  # type: ignore[arg-type]
-
-    def _may_overwrite(self, number: int, step: Gemm) -> bool:
-        """Whether a product's rows are this run's own memory and nothing reads them afterwards."""
-        mine = reusable(self.schedule, step) in self.own
-        return mine and self.last_use.get(step.rows) == number
 
     def _gemm(
         self, number: int, step: Gemm, view: View, values: dict[int, Tensor], memory: Memory
@@ -171,7 +177,7 @@ class Executor:
                 types.pointers.numel() - 1, *op.type.shape
             )
         batch = len(op.type.shape) - 1 if op.kind == "linear_t" else rows.dim() - 2
-        overwrite = order is None and self._may_overwrite(number, step)
+        overwrite = order is None and number in self.overwrites
         out = None
         if order is None and not overwrite and rows.device.type == "cpu":
             out = memory.tensor(step.op, (view.num_rows(domain), *op.type.shape), rows)

@@ -1,7 +1,8 @@
 """Which values are alive at each step of a schedule, in bytes, and the order with the lowest peak.
 
 A value lives from the step that makes it to the last step that reads it; a transposed product takes
-the memory of its rows where nothing reads them afterwards. What a run is given (features, weights,
+the memory of its rows where nothing reads them afterwards, and a sum of two gradients that of one
+of them. What a run is given (features, weights,
 values kept by forward) is there throughout and is not counted.
 """
 
@@ -86,6 +87,8 @@ def makes(schedule: Schedule, number: int) -> list[int]:
 
 def reusable(schedule: Schedule, step: Step) -> int:
     """The value whose memory a step can give its result, or -1."""
+    if isinstance(step, Dense):
+        return _summand(schedule, step)
     if not isinstance(step, Gemm) or step.gather is not None:
         return -1
     op, rows = schedule.program[step.op], schedule.program[step.rows]
@@ -93,6 +96,18 @@ def reusable(schedule: Schedule, step: Step) -> int:
     if any(o.kind in ALIASES and step.rows in o.args for o in schedule.program.ops):
         return -1  # another value may share this memory
     return step.rows if same and op.type.domain == rows.type.domain else -1
+
+
+def _summand(schedule: Schedule, step: Dense) -> int:
+    """An operand of a sum that a product or a traversal made, and that nothing has a view of."""
+    program = schedule.program
+    op = program[step.op]
+    if op.kind != "add" or any(program[a].type != op.type for a in op.args):
+        return -1
+    dense = {s.op for s in schedule.steps if isinstance(s, Dense)}
+    seen = {a for d in dense - {step.op} for a in program[d].args} | dense
+    mine = (v for v in op.args if v in schedule.stored and v not in seen)
+    return next((v for v in mine if program[v].kind not in ("input", "const")), -1)
 
 
 def moments(schedule: Schedule, sizes: tuple[int, ...], item_size: int) -> list[Moment]:
@@ -107,7 +122,7 @@ def moments(schedule: Schedule, sizes: tuple[int, ...], item_size: int) -> list[
             alive[value] = prints.nbytes(value) if taken else 0
         found.append(Moment(number, dict(alive)))
         over = reusable(schedule, step) if not taken else -1
-        if over in alive and not isinstance(step, Dense):
+        if over in alive:
             alive[prints.makes[number][0]] = alive[over]
         for value in prints.drops(number, done):
             alive.pop(value, None)
