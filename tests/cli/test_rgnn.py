@@ -26,6 +26,14 @@ def test_explain_shows_every_stage(capsys, backend):
     assert ("@triton.jit" if backend == "triton" else "parallel_for") in out
 
 
+@pytest.mark.parametrize("layer", ["rgcn", "hgt"])
+def test_explain_shows_the_other_layers(capsys, layer):
+    code, out, err = run(capsys, "explain", str(EXAMPLE.with_stem(f"explain_{layer}")))
+    assert (code, err) == (0, "")
+    stages = ("traced", "compact", "differentiate", "forward kernels", "backward memory plan")
+    assert all(f"== {name} ==" in out for name in (*stages, "backward source (cpp)"))
+
+
 def test_build_reports_every_kernel(capsys, tmp_path):
     pytest.importorskip("triton")
     path = tmp_path / "rgat.json"
