@@ -113,7 +113,8 @@ class Graph:
         # torch.compile does not specialise on which graph it is.
         self._id = next(_TOKENS)
         _LIVE[self._id] = self
-        self.token = torch.tensor([self._id])
+        with torch.inference_mode(False):  # autograd saves it, of graphs made in validation too
+            self.token = torch.tensor([self._id])
 
     @classmethod
     def from_typed(

@@ -194,6 +194,27 @@ class TestFunc:
             )(W)
 
 
+class TestInferenceMode:
+    """Validation often comes first, and leaves behind what training finds again."""
+
+    def test_edges_seen_in_validation_are_trained_on(self, small):
+        conv, x = RGATConv(8, 8, num_relations=4), leaf(20, 8)
+        edges = small.edge_index.clone(), small.edge_type.clone()
+        with torch.inference_mode():
+            before = conv(x, *edges)
+        y = conv(x, *edges)
+        assert torch.equal(y, before)
+        y.sum().backward()
+        assert x.grad.any() and conv.weight.grad.any()
+
+    def test_a_graph_made_in_validation_is_trained_on(self, small):
+        with torch.inference_mode():
+            graph = rgnn.Graph(small.edge_index, small.edge_type, num_nodes=20).prepare()
+        x, W = leaf(20, 8), leaf(4, 8, 8)
+        rgcn(graph, x, W).sum().backward()
+        assert x.grad.any() and W.grad.any()
+
+
 class TestCopies:
     def test_modules_deepcopy_and_pickle(self, small):
         conv, x = RGATConv(8, 8, num_relations=4), torch.randn(20, 8)
