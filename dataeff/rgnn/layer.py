@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+from ast import literal_eval
 from collections.abc import Callable, Iterator
+from math import isfinite
 from typing import Any
 
 import torch
@@ -64,7 +66,7 @@ class Layer:
 
         Raises:
             LayerTypeError: an operation does not fit its operands, with the layer's line.
-            TypeError: dtypes differ, or an argument is missing or unknown.
+            TypeError: dtypes differ; an argument is missing, unknown, or no tensor nor constant.
             ValueError: a tensor has the wrong number of rows, or stands on another device.
         """
         tensors, statics = self.bind(graph, args, kwargs)
@@ -128,7 +130,7 @@ class Layer:
             if isinstance(value, Tensor):
                 tensors[name] = _autocast(value)
             else:
-                statics.append((name, value))
+                statics.append((name, _constant(self.name, name, value)))
         _check_tensors(self.name, tensors, graph)
         return tensors, tuple(statics)
 
@@ -169,6 +171,23 @@ def layer(function: Callable[..., Any]) -> Layer:
     ```
     """
     return Layer(function)
+
+
+def _constant(layer: str, name: str, value: Any) -> Any:
+    """A constant argument, which is written into the call's spec and read back."""
+    if type(value) in (str, int, bool, type(None)) or (type(value) is float and isfinite(value)):
+        return value
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return _constant(layer, name, value.item())
+    try:
+        if literal_eval(repr(value)) == value:
+            return value
+    except (ValueError, SyntaxError):
+        pass
+    raise TypeError(
+        f"{layer}: argument {name} is {value!r}, of type {type(value).__name__}; what is no tensor"
+        " is None, text, a finite number, or a tuple, list or dictionary of those"
+    )
 
 
 def _autocast(tensor: Tensor) -> Tensor:

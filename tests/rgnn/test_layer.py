@@ -1,5 +1,6 @@
 import gc
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,6 +105,39 @@ def test_block_with_destinations_first():
 def test_more_relations_in_the_weights_than_in_the_graph(small):
     x, W, a, b = arguments(rgat, 20, 9)
     torch.testing.assert_close(rgat(small, x, W, a, b), rgat(small, x, W[:4], a[:4], b[:4]))
+
+
+@rgnn.layer
+def scaled(g, x, factor, how=None):
+    return g.sum(g.src(x)) * factor
+
+
+@pytest.mark.parametrize("factor", [2, 2.0, np.float32(2), np.float64(2), np.int64(2)], ids=repr)
+def test_numbers_are_constants(small, factor):
+    x = torch.randn(20, 3)
+    assert torch.equal(scaled(small, x, factor), 2 * scaled(small, x, 1))
+
+
+@pytest.mark.parametrize(
+    "value", [float("inf"), torch.float32, len, object(), np.ones(2)], ids=repr
+)
+def test_what_is_neither_tensor_nor_constant_is_named(small, value):
+    with pytest.raises(
+        TypeError, match=r"scaled: argument how is .* is None, text, a finite number"
+    ):
+        scaled(small, torch.randn(20, 3), 1.0, how=value)
+
+
+def test_what_is_no_number_is_not_hidden(small):
+    @rgnn.layer
+    def parts(g, x):
+        return g.max(g.src(x)), g.sum(rgnn.relu(g.src(x)))
+
+    x = torch.randn(20, 3)
+    src, dst = small.edge_index
+    x[src[0]] = float("nan")
+    for value in parts(small, x):
+        assert value[dst[0]].isnan().all() and value.isfinite().any()
 
 
 def test_same_bits_every_time(small):
