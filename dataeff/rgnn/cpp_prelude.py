@@ -20,6 +20,8 @@ namespace math {{
 [[maybe_unused]] inline T sqrt(T x) {{ return __builtin_sqrt{f}(x); }}
 [[maybe_unused]] inline T tanh(T x) {{ return __builtin_tanh{f}(x); }}
 [[maybe_unused]] inline T max(T x, T y) {{ return x < y ? y : x; }}
+// As torch's: what is no number stays so.
+[[maybe_unused]] inline T maximum(T x, T y) {{ return x < y || y != y ? y : x; }}
 """
 
 _DOUBLE = """\
@@ -81,7 +83,7 @@ template <int Elements>
 inline void prefetch(const T* row) {{
   for (int k = 0; k < Elements; k += 64 / int(sizeof(T))) __builtin_prefetch(row + k);
 }}
-[[maybe_unused]] inline T relu(T x) {{ return x > T(0) ? x : T(0); }}
+[[maybe_unused]] inline T relu(T x) {{ return x < T(0) ? T(0) : x; }}
 [[maybe_unused]] inline T leaky_relu(T x, T slope) {{ return x > T(0) ? x : x * slope; }}
 [[maybe_unused]] inline T gelu(T x) {{ return x * math::normal(x); }}
 [[maybe_unused]] inline T gelu_grad(T x) {{

@@ -24,7 +24,7 @@ def accumulate(op: Op, name: str, value: Ref, inner: Block) -> None:
     if op.kind == "sum":
         body = f"{name}[{place}] += {item};"
     elif op.kind == "max":
-        body = f"{name}[{place}] = math::max({name}[{place}], {item});"
+        body = f"{name}[{place}] = math::maximum({name}[{place}], {item});"
     else:
         body = f"{name}_of[{place}].add({item});"
     inner.add(f"{head}{body}{tail}")

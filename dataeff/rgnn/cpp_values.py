@@ -25,7 +25,7 @@ _FORMULA = {
     "sub": "({0} - {1})",
     "mul": "({0} * {1})",
     "div": "({0} / {1})",
-    "maximum": "math::max({0}, {1})",
+    "maximum": "math::maximum({0}, {1})",
     "equal": "T({0} == {1})",
 }
 
