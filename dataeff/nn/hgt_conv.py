@@ -104,9 +104,9 @@ class HGTConv(torch.nn.Module):
         self.k_rel, self.v_rel = _Stacked(num_types, width), _Stacked(num_types, width)
         self.skip = torch.nn.ParameterDict({t: Parameter(torch.empty(1)) for t in self.node_types})
         self._priors = [_joined(e) for e in self.edge_types]
-        self.p_rel = torch.nn.ParameterDict(
-            {name: Parameter(torch.empty(1, heads)) for name in self._priors}
-        )
+        self.p_rel = torch.nn.ParameterDict()
+        for name in self._priors:  # one by one: all at once they would be sorted by name
+            self.p_rel[name] = Parameter(torch.empty(1, heads))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
