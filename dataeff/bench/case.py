@@ -138,7 +138,8 @@ class Case:
         tolerance: (rtol, atol) of the comparison; zeros ask for equality.
         same: replaces the comparison: takes (expected, actual), raises AssertionError.
         budget_s: seconds of timing, where they are fewer than the options say.
-        long_call_s: a provider whose first call takes longer is called in the first round only.
+        long_call_s: a peer whose first call takes longer, or ours at four times as long, is called
+            in the first round only.
         num_calls: how often each provider is called in all, where that matters; else the options
             say how many rounds there are.
         group: what the case is one size of, for summaries; the workload's name by default.

@@ -114,7 +114,7 @@ def test_a_long_call_is_compared_and_made_in_the_first_round(clock):
         provider("slow", clock.work("slow", 3.0, calls)),
         provider("ours", clock.work("ours", 0.5, calls), role="ours"),
     )
-    found = run(Case(size="", inputs=lambda: None, providers=providers, long_call_s=2.0))
+    found = run(Case(size="", inputs=lambda: None, providers=providers, long_call_s=0.4))
     assert calls.count("slow") == 2 and found["slow", "num_rounds"].value == 1
     assert found["slow", "time_s"].value == pytest.approx(3.0)
     assert found["slow", "time_spread_s"].value == pytest.approx(0.0)
