@@ -138,6 +138,8 @@ class Case:
         tolerance: (rtol, atol) of the comparison; zeros ask for equality.
         same: replaces the comparison: takes (expected, actual), raises AssertionError.
         budget_s: seconds of timing, where they are fewer than the options say.
+        settle_s: seconds for which rounds go on beyond their number while times are unsettled:
+            fewer than a second of them, or a spread of more than a tenth.
         long_call_s: a peer whose first call takes longer, or ours at four times as long, is called
             in the first round only.
         num_calls: how often each provider is called in all, where that matters; else the options
@@ -154,6 +156,7 @@ class Case:
     tolerance: tuple[float, float] = (0.0, 0.0)
     same: Callable[[Any, Any], None] | None = None
     budget_s: float = float("inf")
+    settle_s: float = 0.0
     long_call_s: float = float("inf")
     num_calls: int | None = None
     group: str = ""

@@ -2,10 +2,14 @@
 
 Every provider's result is compared with the first one's before the clock starts. Round r starts
 with provider r, so that none always runs after the same other. Reported is the median over rounds
-with the distance between the quartiles (of a ceiling's rate, the best round); the garbage collector
-is off while the clock runs. A call that takes longer than the case's `long_call_s` is made twice in
-all, compared and in the first round, which is its one sample; where only the first took so long, it
-counts as a warm-up.
+with the distance between the quartiles (of a ceiling's rate, the best round), beside them the
+fastest round; the garbage collector is off while the clock runs.
+
+A call that takes longer than the case's `long_call_s` is made twice in all, compared and in the
+first round, which is its one sample; where only the first took so long, it counts as a warm-up.
+A program that takes one of two cores stretches short calls to whole time slices, ours and theirs
+alike, and no median mends that: `busy_elsewhere` then says what share of the processors' time
+others took during the rounds.
 """
 
 from __future__ import annotations
@@ -29,6 +33,9 @@ from dataeff.bench.record import Record, Run
 MIN_ROUNDS = 3
 MAX_CALLS_PER_SAMPLE = 1000
 LONG_CALL_S = 1.0
+SETTLED_S = 1.0
+SETTLED_SPREAD = 0.1  # of the median
+CALM_SHARE = 0.05
 OURS_LONGER = 4  # times a case's `long_call_s`: what is reported of ours rests on several rounds
 
 
@@ -304,6 +311,7 @@ class _Recorder:
         figures = [
             ("time_s", lane.median_s, "s"),
             ("time_spread_s", lane.quartile_distance_s, "s"),
+            ("time_min_s", min(lane.samples), "s"),
             ("num_rounds", float(len(lane.samples)), "1"),
         ]
         nbytes = self.case.nbytes if lane.step.nbytes is None else lane.step.nbytes
