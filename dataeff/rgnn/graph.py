@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from dataeff._ops import with_memory
 from dataeff.rgnn.capture import refuse_capture
 from dataeff.rgnn.id_range import IdColumn, check_ids
 from dataeff.rgnn.profile import profile_of
@@ -71,7 +72,7 @@ class Graph:
             raise TypeError(f"edge_index must be a tensor, got {type(edge_index).__name__}")
         if edge_index.dim() != 2 or edge_index.shape[0] != 2:
             raise ValueError(f"edge_index must be [2, num_edges], got {list(edge_index.shape)}")
-        _check_ids("edge_index", edge_index)
+        edge_index = _as_ids("edge_index", edge_index)
         self.num_src_nodes = _first_given(num_src_nodes, num_nodes, "num_src_nodes or num_nodes")
         self.num_dst_nodes = _first_given(num_dst_nodes, num_nodes, "num_dst_nodes or num_nodes")
         self.num_edges = int(edge_index.shape[1])
@@ -79,7 +80,7 @@ class Graph:
         if edge_type is None:
             edge_type = edge_index.new_zeros(self.num_edges)
             num_relations = num_relations or 1
-        _check_ids("edge_type", edge_type)
+        edge_type = _as_ids("edge_type", edge_type)
         if edge_type.shape != (self.num_edges,):
             raise ValueError(
                 f"edge_type must be [{self.num_edges}] like the edges, got {list(edge_type.shape)}"
@@ -91,7 +92,7 @@ class Graph:
             raise ValueError(f"num_relations is {self.num_relations}, which is negative")
         self.num_node_types = 0
         if node_type is not None:
-            _check_ids("node_type", node_type)
+            node_type = _as_ids("node_type", node_type)
             if node_type.shape != (self.num_src_nodes,):
                 raise ValueError(
                     f"node_type must be [{self.num_src_nodes}], got {list(node_type.shape)}"
@@ -385,13 +386,15 @@ def _first_given(first: int | None, second: int | None, what: str) -> int:
     return value
 
 
-def _check_ids(name: str, ids: Any) -> None:
+def _as_ids(name: str, ids: Any) -> Tensor:
+    """The ids, out of a wrapper like PyG's `EdgeIndex`, when they may be ids."""
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
     if ids.layout != torch.strided:
         raise TypeError(f"{name} must be dense, got {ids.layout}: turn sparse adjacencies into ids")
     if ids.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name} must be int32 or int64, got {ids.dtype}")
+    return with_memory(ids, name)
 
 
 def _count(ids: Tensor) -> int:

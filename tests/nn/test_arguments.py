@@ -34,3 +34,15 @@ def test_features_of_a_node_type(widths):
     x = {"a": torch.randn(3, 4), "b": torch.randn(3, 3)}
     with pytest.raises(ValueError, match=r"HGTConv: x of 'b' has shape .* features per row"):
         conv(x, {key: EDGES[0]})
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_edges_in_pyg_s_own_types(name):
+    torch_geometric = pytest.importorskip("torch_geometric")
+    edge_index, edge_type = EDGES
+    wrapped = torch_geometric.EdgeIndex(edge_index, sparse_size=(3, 3))
+    conv, x = LAYERS[name](), torch.randn(3, 4)
+    extra = (torch.randn(3, 3),) if name == "RGATConv" else ()
+    expected = conv(x, edge_index, edge_type, *extra)
+    actual = conv(x, wrapped, torch_geometric.Index(edge_type), *extra)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
