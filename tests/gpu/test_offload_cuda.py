@@ -244,7 +244,7 @@ def test_auto_plans_and_keeps_the_bits(device, tmp_path):
     expected = gradients(model, lambda: model(x).square().mean().backward())
     tier = TIERS["host, then disk"] if device.type == "cuda" else TIERS["disk"]
     offload = offload_of(model, tmp_path, **tier, policy="auto", memory_budget=8 * MIB)
-    for _ in range(8):
+    for _ in range(12):
 
         def step():
             with offload:
