@@ -90,7 +90,8 @@ class Written:
         try:
             self._stripe.wait()
         except OSError as error:
-            raise self._named(error, "write", self._stripe.place) from error
+            # Whoever settles writes keeps the error, but must not keep the frames it went by.
+            raise self._named(error, "write", self._stripe.place) from error.with_traceback(None)
         return self._stripe.start_ns, self._stripe.end_ns
 
     def cancel(self) -> bool:

@@ -149,14 +149,18 @@ class DeviceCopy:
         return self._spilled is not None
 
     def settle(self, wait: bool = False) -> OSError | None:
-        """Ends a write that has ended, or waits for it; returns why it failed, if it did."""
+        """Ends a write that has ended, or waits for it; returns why it failed, if it did.
+
+        The error has no traceback: its frames end in those that keep the error, a cycle that would
+        keep the tensors of all of them until the next collection.
+        """
         if self._spilled is None or not (wait or self._spilled.done()):
             return None
         try:
             written = self._spilled.result()
         except OSError as error:
             self._stay()
-            return error
+            return error.with_traceback(None)
         if not (wait or written.done()):
             return None
         try:
@@ -164,7 +168,7 @@ class DeviceCopy:
         except OSError as error:
             written.release()
             self._stay()
-            return error
+            return error.with_traceback(None)
         self._spilled, self._written = None, written
         assert self._buffer is not None
         self._pool.release_after(self._busy, self._buffer)

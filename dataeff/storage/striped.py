@@ -378,7 +378,8 @@ def _outcome(transfer: _core.Transfer, timeout_s: float | None) -> OSError | Non
     except OSError as error:
         if not transfer.done():  # the caller's patience, not the disk, is at its end
             raise
-        return error
+        # Its frames end in the caller's, which keeps the error: a cycle, and with it their tensors.
+        return error.with_traceback(None)
     return None
 
 
