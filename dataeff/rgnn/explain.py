@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dataeff.rgnn import domains
 from dataeff.rgnn.cost import step_cost
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.kernels_ir import render_schedule
 from dataeff.rgnn.memory_plan import render_moments
-from dataeff.rgnn.plan import Plan
+from dataeff.rgnn.passes.compact import left_on_edges
+from dataeff.rgnn.passes.pipeline import rows_of
+from dataeff.rgnn.plan import Compiled, Plan
 from dataeff.rgnn.text import render
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ def explain(
         f"(source, relation) pairs per edge {graph.src_pair_ratio:.3f},"
         f" (destination, relation) pairs per edge {graph.dst_pair_ratio:.3f}"
     )
+    parts += _left_on_edges(plan.compiled)
     parts += [f"== {name} ==\n{render(program)}" for name, program in plan.compiled.stages]
     for title, runner in (
         ("forward", plan.compiled.forward_runner),
@@ -53,3 +57,17 @@ def explain(
                 parts.append(f"== {title} memory plan ==\n{alive}")
                 parts.append(f"== {title} source ({runner.name}) ==\n{runner.sources()}")
     return "\n".join(parts)
+
+
+def _left_on_edges(compiled: Compiled) -> list[str]:
+    """A line for each value that pairs could hold, and do not because they are too many."""
+    rows = rows_of(compiled.sizes)
+    found = []
+    for op, home in left_on_edges(compiled.stages[-1][1], rows):
+        ratio = rows[home] / max(rows["edge"], 1)
+        value = f"%{op.id} = {op.kind} : {op.type}"
+        found.append(
+            f"left on edges, at about {ratio:.2f} {domains.DOMAINS[home]}s per edge:"
+            f" {value}  # {op.line}"
+        )
+    return found

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Set
 from heapq import heapify, heappop, heappush
 
 from dataeff.rgnn import domains
-from dataeff.rgnn.ir import Op, Program
+from dataeff.rgnn.ir import Builder, Op, Program
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal, verify_schedule
 from dataeff.rgnn.memory_plan import reorder_steps
 from dataeff.rgnn.signatures import SEGMENT
@@ -25,7 +25,8 @@ from dataeff.rgnn.signatures import SEGMENT
 SMALL_PRODUCT = 8
 # Domains with more rows than there are nodes.
 MANY_ROWS = ("src_pair", "dst_pair", "edge", "given")
-_COSTLY = (
+# Values that are stored where they are read through a gather.
+COSTLY = (
     "exp",
     "log",
     "sqrt",
@@ -82,7 +83,7 @@ def _let_products_overwrite(schedule: Schedule) -> tuple[Step, ...]:
     return tuple(steps)
 
 
-def category(program: Program, op: Op, dense: tuple[str, ...] = ()) -> str:
+def category(program: Program | Builder, op: Op, dense: tuple[str, ...] = ()) -> str:
     """How an operation is carried out: input, inline, gemm, dense or segment."""
     if op.kind in ("input", "const", "degree"):
         return "input" if op.kind == "input" else "inline"
@@ -100,7 +101,7 @@ def category(program: Program, op: Op, dense: tuple[str, ...] = ()) -> str:
     return "inline"
 
 
-def _only_axes_of_one(program: Program, op: Op) -> bool:
+def _only_axes_of_one(program: Program | Builder, op: Op) -> bool:
     """A reshape that inserts or drops axes of size 1."""
     shapes = [program[op.args[0]].type.shape, op.type.shape]
     return op.kind == "reshape" and len({tuple(n for n in s if n != 1) for s in shapes}) == 1
@@ -143,7 +144,7 @@ def _costly(program: Program, stored: set[int]) -> set[int]:
     for op in program.ops:
         if op.id in stored:
             continue
-        deep = op.kind in _COSTLY and (op.kind != "reduce" or program[op.args[0]].type.numel > 1)
+        deep = op.kind in COSTLY and (op.kind != "reduce" or program[op.args[0]].type.numel > 1)
         if deep or any(a in found for a in op.args):
             found.add(op.id)
     return found

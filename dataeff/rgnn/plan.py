@@ -136,6 +136,7 @@ class Compiled:
         stages: (pass name, program after it) pairs, forward and joint.
         forward, backward: what runs.
         wanted: the arguments whose gradients backward returns, in the order of its outputs.
+        sizes: rows of each domain that the passes decided by.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class Compiled:
         backend: str | None = None,
         choice: Choice | None = None,
     ) -> None:
+        self.sizes = sizes
         self.stages: list[tuple[str, Program]] = [("traced", traced)]
         program = optimise(traced, sizes, self.stages, disabled)
         used = [str(op.attrs[0]) for op in program.inputs]
@@ -157,7 +159,7 @@ class Compiled:
         if self.wanted:
             joint = differentiate(program, [name for name in wanted if name in used])
             self.stages.append(("differentiate", joint))
-            joint = optimise_joint(joint, self.stages, disabled)
+            joint = optimise_joint(joint, sizes, self.stages, disabled)
         halves = split(joint, len(program.outputs))
         self.num_outputs = halves.num_outputs
         self.forward, self.backward = halves.forward, halves.backward

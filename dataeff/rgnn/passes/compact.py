@@ -3,19 +3,14 @@
 A value of the edges that depends only on one end and the relation moves to that end's pairs, one
 that depends only on the end to its nodes, one that depends only on the relation to the relations.
 What reads it follows through one gather (Hector, ASPLOS'24, section 3.3; here on both sides).
+Nodes and relations are always few; whether pairs are few enough is for `pair_cost` to say.
 """
 
 from __future__ import annotations
 
 from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Builder, Op, Program, rewrite
-from dataeff.rgnn.signatures import BINARY, UNARY
-
-MOVABLE = (
-    *UNARY,
-    *BINARY,
-    *("linear", "linear_t", "einsum", "reduce", "expand", "reshape", "concat", "slice", "embed"),
-)
+from dataeff.rgnn.passes.pair_cost import MOVABLE, PAIRS, Ops, pays, row_operands
 
 # From few rows to many: the first domain whose maps explain every operand is taken.
 _HOMES = (
@@ -30,22 +25,49 @@ _HOMES = (
 _ROLES = {"node": "src", "dst": "dst"}
 
 
-def compact(program: Program) -> Program:
-    """Move every value to the coarsest domain it depends on."""
+def compact(program: Program, rows: dict[str, int] | None = None) -> Program:
+    """Move every value to the coarsest domain it depends on.
+
+    Args:
+        program: what to rewrite.
+        rows: rows of each domain; values that do not pay on pairs are left where they are. Without
+            them every value moves.
+    """
 
     def rule(b: Builder, op: Op, args: tuple[int, ...]) -> int | None:
-        if op.kind not in MOVABLE or op.type.domain in domains.TYPE_DOMAINS:
+        home = _home_of(b, op, args)
+        if home is None or (rows is not None and not _worth(b, op, args, home, rows)):
             return None
-        rows = args[:1] if op.kind in ("linear", "linear_t") else args
-        if any(b[a].kind != "gather" or _role(b[a]) == "given" for a in rows):
-            return None
-        depends = {_role(b[a]) for a in rows}
-        if len(rows) < len(args):
-            depends.add(b[args[1]].type.domain)
-        home = _home(op.type.domain, depends)
-        return None if home is None else _move(b, op, args, len(rows), home)
+        return _move(b, op, args, len(row_operands(op, args)), home)
 
     return rewrite(program, rule)
+
+
+def left_on_edges(program: Program, rows: dict[str, int]) -> list[tuple[Op, str]]:
+    """The values of edges that one end and the relation determine, and the pairs that do."""
+    found = []
+    for op in program.ops:
+        home = _home_of(program, op, op.args)
+        if home in PAIRS and home is not None and not _worth(program, op, op.args, home, rows):
+            found.append((op, home))
+    return found
+
+
+def _worth(ops: Ops, op: Op, args: tuple[int, ...], home: str, rows: dict[str, int]) -> bool:
+    return home not in PAIRS or op.type.domain != "edge" or pays(ops, op, args, home, rows)
+
+
+def _home_of(ops: Ops, op: Op, args: tuple[int, ...]) -> str | None:
+    """Where a value can move."""
+    if op.kind not in MOVABLE or op.type.domain in domains.TYPE_DOMAINS:
+        return None
+    rows = row_operands(op, args)
+    if any(ops[a].kind != "gather" or _role(ops[a]) == "given" for a in rows):
+        return None
+    depends = {_role(ops[a]) for a in rows}
+    if len(rows) < len(args):
+        depends.add(ops[args[1]].type.domain)
+    return _home(op.type.domain, depends)
 
 
 def _role(op: Op) -> str:

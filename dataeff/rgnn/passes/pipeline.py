@@ -14,6 +14,7 @@ from dataeff.rgnn.passes.dce import eliminate_dead_code
 from dataeff.rgnn.passes.fold_types import fold_types
 from dataeff.rgnn.passes.reassociate import reassociate
 from dataeff.rgnn.passes.reorder import reorder
+from dataeff.rgnn.passes.spread import spread
 from dataeff.rgnn.verify import verify
 from dataeff.rgnn.view import SIZE_ORDER
 
@@ -23,9 +24,14 @@ Stages = list[tuple[str, Program]]
 # What can be left out, to see what it is worth: passes over programs, and what `lower` does.
 PASSES = (
     *("canonicalise", "cse", "dce", "compact", "reorder", "fold_types", "aggregate_first"),
-    "reassociate",
+    *("spread", "reassociate"),
 )
 OPTIONAL = (*PASSES, "fuse", "memory_plan")
+
+
+def rows_of(sizes: tuple[int, ...]) -> dict[str, int]:
+    """Rows of each domain by its name."""
+    return {**dict(zip(SIZE_ORDER, sizes, strict=True)), "one": 1}
 
 
 def optimise(
@@ -39,7 +45,7 @@ def optimise(
         stages: (pass name, program after it) is appended for each pass that changed something.
         disabled: names of `OPTIONAL` passes to leave out.
     """
-    rows = {**dict(zip(SIZE_ORDER, sizes, strict=True)), "one": 1}
+    rows = rows_of(sizes)
     passes: list[Pass] = [
         ("canonicalise", canonicalise),
         ("cse", eliminate_common_subexpressions),
@@ -52,19 +58,22 @@ def optimise(
         ("aggregate_first", partial(aggregate_first, rows=rows)),
         ("canonicalise", canonicalise),
         ("dce", eliminate_dead_code),
+        ("spread", partial(spread, rows=rows)),
+        ("dce", eliminate_dead_code),
     ]
     return _run(program, [p for p in passes if p[0] not in disabled], stages, "")
 
 
 def optimise_joint(
-    program: Program, stages: Stages, disabled: frozenset[str] = frozenset()
+    program: Program, sizes: tuple[int, ...], stages: Stages, disabled: frozenset[str] = frozenset()
 ) -> Program:
     """The passes over a joint program: forward, then what differentiation appended."""
+    rows = None if "spread" in disabled else rows_of(sizes)
     passes: list[Pass] = [
         ("canonicalise", canonicalise),
         ("cse", eliminate_common_subexpressions),
         ("reassociate", reassociate),
-        ("compact", compact),
+        ("compact", partial(compact, rows=rows)),
         ("canonicalise", canonicalise),
         ("cse", eliminate_common_subexpressions),
         ("dce", eliminate_dead_code),
