@@ -37,7 +37,7 @@ from dataeff.rgnn.view import View
 if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
 
-PASSES = ("compact", "reorder", "aggregate_first")
+PASSES = ("compact", "reorder", "aggregate_first", "spread")
 BLOCK_ELEMENTS = (1024, 2048, 4096)
 PARTS_PER_THREAD = (4, 16, 64)
 # Rates that only rank candidates: bytes and flops a second, and seconds to start a kernel.
