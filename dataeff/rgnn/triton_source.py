@@ -34,6 +34,11 @@ import triton.language as tl
 
 
 @triton.jit
+def maximum(x, y):  # as torch's: what is no number stays so
+    return tl.maximum(x, y, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def tanh(x):
     return 2 / (1 + tl.exp(-2 * x)) - 1
 
@@ -57,7 +62,7 @@ _FORMULA = {
     "sqrt": "tl.sqrt({0})",
     "tanh": "tanh({0})",
     "sigmoid": "1 / (1 + tl.exp(-{0}))",
-    "relu": "tl.maximum({0}, 0)",
+    "relu": "tl.where({0} < 0, 0, {0})",
     "leaky_relu": "tl.where({0} > 0, {0}, {0} * {a})",
     "slope": "tl.where({0} > 0, 1.0, {a})",
     "gelu": "gelu({0})",
@@ -66,7 +71,7 @@ _FORMULA = {
     "sub": "{0} - {1}",
     "mul": "{0} * {1}",
     "div": "{0} / {1}",
-    "maximum": "tl.maximum({0}, {1})",
+    "maximum": "maximum({0}, {1})",
     "equal": "tl.where({0} == {1}, 1.0, 0.0)",
 }
 
@@ -282,15 +287,17 @@ class _Writer:
         lowest = 'float("-inf")'
         x = self.fresh("x")
         self.inner.add(f"{x} = tl.where({mask}, {full[0]} + {full[1]}, {lowest})")
-        top = self.fresh("x")
+        if op.kind == "max":
+            self.inner.add(f"{acc} = maximum({acc}, tl.reduce({x}, 0, maximum)[None])")
+            return
+        # The maximum may pass over what is no number: the sum of exponentials does not.
+        top, safe = self.fresh("x"), self.fresh("x")
         self.inner.add(f"{top} = tl.maximum({acc}, tl.max({x}, 0)[None])")
-        if op.kind == "logsumexp":
-            safe = self.fresh("x")
-            self.inner.add(f"{safe} = tl.where({top} == {lowest}, 0, {top})")
-            self.inner.add(
-                f"sum{op.id} = sum{op.id} * tl.exp({acc} - {safe})"
-                f" + tl.sum(tl.exp({x} - {safe}), 0)[None]"
-            )
+        self.inner.add(f"{safe} = tl.where({top} == {lowest}, 0, {top})")
+        self.inner.add(
+            f"sum{op.id} = sum{op.id} * tl.exp({acc} - {safe})"
+            f" + tl.sum(tl.exp({x} - {safe}), 0)[None]"
+        )
         self.inner.add(f"{acc} = {top}")
 
     def _finish(self, op: Op) -> None:

@@ -168,3 +168,25 @@ def test_long_rows_are_listed_once(case, bound):
     found = listed[listed >= 0]
     assert found.tolist() == (degree > bound).nonzero().squeeze(1).tolist()
     assert (listed[found.numel() :] == -1).all()
+
+
+@rgnn.layer
+def kinks(g, x):
+    return g.max(g.src(x)), rgnn.relu(g.sum(g.src(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_what_is_no_number_stays_so_as_in_torch(backend, dtype, small, monkeypatch):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", backend)
+    x = torch.randn(20, 3, dtype=dtype)
+    x[small.edge_index[0, 0]] = torch.nan
+    x[small.edge_index[0, 1], 1] = torch.inf
+    program = kinks.plan(small, x).compiled.forward
+    view, named = View(small, kinks.plan(small, x).sizes), {"x": x}
+    got, want = Runner(program, dtype, "cpu")(view, named), interpret(program, view, named)
+    for a, b in zip(got, want, strict=True):
+        assert b.isnan().any() and b.isfinite().any()
+        torch.testing.assert_close(a, b, equal_nan=True)
