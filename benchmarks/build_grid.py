@@ -1,10 +1,11 @@
 """Compile every published layer for every target, width, number of heads and dtype.
 
     python benchmarks/build_grid.py [--target sm_90 ...] [--layer rgat ...] [--width 64 ...]
-                                    [--precision bf16 ...] [--elements 1024 ...]
+                                    [--precision bf16 ...] [--elements 1024 ...] [--warps 2 ...]
 
-The layer `products` stands for the typed products that layers share, on tiles of every size.
-`--elements` are sizes of a traversal's blocks, the usual one by default; `rgnn.tune` tries others.
+The layer `products` stands for the typed products and weight gradients that layers share, on every
+tile that `rgnn.tune` tries. `--elements` and `--warps` are sizes of a traversal's blocks, the usual
+ones by default; `rgnn.tune` tries others.
 Prints the kernels that spill or do not fit, and the most registers; exits with 1 if there are any.
 Takes minutes, and no GPU.
 """
@@ -16,10 +17,11 @@ from collections.abc import Iterator
 
 import torch
 
-from dataeff.rgnn.aot import KernelReport
-from dataeff.rgnn.build import TARGETS, gemm_report, layer_reports
+from dataeff.rgnn.aot import KernelReport, capability_of
+from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, layer_reports
 from dataeff.rgnn.published import PUBLISHED
-from dataeff.rgnn.triton_source import BLOCK_ELEMENTS
+from dataeff.rgnn.schedule import Choice
+from dataeff.rgnn.tiles import Product, ranked_tiles
 
 SIZES = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
 WIDTHS, HEADS = (32, 64, 128, 256), (1, 4)
@@ -32,9 +34,6 @@ PRECISIONS = {
 }
 
 
-TILES = (16, 32, 64)
-
-
 def kernels(
     name: str,
     width: int,
@@ -42,26 +41,30 @@ def kernels(
     dtype: torch.dtype,
     precision: str,
     target: str,
-    elements: int,
+    choice: Choice,
 ) -> Iterator[tuple[str, KernelReport]]:
     """What each kernel of one point of the grid does, and what it uses."""
     if name == "products":
-        for block_m, transposed in itertools.product(TILES, (False, True)):
-            yield (
-                f"product on tiles of {block_m}{', transposed' if transposed else ''}",
-                gemm_report(
-                    *(dtype, width, width // heads, target, precision),
-                    transposed=transposed,
-                    block_m=block_m,
-                ),
-            )
+        how = dtype, width, width // heads, target, precision
+        for gradient in (False, True):
+            product = Product(gradient, 1, width, width // heads, 1 << 20, 64)
+            for tile in ranked_tiles(product, dtype, precision, capability_of(target)):
+                if gradient:
+                    yield f"weight gradient on {tile}", dw_report(*how, tile=tile)
+                    continue
+                for transposed in (False, True):
+                    work = f"product on {tile}{', transposed' if transposed else ''}"
+                    yield work, gemm_report(*how, transposed=transposed, tile=tile)
         return
     found = PUBLISHED[name]
     shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, heads, width // heads)
     how = {"dtype": dtype, "target": target, "precision": precision, "typed": found.typed}
-    how["elements"] = elements
-    for report in layer_reports(found.layer, shapes, SIZES, found.statics, **how):
+    for report in layer_reports(found.layer, shapes, SIZES, found.statics, choice=choice, **how):
         yield f"{report.direction} {report.work}", report.kernel
+
+
+def _choice(elements: int, warps: int) -> Choice:
+    return Choice(block_elements=elements, num_warps=warps)
 
 
 def main() -> None:
@@ -71,19 +74,21 @@ def main() -> None:
     parser.add_argument("--layer", nargs="*", default=names, choices=names)
     parser.add_argument("--width", nargs="*", default=WIDTHS, type=int)
     parser.add_argument("--precision", nargs="*", default=tuple(PRECISIONS)[:4], choices=PRECISIONS)
-    parser.add_argument("--elements", nargs="*", default=(BLOCK_ELEMENTS,), type=int)
+    parser.add_argument("--elements", nargs="*", default=(Choice.block_elements,), type=int)
+    parser.add_argument("--warps", nargs="*", default=(Choice.num_warps,), type=int)
     chosen = parser.parse_args()
     count, bad = 0, 0
     points = itertools.product(
         *(chosen.target, chosen.layer, chosen.width, HEADS),
         map(PRECISIONS.get, chosen.precision),
-        chosen.elements,
+        itertools.starmap(_choice, itertools.product(chosen.elements, chosen.warps)),
     )
-    for target, name, width, heads, (dtype, precision), elements in points:
+    for target, name, width, heads, (dtype, precision), choice in points:
         where = f"{name} {width} wide, {heads} heads, {dtype}, {precision}, {target}"
-        where += "" if elements == BLOCK_ELEMENTS else f", blocks of {elements}"
+        if choice != Choice():
+            where += f", blocks of {choice.block_elements} on {choice.num_warps} warps"
         most = 0
-        for work, kernel in kernels(name, width, heads, dtype, precision, target, elements):
+        for work, kernel in kernels(name, width, heads, dtype, precision, target, choice):
             count, most = count + 1, max(most, kernel.registers)
             if not kernel.fits:
                 bad += 1

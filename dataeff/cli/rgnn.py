@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dataeff.rgnn import Graph, Layer
     from dataeff.rgnn.build import StepReport
     from dataeff.rgnn.published import Published
+    from dataeff.rgnn.schedule import Choice
 
 BACKENDS = ("auto", "reference", "cpp", "triton")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -71,7 +72,8 @@ def build(
     """Compile a layer's GPU kernels, forward and backward; show registers and spills.
 
     Needs no GPU. Exits with 1 when a kernel spills registers or takes more shared memory than the
-    target has.
+    target has. Tiles, warps and stages are what rgnn.tune chose where a file's example() calls it,
+    and the cost model's otherwise.
     """
     import torch
 
@@ -81,7 +83,7 @@ def build(
         raise UserError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
     if json is not None and not json.absolute().parent.is_dir():
         raise UserError(f"--json: the folder {json.absolute().parent} does not exist")
-    published, sizes, shapes = _what_to_build(layer, num_in, num_out, heads)
+    published, sizes, shapes, choice = _what_to_build(layer, num_in, num_out, heads)
     reports: list[StepReport] = []
     for one in target or TARGETS:
         try:
@@ -94,6 +96,7 @@ def build(
                 target=one,
                 precision="tf32" if tf32 else "ieee",
                 typed=published.typed,
+                choice=choice,
             )
         except (ValueError, RuntimeError, ImportError) as error:
             raise UserError(f"{layer} for {one}: {error}") from error
@@ -132,8 +135,8 @@ _Shapes = dict[str, tuple[int, ...]]
 
 def _what_to_build(
     name: str, num_in: int, num_out: int, heads: int
-) -> tuple[Published, tuple[int, ...], _Shapes]:
-    """The layer, the rows of each domain and the shapes of its arguments."""
+) -> tuple[Published, tuple[int, ...], _Shapes, Choice | None]:
+    """The layer, the rows of each domain, the shapes of its arguments, and what was tuned."""
     from dataeff.rgnn.published import PUBLISHED, Published
 
     if name.endswith(".py"):
@@ -142,7 +145,9 @@ def _what_to_build(
         tensors, statics = layer.bind(graph, tuple(args), dict(kwargs))
         shapes = {n: tuple(t.shape) for n, t in tensors.items()}
         typed = graph.layout is not None
-        return Published(layer, lambda *_: shapes, dict(statics), typed), graph.sizes, shapes
+        choice = layer.choice_for(graph, next(iter(tensors.values())))
+        published = Published(layer, lambda *_: shapes, dict(statics), typed)
+        return published, graph.sizes, shapes, choice
     if name not in PUBLISHED:
         raise UserError(f"--layer: {name!r} is none of {', '.join(PUBLISHED)}, nor a Python file")
     if min(num_in, num_out, heads) < 1 or num_out % heads:
@@ -152,7 +157,7 @@ def _what_to_build(
         )
     found = PUBLISHED[name]
     shapes = found.shapes(NODES, NODE_TYPES, RELATIONS, num_in, heads, num_out // heads)
-    return found, (NODES, NODES, EDGES, PAIRS, PAIRS, RELATIONS, NODE_TYPES), shapes
+    return found, (NODES, NODES, EDGES, PAIRS, PAIRS, RELATIONS, NODE_TYPES), shapes, None
 
 
 def _print(reports: list[StepReport]) -> None:
@@ -160,13 +165,15 @@ def _print(reports: list[StepReport]) -> None:
     from rich.table import Table
 
     table = Table(box=None)
-    for title in ("target", "direction", "kernel", "registers", "shared bytes", "spilled bytes"):
-        numeric = title in ("registers", "shared bytes", "spilled bytes")
+    figures = "registers", "shared bytes", "spilled bytes"
+    for title in ("target", "direction", "kernel", "schedule", *figures):
+        numeric = title in figures
         table.add_column(title, justify="right" if numeric else "left", no_wrap=True)
     for report in reports:
         kernel = report.kernel
-        figures = kernel.registers, kernel.shared_bytes, kernel.spill_bytes
-        table.add_row(kernel.target, report.direction, report.work, *map(str, figures))
+        schedule = ", ".join(f"{name} {value}" for name, value in report.schedule.items())
+        used = map(str, (kernel.registers, kernel.shared_bytes, kernel.spill_bytes))
+        table.add_row(kernel.target, report.direction, report.work, schedule, *used)
     console = Console()
     if not console.is_terminal:  # a pipe or a log file has no width to fold at
         console = Console(width=200)
@@ -185,6 +192,7 @@ def _write(path: Path, what: dict[str, Any], reports: list[StepReport]) -> None:
         {
             "direction": report.direction,
             "work": report.work,
+            "schedule": report.schedule,
             **asdict(report.kernel),
             "fits": report.kernel.fits,
         }

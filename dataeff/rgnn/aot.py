@@ -55,7 +55,7 @@ class KernelReport:
     @property
     def fits(self) -> bool:
         """Nothing spills, and a block's shared memory is within the target's limit."""
-        limit = SHARED_LIMIT.get(_capability(self.target), 99 << 10)
+        limit = shared_limit(capability_of(self.target))
         return self.spill_bytes == 0 and self.shared_bytes <= limit
 
 
@@ -109,7 +109,7 @@ def compile_kernel(
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     compiled = triton.compile(
         source,
-        target=GPUTarget("cuda", _capability(target), 32),
+        target=GPUTarget("cuda", capability_of(target), 32),
         options=options if max_registers is None else {**options, "maxnreg": max_registers},
     )
     registers, spill_bytes = _resource_usage(compiled.asm["cubin"])
@@ -166,7 +166,17 @@ def _full_signature(
     return {name: given[name] for name in arg_names}
 
 
-def _capability(target: str) -> int:
+def shared_limit(capability: int) -> int:
+    """Bytes of shared memory that one block may have, no more than is known of others' GPUs."""
+    return SHARED_LIMIT.get(capability, 99 << 10)
+
+
+def capability_of(target: str) -> int:
+    """90 for `sm_90`.
+
+    Raises:
+        ValueError: another text.
+    """
     match = re.fullmatch(r"sm_(\d{2,3})", target)
     if match is None:
         raise ValueError(f"target must look like sm_90, got {target!r}")

@@ -81,8 +81,8 @@ class Runner:
         if self.name == "triton":
             from dataeff.rgnn.triton_backend import TritonTraversals
 
-            elements = self.choice.block_elements
-            return Executor(self.schedule, TritonTraversals(self.schedule, self.dtype, elements))
+            traversals = TritonTraversals(self.schedule, self.dtype, self.choice)
+            return Executor(self.schedule, traversals, self.choice)
         parts = self.choice.parts_per_thread
         try:
             if cpp_backend.supports(self.dtype):
@@ -103,7 +103,7 @@ class Runner:
         if self.name == "triton":
             from dataeff.rgnn import triton_backend
 
-            return triton_backend.generate(self.schedule, self.dtype, self.choice.block_elements)
+            return triton_backend.generate(self.schedule, self.dtype, self.choice)
         dtype = self.dtype if cpp_backend.supports(self.dtype) else torch.float32
         return cpp_backend.generate(self.schedule, dtype, torch.int32)
 

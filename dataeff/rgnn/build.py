@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dataeff.rgnn.aot import KernelReport, compile_kernel, load_kernels
+from dataeff.rgnn.aot import KernelReport, capability_of, compile_kernel, load_kernels
+from dataeff.rgnn.cost import product_of, tile_of
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Traversal
 from dataeff.rgnn.plan import Plan, Request, spec_of
-from dataeff.rgnn.schedule import GemmSchedule, dw_schedule, gemm_schedule
-from dataeff.rgnn.triton_source import BLOCK_ELEMENTS, MAX_REGISTERS
+from dataeff.rgnn.schedule import Choice
+from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
+from dataeff.rgnn.triton_source import MAX_REGISTERS
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
@@ -31,10 +32,14 @@ TRITON_NAMES = {
 
 @dataclass(frozen=True)
 class StepReport:
-    """One kernel of a layer: in which direction it runs, what it does, what it uses."""
+    """One kernel of a layer: in which direction it runs, what it does, how, and what it uses.
+
+    `schedule` has its block sizes, warps and stages by name.
+    """
 
     direction: str
     work: str
+    schedule: dict[str, int]
     kernel: KernelReport
 
 
@@ -48,7 +53,7 @@ def layer_reports(
     target: str = "sm_90",
     precision: str = "ieee",
     typed: bool = False,
-    elements: int = BLOCK_ELEMENTS,
+    choice: Choice | None = None,
 ) -> Iterator[StepReport]:
     """Compiles every kernel of a layer's forward and backward for `target`, one after another.
 
@@ -61,21 +66,22 @@ def layer_reports(
         target: `sm_80`, `sm_90`, `sm_100`, ...
         precision: of float32 products, `ieee` or `tf32`.
         typed: for graphs made of edges by type (`rgnn.Graph.from_typed`).
-        elements: of the widest value that a traversal holds at a time, as `rgnn.tune` chooses it.
+        choice: what `rgnn.tune` chose, or the cost model's tiles and the usual sizes if None.
     """
-    spec = spec_of(tuple(shapes), tuple((statics or {}).items()), typed=typed)
+    choice = choice or Choice()
+    spec = spec_of(tuple(shapes), tuple((statics or {}).items()), typed=typed, choice=choice)
     wanted = (1 << len(shapes)) - 1
     request = Request(layer.id, spec, tuple(shapes.values()), dtype, "cuda", sizes, wanted)
-    compiled = Plan(request, backend="triton").compiled
+    plan = Plan(request, backend="triton")
     for direction, runner in (
-        ("forward", compiled.forward_runner),
-        ("backward", compiled.backward_runner),
+        ("forward", plan.compiled.forward_runner),
+        ("backward", plan.compiled.backward_runner),
     ):
         if runner is None or runner.schedule is None:
             continue
-        for report in traversal_reports(runner.schedule, dtype, target, elements):
+        for report in _traversals(runner.schedule, dtype, target, choice):
             yield StepReport(direction, *report)
-        for report in _products(runner.schedule, dtype, target, precision):
+        for report in _products(runner.schedule, plan.sizes, dtype, target, precision, choice):
             yield StepReport(direction, *report)
 
 
@@ -83,24 +89,35 @@ def traversal_reports(
     schedule: Schedule,
     dtype: torch.dtype,
     target: str = "sm_90",
-    elements: int = BLOCK_ELEMENTS,
+    choice: Choice | None = None,
 ) -> Iterator[tuple[str, KernelReport]]:
     """What each generated traversal walks over, and what it uses on `target`."""
+    for work, _, report in _traversals(schedule, dtype, target, choice):
+        yield work, report
+
+
+def _traversals(
+    schedule: Schedule, dtype: torch.dtype, target: str, choice: Choice | None
+) -> Iterator[tuple[str, dict[str, int], KernelReport]]:
     from dataeff.rgnn import triton_backend
 
-    module = load_kernels(triton_backend.generate(schedule, dtype, elements))
-    for number, kernel in triton_backend.kernels(schedule, dtype, elements).items():
+    module = load_kernels(triton_backend.generate(schedule, dtype, choice))
+    for number, kernel in triton_backend.kernels(schedule, dtype, choice).items():
         step = schedule.steps[number]
         assert isinstance(step, Traversal)
         kinds = [
             f"*{TRITON_NAMES[dtype]}" if kind == "value" else "*i32" for kind, _ in kernel.arguments
         ]
         work = f"traversal over {step.center}" + (f" along {step.map}" if step.map else "")
-        yield work, _traversal(module, kernel.name, [*kinds, "i32"], kernel.num_warps, target)
+        short = {"block_rows": kernel.block, "num_warps": kernel.num_warps}
+        report = _traversal(module, kernel.name, [*kinds, "i32"], kernel.num_warps, target)
+        yield work, short, report
         if kernel.map:
             longer = ["*i32", *kinds, "i32"]
             name = f"{kernel.name}_long"
-            yield f"{work}, long rows", _traversal(module, name, longer, kernel.long_warps, target)
+            sizes = {"block_rows": 2 * kernel.block, "num_warps": kernel.long_warps}
+            report = _traversal(module, name, longer, kernel.long_warps, target)
+            yield f"{work}, long rows", {"longer_than": kernel.long_row, **sizes}, report
 
 
 def _traversal(
@@ -122,32 +139,50 @@ def _traversal(
 
 
 def product_reports(
-    schedule: Schedule, dtype: torch.dtype, target: str = "sm_90", precision: str = "ieee"
+    schedule: Schedule,
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    target: str = "sm_90",
+    precision: str = "ieee",
 ) -> list[KernelReport]:
-    """What the typed products of a schedule use on `target`, one report per kind and size.
+    """What the typed products of a schedule use on `target`, one report per kind, size and tile.
 
     Args:
         schedule: a lowered program.
+        sizes: rows of each domain, as of a `Plan`.
         dtype: of its values.
         target: `sm_80`, `sm_90`, `sm_100`, ...
         precision: of float32 products, `ieee` or `tf32`.
     """
-    return [report for _, report in _products(schedule, dtype, target, precision)]
+    found = _products(schedule, sizes, dtype, target, precision, Choice())
+    return [report for _, _, report in found]
 
 
 def _products(
-    schedule: Schedule, dtype: torch.dtype, target: str, precision: str
-) -> Iterator[tuple[str, KernelReport]]:
-    products = {_product(schedule, s) for s in schedule.steps if isinstance(s, Gemm)}
-    for kind, num_in, num_out in sorted(products):
-        work = f"product, {num_in} to {num_out}"
-        if kind == "outer":
-            report = dw_report(dtype, num_in, num_out, target, precision)
-            work = f"weight gradient, {num_in} x {num_out}"
+    schedule: Schedule,
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    target: str,
+    precision: str,
+    choice: Choice,
+) -> Iterator[tuple[str, dict[str, int], KernelReport]]:
+    found: dict[tuple[str, bool, GemmSchedule], Product] = {}
+    for step in schedule.steps:
+        if not isinstance(step, Gemm):
+            continue
+        product = product_of(schedule, step, sizes)
+        tile = tile_of(product, choice, dtype, precision, capability_of(target))
+        name = f"product, {product.num_in} to {product.num_out}"
+        if product.gradient:
+            name = f"weight gradient, {product.num_in} x {product.num_out}"
+        found[name, schedule.program[step.op].kind == "linear_t", tile] = product
+    for (work, transposed, tile), product in sorted(found.items(), key=str):
+        how = dtype, product.num_in, product.num_out, target, precision
+        if product.gradient:
+            report = dw_report(*how, tile=tile)
         else:
-            transposed = kind == "linear_t"
-            report = gemm_report(dtype, num_in, num_out, target, precision, transposed=transposed)
-        yield work, report
+            report = gemm_report(*how, transposed=transposed, tile=tile)
+        yield work, {k: v for k, v in tile._asdict().items() if v is not None}, report
 
 
 def gemm_report(
@@ -158,23 +193,25 @@ def gemm_report(
     precision: str = "ieee",
     *,
     transposed: bool = False,
-    block_m: int = 64,
+    tile: GemmSchedule | None = None,
 ) -> KernelReport:
     """`typed_gemm`'s kernel with gathered, scaled rows; `transposed` reads weight^T in place.
 
-    `block_m` is the rows of a tile: 64, and 32 or 16 where types have few rows.
+    `tile` is the cost model's for types of many rows if None.
     """
     from dataeff.kernels.typed_gemm import typed_gemm_kernel
 
-    tiles = gemm_schedule(dtype, num_in, num_out, 1 << 20, 64, block_m)
+    if tile is None:
+        product = Product(False, 1, num_in, num_out, 1 << 20, 64)
+        tile = schedule_of(product, dtype, precision, capability_of(target))
     constexprs = {
         **_shared(num_in, num_out, precision),
         ("stride_w_in" if transposed else "stride_w_out"): 1,
-        "BLOCK_M": tiles.block_m,
-        "BLOCK_N": tiles.block_n,
-        "BLOCK_K": tiles.block_k,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
+        "BLOCK_K": tile.block_k,
     }
-    return _report(typed_gemm_kernel, dtype, constexprs, target, tiles)
+    return _report(typed_gemm_kernel, dtype, constexprs, target, tile)
 
 
 def dw_report(
@@ -183,18 +220,22 @@ def dw_report(
     num_out: int,
     target: str = "sm_90",
     precision: str = "ieee",
+    *,
+    tile: GemmSchedule | None = None,
 ) -> KernelReport:
-    """`typed_gemm_dw`'s kernel with gathered, scaled rows."""
+    """`typed_gemm_dw`'s kernel with gathered, scaled rows; `tile` as for `gemm_report`."""
     from dataeff.kernels.typed_gemm import typed_gemm_dw_kernel
 
-    tiles = dw_schedule(dtype, num_in, num_out, precision)
+    if tile is None:
+        product = Product(True, 1, num_in, num_out, 1 << 20, 64)
+        tile = schedule_of(product, dtype, precision, capability_of(target))
     constexprs = {
         **_shared(num_in, num_out, precision),
-        "BLOCK_I": tiles.block_m,
-        "BLOCK_O": tiles.block_n,
-        "BLOCK_R": tiles.block_k,
+        "BLOCK_I": tile.block_m,
+        "BLOCK_O": tile.block_n,
+        "BLOCK_R": tile.block_k,
     }
-    return _report(typed_gemm_dw_kernel, dtype, constexprs, target, tiles)
+    return _report(typed_gemm_dw_kernel, dtype, constexprs, target, tile)
 
 
 def _shared(num_in: int, num_out: int, precision: str) -> dict[str, Any]:
@@ -229,14 +270,3 @@ def _report(
         max_registers=tiles.max_registers,
         divisible_by_16=aligned,
     )
-
-
-def _product(schedule: Schedule, step: Gemm) -> tuple[str, int, int]:
-    """(kind, features in, features out) of one head of a typed product, as it is carried out."""
-    op = schedule.program[step.op]
-    x, other = (schedule.program[a].type.shape for a in op.args)
-    if op.kind == "outer":
-        return op.kind, x[-1], prod(other) // prod(x[:-1])
-    batch = len(op.type.shape if op.kind == "linear_t" else x) - 1
-    sizes = other[batch], prod(other[batch + 1 :])
-    return op.kind, *(sizes if op.kind == "linear" else reversed(sizes))

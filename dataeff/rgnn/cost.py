@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from dataeff.rgnn.domains import TYPE_DOMAINS
 from dataeff.rgnn.ir import Op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
+from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.signatures import SEGMENT
+from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
 from dataeff.rgnn.view import View
 
 
@@ -39,6 +43,34 @@ def step_cost(schedule: Schedule, number: int, sizes: tuple[int, ...], item_size
         return Cost(elements * item_size, _dense_flops(schedule, op, sizes))
     assert isinstance(step, Gemm)
     return Cost(elements * item_size, 2 * _multiply_adds(schedule, op, sizes))
+
+
+def product_of(schedule: Schedule, step: Gemm, sizes: tuple[int, ...]) -> Product:
+    """The sizes of one head of a typed product, or weight gradient, as it is carried out."""
+    op = schedule.program[step.op]
+    left, right = (schedule.program[a].type for a in op.args)
+    rows = View.rows_of(sizes, left.domain)
+    if op.kind == "outer":
+        heads, types = prod(left.shape[:-1]), View.rows_of(sizes, str(op.attrs[0]))
+        num_out = prod(right.shape) // max(heads, 1)
+        return Product(True, heads, left.shape[-1], num_out, rows, types)
+    batch = len(op.type.shape if op.kind == "linear_t" else left.shape) - 1
+    widths = right.shape[batch], prod(right.shape[batch + 1 :])
+    num_in, num_out = widths if op.kind == "linear" else reversed(widths)
+    types = View.rows_of(sizes, right.domain)
+    return Product(False, prod(right.shape[:batch]), num_in, num_out, rows, types)
+
+
+def tile_of(
+    product: Product,
+    choice: Choice,
+    dtype: torch.dtype,
+    precision: str = "ieee",
+    capability: int = 90,
+) -> GemmSchedule:
+    """The Triton tile of a product under a choice."""
+    chosen = choice.gradient if product.gradient else choice.product
+    return schedule_of(product, dtype, precision, capability, chosen=chosen)
 
 
 def _dense_flops(schedule: Schedule, op: Op, sizes: tuple[int, ...]) -> int:

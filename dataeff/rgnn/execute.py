@@ -13,8 +13,10 @@ from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_sum
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.memory_plan import reusable
+from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.scratch import SCRATCH, SMALLEST_NBYTES
 from dataeff.rgnn.structure import TypedRows
+from dataeff.rgnn.tiles import GemmSchedule
 from dataeff.rgnn.view import View
 
 RunTraversal = Callable[[int, Traversal, View, dict[int, Tensor]], None]
@@ -52,10 +54,14 @@ class Executor:
         schedule: what to run.
         run_traversal: called with (step number, kernel, view, values); the kernel's sinks are
             allocated in `values` and are to be filled.
+        choice: the tiles of products that tuning chose.
     """
 
-    def __init__(self, schedule: Schedule, run_traversal: RunTraversal) -> None:
+    def __init__(
+        self, schedule: Schedule, run_traversal: RunTraversal, choice: Choice | None = None
+    ) -> None:
         self.schedule = schedule
+        self.choice = choice or Choice()
         self.run_traversal = run_traversal
         self.program = schedule.program
         self.last_use = self._last_uses()
@@ -173,17 +179,18 @@ class Executor:
             gather = order if gather is None else gather.index_select(0, order)
         if op.kind == "outer":
             other = other if order is None else other.index_select(0, order)
-            return _outer(rows, other, types, gather).reshape(
-                types.pointers.numel() - 1, *op.type.shape
-            )
+            gradient = _outer(rows, other, types, gather, self.choice.gradient)
+            return gradient.reshape(types.pointers.numel() - 1, *op.type.shape)
         batch = len(op.type.shape) - 1 if op.kind == "linear_t" else rows.dim() - 2
         overwrite = order is None and number in self.overwrites
         out = None
         if order is None and not overwrite and rows.device.type == "cpu":
             out = memory.tensor(step.op, (view.num_rows(domain), *op.type.shape), rows)
-        transpose = op.kind == "linear_t"
         result = _linear(
-            rows, other, types, gather, batch, transpose, overwrite_x=overwrite, out=out
+            *(rows, other, types, gather, batch, op.kind == "linear_t"),
+            overwrite_x=overwrite,
+            out=out,
+            tile=self.choice.product,
         )
         result = result.reshape(result.shape[0], *op.type.shape)
         if order is None:
@@ -210,6 +217,7 @@ def _linear(
     *,
     overwrite_x: bool = False,
     out: Tensor | None = None,
+    tile: GemmSchedule | None = None,
 ) -> Tensor:
     heads, width = prod(w.shape[1 : batch + 1]), w.shape[batch + 1]
     weight = w.reshape(w.shape[0], heads, width, prod(w.shape[batch + 2 :]))
@@ -228,13 +236,22 @@ def _linear(
         tile_map=types.tiles,
         overwrite_x=overwrite_x,
         out=out,
+        tile=tile,
     )
 
 
-def _outer(x: Tensor, y: Tensor, types: TypedRows, gather: Tensor | None) -> Tensor:
+def _outer(
+    x: Tensor,
+    y: Tensor,
+    types: TypedRows,
+    gather: Tensor | None,
+    tile: GemmSchedule | None,
+) -> Tensor:
     heads, width = prod(x.shape[1:-1]), x.shape[-1]
     left = x.reshape(x.shape[0], heads, width)
     right = y.reshape(y.shape[0], heads, prod(y.shape[1:]) // heads)
     if heads == 1:
         left, right = left[:, 0], right[:, 0]
-    return typed_gemm_dw(left, right, types.pointers, gather=gather, chunk_map=types.tiles)
+    return typed_gemm_dw(
+        left, right, types.pointers, gather=gather, chunk_map=types.tiles, tile=tile
+    )

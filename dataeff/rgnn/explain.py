@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dataeff.rgnn import domains
-from dataeff.rgnn.cost import step_cost
+from dataeff.rgnn.backend import Runner
+from dataeff.rgnn.cost import product_of, step_cost, tile_of
+from dataeff.rgnn.gemm_triton import capability, float32_precision
 from dataeff.rgnn.graph import Graph
-from dataeff.rgnn.kernels_ir import render_schedule
+from dataeff.rgnn.kernels_ir import Gemm, render_schedule
 from dataeff.rgnn.memory_plan import render_moments
 from dataeff.rgnn.passes.compact import left_on_edges
 from dataeff.rgnn.passes.pipeline import rows_of
 from dataeff.rgnn.plan import Compiled, Plan
 from dataeff.rgnn.text import render
+from dataeff.rgnn.tiles import modelled_s
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
@@ -55,6 +60,8 @@ def explain(
                 parts.append(f"== {title} kernels ==\n{render_schedule(runner.schedule)}")
                 alive = render_moments(runner.schedule, plan.sizes, item_size)
                 parts.append(f"== {title} memory plan ==\n{alive}")
+                if runner.name == "triton":
+                    parts.append(f"== {title} schedules ==\n{_schedules(runner, plan)}")
                 parts.append(f"== {title} source ({runner.name}) ==\n{runner.sources()}")
     return "\n".join(parts)
 
@@ -71,3 +78,29 @@ def _left_on_edges(compiled: Compiled) -> list[str]:
             f" {value}  # {op.line}"
         )
     return found
+
+
+def _schedules(runner: Runner, plan: Plan) -> str:
+    """Blocks, tiles, warps and stages of each Triton kernel, as tuning or the cost model chose."""
+    from dataeff.rgnn.triton_backend import kernels
+
+    assert runner.schedule is not None
+    generated = kernels(runner.schedule, runner.dtype, runner.choice)
+    how = runner.dtype, float32_precision(), capability(torch.device(plan.request.device))
+    lines = []
+    for number, step in enumerate(runner.schedule.steps):
+        if isinstance(step, Gemm):
+            product = product_of(runner.schedule, step, plan.sizes)
+            tile = tile_of(product, runner.choice, *how)
+            microseconds = 1e6 * modelled_s(tile, product, *how)
+            lines.append(f"k{number}: tile {tile}; modelled {microseconds:.1f} us")
+        elif number in generated:
+            k = generated[number]
+            line = f"k{number}: {k.block} rows at a time, {k.num_warps} warps"
+            if k.map:
+                line += (
+                    f"; rows of more than {k.long_row}: {2 * k.block} at a time,"
+                    f" {k.long_warps} warps"
+                )
+            lines.append(line)
+    return "\n".join(lines) + "\n"

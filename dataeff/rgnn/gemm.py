@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dataeff.rgnn import gemm_cpu, gemm_native, gemm_triton
 from dataeff.rgnn.tilemap import TileMap, TileMaps, check_seg_ptr
+from dataeff.rgnn.tiles import GemmSchedule
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -32,6 +33,7 @@ def typed_gemm(
     tile_map: TileMap | TileMaps | None = None,
     overwrite_x: bool = False,
     out: Tensor | None = None,
+    tile: GemmSchedule | None = None,
 ) -> Tensor:
     """Multiplies every row with the weight of its type.
 
@@ -48,6 +50,7 @@ def typed_gemm(
         overwrite_x: x is not needed afterwards. Compiled C++ then returns the result in its memory
             where the shapes allow it, which saves as much memory; others leave x as it is.
         out: memory of the result's shape that it may be put into, as compiled C++ does.
+        tile: the Triton kernel's tile; the cost model's if None.
 
     Returns:
         y, [num_rows, out] or [num_rows, heads, out], contiguous, dtype of x. Sums are taken in
@@ -63,7 +66,7 @@ def typed_gemm(
     num_rows = _check(x, weight, seg_ptr, gather, row_scale)
     heads = weight.dim() == 4
     backend = _backend(x)
-    target = {"out": out if heads or out is None else out.unsqueeze(1)}
+    memory = {"out": out if heads or out is None else out.unsqueeze(1)}
     y: Tensor = backend.forward(
         x if heads else x.unsqueeze(1),
         weight if heads else weight.unsqueeze(1),
@@ -73,7 +76,7 @@ def typed_gemm(
         _heads(row_scale),
         tile_map,
         overwrite_x,
-        **(target if backend is gemm_cpu else {}),
+        **(memory if backend is gemm_cpu else {"tile": tile}),
     )
     return y if heads else y.squeeze(1)
 
@@ -86,6 +89,7 @@ def typed_gemm_dw(
     gather: Tensor | None = None,
     row_scale: Tensor | None = None,
     chunk_map: TileMap | TileMaps | None = None,
+    tile: GemmSchedule | None = None,
 ) -> Tensor:
     """The gradient of `typed_gemm` in its weight: one ragged sum of outer products per type.
 
@@ -96,6 +100,7 @@ def typed_gemm_dw(
         gather: the row of x that row i read, [num_rows], int32 or int64.
         row_scale: factor of row i, [num_rows], or [num_rows, heads] with heads.
         chunk_map: as `tile_map` of `typed_gemm`; a block is the rows that one program sums.
+        tile: the Triton kernel's tile; the cost model's if None.
 
     Returns:
         dW, [types, in, out] or [types, heads, in, out], dtype of x; zero for types without rows.
@@ -105,7 +110,8 @@ def typed_gemm_dw(
     """
     num_rows = _check_dw(x, dy, seg_ptr, gather, row_scale)
     heads = x.dim() == 3
-    dw: Tensor = _backend(x).weight_gradient(
+    backend = _backend(x)
+    dw: Tensor = backend.weight_gradient(
         x if heads else x.unsqueeze(1),
         dy if heads else dy.unsqueeze(1),
         seg_ptr,
@@ -113,6 +119,7 @@ def typed_gemm_dw(
         gather,
         _heads(row_scale),
         chunk_map,
+        **({} if backend is gemm_cpu else {"tile": tile}),
     )
     return dw if heads else dw.squeeze(1)
 

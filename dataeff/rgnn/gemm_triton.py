@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataeff.rgnn.schedule import GemmSchedule, dw_schedule, gemm_schedule
 from dataeff.rgnn.tilemap import TileMap, TileMaps, choose_tile_map, max_extra_tiles
+from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
 
 INT32_MAX = 2**31 - 1
 
@@ -40,6 +40,7 @@ def forward(
     row_scale: Tensor | None,
     tile_map: TileMap | TileMaps | None = None,
     overwrite_x: bool = False,
+    tile: GemmSchedule | None = None,
 ) -> Tensor:
     """`typed_gemm` with heads: x [N, heads, in], weight [types, heads, in, out]."""
     from dataeff.kernels.typed_gemm import typed_gemm_kernel
@@ -51,9 +52,12 @@ def forward(
     if num_in == 0:
         return y.zero_()
     x = x if x.stride(2) == 1 else x.contiguous()
-    block = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types).block_m
-    tiles = choose_tile_map(tile_map, seg_ptr, num_rows, block)
-    schedule = gemm_schedule(x.dtype, num_in, num_out, num_rows, num_types, tiles.block)
+    product = Product(False, num_heads, num_in, num_out, num_rows, num_types)
+    how = (product, x.dtype, float32_precision(), capability(x.device))
+    schedule = schedule_of(*how, chosen=tile)
+    tiles = choose_tile_map(tile_map, seg_ptr, num_rows, schedule.block_m)
+    if tiles.block != schedule.block_m:
+        schedule = schedule_of(*how, block_m=tiles.block)
     grid = (tiles.num_tiles * -(-num_out // schedule.block_n), num_heads)
     with current_device(x.device):
         typed_gemm_kernel[grid](
@@ -75,6 +79,7 @@ def weight_gradient(
     gather: Tensor | None,
     row_scale: Tensor | None,
     chunk_map: TileMap | TileMaps | None = None,
+    tile: GemmSchedule | None = None,
 ) -> Tensor:
     """`typed_gemm_dw` with heads: x [N, heads, in], dy [rows, heads, out]."""
     from dataeff.kernels.typed_gemm import reduce_partials_kernel, typed_gemm_dw_kernel
@@ -88,8 +93,10 @@ def weight_gradient(
         return dw.zero_()
     x = x if x.stride(2) == 1 else x.contiguous()
     dy = dy if dy.stride(2) == 1 else dy.contiguous()
-    schedule = dw_schedule(x.dtype, num_in, num_out, float32_precision())
-    chunk_rows = schedule.chunk_rows(num_rows, num_types)
+    product = Product(True, num_heads, num_in, num_out, num_rows, num_types)
+    how = (product, x.dtype, float32_precision(), capability(x.device))
+    schedule = schedule_of(*how, chosen=tile)
+    chunk_rows = schedule.chunk_rows(num_rows)
     chunks = choose_tile_map(chunk_map, seg_ptr, num_rows, chunk_rows)
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32
     first = dw if dw.dtype == sums else torch.empty_like(dw, dtype=sums)
@@ -110,6 +117,14 @@ def weight_gradient(
             SIZE=size, IN_PLACE=first is dw, BLOCK=block, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return dw
+
+
+def capability(device: torch.device) -> int:
+    """Of a GPU, 90 for sm_90; the interpreter takes tiles as sm_90 does."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def float32_precision() -> str:

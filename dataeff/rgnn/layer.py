@@ -78,7 +78,7 @@ class Layer:
             if needs_grad and tensor.requires_grad:
                 wanted |= 1 << position
         profile = graph.profile if torch.compiler.is_compiling() else None
-        choice = self._choice(graph, inputs[0]) if self.choices else None
+        choice = self.choice_for(graph, inputs[0]) if self.choices else None
         spec = spec_of(names, statics, profile, graph.layout is not None, choice)
         sizes = list(graph.sizes)
         forward_mode = _in_forward_mode()
@@ -94,7 +94,8 @@ class Layer:
             _keep_until_backward(outputs[0], graph)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def _choice(self, graph: Graph, like: Tensor) -> Choice | None:
+    def choice_for(self, graph: Graph, like: Tensor) -> Choice | None:
+        """What `rgnn.tune` chose for graphs like this one and tensors like this one, if it did."""
         compiling = torch.compiler.is_compiling()
         statistics = graph.profile if compiling else statistics_of(graph.sizes)
         return self.choices.get(choice_key(graph, statistics, like))
@@ -147,7 +148,7 @@ class Layer:
     def plan(self, graph: Graph, *args: Any, **kwargs: Any) -> Plan:
         """The compiled plan of a call with these arguments, with gradients of every tensor."""
         tensors, statics = self.bind(graph, args, kwargs)
-        choice = self._choice(graph, next(iter(tensors.values())))
+        choice = self.choice_for(graph, next(iter(tensors.values())))
         spec = spec_of(tuple(tensors), statics, None, graph.layout is not None, choice)
         wanted = (1 << len(tensors)) - 1
         return plan_for(

@@ -75,7 +75,7 @@ class Request:
     def choice(self) -> Choice:
         """What tuning chose, without the passes, which are in `disabled`."""
         parts = literal_eval(self.spec)
-        return Choice((), *parts[5]) if len(parts) > 5 and parts[5] else Choice()
+        return Choice.of((), parts[5]) if len(parts) > 5 and parts[5] else Choice()
 
     @property
     def statics(self) -> dict[str, Any]:
@@ -125,8 +125,7 @@ def spec_of(
     if choice is None:
         return repr((tuple(names), statics, _disabled, profile, typed))
     disabled = tuple(sorted({*_disabled, *choice.disabled}))
-    sizes = choice.block_elements, choice.parts_per_thread
-    return repr((tuple(names), statics, disabled, profile, typed, sizes))
+    return repr((tuple(names), statics, disabled, profile, typed, choice.sizes))
 
 
 class Compiled:

@@ -12,10 +12,9 @@ from torch import Tensor
 from dataeff.rgnn.aot import load_kernels
 from dataeff.rgnn.gemm_triton import current_device
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
+from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import CONTIGUOUS
 from dataeff.rgnn.triton_source import (
-    BLOCK_ELEMENTS,
-    LONG_ROW,
     MAX_REGISTERS,
     PRELUDE,
     TritonKernel,
@@ -28,30 +27,30 @@ DENSE_KINDS = ("reshape", "concat", "slice", "embed")
 
 
 def kernels(
-    schedule: Schedule, dtype: torch.dtype, elements: int = BLOCK_ELEMENTS
+    schedule: Schedule, dtype: torch.dtype, choice: Choice | None = None
 ) -> dict[int, TritonKernel]:
-    """The generated kernel of each traversal, by step number, holding `elements` at a time."""
+    """The generated kernel of each traversal, by step number, in the sizes of a choice."""
     double = dtype == torch.float64
     return {
-        number: traversal_kernel(schedule, number, CONTIGUOUS, double, elements)
+        number: traversal_kernel(schedule, number, CONTIGUOUS, double, choice)
         for number, step in enumerate(schedule.steps)
         if isinstance(step, Traversal)
     }
 
 
-def generate(schedule: Schedule, dtype: torch.dtype, elements: int = BLOCK_ELEMENTS) -> str:
+def generate(schedule: Schedule, dtype: torch.dtype, choice: Choice | None = None) -> str:
     """The generated module of a schedule."""
-    return PRELUDE + "\n".join(k.text for k in kernels(schedule, dtype, elements).values())
+    return PRELUDE + "\n".join(k.text for k in kernels(schedule, dtype, choice).values())
 
 
 class TritonTraversals:
     """The traversals of one schedule, compiled by Triton at their first launch."""
 
     def __init__(
-        self, schedule: Schedule, dtype: torch.dtype, elements: int = BLOCK_ELEMENTS
+        self, schedule: Schedule, dtype: torch.dtype, choice: Choice | None = None
     ) -> None:
-        self.kernels = kernels(schedule, dtype, elements)
-        text = generate(schedule, dtype, elements)
+        self.kernels = kernels(schedule, dtype, choice)
+        text = generate(schedule, dtype, choice)
         self.module = load_kernels(text) if self.kernels else None
 
     def __call__(
@@ -70,7 +69,7 @@ class TritonTraversals:
             launch[grid](*tensors, rows, **options)
             if generated.map is None:
                 return
-            long = view.graph.structure.long_rows(generated.map, LONG_ROW)
+            long = view.graph.structure.long_rows(generated.map, generated.long_row)
             if long.numel():
                 launch = getattr(self.module, f"{generated.name}_long")
                 options["num_warps"] = generated.long_warps

@@ -1,8 +1,8 @@
 """Triton for one traversal: a program per center row, inner rows a block at a time.
 
-A traversal with inner rows is two kernels: one for center rows of at most `LONG_ROW` inner rows,
-and one, of twice the warps and twice the block, for the longer ones, which a list names. Every row
-belongs to one of them, so sums keep their order.
+A traversal with inner rows is two kernels: one for center rows of at most `Choice.long_row` inner
+rows, and one, of twice the warps and twice the block, for the longer ones, which a list names.
+Every row belongs to one of them, so sums keep their order.
 
 Every value has a leading axis: 1 or ROWS for the center, BLOCK for inner rows; its other axes are
 those of the row shape, padded to powers of two. Sums are taken in float32 (float64 for float64),
@@ -17,14 +17,12 @@ from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Op
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.phases import Pass, Phases
+from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.signatures import BINARY, UNARY
 
 Shape = tuple[int, ...]
 
-# Elements of the widest value of a block: 16 registers a thread with 4 warps.
-BLOCK_ELEMENTS = 2048
 MAX_BLOCK = 32
-LONG_ROW = 128
 # Said aloud: left to itself, the assembler spills 8 bytes of some kernels to stay at 40 registers.
 MAX_REGISTERS = 255
 
@@ -85,7 +83,7 @@ class TritonKernel:
     """A generated kernel, its arguments in order, and how to launch it.
 
     With `map`, the text holds `<name>_long` beside it: it takes the list of rows that have more
-    than `LONG_ROW` inner rows along the map, then what the kernel takes, and `long_warps`.
+    than `long_row` inner rows along the map, then what the kernel takes, and `long_warps`.
     """
 
     name: str
@@ -95,6 +93,8 @@ class TritonKernel:
     num_warps: int
     map: str | None = None
     long_warps: int = 8
+    long_row: int = 128
+    block: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,13 +126,13 @@ def traversal_kernel(
     number: int,
     contiguous: tuple[str, ...],
     double: bool,
-    elements: int | None = None,
+    choice: Choice | None = None,
 ) -> TritonKernel:
     """Generate the kernel of the traversal that is step `number`.
 
-    `elements` is the size of a block of the widest value, `BLOCK_ELEMENTS` by default.
+    `choice` has the sizes of its blocks, its warps and what a long row is.
     """
-    return _Writer(schedule, number, contiguous, double, elements or BLOCK_ELEMENTS).write()
+    return _Writer(schedule, number, contiguous, double, choice or Choice()).write()
 
 
 def padded(shape: Shape) -> Shape:
@@ -147,9 +147,9 @@ class _Writer:
         number: int,
         contiguous: tuple[str, ...],
         double: bool,
-        elements: int,
+        choice: Choice,
     ) -> None:
-        self.elements = elements
+        self.choice = choice
         kernel = schedule.steps[number]
         assert isinstance(kernel, Traversal)
         self.schedule, self.kernel = schedule, kernel
@@ -182,16 +182,16 @@ class _Writer:
         for sink in self.kernel.sinks:
             if not phases.is_inner_store(sink):
                 self._store(self.outer, sink, self.emit(sink, center), center)
-        block = max(1, min(MAX_BLOCK, self.elements // self.widest))
-        warps = 4 if block * self.widest >= 1024 else 1
+        block = max(1, min(MAX_BLOCK, self.choice.block_elements // self.widest))
+        warps = self.choice.num_warps if block * self.widest >= 1024 else 1
         if self.kernel.map is None:
             text = self._function(self.name, "", [_ROWS])
             text = text.replace("BLOCK", str(block)).replace("ROWS", str(block))
-            return TritonKernel(self.name, text, tuple(self.arguments), block, warps)
+            return TritonKernel(self.name, text, tuple(self.arguments), block, warps, block=block)
         begin, end = self.argument("begin", self.kernel.map), self.argument("end", self.kernel.map)
         short = [
             "row = tl.program_id(0).to(tl.int64)",
-            f"if tl.load({end} + row) - tl.load({begin} + row) > {LONG_ROW}:",
+            f"if tl.load({end} + row) - tl.load({begin} + row) > {self.choice.long_row}:",
             "    return",
             _ROW,
         ]
@@ -209,7 +209,8 @@ class _Writer:
         ]
         arguments = tuple(self.arguments)
         return TritonKernel(
-            self.name, "\n".join(texts), arguments, 1, warps, self.kernel.map, 2 * warps
+            *(self.name, "\n".join(texts), arguments, 1, warps),
+            *(self.kernel.map, 2 * warps, self.choice.long_row, block),
         )
 
     def _function(self, name: str, first: str, head: list[str]) -> str:

@@ -17,7 +17,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,15 @@ import torch
 
 from dataeff._version import __version__
 from dataeff.rgnn.backend import Runner
-from dataeff.rgnn.cost import step_cost
+from dataeff.rgnn.cost import product_of, step_cost, tile_of
+from dataeff.rgnn.gemm_triton import capability, float32_precision
+from dataeff.rgnn.kernels_ir import Gemm
 from dataeff.rgnn.layer import Layer, choice_key
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.text import render
+from dataeff.rgnn.tiles import GemmSchedule, Product, modelled_s, ranked_tiles
 from dataeff.rgnn.toolchain import cache_dir, cpu_name
 from dataeff.rgnn.view import View
 
@@ -38,11 +42,16 @@ if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
 
 PASSES = ("compact", "reorder", "aggregate_first", "spread")
-BLOCK_ELEMENTS = (1024, 2048, 4096)
+# Elements of a Triton traversal's block and its warps: at most 1024 elements a warp, which do not
+# spill, and at most 4 warps, since the long rows' 8 then have 255 registers a thread.
+BLOCKS = ((1024, 4), (4096, 4), (1024, 2), (2048, 2))
+LONG_ROWS = (32, 512)
 PARTS_PER_THREAD = (4, 16, 64)
 # Rates that only rank candidates: bytes and flops a second, and seconds to start a kernel.
 RATES = {"cpu": (10e9, 50e9, 2e-6), "cuda": (2e12, 30e12, 5e-6)}
 MIN_ROUNDS, MAX_ROUNDS, SECONDS = 3, 30, 0.25
+# Seconds of a choice, by running one step of it.
+Timer = Callable[[Choice, Callable[[], None]], float]
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,14 @@ def tune(
     candidates: int = 4,
     progress: bool = True,
     refresh: bool = False,
+    timer: Timer | None = None,
     **kwargs: Any,
 ) -> Tuning:
     """Choose passes and sizes for a layer on graphs of this one's statistics.
+
+    First the passes, then, with the fastest so far, one kind of size after the other: for Triton
+    the blocks and warps of traversals, the degree above which rows are long, the tiles, warps and
+    stages of products and of weight gradients; for C++ the parts per thread.
 
     What is chosen holds for later calls of `layer` with this dtype, on this kind of device, on
     graphs with as many relations whose row counts round to the same sizes. Results do not change
@@ -92,9 +106,12 @@ def tune(
         graph: a graph like those it will run on.
         *args: the layer's arguments.
         measure: run the best candidates, forward and backward; else the cost model decides alone.
-        candidates: how many sets of passes to run, and then how many sizes at most.
+        candidates: how many sets of passes to run, and then of each kind of size at most, those
+            first that the cost model ranks first.
         progress: show a bar where the terminal can (needs `rich`).
         refresh: choose anew though a result is kept.
+        timer: measures a choice in another way, with a cold cache say: it gets the choice and a
+            function that takes one step, and returns seconds. The median of some steps if None.
         **kwargs: more arguments of the layer.
 
     Raises:
@@ -108,7 +125,8 @@ def tune(
     if found is None:
         ranked = search.rank()
         if measure:
-            ranked = search.measure(ranked[:candidates], progress) + ranked[candidates:]
+            best = search.measure(ranked[:candidates], candidates, timer or median_s, progress)
+            ranked = best + ranked[candidates:]
         found = Tuning(ranked[0].choice, tuple(ranked), False, path)
         _write(found, measure)
     first = search.inputs[0]
@@ -130,10 +148,12 @@ class _Search:
         plain = self.plan(Choice())
         self.backend = plain.compiled.forward_runner.name
         self.dtype, self.device = self.inputs[0].dtype, self.inputs[0].device
+        self.tiles_for = self.dtype, float32_precision(), capability(self.device)
         what = (
             __version__,
             _device_name(self.device),
             self.backend,
+            float32_precision(),
             render(plain.traced),
             repr(choice_key(graph, statistics_of(graph.sizes), self.inputs[0])),
         )
@@ -164,55 +184,104 @@ class _Search:
                 continue
             schedule = runner.schedule or Runner(runner.program, self.dtype, "cpu", "cpp").schedule
             assert schedule is not None
-            for number in range(len(schedule.steps)):
+            for number, step in enumerate(schedule.steps):
+                if self.backend == "triton" and isinstance(step, Gemm):
+                    product = product_of(schedule, step, plan.sizes)
+                    tile = tile_of(product, runner.choice, *self.tiles_for)
+                    total += start_s + modelled_s(tile, product, *self.tiles_for)
+                    continue
                 cost = step_cost(schedule, number, plan.sizes, self.dtype.itemsize)
                 total += start_s + max(cost.nbytes / nbytes_s, cost.flops / flops_s)
         return total
 
-    def measure(self, ranked: Sequence[Candidate], progress: bool) -> list[Candidate]:
+    def measure(
+        self, ranked: Sequence[Candidate], at_most: int, timer: Timer, progress: bool
+    ) -> list[Candidate]:
         """Times these sets of passes, then sizes for the fastest; the fastest of all first."""
-        sizes = self._sizes()
-        with _bar(progress, f"tuning {self.layer.name}", len(ranked) + len(sizes) - 1) as step:
-            timed = []
+        timed = []
+        with _bar(progress, f"tuning {self.layer.name}") as (expect, step):
+            expect(len(ranked))
             for candidate in ranked:
-                timed.append(replace(candidate, measured_s=self._time(candidate.choice)))
+                seconds = self._time(candidate.choice, timer)
+                timed.append(replace(candidate, measured_s=seconds))
                 step()
-            best = min(timed, key=_measured)
-            for size in sizes[1:]:
-                choice = replace(size, disabled=best.choice.disabled)
-                timed.append(Candidate(choice, best.modelled_s, self._time(choice)))
-                step()
+            kinds = self._sizes(min(timed, key=_measured).choice)
+            expect(sum(len(kind[:at_most]) for kind in kinds))
+            for kind in kinds:
+                best = min(timed, key=_measured).choice
+                for change in kind[:at_most]:
+                    choice = replace(best, **change)
+                    modelled = self._modelled(self.plan(choice))
+                    timed.append(Candidate(choice, modelled, self._time(choice, timer)))
+                    step()
         return sorted(timed, key=_measured)
 
-    def _sizes(self) -> list[Choice]:
-        """Sizes that the backend reads, the usual ones first."""
-        usual = Choice()
-        if self.backend == "triton":
-            found = [Choice(block_elements=n) for n in BLOCK_ELEMENTS]
-        elif self.backend == "cpp":
-            found = [Choice(parts_per_thread=n) for n in PARTS_PER_THREAD]
-        else:
-            found = []
-        return [usual, *(choice for choice in found if choice != usual)]
+    def _sizes(self, choice: Choice) -> list[list[dict[str, Any]]]:
+        """Of each kind of size that the backend reads, what else there is, the likeliest first."""
+        if self.backend == "cpp":
+            usual = Choice().parts_per_thread
+            return [[{"parts_per_thread": n} for n in PARTS_PER_THREAD if n != usual]]
+        if self.backend != "triton":
+            return []
+        plan = self.plan(choice)
+        products, gradients = self._tiles(plan, False), self._tiles(plan, True)
+        kinds: list[list[dict[str, Any]]] = [
+            [{"block_elements": n, "num_warps": w} for n, w in BLOCKS],
+            [{"long_row": n} for n in LONG_ROWS],
+            [{"product": tile} for tile in products],
+            [{"gradient": tile} for tile in gradients],
+        ]
+        return [kind for kind in kinds if kind]
 
-    def _time(self, choice: Choice) -> float:
-        """Median seconds of forward and backward, after one run that compiles."""
+    def _tiles(self, plan: Plan, gradient: bool) -> list[GemmSchedule]:
+        """Tiles for all products of a plan, by their modelled time; not what is there already."""
+        found: dict[Product, int] = {}
+        for runner in (plan.compiled.forward_runner, plan.compiled.backward_runner):
+            if runner is None or runner.schedule is None:
+                continue
+            for step in runner.schedule.steps:
+                if isinstance(step, Gemm):
+                    product = product_of(runner.schedule, step, plan.sizes)
+                    found[product] = found.get(product, 0) + 1
+        found = {p: n for p, n in found.items() if p.gradient == gradient}
+        if not found:
+            return []
+        # The largest blocks: those of the widest product. Each product cuts them to itself.
+        sizes = {name: max(getattr(p, name) for p in found) for name in ("num_in", "num_out")}
+        widest = max(found, key=lambda p: p.num_rows)._replace(**sizes)
+        usual = {p: tile_of(p, Choice(), *self.tiles_for) for p in found}
+        times: dict[GemmSchedule, float] = {}
+        for tile in ranked_tiles(widest, *self.tiles_for):
+            choice = Choice(product=tile, gradient=tile)
+            cut = {p: tile_of(p, choice, *self.tiles_for) for p in found}
+            if cut != usual:
+                times[tile] = sum(
+                    n * modelled_s(cut[p], p, *self.tiles_for) for p, n in found.items()
+                )
+        return sorted(times, key=times.__getitem__)
+
+    def _time(self, choice: Choice, timer: Timer) -> float:
         plan = self.plan(choice)
         view = View(self.graph, plan.sizes)
 
-        def run() -> None:
+        def step() -> None:
             outputs, saved = plan.run_forward(view, self.inputs)
             plan.run_backward(view, outputs, self.inputs, outputs, saved)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 
-        run()
-        rounds: list[float] = []
-        while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and sum(rounds) < SECONDS):
-            start = time.perf_counter()
-            run()
-            rounds.append(time.perf_counter() - start)
-        return statistics.median(rounds)
+        return timer(choice, step)
+
+
+def median_s(choice: Choice, step: Callable[[], None]) -> float:
+    """Median seconds of forward and backward, after one run that compiles."""
+    step()
+    rounds: list[float] = []
+    while len(rounds) < MIN_ROUNDS or (len(rounds) < MAX_ROUNDS and sum(rounds) < SECONDS):
+        start = time.perf_counter()
+        step()
+        rounds.append(time.perf_counter() - start)
+    return statistics.median(rounds)
 
 
 def _measured(candidate: Candidate) -> float:
@@ -226,20 +295,27 @@ def _device_name(device: torch.device) -> str:
 
 
 @contextmanager
-def _bar(wanted: bool, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on the terminal, where there is one; erased at the end."""
+def _bar(wanted: bool, title: str) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+    """A progress bar on the terminal, where there is one; erased at the end.
+
+    Yields what says how many more steps are to come, and what says that one is done.
+    """
     try:
         from rich.console import Console
         from rich.progress import Progress
     except ImportError:
         wanted = False
     if not wanted:
-        yield lambda: None
+        yield lambda more: None, lambda: None
         return
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)
+        task = bar.add_task(title, total=0)
+
+        def expect(more: int) -> None:
+            bar.update(task, total=(bar.tasks[0].total or 0) + more)
+
+        yield expect, partial(bar.advance, task)
 
 
 def _read(path: Path, measured: bool) -> Tuning | None:
@@ -255,12 +331,9 @@ def _read(path: Path, measured: bool) -> Tuning | None:
 
 
 def _candidate(kept: dict[str, Any]) -> Candidate:
-    choice = kept["choice"]
-    return Candidate(
-        Choice(**{**choice, "disabled": tuple(choice["disabled"])}),
-        kept["modelled_s"],
-        kept["measured_s"],
-    )
+    names = [field.name for field in fields(Choice)]
+    disabled, *sizes = (kept["choice"][name] for name in names)
+    return Candidate(Choice.of(disabled, sizes), kept["modelled_s"], kept["measured_s"])
 
 
 def _write(found: Tuning, measured: bool) -> None:

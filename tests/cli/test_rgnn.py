@@ -23,6 +23,8 @@ def test_explain_shows_every_stage(capsys, backend):
     stages = ("traced", "compact", "reorder", "differentiate", "forward bytes and flops")
     kernels = ("forward kernels", "backward memory plan", f"backward source ({backend})")
     assert all(f"== {name} ==" in out for name in (*stages, *kernels))
+    chosen = ("== forward schedules ==", ": tile 64 x 64 x 32, 4 warps, 3 stages; modelled ")
+    assert all((text in out) == (backend == "triton") for text in chosen)
     assert ("@triton.jit" if backend == "triton" else "parallel_for") in out
 
 
@@ -48,6 +50,41 @@ def test_build_reports_every_kernel(capsys, tmp_path):
     assert {k["direction"] for k in kernels} == {"forward", "backward"}
     assert {k["work"].split()[0].rstrip(",") for k in kernels} == {"traversal", "product", "weight"}
     assert all(k["registers"] > 0 and k["spill_bytes"] == 0 and k["fits"] for k in kernels)
+    of = {k["work"].split()[0].rstrip(","): k["schedule"] for k in kernels}
+    assert of["traversal"].keys() >= {"block_rows", "num_warps"}
+    tile = {"block_m", "block_n", "block_k", "num_warps", "num_stages"}
+    assert of["product"].keys() >= tile and of["weight"].keys() >= tile
+
+
+TUNED = """
+import torch
+from dataeff import rgnn
+
+@rgnn.layer
+def tuned(g, x, W):
+    return g.sum(rgnn.linear(g.src(x), W[g.etype]))
+
+def example():
+    graph = rgnn.Graph(torch.tensor([[0, 1], [1, 0]]), torch.tensor([0, 1]), num_nodes=2)
+    args = torch.randn(2, 32), torch.randn(2, 32, 32)
+    rgnn.tune(tuned, graph, *args, timer=lambda choice, step: choice.product is None)
+    return tuned, graph, args
+"""
+
+
+def test_build_compiles_the_tiles_that_were_tuned(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("DATAEFF_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "triton")
+    (tmp_path / "layer.py").write_text(TUNED)
+    size = ("build", "--layer", str(tmp_path / "layer.py"), "--target", "sm_90", "--json")
+    code, _, err = run(capsys, *size, str(tmp_path / "out.json"))
+    assert (code, err) == (0, "")
+    (kept,) = (tmp_path / "cache" / "tune").glob("*.json")
+    tile = json.loads(kept.read_text())["candidates"][0]["choice"]["product"]
+    kernels = json.loads((tmp_path / "out.json").read_text())["kernels"]
+    products = [k["schedule"] for k in kernels if k["work"].startswith("product")]
+    assert products and all([*p.values()] == [n for n in tile if n is not None] for p in products)
 
 
 @pytest.mark.parametrize(

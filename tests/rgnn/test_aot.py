@@ -7,8 +7,9 @@ from dataeff.kernels import typed_gemm as kernels
 from dataeff import rgnn
 from dataeff.rgnn import aot
 from dataeff.rgnn.aot import compile_kernel, load_kernels
-from dataeff.rgnn.build import dw_report, gemm_report, product_reports
+from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, product_reports
 from dataeff.rgnn.lower import lower
+from dataeff.rgnn.tiles import Product, ranked_tiles
 
 # Every feature size, dtype and target at least once, square and not, without the full product;
 # benchmarks/build_grid.py compiles that.
@@ -42,10 +43,23 @@ def test_transposed_weight_compiles_without_spills():
     assert gemm_report(torch.bfloat16, 128, 128, transposed=True).fits
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-@pytest.mark.parametrize("block_m", [16, 32])
-def test_tiles_of_types_with_few_rows_compile_without_spills(target, block_m):
-    report = gemm_report(torch.float32, 256, 256, target, transposed=True, block_m=block_m)
+# Every tile of either kernel once, on targets in turn; benchmarks/build_grid.py compiles them all.
+TILES = [
+    (product, dtype, precision, tile)
+    for dtype, precision in ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.half, "ieee"))
+    for product in (
+        Product(False, 1, 256, 256, 1 << 20, 64),
+        Product(True, 1, 256, 256, 1 << 20, 64),
+    )
+    for tile in ranked_tiles(product, dtype, precision)
+]
+
+
+@pytest.mark.parametrize(("number", "case"), list(enumerate(TILES)), ids=str)
+def test_tiles_that_tuning_tries_compile_without_spills(number, case):
+    product, dtype, precision, tile = case
+    how = dtype, product.num_in, product.num_out, TARGETS[number % 3], precision
+    report = dw_report(*how, tile=tile) if product.gradient else gemm_report(*how, tile=tile)
     assert report.fits, report
 
 
@@ -90,7 +104,7 @@ def test_generated_source_compiles_and_spills_are_seen(tmp_path, monkeypatch):
 def test_bad_calls_are_refused():
     kernel = kernels.reduce_partials_kernel
     with pytest.raises(ValueError, match="sm_90, got 'hopper'"):
-        aot._capability("hopper")
+        aot.capability_of("hopper")
     with pytest.raises(ValueError, match=r"missing .*'Out'.*unknown .*'Other'"):
         compile_kernel(kernel, {"First": "*fp32", "Other": "*fp32"}, {"SIZE": 1})
     with interpreter.interpreted(kernels), pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
@@ -103,11 +117,12 @@ def test_every_product_of_a_layer_is_reported():
     )
     shapes = [(3, 48), (2, 48, 32)]
     args = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    made = rgnn_layers.rgcn.plan(graph, *args).compiled
+    plan = rgnn_layers.rgcn.plan(graph, *args)
+    made = plan.compiled
     assert made.backward is not None
     names = []
     for program in (made.forward, made.backward):
-        reports = product_reports(lower(program), torch.float32, "sm_90")
+        reports = product_reports(lower(program), plan.sizes, torch.float32, "sm_90")
         assert all(report.fits for report in reports), reports
         names += [report.name for report in reports]
     assert {"typed_gemm_kernel", "typed_gemm_dw_kernel"} == set(names)

@@ -21,12 +21,13 @@ from dataeff import rgnn
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.interpret import interpret
 from dataeff.rgnn.published import comp_gcn, hgt, simple_hgn
+from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.view import View
 
 LAYERS = [rgcn, rgcn_mean, rgat, gated, heads, hgt, simple_hgn, comp_gcn]
 
 
-def check(backend, monkeypatch, layer, case, dtype, tolerance, **sizes):
+def check(backend, monkeypatch, layer, case, dtype, tolerance, choice=None, **sizes):
     """Run forward and backward programs on a backend and on the interpreter."""
     _, etype, nodes, relations = case
     graph = typed_graph(case)
@@ -34,17 +35,17 @@ def check(backend, monkeypatch, layer, case, dtype, tolerance, **sizes):
     plan = layer.plan(graph, **named, **STATICS.get(layer, {}))
     view = View(graph, plan.sizes)
     monkeypatch.setenv("DATAEFF_RGNN_BACKEND", backend)
-    values = compare(plan.compiled.forward, view, named, dtype, tolerance)
+    values = compare(plan.compiled.forward, view, named, dtype, tolerance, choice)
     outputs, saved = values[: plan.compiled.num_outputs], values[plan.compiled.num_outputs :]
     named |= {f"grad:{k}": torch.randn_like(v) for k, v in enumerate(outputs)}
     named |= {f"output:{k}": v for k, v in enumerate(outputs)}
     named |= {f"saved:{k}": v for k, v in enumerate(saved)}
-    compare(plan.compiled.backward, view, named, dtype, 10 * tolerance)
+    compare(plan.compiled.backward, view, named, dtype, 10 * tolerance, choice)
 
 
-def compare(program, view, named, dtype, tolerance):
+def compare(program, view, named, dtype, tolerance, choice=None):
     want = interpret(program, view, named)
-    got = Runner(program, dtype, "cpu")(view, named)
+    got = Runner(program, dtype, "cpu", choice=choice)(view, named)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
     return want
@@ -148,13 +149,11 @@ def test_backward_overwrites_only_values_of_its_own(small):
 def test_long_rows_have_a_kernel_of_their_own(layer, monkeypatch):
     """Hubs on both sides of the bound, and one row exactly at it."""
     pytest.importorskip("triton")
-    monkeypatch.setattr("dataeff.rgnn.triton_source.LONG_ROW", 8)
-    monkeypatch.setattr("dataeff.rgnn.triton_backend.LONG_ROW", 8)
-    monkeypatch.setattr("dataeff.rgnn.plan._COMPILED", {})
     dst = torch.tensor([0] * 40 + [1] * 8 + [2] * 9 + [4] * 3)
     g = torch.Generator().manual_seed(2)
     edges = torch.stack([torch.randint(0, 3, (60,), generator=g), dst])
-    check("triton", monkeypatch, layer, (edges, torch.arange(60) % 2, 6, 2), torch.float32, 2e-5)
+    case = (edges, torch.arange(60) % 2, 6, 2)
+    check("triton", monkeypatch, layer, case, torch.float32, 2e-5, choice=Choice(long_row=8))
 
 
 @given(case=graphs(), bound=st.integers(0, 6))

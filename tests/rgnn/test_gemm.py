@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dataeff.rgnn import gemm_native
+from dataeff.rgnn import gemm_native, gemm_triton
 from dataeff.rgnn.gemm import (
     typed_gemm,
     typed_gemm_dw,
@@ -21,6 +21,7 @@ from dataeff.rgnn.gemm import (
 )
 from dataeff.rgnn.gemm_triton import current_device, float32_precision
 from dataeff.rgnn.tilemap import build_tile_map
+from dataeff.rgnn.tiles import Product, ranked_tiles
 
 TOLERANCE = {
     torch.float64: 1e-12,
@@ -183,6 +184,29 @@ def test_split_relations_and_kept_maps(block):
     expected = typed_gemm_dw_reference(case.x, case.dy, case.seg_ptr, **case.options)
     assert_close(dw, expected, 20)
     assert_close(y, typed_gemm_reference(case.x, case.weight, case.seg_ptr, **case.options), 4)
+
+
+@pytest.mark.parametrize("gradient", [False, True], ids=["product", "gradient"])
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.half, "ieee")]
+)
+def test_every_tile_gives_the_same(dtype, precision, gradient, monkeypatch):
+    monkeypatch.setattr(gemm_triton, "float32_precision", lambda: precision)
+    case = make_case([70, 0, 3], 33, 40, dtype, gather=True, scale=True)
+    call, reference, right = typed_gemm, typed_gemm_reference, case.weight
+    if gradient:
+        call, reference, right = typed_gemm_dw, typed_gemm_dw_reference, case.dy
+    wide = case.x.float(), right.float(), case.seg_ptr
+    want = reference(*wide, **case.options).to(dtype)
+    tiles = ranked_tiles(Product(gradient, 1, 33, 40, 73, 3), dtype, precision)
+    assert len(set(tiles)) > 2
+    for tile in tiles:
+        launched = mock.Mock(wraps=gemm_triton._options)
+        monkeypatch.setattr(gemm_triton, "_options", launched)
+        with backend("triton"):
+            have = call(case.x, right, case.seg_ptr, tile=tile, **case.options)
+        launched.assert_called_once_with(tile)
+        assert_close(have, want, scale=20 if gradient else 4)
 
 
 def test_large_values_stay_in_their_own_rows():
