@@ -23,7 +23,12 @@ void run_log_sum(const T* x, T* y, int64_t n) {
   *y = terms.log();
 }
 """
-CALLS = {"exp": "math::exp(x[i])", "gelu": "gelu(x[i])", "gelu_grad": "gelu_grad(x[i])"}
+CALLS = {
+    "exp": "math::exp(x[i])",
+    "tanh": "math::tanh(x[i])",
+    "gelu": "gelu(x[i])",
+    "gelu_grad": "gelu_grad(x[i])",
+}
 CPP = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -57,6 +62,21 @@ def test_exp_is_right_to_a_bit_from_subnormal_results_to_infinite_ones(run):
 def test_exp_of_what_is_no_number(run):
     x, y = run("exp", torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -1e30]))
     torch.testing.assert_close(y, x.exp(), equal_nan=True, rtol=0, atol=0)
+
+
+def test_tanh_is_right_to_three_units_in_the_last_place(run):
+    small = torch.logspace(-44, 0, 50_001, dtype=torch.float64)
+    x, y = run("tanh", torch.cat([torch.linspace(-12, 12, 200_003).double(), small, -small]))
+    want = x.double().tanh()
+    rounded = want.to(y.dtype).abs()
+    spacing = torch.nextafter(rounded, y.new_tensor(torch.inf)) - rounded
+    assert ((y.double() - want).abs() <= 3 * spacing.double()).all()
+
+
+def test_tanh_of_what_is_no_number(run):
+    x, y = run("tanh", torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 1e30, -1e30]))
+    torch.testing.assert_close(y, x.tanh(), equal_nan=True, rtol=0, atol=0)
+    assert torch.equal(y.signbit()[3:], x.signbit()[3:])
 
 
 def test_gelu_and_its_derivative(run):
