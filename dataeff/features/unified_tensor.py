@@ -42,6 +42,9 @@ class UnifiedTensor(torch.Tensor):
     CPU waits for what GPUs were given to do with the memory before it touches it through a unified
     tensor; through another alias (an array, the tensor it was made of) call `u.synchronize()`
     first. A wrong row index on a GPU reads a zero row and raises at a later gather.
+
+    A module that `torch.export` takes holds it as a parameter or buffer: as a plain attribute it
+    is, like every subclass, a constant that `strict=False` cannot trace.
     """
 
     propagate = False  # a class, not an attribute of each view: torch.compile knows it by the type

@@ -329,6 +329,24 @@ def test_inductor_compiles_it(x):
     assert torch.equal(compiled(dataeff.unified(x), INDEX), x[INDEX] * len(x))
 
 
+class Weighted(torch.nn.Module):
+    def __init__(self, u):
+        super().__init__()
+        self.register_buffer("u", u)
+
+    def forward(self, index):
+        return self.u[index] * 2
+
+
+@compiling
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("strict", [False, True])
+def test_exports_as_a_buffer(x, strict):
+    program = torch.export.export(Weighted(dataeff.unified(x)), (INDEX,), strict=strict)
+    assert torch.equal(program.module()(INDEX), x[INDEX] * 2)
+
+
 @compiling
 def test_compiles_for_an_index_and_operands_on_the_device(x):
     u = dataeff.unified(x)
