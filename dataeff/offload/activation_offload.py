@@ -362,6 +362,7 @@ class ActivationOffload:
 
     def trace(self, path: str | Path) -> None:
         """Writes stores, loads and waits as a Chrome trace (`chrome://tracing`, Perfetto)."""
+        self._cache.poll()
         self.ledger.chrome_trace(path)
 
     def close(self) -> None:

@@ -110,7 +110,7 @@ class AutoPolicy:
         self._num_steps += 1
         if self.plan is not None:
             self._step_s.append(time.perf_counter() - self._start_s)
-            self._exposed_s = cache.counters.exposed_wait_s - self._exposed_before_s
+            self._exposed_s = cache.exposed_wait_s() - self._exposed_before_s
         elif self._profiler is not None:
             assert self._trial is not None
             self._profiler.end(self._trial)
@@ -119,7 +119,7 @@ class AutoPolicy:
                 self._trial = None
                 self._make_plan(self._profiler, cache)
                 cache.held.recent_peak = 0
-                self._exposed_before_s = cache.counters.exposed_wait_s
+                self._exposed_before_s = cache.exposed_wait_s()
 
     def _begin_trials(self, cache: Any) -> None:
         self._saved = {
@@ -142,7 +142,7 @@ class AutoPolicy:
         self._trials = trials(list(self._blocks), num_kept, recompute, num_steps)
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         self._profiler = BlockProfiler(self._blocks, device)
-        self._profiler.install(lambda: cache.counters.exposed_wait_s)
+        self._profiler.install(cache.exposed_wait_s)
 
     def _actions(self) -> Mapping[str, Action]:
         """What is done with each block in the step that begins."""

@@ -70,7 +70,7 @@ class TensorCache:
         self._process = Process()
         self._table = StorageTable()
         self._grave = Grave()
-        self.account = Account(ledger)
+        self.account = Account(ledger, tiers.mark)
         self.counters = self.account.counters
         self.held = HeldBytes(self.counters, tiers)
         self._kept = KeptBooks(tiers, self.account, self.held)
@@ -250,10 +250,12 @@ class TensorCache:
             self._incoming.begin(saved)
         if saved.tape is not None:
             self._incoming.prefetch(saved.tape)
-        if storage is None:
-            storage = self._incoming.wait_for(saved)
-        if saved.arrived is not None:
-            saved.arrived.order()  # the stream of this caller may be another one
+        if storage is None or not (saved.arrived is None or saved.arrived.done()):
+            with self.account.exposed("wait for load", saved.device):
+                if storage is None:
+                    storage = self._incoming.wait_for(saved)
+                assert saved.arrived is not None
+                saved.arrived.order()  # on the stream of this caller, which may be another one
         return storage
 
     def _at_hand(self, saved: SavedStorage) -> torch.UntypedStorage | None:
@@ -290,6 +292,12 @@ class TensorCache:
         """Settles the transfers that have ended and frees what the graph has let go."""
         with self._lock:
             self._poll()
+            self.account.settle()
+
+    def exposed_wait_s(self) -> float:
+        """The counter, with what a device has done by now."""
+        self.poll()
+        return self.counters.exposed_wait_s
 
     def drain(self) -> None:
         """Waits for every transfer under way. Failed reads are left to whoever asks for them."""
@@ -298,6 +306,7 @@ class TensorCache:
             self._incoming.drain()
             self._tiers.drain()
             self._poll()
+            self.account.settle()
 
     def close(self) -> None:
         """Waits for every transfer and gives the tier back; what is only there is lost."""

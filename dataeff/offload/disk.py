@@ -17,6 +17,7 @@ import torch
 
 from dataeff import _core
 from dataeff.ledger import Tier
+from dataeff.offload.moments import Span, Times
 from dataeff.storage import FaultPlan, SpillFile, Stripe, StripedRead, StripedSpill
 from dataeff.storage.striped import CHUNK_BYTES
 
@@ -85,7 +86,7 @@ class Written:
         # Whether the write has ended, well or not: asked at every hook, so the stripe's own method.
         self.done: Callable[[], bool] = stripe.done
 
-    def finish(self) -> tuple[int, int]:
+    def finish(self) -> Span:
         """Waits for the write; returns when it began and ended. Raises OSError if it failed."""
         try:
             self._stripe.wait()
@@ -144,12 +145,13 @@ class DiskCopy:
         self._written = spills.begin_write(address + lead, body)
         self.done = self._written.done
 
-    def finish(self) -> tuple[int, int]:
+    def finish(self) -> Times:
         """Waits for the write. Raises OSError naming the file when it failed."""
         try:
-            return self._written.finish()
+            span = self._written.finish()
         finally:
             self._source = None
+        return lambda: span
 
     def cancel(self) -> bool:
         """Stops the write if it has not begun."""
@@ -193,13 +195,14 @@ class DiskLoad:
     def order(self) -> None:
         """Host memory has no streams: `finish` was all."""
 
-    def finish(self) -> tuple[int, int]:
+    def finish(self) -> Times:
         """Waits for the read. Raises OSError naming file and offset, also on a wrong checksum."""
         self._written.check_read(self._transfer)
         body = (self._body, self._written.nbytes)
         if self._crc is not None and _core.crc32c(*body) != self._crc:
             raise self._written.failed_read(OSError(errno.EIO), "checksum mismatch")
-        return self._transfer.start_ns, self._transfer.end_ns
+        span = self._transfer.start_ns, self._transfer.end_ns
+        return lambda: span
 
 
 def flat_bytes(storage: torch.UntypedStorage) -> torch.Tensor:

@@ -55,8 +55,7 @@ class Incoming:
     def wait_for(self, saved: SavedStorage) -> torch.UntypedStorage:
         """The bytes of `saved`, whose load has begun. Raises OSError when they cannot be read."""
         if saved.storage is None:
-            with self._account.exposed("wait for load"):
-                self._end(saved)
+            self._end(saved)
         assert saved.storage is not None
         return saved.storage
 
@@ -100,7 +99,7 @@ class Incoming:
         self._loading.remove(saved)
         self._held.cached_nbytes -= saved.nbytes
         try:
-            times_ns = load.finish()
+            times = load.finish()
         except OSError:
             self._held.add(-saved.nbytes)
             raise
@@ -108,5 +107,5 @@ class Incoming:
         self._table.adopt(load.storage, saved, load.shift)
         self._held.cache(saved)
         self._account.counters.bytes_read += saved.nbytes
-        self._account.moved("load", times_ns, saved.nbytes)
+        self._account.moved("load", times, saved.nbytes)
         self._account.ledger.transfer(saved.copy.tier, saved.home, saved.nbytes)

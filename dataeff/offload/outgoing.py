@@ -45,10 +45,10 @@ class Outgoing:
         """Begins to store `saved`, waiting for the oldest stores while the budget is spent."""
         limit = self._passes.limit(self.budget, saved.tape)
         while self._queue and self._nbytes + self._held.last_nbytes + saved.nbytes > limit:
-            with self._account.exposed("wait for store"):
+            with self._account.exposed("wait for store", saved.device):
                 self._end(self._queue.popleft())
         try:
-            saved.copy = self._tiers.store(storage, prefer)
+            saved.copy = self._tiers.store(storage, prefer, self._account.exposed)
         except WriteCapError:
             self._account.counters.bytes_capped += saved.nbytes
             return
@@ -97,7 +97,7 @@ class Outgoing:
         saved.writing = False
         self._nbytes -= saved.nbytes
         try:
-            times_ns = saved.copy.finish()
+            times = saved.copy.finish()
         except OSError as error:
             self._discard_copy(saved)
             self._failed(saved.nbytes, error)
@@ -106,7 +106,7 @@ class Outgoing:
             account.counters.bytes_written += saved.nbytes
         else:
             account.counters.bytes_host += saved.nbytes
-        account.moved("store", times_ns, saved.nbytes)
+        account.moved("store", times, saved.nbytes)
         account.ledger.transfer(saved.home, saved.copy.tier, saved.nbytes)
         if saved.storage is not None:
             self._held.cache(saved)

@@ -88,8 +88,9 @@ class OffloadReport:
             buffers.
         peak_disk_bytes: the most bytes that were in spill files at once.
         saved_bytes: `peak_saved_bytes`, but now.
-        exposed_wait_s: time forward or backward stood still for a transfer.
-        transfer_s: time transfers took, summed over transfers.
+        exposed_wait_s: time forward or backward stood still for a transfer. On a GPU by its own
+            time stamps, of what it has come to the end of: the host may be far ahead of it.
+        transfer_s: time transfers took, summed over transfers, on a GPU by its time stamps.
         hidden_s: `transfer_s` less what was exposed: the part that ran beside compute.
         num_steps: `with` blocks that have ended.
         num_steps_at_rest: of these, steps that were not looked at, because those like them had

@@ -11,6 +11,7 @@ import errno
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import torch
 
@@ -18,6 +19,7 @@ from dataeff import _core
 from dataeff.ledger import Tier
 from dataeff.memory import BufferPool, PooledBuffer
 from dataeff.offload.disk import ALIGNMENT, SpillSet, Written, flat_bytes
+from dataeff.offload.moments import Span, Times
 from dataeff.offload.streams import Event, Streams
 
 
@@ -114,7 +116,7 @@ class DeviceCopy:
         self._pool, self._streams, self._checksum = pool, streams, checksum
         self._buffer: PooledBuffer | None = pool.acquire(self.nbytes)
         self._crc: int | None = None
-        self._start_ns = time.perf_counter_ns()
+        self._write_end_ns: int | None = None
         source = flat_bytes(storage)
         self._copied = streams.copy_out(source, self._buffer.tensor()[: self.nbytes])
         self._busy: Event = self._copied  # the last copy to or from the buffer
@@ -134,10 +136,17 @@ class DeviceCopy:
         """Whether the device has copied, so that its memory can be reused at once."""
         return self._copied.query()
 
-    def finish(self) -> tuple[int, int]:
-        """Orders the device's memory behind the copy, without waiting; times as the host saw."""
+    def finish(self) -> Times:
+        """Orders the device's memory behind the copy, without waiting."""
         self._streams.order_after(self._copied)
-        return self._start_ns, time.perf_counter_ns()
+        return self._copied.span if self._spilled is None else self._span_to_disk
+
+    def _span_to_disk(self) -> Span | None:
+        """From the begin of the device's copy to the end of the write."""
+        copied = None if self._spilled is not None else self._copied.span()
+        if copied is None or self._write_end_ns is None:
+            return copied
+        return copied[0], self._write_end_ns
 
     def cancel(self) -> bool:
         """A copy that is queued on a stream cannot be stopped."""
@@ -164,7 +173,7 @@ class DeviceCopy:
         if not (wait or written.done()):
             return None
         try:
-            written.finish()
+            self._write_end_ns = written.finish()[1]
         except OSError as error:
             written.release()
             self._stay()
@@ -213,7 +222,7 @@ class DeviceLoad:
 
     def __init__(self, copy: DeviceCopy, host: torch.Tensor, buffer: PooledBuffer | None) -> None:
         self._copy, self._host, self._buffer = copy, host, buffer
-        self._start_ns = time.perf_counter_ns()
+        self._begin_ns = None if buffer is None else time.perf_counter_ns()
         self._target = torch.empty(copy.nbytes, dtype=torch.uint8, device=copy.device)
         self.storage = self._target.untyped_storage()
         self.event: Event | None = None
@@ -241,7 +250,7 @@ class DeviceLoad:
             self._forward()
         return self._failure is not None or (self.event is not None and self.event.query())
 
-    def finish(self) -> tuple[int, int]:
+    def finish(self) -> Times:
         """Waits for the disk if need be, not for the device: `order` lets a stream do that.
 
         Raises OSError naming file and offset when the bytes cannot be read or fail their checksum.
@@ -250,7 +259,12 @@ class DeviceLoad:
             self._forward()
         if self._failure is not None:
             raise self._failure
-        return self._start_ns, time.perf_counter_ns()
+        assert self.event is not None
+        return (
+            self.event.span
+            if self._begin_ns is None
+            else partial(_since, self._begin_ns, self.event)
+        )
 
     def _forward(self) -> None:
         """Sends what the disk has delivered to the device."""
@@ -279,3 +293,9 @@ class DeviceLoad:
         if failure is not None:
             copy._pool.release(buffer)
             raise failure
+
+
+def _since(begin_ns: int, event: Event) -> Span | None:
+    """From `begin_ns`, when the disk was asked, to the end of the copy to the device."""
+    span = event.span()
+    return None if span is None else (begin_ns, span[1])

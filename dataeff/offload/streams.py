@@ -18,16 +18,20 @@ import torch
 
 from dataeff import _core
 from dataeff.memory import HostBuffer
+from dataeff.offload.moments import DeviceClock, DeviceMoment, Moment, Span, span_of
 
 
 class Event(Protocol):
-    """A point in a stream."""
+    """The end of a copy in a stream."""
 
     def query(self) -> bool:
         """Whether it has been reached."""
 
     def synchronize(self) -> None:
         """Makes the host wait for it."""
+
+    def span(self) -> Span | None:
+        """When the copy began and ended; None while it has not ended."""
 
 
 class Streams(Protocol):
@@ -42,6 +46,9 @@ class Streams(Protocol):
     def order_after(self, event: Event) -> None:
         """What the caller queues from now on runs after `event`; the host does not wait."""
 
+    def mark(self) -> Moment:
+        """When the caller's stream has run what is queued on it now."""
+
     def pin(self, buffer: HostBuffer) -> None:
         """Makes host memory fit for asynchronous copies. Raises RuntimeError if it cannot be."""
 
@@ -53,16 +60,21 @@ class Streams(Protocol):
 class CudaCopy:
     """A copy that was queued while `stream` was current; an `Event`."""
 
-    event: torch.cuda.Event
+    begin: DeviceMoment
+    end: DeviceMoment
     stream: torch.cuda.Stream
 
     def query(self) -> bool:
         """Whether the copy has ended."""
-        return bool(self.event.query())
+        return bool(self.end.event.query())
 
     def synchronize(self) -> None:
         """Makes the host wait for the end of the copy."""
-        self.event.synchronize()
+        self.end.event.synchronize()
+
+    def span(self) -> Span | None:
+        """When the copy began and ended, by the device's time stamps."""
+        return span_of(self.begin, self.end)
 
 
 class CudaStreams:
@@ -72,6 +84,7 @@ class CudaStreams:
         self._device = device
         self._out = torch.cuda.Stream(device)
         self._in = torch.cuda.Stream(device)
+        self._clock = DeviceClock(device)
         self._registrations: dict[int, _core.HostRegistration] = {}
 
     def copy_out(self, source: torch.Tensor, target: torch.Tensor) -> CudaCopy:
@@ -89,7 +102,11 @@ class CudaStreams:
         """
         assert isinstance(event, CudaCopy)
         for stream in {torch.cuda.current_stream(self._device), event.stream}:
-            stream.wait_event(event.event)
+            stream.wait_event(event.end.event)
+
+    def mark(self) -> DeviceMoment:
+        """When the current stream gets here."""
+        return self._clock.mark(torch.cuda.current_stream(self._device))
 
     def pin(self, buffer: HostBuffer) -> None:
         """Registers the buffer with CUDA, in place."""
@@ -122,6 +139,7 @@ class CudaStreams:
         current = torch.cuda.current_stream(self._device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
+            begin = self._clock.mark(side)
             target.copy_(source, non_blocking=True)
-            event: torch.cuda.Event = side.record_event()
-        return CudaCopy(event, current)
+            end = self._clock.mark(side)
+        return CudaCopy(begin, end, current)

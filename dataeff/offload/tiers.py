@@ -6,17 +6,19 @@ import errno
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 
 from dataeff.ledger import Tier
 from dataeff.memory import HostBuffer
 from dataeff.offload.disk import DiskCopy, SpillSet, Written
+from dataeff.offload.moments import HostMoment, Moment
 from dataeff.offload.planner import TierRate
 from dataeff.offload.report import Peaks
 from dataeff.offload.staging import DeviceCopy, PinnedPool
 from dataeff.offload.streams import CudaStreams, Streams
-from dataeff.offload.transfer import Copy, WriteCapError
+from dataeff.offload.transfer import Copy, Exposed, WriteCapError
 from dataeff.offload.wear import Endurance, Wear
 
 _PROBE_BYTES = 32 << 20
@@ -75,13 +77,23 @@ class Tiers:
         host = sum(pool.peak_nbytes for pool in self._pools())
         return Peaks(host, 0 if self._spills is None else self._spills.peak_nbytes)
 
+    def mark(self, device: torch.device) -> Moment:
+        """When the compute of `device` has done what it was given so far."""
+        streams = self._of(device)
+        return HostMoment() if streams is None else streams.mark()
+
     def moves(self, device: torch.device) -> bool:
         """Whether there is a tier that would free memory of `device`."""
         if self._of(device) is None:
             return self._spills is not None and device.type == "cpu"
         return self._spills is not None or self._host_bytes > 0
 
-    def store(self, storage: torch.UntypedStorage, prefer: Tier | None = None) -> Copy:
+    def store(
+        self,
+        storage: torch.UntypedStorage,
+        prefer: Tier | None = None,
+        exposed: Exposed = lambda name, device: nullcontext(),
+    ) -> Copy:
         """Begins to copy `storage`: to the host tier while it has room, unless disk is preferred.
 
         Raises OSError(ENOSPC) when no tier has room, WriteCapError when the disks are worn enough.
@@ -98,7 +110,7 @@ class Tiers:
                 if error.errno != errno.ENOSPC or self._spills is None:
                     raise
         self._count_write(storage.nbytes())
-        return self._store_through_staging(storage, streams)
+        return self._store_through_staging(storage, streams, exposed)
 
     def _count_write(self, nbytes: int) -> None:
         if not self.wear.allows(self.disk_nbytes, nbytes):
@@ -167,7 +179,9 @@ class Tiers:
         if self._spills is not None:
             self._spills.close()
 
-    def _store_through_staging(self, storage: torch.UntypedStorage, streams: Streams) -> Copy:
+    def _store_through_staging(
+        self, storage: torch.UntypedStorage, streams: Streams, exposed: Exposed
+    ) -> Copy:
         if self._staging is None:
             self._staging = PinnedPool(self._staging_bytes, streams)
             self._writer = ThreadPoolExecutor(1, thread_name_prefix="dataeff-offload")
@@ -180,8 +194,9 @@ class Tiers:
                 # Every copy that has staging memory and is on its way to disk gives it back soon.
                 if not self._trailing:
                     raise
-                self._settle(self._trailing[0], wait=True)
-                self._staging.wait_for_copies()
+                with exposed("wait for store", storage.device):
+                    self._settle(self._trailing[0], wait=True)
+                    self._staging.wait_for_copies()
                 continue
             self._trailing.append(copy)
             return copy

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import torch
 
 from dataeff.ledger import Tier
+from dataeff.offload.moments import Moment, Times
 
 
 class WriteCapError(OSError):
@@ -22,8 +25,8 @@ class Load(Protocol):
     def done(self) -> bool:
         """Whether `finish` would return without waiting."""
 
-    def finish(self) -> tuple[int, int]:
-        """Waits for the bytes; returns when the transfer began and ended, in nanoseconds.
+    def finish(self) -> Times:
+        """Waits for the bytes; returns what tells when the transfer began and ended.
 
         A device's copy may still be under way: `order` before the bytes are used or given up,
         unless `done` was true before. Raises OSError when the bytes cannot be had; `Copy.load` may
@@ -43,8 +46,8 @@ class Copy(Protocol):
     def done(self) -> bool:
         """Whether `finish` would return without waiting."""
 
-    def finish(self) -> tuple[int, int]:
-        """Waits until the copy is complete; returns when it began and ended, in nanoseconds.
+    def finish(self) -> Times:
+        """Waits until the copy is complete; returns what tells when it began and ended.
 
         Raises OSError when it could not be made.
         """
@@ -59,8 +62,14 @@ class Copy(Protocol):
         """Gives the space back. No transfer may be under way."""
 
 
+Exposed = Callable[[str, torch.device], AbstractContextManager[None]]
+
+
 class Tiers(Protocol):
     """What the cache asks of the tiers below it (`dataeff.offload.tiers`)."""
+
+    def mark(self, device: torch.device) -> Moment:
+        """When the compute of `device` has done what it was given so far."""
 
     @property
     def used_nbytes(self) -> int:
@@ -69,8 +78,11 @@ class Tiers(Protocol):
     def moves(self, device: torch.device) -> bool:
         """Whether there is a tier that would free memory of `device`."""
 
-    def store(self, storage: torch.UntypedStorage, prefer: Tier | None) -> Copy:
-        """Begins the copy of a storage. Raises OSError when there is no room."""
+    def store(self, storage: torch.UntypedStorage, prefer: Tier | None, exposed: Exposed) -> Copy:
+        """Begins the copy of a storage, perhaps after a wait for room, which `exposed` enters.
+
+        Raises OSError when there is none.
+        """
 
     def poll(self) -> list[tuple[int, OSError]]:
         """Copies that were counted as stored and failed later, with their bytes."""

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dataeff.offload.moments import HostMoment
+
 
 class Block(nn.Module):
     def __init__(self, width, heads):
@@ -117,8 +119,10 @@ class LateStreams:
 
     def _copy(self, way, source, target):
         def run():
+            begin_ns = time.perf_counter_ns()
             time.sleep(self.delay_s)
             ctypes.memmove(target.data_ptr(), source.data_ptr(), target.numel())
+            return begin_ns, time.perf_counter_ns()
 
         assert source.numel() == target.numel()
         return Reached(self.queues[way].submit(run))
@@ -133,6 +137,9 @@ class LateStreams:
 
     def order_after(self, event):
         event.synchronize()
+
+    def mark(self):
+        return HostMoment()
 
     def pin(self, buffer):
         self.pinned += 1
@@ -150,6 +157,9 @@ class Reached:
 
     def synchronize(self):
         self.future.result()
+
+    def span(self):
+        return self.future.result() if self.future.done() else None
 
 
 @pytest.fixture

@@ -279,3 +279,17 @@ def test_memory_of_a_load_that_nobody_wants_is_kept_until_it_has_arrived(offload
     gc.collect()
     assert not any(load() is not None for load in memory)
     assert offload.report().saved_bytes == 0
+
+
+@pytest.mark.filterwarnings("ignore:activation offload. a tier is full")
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_transfers_take_as_long_as_the_device_says(gpt_and_loss, offload_of, late_streams, kind):
+    model, loss = gpt_and_loss
+    offload = offload_of(model, **KINDS[kind])
+    twice(offload, loss)
+    num_copies = late_streams.num_out + late_streams.num_in
+    offload._cache.drain()
+    report = offload.report()
+    assert num_copies > 8
+    assert report.transfer_s >= num_copies * late_streams.delay_s
+    assert not offload._cache.account._pending

@@ -1,0 +1,150 @@
+"""Waits and transfers of a device are told by its own time stamps, once it has reached them."""
+
+import contextlib
+
+import pytest
+import torch
+
+from dataeff.ledger import Ledger
+from dataeff.offload.account import Account
+from dataeff.offload.moments import HostMoment, span_of
+from dataeff.offload.streams import CudaStreams
+
+DEVICE = torch.device("cpu")  # what the doubles are given instead of one
+
+
+class Stream:
+    """A stream whose work is known by its length."""
+
+    def __init__(self):
+        self.now_ms = 0.0
+
+    def wait_stream(self, other):
+        self.now_ms = max(self.now_ms, other.now_ms)
+
+    def wait_event(self, event):
+        self.now_ms = max(self.now_ms, event.at_ms)
+
+
+class Slow:
+    """A tensor that takes so long to copy."""
+
+    def __init__(self, device, ms):
+        self.device, self.ms = device, ms
+
+    def copy_(self, source, non_blocking):
+        assert non_blocking
+        self.device.current.now_ms += self.ms
+
+
+class Device:
+    """Stands in for `torch.cuda`: what is queued ends at a time of its own.
+
+    `reached_ms`: how far the device has come, for a host that asks.
+    """
+
+    def __init__(self, monkeypatch):
+        self.compute = self.current = Stream()
+        self.reached_ms = 0.0
+        device = self
+
+        class Event:
+            def __init__(self, enable_timing=False):
+                self.timed, self.at_ms = enable_timing, None
+
+            def record(self, stream):
+                self.at_ms = stream.now_ms
+
+            def query(self):
+                return self.at_ms <= device.reached_ms
+
+            def synchronize(self):
+                device.reached_ms = max(device.reached_ms, self.at_ms)
+
+            def elapsed_time(self, other):
+                assert self.timed and other.timed and self.query() and other.query()
+                return other.at_ms - self.at_ms
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: Stream())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+
+    @contextlib.contextmanager
+    def on(self, stream):
+        self.current = stream
+        try:
+            yield
+        finally:
+            self.current = self.compute
+
+
+@pytest.fixture
+def device(monkeypatch):
+    return Device(monkeypatch)
+
+
+def test_compute_that_stands_still_is_seen_although_the_host_never_waits(device):
+    streams = CudaStreams(DEVICE)
+    ledger = Ledger(max_spans=10)
+    account = Account(ledger, lambda _: streams.mark())
+    device.compute.now_ms = 10.0
+    copy = streams.copy_in(None, Slow(device, 5.0))  # from 10 to 15
+    device.compute.now_ms = 12.0
+    with account.exposed("wait for load", DEVICE):
+        streams.order_after(copy)
+    account.moved("load", copy.span, 100)
+    account.settle()
+    assert not ledger.spans and account.counters.exposed_wait_s == 0
+    device.reached_ms = 14.0
+    account.settle()
+    assert not ledger.spans
+    device.reached_ms = 15.0
+    account.settle()
+    assert account.counters.exposed_wait_s == pytest.approx(0.003)
+    assert account.counters.transfer_s == pytest.approx(0.005)
+    wait, load = ledger.spans
+    assert (wait.track, wait.name, load.nbytes) == ("wait", "wait for load", 100)
+    assert wait.end_ns == load.end_ns
+    account.settle()
+    assert len(ledger.spans) == 2
+
+
+def test_a_copy_that_hid_behind_compute_was_not_waited_for(device):
+    streams = CudaStreams(DEVICE)
+    account = Account(Ledger(), lambda _: streams.mark())
+    copy = streams.copy_out(None, Slow(device, 5.0))
+    device.compute.now_ms = 20.0
+    with account.exposed("wait for store", DEVICE):
+        streams.order_after(copy)
+    device.reached_ms = 20.0
+    account.moved("store", copy.span, 1)
+    account.settle()
+    assert account.counters.exposed_wait_s == 0
+    assert account.counters.transfer_s == pytest.approx(0.005)
+
+
+def test_what_a_device_never_reaches_is_looked_at_now_and_then(device):
+    asked = []
+    account = Account(Ledger(), lambda _: HostMoment())
+    for _ in range(2000):
+        account.moved("store", lambda: asked.append(1), 1)
+    assert account.counters.transfer_s == 0
+    assert len(asked) < 15_000  # not all of them each time
+
+
+def test_from_the_host_to_the_device(device):
+    streams = CudaStreams(DEVICE)
+    begin = HostMoment()
+    device.compute.now_ms = 1000.0
+    end = streams.mark()
+    assert span_of(begin, end) is None
+    device.reached_ms = 1000.0
+    begin_ns, end_ns = span_of(begin, end)
+    assert begin_ns == begin.ns()
+    assert 0.9e9 < end_ns - begin_ns < 1.1e9
+
+
+def test_a_moment_of_the_host_is_never_after_its_end():
+    begin, end = HostMoment(), HostMoment()
+    assert span_of(end, begin) == (begin.ns(), begin.ns())
