@@ -15,7 +15,7 @@ from dataeff.rgnn.domains import TYPE_DOMAINS
 from dataeff.rgnn.ir import Op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.signatures import SEGMENT
+from dataeff.rgnn.signatures import ALIASES, SEGMENT
 from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
 from dataeff.rgnn.view import View
 
@@ -39,6 +39,8 @@ def step_cost(schedule: Schedule, number: int, sizes: tuple[int, ...], item_size
     op = schedule.program[step.op]
     operands = [schedule.program[a] for a in op.args]
     elements = _elements(op, sizes) + sum(_elements(o, sizes) for o in operands)
+    if op.kind in ALIASES and _elements(op, sizes) <= _elements(operands[0], sizes):
+        return Cost(0, 0)  # a view of the operand
     if isinstance(step, Dense):
         return Cost(elements * item_size, _dense_flops(schedule, op, sizes))
     assert isinstance(step, Gemm)

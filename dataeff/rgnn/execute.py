@@ -14,7 +14,7 @@ from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.memory_plan import reusable
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.scratch import SCRATCH, SMALLEST_NBYTES
+from dataeff.rgnn.scratch import SCRATCH, SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
 from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.tiles import GemmSchedule
 from dataeff.rgnn.view import View
@@ -26,7 +26,8 @@ class Memory:
     """What one run's values stand in.
 
     Args:
-        passing: values that are gone after a step, by its number; large ones share `SCRATCH`.
+        passing: values that are gone after a step, by its number. Large ones share `SCRATCH`, which
+            lends memory to those that stay.
     """
 
     def __init__(self, passing: dict[int, int]) -> None:
@@ -36,8 +37,12 @@ class Memory:
     def tensor(self, value: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Memory of any content for a value, in the dtype and on the device of `like`."""
         nbytes = prod(shape) * like.element_size()
-        if like.device.type != "cpu" or value not in self.passing or nbytes < SMALLEST_NBYTES:
+        passing = value in self.passing
+        smallest = SMALLEST_NBYTES if passing else SMALLEST_LENT_NBYTES
+        if like.device.type != "cpu" or nbytes < smallest:
             return on_huge_pages(like.new_empty(shape))
+        if not passing:
+            return SCRATCH.lend(nbytes).view(like.dtype).view(shape)
         block = self.blocks[value] = SCRATCH.take(nbytes)
         return block[:nbytes].view(like.dtype).view(shape)
 

@@ -1,29 +1,45 @@
-"""Host memory that a layer's intermediate values use in turn, and that the next call finds again.
+"""Host memory that large values use in turn, and that the next call finds again.
 
-A large allocation comes from the system page by page: writing 52 MB for the first time took 5 to
-13 ms on two cores of a virtual Zen 4 machine, and 1.8 ms where the pages were there, against 12 ms
-for the product that fills them. Outputs and values kept for backward are never taken from here.
+A large allocation comes from the system page by page, and glibc gives back at once what is larger
+than 32 MiB. Writing 52 MB for the first time took 5 to 13 ms on two cores of a virtual Zen 4
+machine, and 1.8 ms where the pages were there, against 12 ms for the product that fills them. Where
+the host has taken back what was free for two seconds it is worse: 427 MiB then took 1.05 s on one
+core, and 0.05 s otherwise.
+
+Blocks for intermediate values are taken and given; one for a result is lent, and comes back when no
+tensor uses it any more.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dataeff import _core
 from dataeff.memory.huge_pages import on_huge_pages
 
-SMALLEST_NBYTES = 4 << 20  # what malloc keeps by itself
-KEPT_NBYTES = 512 << 20  # of blocks that no call uses
+SMALLEST_NBYTES = 4 << 20  # what malloc keeps by itself, between values that follow one another
+SMALLEST_LENT_NBYTES = 32 << 20  # and from call to call
+KEPT_SHARE = 8  # one part in so many of memory may be blocks that no call uses
+CPU_DEVICE = 1  # DLPack's number
 
 
 class Scratch:
-    """Blocks of host memory between their uses; any thread may take and give."""
+    """Blocks of host memory between their uses; any thread may take and give.
 
-    def __init__(self) -> None:
+    Args:
+        kept_nbytes: the most that blocks which are not in use may take.
+    """
+
+    def __init__(self, kept_nbytes: int) -> None:
+        self.kept_nbytes = kept_nbytes
         self._idle: list[Tensor] = []
-        self._lock = threading.Lock()
+        # A collection of garbage, which may come at any allocation, may return what was lent.
+        self._lock = threading.RLock()
 
     @property
     def nbytes(self) -> int:
@@ -52,8 +68,19 @@ class Scratch:
         """Return a block; the blocks returned longest ago make room for it."""
         with self._lock:
             self._idle.append(block)
-            while sum(b.nbytes for b in self._idle) > KEPT_NBYTES:
+            while sum(b.nbytes for b in self._idle) > self.kept_nbytes:
                 self._idle.pop(0)
+
+    def lend(self, nbytes: int) -> Tensor:
+        """A tensor of `nbytes` bytes, uint8, of any content.
+
+        Its memory is returned when neither it nor a view of it is left.
+        """
+        block = self.take(nbytes)
+        loan = _Loan(self, block)
+        capsule = _core.alias_capsule(block.data_ptr(), nbytes, CPU_DEVICE, 0, loan)
+        lent: Tensor = torch.from_dlpack(capsule)
+        return lent
 
     def clear(self) -> None:
         """Give all idle blocks back to the system."""
@@ -61,4 +88,26 @@ class Scratch:
             self._idle.clear()
 
 
-SCRATCH = Scratch()
+class _Loan:
+    """What a lent tensor holds: returns the block when the tensor's memory is let go."""
+
+    __slots__ = ("_block", "_scratch")
+
+    def __init__(self, scratch: Scratch, block: Tensor) -> None:
+        self._scratch, self._block = scratch, block
+
+    def __del__(self) -> None:
+        self._scratch.give(self._block)
+
+
+def memory_nbytes() -> int:
+    """Host memory that this process may take: the machine's, or its control group's if less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:  # no group of the second version
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+SCRATCH = Scratch(memory_nbytes() // KEPT_SHARE)

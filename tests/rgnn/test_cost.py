@@ -1,5 +1,5 @@
 import torch
-from rgnn_layers import rgat, rgcn
+from rgnn_layers import rgat, rgcn, rgcn_mean
 
 from dataeff import rgnn
 from dataeff.rgnn.cost import step_cost
@@ -45,3 +45,18 @@ def test_a_product_of_weights_counts_its_terms():
     relations = 2
     assert folds
     assert {cost.flops for cost in folds} == {2 * relations * 16 * 32}
+
+
+def test_the_first_rows_of_a_value_cost_nothing_to_name():
+    index = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 1]])
+    graph = rgnn.Graph(index, torch.tensor([0, 1, 0, 1]), num_nodes=4)
+    args = torch.randn(4, 8), torch.randn(2, 8, 8), torch.randn(8, 8), torch.randn(8)
+    plan = rgcn_mean.plan(graph, *args)
+    seen = set()
+    for runner in (plan.compiled.forward_runner, plan.compiled.backward_runner):
+        for number, step in enumerate(runner.schedule.steps):
+            kind = runner.program[step.op].kind if isinstance(step, Dense) else ""
+            if kind in ("prefix", "pad"):
+                seen.add(kind)
+                assert step_cost(runner.schedule, number, plan.sizes, 4).nbytes == 0
+    assert seen == {"prefix", "pad"}
