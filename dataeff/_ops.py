@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff._threads import share_torch_threads
+from dataeff.memory.scratch import new_on_host
 
 share_torch_threads()
 library = torch.library.Library("dataeff", "DEF")
@@ -157,8 +158,7 @@ def gather_on_host(table: Tensor, index: Tensor, out: Tensor | None = None) -> T
     rows = row_table(table)
     index = check_index(index)
     if out is None:
-        out = table.new_empty(index.shape + table.shape[1:])
-        _core.prefer_huge_pages(out.data_ptr(), out.nbytes)
+        out = new_on_host(table, index.shape + table.shape[1:], table.dtype)
     else:
         check_rows(out, table, index, "out")
         if not out.is_contiguous():

@@ -20,6 +20,7 @@ from dataeff.features.rows import Rows
 from dataeff.features.stats import Account, DiskStats
 from dataeff.features.table_files import RowFiles, read_header
 from dataeff.ledger import Tier
+from dataeff.memory.scratch import new_on_host
 from dataeff.storage import open_engine, uring_refusal
 
 PathLike = str | os.PathLike[str]
@@ -158,13 +159,17 @@ class DiskRows(Rows):
                 written then.
             EOFError: a file has become shorter than when it was opened.
         """
+        on_host = index.device.type == "cpu"
         if out is None:
-            out = index.new_empty((*index.shape, *self.shape[1:]), dtype=self.dtype)
+            shape = (*index.shape, *self.shape[1:])
+            if on_host:
+                out = new_on_host(index, shape, self.dtype)
+            else:
+                out = index.new_empty(shape, dtype=self.dtype)
         else:
             check_rows(out, self._like(), index, "out")
             if not out.is_contiguous():
                 raise ValueError(f"out must be contiguous; got strides {out.stride()}")
-        on_host = index.device.type == "cpu"
         if self._options.engine == "cufile" and not on_host:
             return self._gather_direct(check_index(index), out, account)
         # Pinned memory of torch's allocator is not reused before the copy from it is over.

@@ -11,6 +11,7 @@ from torch import Tensor
 from dataeff import _core
 from dataeff._ops import check_index, library, row_table, runs_at_once
 from dataeff.features.quantised import ELEMENTS, FORMATS, LARGEST_CODE
+from dataeff.memory.scratch import new_on_host
 
 _SOURCE = (
     "Tensor table, Tensor? scales, Tensor? hot, Tensor? slots, Tensor(a!)? hits, Tensor? places,"
@@ -191,8 +192,7 @@ def _new_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _gather_cpu(*arguments: Any) -> Tensor:
     *source, index, dtype = arguments
-    out = _new_rows(source[0], index, dtype)
-    _core.prefer_huge_pages(out.data_ptr(), out.nbytes)
+    out = new_on_host(index, (*index.shape, *source[0].shape[1:]), dtype)
     _gather_into_cpu(*(*source, index, out))
     return out
 

@@ -274,7 +274,8 @@ class FeatureTable:
                 the host waits for the number of different rows.
 
         Returns:
-            `out`, or the new tensor.
+            `out`, or the new tensor. One of 32 MiB or more in host memory stands where one that is
+            gone stood, which spares the system's clearing of new pages; it cannot be resized.
 
         Raises:
             IndexError: an index is out of range; nothing is written then. On CUDA it is raised by a

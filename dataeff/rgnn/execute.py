@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
+from dataeff.memory.scratch import SCRATCH, SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_sum
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.memory_plan import reusable
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.scratch import SCRATCH, SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
 from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.tiles import GemmSchedule
 from dataeff.rgnn.view import View

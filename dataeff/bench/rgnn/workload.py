@@ -135,7 +135,7 @@ def peak_host_bytes(call: Callable[[], object]) -> int:
     Every allocation of torch's CPU allocator is counted, as its profiler reports them; what a
     library takes from `malloc` itself is not.
     """
-    from dataeff.rgnn.scratch import SCRATCH
+    from dataeff.memory.scratch import SCRATCH
 
     SCRATCH.clear()  # memory that calls of our layers hand on is the step's
     with torch.profiler.profile(

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 
 import torch
@@ -24,7 +26,9 @@ from dataeff.memory.huge_pages import on_huge_pages
 
 SMALLEST_NBYTES = 4 << 20  # what malloc keeps by itself, between values that follow one another
 SMALLEST_LENT_NBYTES = 32 << 20  # and from call to call
-KEPT_SHARE = 8  # one part in so many of memory may be blocks that no call uses
+# Of blocks that nothing uses: so many bytes, and one part in so many of memory.
+KEPT_NBYTES = 4 << 30
+KEPT_SHARE = 8
 CPU_DEVICE = 1  # DLPack's number
 
 
@@ -38,6 +42,10 @@ class Scratch:
     def __init__(self, kept_nbytes: int) -> None:
         self.kept_nbytes = kept_nbytes
         self._idle: list[Tensor] = []
+        self.forked()
+
+    def forked(self) -> None:
+        """In a forked child, where the lock may stand locked by a thread that does not exist."""
         # A collection of garbage, which may come at any allocation, may return what was lent.
         self._lock = threading.RLock()
 
@@ -62,7 +70,7 @@ class Scratch:
             room = nbytes
             while self._idle and room > 0:
                 room -= self._idle.pop(0).nbytes
-        return on_huge_pages(torch.empty(nbytes, dtype=torch.uint8))
+        return on_huge_pages(torch.empty(nbytes, dtype=torch.uint8, device="cpu"))
 
     def give(self, block: Tensor) -> None:
         """Return a block; the blocks returned longest ago make room for it."""
@@ -79,7 +87,7 @@ class Scratch:
         block = self.take(nbytes)
         loan = _Loan(self, block)
         capsule = _core.alias_capsule(block.data_ptr(), nbytes, CPU_DEVICE, 0, loan)
-        lent: Tensor = torch.from_dlpack(capsule)
+        lent: Tensor = torch.utils.dlpack.from_dlpack(capsule)
         return lent
 
     def clear(self) -> None:
@@ -110,4 +118,19 @@ def memory_nbytes() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-SCRATCH = Scratch(memory_nbytes() // KEPT_SHARE)
+SCRATCH = Scratch(min(memory_nbytes() // KEPT_SHARE, KEPT_NBYTES))
+os.register_at_fork(after_in_child=SCRATCH.forked)
+
+
+def new_on_host(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """`like.new_empty(shape, dtype=dtype)` of a tensor in host memory, for one to be written soon.
+
+    A large one stands in memory that others have given up. Its storage cannot be resized then, as
+    that of an array of NumPy cannot.
+    """
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes < SMALLEST_NBYTES:
+        return like.new_empty(shape, dtype=dtype)
+    if nbytes < SMALLEST_LENT_NBYTES:
+        return on_huge_pages(like.new_empty(shape, dtype=dtype))
+    return SCRATCH.lend(nbytes).view(dtype).view(shape)
