@@ -206,5 +206,12 @@ def provenance(kind: str, records: Sequence[Record]) -> str:
     )
     return (
         f"{label}: {last.device.partition(': ')[2]}, {_threads(last)}, {packages}, "
-        f"commit {last.commit or 'unknown'}, {last.time[:10]}.{busy}"
+        f"{_commits(records)}, {last.time[:10]}.{busy}"
     )
+
+
+def _commits(records: Sequence[Record]) -> str:
+    """The commits that were measured, in the order of time."""
+    ordered = sorted(records, key=lambda record: record.time)
+    commits = list(dict.fromkeys(record.commit or "unknown" for record in ordered))
+    return f"commit {commits[0]}" if len(commits) == 1 else f"commits {', '.join(commits)}"
