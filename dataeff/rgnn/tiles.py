@@ -205,7 +205,10 @@ def _ranked(
     }[_kind(dtype, precision), product.gradient]
     limit = shared_limit(capability)
     if dtype == torch.float64:  # two registers for each of float32
-        table = tuple(t._replace(block_k=16, max_registers=t.max_registers and 255) for t in table)
+        few = None if product.gradient else 128  # 16 rows spill 8 bytes at 72, its own choice
+        table = tuple(
+            t._replace(block_k=16, max_registers=255 if t.max_registers else few) for t in table
+        )
     cut = dict.fromkeys(_cut(tile, product) for tile in table)
     fitting = [t for t in cut if t.num_stages * _stage_nbytes(t, dtype) <= limit]
     times = {t: modelled_s(t, product, dtype, precision, capability) for t in fitting}
