@@ -14,12 +14,8 @@ from dataeff.rgnn.gemm_triton import current_device
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import CONTIGUOUS
-from dataeff.rgnn.triton_source import (
-    MAX_REGISTERS,
-    PRELUDE,
-    TritonKernel,
-    traversal_kernel,
-)
+from dataeff.rgnn.triton_prelude import PRELUDE
+from dataeff.rgnn.triton_source import MAX_REGISTERS, TritonKernel, traversal_kernel
 from dataeff.rgnn.view import View
 
 # Values whose rows change shape are stored and viewed, since a padded block cannot be reshaped.

@@ -1,0 +1,54 @@
+"""Triton for sums, maxima and sums of exponentials over the inner rows of a center row.
+
+Sums are taken a block of rows at a time, in one fixed order and without atomics.
+"""
+
+from __future__ import annotations
+
+from dataeff.rgnn.ir import Op
+from dataeff.rgnn.triton_text import Block, padded, trail
+
+_LOWEST = 'float("-inf")'
+
+
+def start(op: Op, outer: Block, dtype: str) -> None:
+    """Set the accumulator `acc<id>` before the loop, and `sum<id>` beside that of a logsumexp."""
+    shape = [1, *padded(op.type.shape)]
+    first = "0.0" if op.kind == "sum" else _LOWEST
+    outer.add(f"acc{op.id} = tl.full({shape}, {first}, {dtype})")
+    if op.kind == "logsumexp":
+        outer.add(f"sum{op.id} = tl.zeros({shape}, {dtype})")
+
+
+def accumulate(op: Op, value: str, inner: Block, dtype: str) -> None:
+    """Add one block of inner rows."""
+    acc, mask = f"acc{op.id}", trail("e_mask", len(op.type.shape))
+    lanes = ", ".join(["BLOCK", *map(str, padded(op.type.shape))])
+    # A value that does not depend on the inner row still counts once for each of them.
+    full = f"({value}) + tl.zeros([{lanes}], {dtype})"
+    if op.kind == "sum":
+        inner.add(f"{acc} += tl.sum(tl.where({mask}, {full}, 0), 0)[None]")
+        return
+    item, top, safe = (f"{stem}{op.id}" for stem in ("item", "top", "safe"))
+    inner.add(f"{item} = tl.where({mask}, {full}, {_LOWEST})")
+    if op.kind != "logsumexp":
+        inner.add(f"{acc} = maximum({acc}, tl.reduce({item}, 0, maximum)[None])")
+        return
+    # The maximum may pass over what is no number: the sum of exponentials does not.
+    inner.add(f"{top} = tl.maximum({acc}, tl.max({item}, 0)[None])")
+    inner.add(f"{safe} = tl.where({top} == {_LOWEST}, 0, {top})")
+    inner.add(
+        f"sum{op.id} = sum{op.id} * tl.exp({acc} - {safe})"
+        f" + tl.sum(tl.exp({item} - {safe}), 0)[None]"
+    )
+    inner.add(f"{acc} = {top}")
+
+
+def finish(op: Op, outer: Block) -> None:
+    """Turn the accumulator into the result, behind the loop."""
+    acc = f"acc{op.id}"
+    if op.kind == "logsumexp":
+        total = f"tl.where(sum{op.id} == 0, 1, sum{op.id})"  # without rows: -inf, and no log of 0
+        outer.add(f"{acc} = {acc} + tl.log({total})")
+    elif op.kind == "max":
+        outer.add(f"{acc} = tl.where({acc} == {_LOWEST}, 0, {acc})")
