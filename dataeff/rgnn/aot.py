@@ -68,6 +68,7 @@ def compile_kernel(
     num_warps: int = 4,
     num_stages: int = 3,
     max_registers: int | None = None,
+    fp_fusion: bool = True,
     divisible_by_16: Collection[str] | None = None,
 ) -> KernelReport:
     """Compiles one `@triton.jit` function down to machine code and reports what it uses.
@@ -81,6 +82,7 @@ def compile_kernel(
         num_warps: warps per block.
         num_stages: stages of the software pipeline.
         max_registers: most registers per thread that the assembler may use; its own choice if None.
+        fp_fusion: whether products may be fused with the sums that read them.
         divisible_by_16: arguments that a launch would find divisible by 16 (pointers: aligned to 16
             bytes), which widens loads; every argument in `signature` if not given.
 
@@ -106,7 +108,8 @@ def compile_kernel(
         if name in aligned and full[name] != "constexpr"
     }
     source = ASTSource(fn=fn, signature=full, constexprs=dict(constexprs), attrs=attrs)
-    options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    options["enable_fp_fusion"] = fp_fusion
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", capability_of(target), 32),

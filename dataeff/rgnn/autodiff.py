@@ -2,7 +2,7 @@
 
 The result is a *joint* program: the forward operations, then the adjoints, in one list. A gather's
 adjoint is a sum along the same map and the other way round, so backward needs no new row domains;
-the logarithm of the sum that `edge_softmax` computes serves both directions.
+the maximum and the logarithm of the sum that `edge_softmax` computes serve both directions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from dataeff.rgnn.ir import Builder, Op, Program, Type
-from dataeff.rgnn.signatures import ELEMENTWISE_ZERO
+from dataeff.rgnn.signatures import NO_DERIVATIVE
 
 
 def gradient_input(position: int) -> str:
@@ -60,7 +60,7 @@ class _Reverse:
             if op.kind == "input":
                 if op.attrs[0] in self.wanted:
                     found.add(op.id)
-            elif op.kind not in ELEMENTWISE_ZERO and any(a in found for a in op.args):
+            elif op.kind not in NO_DERIVATIVE and any(a in found for a in op.args):
                 found.add(op.id)
         return found
 
@@ -138,9 +138,13 @@ def _max(r: _Reverse, op: Op, dy: int) -> None:
     r.add(x, r.emit("mul", chosen, r.emit("gather", share, attrs=op.attrs)))
 
 
-def _logsumexp(r: _Reverse, op: Op, dy: int) -> None:
+def _logsum(r: _Reverse, op: Op, dy: int) -> None:
+    """Relative to `top`, which is a constant, it has the derivative of the whole logsumexp."""
     (x,) = op.args
-    weight = r.emit("exp", r.emit("sub", x, r.emit("gather", op.id, attrs=op.attrs)))
+    shifted = x
+    for part in (r.emit("top", x, attrs=op.attrs), op.id):
+        shifted = r.emit("sub", shifted, r.emit("gather", part, attrs=op.attrs))
+    weight = r.emit("exp", shifted)
     r.add(x, r.emit("mul", weight, r.emit("gather", dy, attrs=op.attrs)))
 
 
@@ -262,7 +266,7 @@ _RULES: dict[str, _Rule] = {
     "gather": _gather,
     "sum": _sum,
     "max": _max,
-    "logsumexp": _logsumexp,
+    "logsum": _logsum,
     "prefix": _prefix,
     "pad": _pad,
     "linear": _linear,

@@ -15,7 +15,7 @@ from dataeff.rgnn.kernels_ir import Gemm, Schedule, Traversal
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
-from dataeff.rgnn.triton_source import MAX_REGISTERS
+from dataeff.rgnn.triton_source import FP_FUSION, MAX_REGISTERS
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
@@ -134,6 +134,7 @@ def _traversal(
         target,
         num_warps=num_warps,
         max_registers=MAX_REGISTERS,
+        fp_fusion=FP_FUSION,
         divisible_by_16=aligned,
     )
 

@@ -19,6 +19,14 @@ namespace math {{
 [[maybe_unused]] inline T log(T x) {{ return __builtin_log{f}(x); }}
 [[maybe_unused]] inline T sqrt(T x) {{ return __builtin_sqrt{f}(x); }}
 [[maybe_unused]] inline T max(T x, T y) {{ return x < y ? y : x; }}
+// x * y + z, in one step where the processor has it.
+[[maybe_unused]] inline T fused(T x, T y, T z) {{
+#ifdef __FP_FAST_FMA{F}
+  return __builtin_fma{f}(x, y, z);
+#else
+  return x * y + z;
+#endif
+}}
 // As torch's: what is no number stays so.
 [[maybe_unused]] inline T maximum(T x, T y) {{ return x < y || y != y ? y : x; }}
 """
@@ -45,17 +53,17 @@ inline float power_of_two(int32_t n) {
 [[maybe_unused]] inline float exp(float x) {
   x = x > 89.5f ? 89.5f : x;
   x = x < -105.0f ? -105.0f : x;
-  const float shifted = x * 1.44269504f + 12582912.0f;  // rounds to a whole number
+  const float shifted = fused(x, 1.44269504f, 12582912.0f);  // rounds to a whole number
   const float n = shifted - 12582912.0f;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  const float r = fused(n, 2.12194440e-4f, fused(n, -0.693359375f, x));
   float p = 1.0f / 5040.0f;
-  p = p * r + 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  p = fused(p, r, 1.0f / 720.0f);
+  p = fused(p, r, 1.0f / 120.0f);
+  p = fused(p, r, 1.0f / 24.0f);
+  p = fused(p, r, 1.0f / 6.0f);
+  p = fused(p, r, 0.5f);
+  p = fused(p, r, 1.0f);
+  p = fused(p, r, 1.0f);
   const int32_t whole = static_cast<int32_t>(n), half = whole >> 1;
   return p * power_of_two(half) * power_of_two(whole - half);
 }
@@ -63,18 +71,19 @@ inline float power_of_two(int32_t n) {
 // x / (1 + x^2 / (3 + x^2 / (5 + ...))).
 [[maybe_unused]] inline float tanh(float x) {
   const float y = __builtin_fabsf(x), z = x * x;
-  const float near = y * ((z + 105.0f) * z + 945.0f) / ((15.0f * z + 420.0f) * z + 945.0f);
+  const float near =
+      y * fused(z + 105.0f, z, 945.0f) / fused(fused(15.0f, z, 420.0f), z, 945.0f);
   const float far = 1.0f - 2.0f / (exp(2.0f * y) + 1.0f);
   return __builtin_copysignf(y < 0.625f ? near : far, x);
 }
 // The normal distribution function, to 1e-7: Abramowitz and Stegun, 7.1.26.
 [[maybe_unused]] inline float normal(float x) {
-  const float y = __builtin_fabsf(x) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * y);
+  const float y = __builtin_fabsf(x) * 0.70710678f, t = 1.0f / fused(0.3275911f, y, 1.0f);
   float p = 1.061405429f;
-  p = p * t - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
+  p = fused(p, t, -1.453152027f);
+  p = fused(p, t, 1.421413741f);
+  p = fused(p, t, -0.284496736f);
+  p = fused(p, t, 0.254829592f);
   const float tail = 0.5f * p * t * exp(-y * y);
   return x < 0.0f ? tail : 1.0f - tail;
 }
@@ -97,8 +106,8 @@ inline void prefetch(const T* row) {{
 [[maybe_unused]] inline T gelu_grad(T x) {{
   return math::normal(x) + x * math::exp(T(-0.5) * x * x) * T(0.39894228040143268);
 }}
-// The logarithm of a sum of exponentials, relative to the largest exponent so far: terms are kept
-// until there is a vector of them.
+// The logarithm of a sum of exponentials, relative to the largest exponent: terms are kept until
+// there is a vector of them. That of no terms is infinite.
 struct Exponents {{
   static constexpr int kBlock = 64 / int(sizeof(T));
   T top = -kInfinity, sum = T(0), terms[kBlock];
@@ -120,7 +129,7 @@ struct Exponents {{
   }}
   T log() {{
     if (filled) take();
-    return top + math::log(sum);
+    return sum == T(0) ? kInfinity : math::log(sum);
   }}
 }};
 }}  // namespace
@@ -131,5 +140,5 @@ struct Exponents {{
 def prelude(scalar: str, index: str) -> str:
     """The text in front of kernels of these C++ types."""
     f = "f" if scalar == "float" else ""
-    types = _TYPES.format(scalar=scalar, index=index, f=f)
+    types = _TYPES.format(scalar=scalar, index=index, f=f, F=f.upper())
     return types + (_FLOAT if f else _DOUBLE) + _FUNCTIONS.format(f=f)

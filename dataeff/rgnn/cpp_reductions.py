@@ -11,7 +11,7 @@ def start(op: Op, outer: Block) -> str:
     name, size = f"acc{op.id}", op.type.numel
     first = "T(0)" if op.kind == "sum" else "-kInfinity"
     outer.add(f"T {name}[{size}]; for (int j = 0; j < {size}; ++j) {name}[j] = {first};")
-    if op.kind == "logsumexp":
+    if op.kind == "logsum":
         outer.add(f"Exponents {name}_of[{size}];")
     return name
 
@@ -23,20 +23,25 @@ def accumulate(op: Op, name: str, value: Ref, inner: Block) -> None:
     item = value.at(index)
     if op.kind == "sum":
         body = f"{name}[{place}] += {item};"
-    elif op.kind == "max":
-        body = f"{name}[{place}] = math::maximum({name}[{place}], {item});"
-    else:
+    elif op.kind == "logsum":
         body = f"{name}_of[{place}].add({item});"
+    else:
+        body = f"{name}[{place}] = math::maximum({name}[{place}], {item});"
     inner.add(f"{head}{body}{tail}")
 
 
-def finish(op: Op, name: str, outer: Block) -> None:
-    """Turn the accumulator into the result, behind the loop."""
+def take_top(op: Op, name: str, logsum: str, outer: Block) -> None:
+    """The maximum that a finished `logsum` is relative to."""
+    outer.add(f"for (int j = 0; j < {op.type.numel}; ++j) {name}[j] = {logsum}_of[j].top;")
+
+
+def finish(op: Op, name: str, outer: Block, empty: str) -> None:
+    """Turn the accumulator into the result, behind the loop; `empty` says it had no rows."""
     size = op.type.numel
-    if op.kind == "logsumexp":
-        each = f"{name}[j] = {name}_of[j].log();"
-    elif op.kind == "max":
-        each = f"if ({name}[j] == -kInfinity) {name}[j] = T(0);"
-    else:
+    if op.kind == "sum":
         return
+    if op.kind == "logsum":
+        each = f"{name}[j] = {name}_of[j].log();"
+    else:
+        each = f"if ({empty}) {name}[j] = T(0);"
     outer.add(f"for (int j = 0; j < {size}; ++j) {each}")

@@ -97,14 +97,19 @@ class _Writer:
         }
         for value in step.reductions:
             op = self.program[value]
-            item = self.emit(op.args[0], row)
-            cpp_reductions.accumulate(op, accumulators[value], item, self.inner)
+            if value not in step.tops:
+                item = self.emit(op.args[0], row)
+                cpp_reductions.accumulate(op, accumulators[value], item, self.inner)
         for value in step.stores:
             self._store(self.inner, value, self.emit(value, row), row)
         self._loop()
-        for value in step.reductions:
+        begin, end = (self.argument(kind, self.kernel.map) for kind in ("begin", "end"))
+        for value in sorted(step.reductions, key=lambda v: v in step.tops):
             op = self.program[value]
-            cpp_reductions.finish(op, accumulators[value], self.outer)
+            if value in step.tops:
+                logsum = accumulators[step.tops[value]]
+                cpp_reductions.take_top(op, accumulators[value], logsum, self.outer)
+            cpp_reductions.finish(op, accumulators[value], self.outer, f"{begin}[i] == {end}[i]")
             self.outer.known[value, center.name] = array_ref(accumulators[value], op.type.shape)
 
     def _loop(self) -> None:

@@ -126,12 +126,16 @@ def _max(op: Op, args: list[Tensor], types: list[Type], view: View) -> Tensor:
     return _amax(args[0], op.map, view, 0.0)
 
 
-def _logsumexp(op: Op, args: list[Tensor], types: list[Type], view: View) -> Tensor:
+def _top(op: Op, args: list[Tensor], types: list[Type], view: View) -> Tensor:
+    return _amax(args[0].detach(), op.map, view, 0.0)
+
+
+def _logsum(op: Op, args: list[Tensor], types: list[Type], view: View) -> Tensor:
     (x,) = args
-    top = _amax(x.detach(), op.map, view, float("-inf"))
+    top = _top(op, args, types, view)
     index = view.index(op.map)
     total = torch.zeros_like(top).index_add(0, index, torch.exp(x - top.index_select(0, index)))
-    return top + torch.log(total)
+    return torch.log(torch.where(total == 0, float("inf"), total))
 
 
 def _prefix(op: Op, args: list[Tensor], types: list[Type], view: View) -> Tensor:
@@ -230,7 +234,8 @@ _STRUCTURAL: dict[str, Callable[[Op, list[Tensor], list[Type], View], Tensor]] =
     "gather": _gather,
     "sum": _sum,
     "max": _max,
-    "logsumexp": _logsumexp,
+    "top": _top,
+    "logsum": _logsum,
     "prefix": _prefix,
     "pad": _pad,
     "linear": _linear,

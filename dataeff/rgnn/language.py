@@ -150,15 +150,19 @@ def positive(x: Symbol) -> Value:
 def edge_softmax(score: Symbol, *, per_relation: bool = False) -> Value:
     """Softmax of an edge value over the edges of each destination (and relation).
 
-    The largest score of a segment is subtracted before `exp`, so scores of any size are safe. The
-    logarithm of the sum is what backward keeps (Milakov and Gimelshein, arXiv 1805.02867).
+    `exp(score - top - logsum)`, where top is a segment's largest score and logsum the logarithm of
+    its sum of `exp(score - top)`: both come from one pass over the edges (Milakov and Gimelshein,
+    arXiv 1805.02867) and are what backward keeps. Scores of any size are safe, and lose nothing.
     """
     tracer = tracer_of(score)
     edges = expect(tracer, score, ("edge",), "edge_softmax")
     name = "edge.dst_pair" if per_relation else "edge.dst"
-    total = emit(tracer, "logsumexp", edges.id, attrs=(name,))
-    back = emit(tracer, "gather", total.id, attrs=(name,))
-    return unary("exp", emit(tracer, "sub", edges.id, back.id))
+    shifted = edges
+    for part in ("top", "logsum"):
+        of_segment = emit(tracer, part, edges.id, attrs=(name,))
+        back = emit(tracer, "gather", of_segment.id, attrs=(name,))
+        shifted = emit(tracer, "sub", shifted.id, back.id)
+    return unary("exp", shifted)
 
 
 def _parameter(tracer: Tracer, symbol: Any) -> int:

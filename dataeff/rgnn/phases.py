@@ -15,10 +15,15 @@ from dataeff.rgnn.signatures import SEGMENT
 
 @dataclass(frozen=True)
 class Pass:
-    """One loop over the inner rows: what it reduces and what it stores for each of them."""
+    """One loop over the inner rows: what it reduces and what it stores for each of them.
+
+    `tops` names, for each `top` whose operand's `logsum` the loop takes as well, that `logsum`: the
+    maximum is found on the way to it.
+    """
 
     reductions: tuple[int, ...]
     stores: tuple[int, ...]
+    tops: dict[int, int]
 
 
 class Phases:
@@ -38,13 +43,16 @@ class Phases:
         }
         stores = {s: self.of(s) for s in self.kernel.sinks if self.is_inner_store(s)}
         count = 1 + max([*reductions.values(), *stores.values()], default=-1)
+        made = [tuple(s for s, n in reductions.items() if n == k) for k in range(count)]
         return [
-            Pass(
-                tuple(s for s, n in reductions.items() if n == k),
-                tuple(s for s, n in stores.items() if n == k),
-            )
-            for k in range(count)
+            Pass(each, tuple(s for s, n in stores.items() if n == k), self._tops(each))
+            for k, each in enumerate(made)
         ]
+
+    def _tops(self, reductions: tuple[int, ...]) -> dict[int, int]:
+        ops = [self._op(s) for s in reductions]
+        logsums = {op.args: op.id for op in ops if op.kind == "logsum"}
+        return {op.id: logsums[op.args] for op in ops if op.kind == "top" and op.args in logsums}
 
     def is_inner_store(self, value: int) -> bool:
         """Whether a sink has a row for each inner row rather than for each center row."""

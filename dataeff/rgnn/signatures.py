@@ -29,11 +29,14 @@ UNARY = (
     "gelu_grad",
 )
 BINARY = ("add", "sub", "mul", "div", "maximum", "equal")
-SEGMENT = ("sum", "max", "logsumexp")
+# `top` is the maximum as a constant, `logsum` the logarithm of the sum of exp(x - top): together
+# the logsumexp, in two numbers so that large ones lose nothing. A segment without rows has the top
+# 0 and the logsum inf, so that its weights, exp(x - top - logsum), are 0.
+SEGMENT = ("sum", "max", "top", "logsum")
 # Their result can share the memory of their operand.
 ALIASES = ("prefix", "pad")
-# Their derivative is zero almost everywhere.
-ELEMENTWISE_ZERO = ("equal", "slope", "degree")
+# Their derivative is zero almost everywhere, or is taken as zero.
+NO_DERIVATIVE = ("equal", "slope", "degree", "top")
 
 
 def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:

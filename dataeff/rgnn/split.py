@@ -16,7 +16,7 @@ from dataeff.rgnn.ir import Builder, Op, Program
 from dataeff.rgnn.lower import SMALL_PRODUCT
 from dataeff.rgnn.passes.dce import eliminate_dead_code
 
-HEAVY = ("linear_t", "outer", "einsum", "sum", "max", "logsumexp")
+HEAVY = ("linear_t", "outer", "einsum", "sum", "max", "top", "logsum")
 
 
 @dataclass(frozen=True)

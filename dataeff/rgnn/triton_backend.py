@@ -15,7 +15,7 @@ from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import CONTIGUOUS
 from dataeff.rgnn.triton_prelude import PRELUDE
-from dataeff.rgnn.triton_source import MAX_REGISTERS, TritonKernel, traversal_kernel
+from dataeff.rgnn.triton_source import FP_FUSION, MAX_REGISTERS, TritonKernel, traversal_kernel
 from dataeff.rgnn.view import View
 
 # Values whose rows change shape are stored and viewed, since a padded block cannot be reshaped.
@@ -61,15 +61,14 @@ class TritonTraversals:
         with _launching_on(view.device, self.module):
             launch: Any = getattr(self.module, generated.name)
             grid = (-(-rows // generated.rows_per_program),)
-            options = {"num_warps": generated.num_warps, "maxnreg": MAX_REGISTERS}
-            launch[grid](*tensors, rows, **options)
+            options = {"maxnreg": MAX_REGISTERS, "enable_fp_fusion": FP_FUSION}
+            launch[grid](*tensors, rows, num_warps=generated.num_warps, **options)
             if generated.map is None:
                 return
             long = view.graph.structure.long_rows(generated.map, generated.long_row)
             if long.numel():
                 launch = getattr(self.module, f"{generated.name}_long")
-                options["num_warps"] = generated.long_warps
-                launch[long.shape](long, *tensors, rows, **options)
+                launch[long.shape](long, *tensors, rows, num_warps=generated.long_warps, **options)
 
     def _tensor(self, kind: str, what: int | str, view: View, values: dict[int, Tensor]) -> Tensor:
         if isinstance(what, int):

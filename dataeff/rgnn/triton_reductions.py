@@ -12,11 +12,11 @@ _LOWEST = 'float("-inf")'
 
 
 def start(op: Op, outer: Block, dtype: str) -> None:
-    """Set the accumulator `acc<id>` before the loop, and `sum<id>` beside that of a logsumexp."""
+    """Set the accumulator `acc<id>` before the loop; `sum<id>` stands beside that of a logsum."""
     shape = [1, *padded(op.type.shape)]
     first = "0.0" if op.kind == "sum" else _LOWEST
     outer.add(f"acc{op.id} = tl.full({shape}, {first}, {dtype})")
-    if op.kind == "logsumexp":
+    if op.kind == "logsum":
         outer.add(f"sum{op.id} = tl.zeros({shape}, {dtype})")
 
 
@@ -31,7 +31,7 @@ def accumulate(op: Op, value: str, inner: Block, dtype: str) -> None:
         return
     item, top, safe = (f"{stem}{op.id}" for stem in ("item", "top", "safe"))
     inner.add(f"{item} = tl.where({mask}, {full}, {_LOWEST})")
-    if op.kind != "logsumexp":
+    if op.kind != "logsum":
         inner.add(f"{acc} = maximum({acc}, tl.reduce({item}, 0, maximum)[None])")
         return
     # The maximum may pass over what is no number: the sum of exponentials does not.
@@ -44,11 +44,15 @@ def accumulate(op: Op, value: str, inner: Block, dtype: str) -> None:
     inner.add(f"{acc} = {top}")
 
 
+def take_top(op: Op, logsum: int, outer: Block) -> None:
+    """The maximum that the sum of a logsum, not finished yet, is relative to."""
+    outer.add(f"acc{op.id} = acc{logsum}")
+
+
 def finish(op: Op, outer: Block) -> None:
-    """Turn the accumulator into the result, behind the loop."""
+    """Turn the accumulator into the result, behind the loop from `first` to `last`."""
     acc = f"acc{op.id}"
-    if op.kind == "logsumexp":
-        total = f"tl.where(sum{op.id} == 0, 1, sum{op.id})"  # without rows: -inf, and no log of 0
-        outer.add(f"{acc} = {acc} + tl.log({total})")
-    elif op.kind == "max":
-        outer.add(f"{acc} = tl.where({acc} == {_LOWEST}, 0, {acc})")
+    if op.kind == "logsum":
+        outer.add(f'{acc} = tl.log(tl.where(sum{op.id} == 0, float("inf"), sum{op.id}))')
+    elif op.kind != "sum":
+        outer.add(f"{acc} = tl.where(first == last, 0, {acc})")

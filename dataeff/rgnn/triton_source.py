@@ -18,8 +18,10 @@ from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.triton_text import Block, Row, lane, padded, padded_numel, trail
 
 MAX_BLOCK = 32
-# Said aloud: left to itself, the assembler spills 8 bytes of some kernels to stay at 40 registers.
-MAX_REGISTERS = 255
+# How traversals are compiled. Left to itself, the assembler spills 8 bytes of some kernels to stay
+# at 40 registers. A product fused with the subtraction of a maximum is not the product whose
+# maximum it is, which takes three digits from the softmax of scores of 1e4.
+MAX_REGISTERS, FP_FUSION = 255, False
 
 _ROWS = "i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)"
 _ROW = "i = row + tl.arange(0, 1)"
@@ -153,15 +155,17 @@ class _Writer:
         assert name is not None
         self.inner = Block("        ")
         row = Row(domains.map_source(name), "e", "e_mask", "inner")
-        reductions = [self.program[v] for v in step.reductions]
-        for op in reductions:
+        sums = [self.program[v] for v in step.reductions if v not in step.tops]
+        for op in sums:
             triton_reductions.start(op, self.outer, self.type)
-        for op in reductions:
+        for op in sums:
             item = self.emit(op.args[0], row)
             triton_reductions.accumulate(op, item, self.inner, self.type)
         for value in step.stores:
             self._store(self.inner, value, self.emit(value, row), row)
         self._loop(name)
+        for value, logsum in step.tops.items():
+            triton_reductions.take_top(self.program[value], logsum, self.outer)
         for value in step.reductions:
             triton_reductions.finish(self.program[value], self.outer)
             self.outer.known[value, center.name] = f"acc{value}"

@@ -50,7 +50,7 @@ def test_the_parser_names_the_line(schedule):
     with pytest.raises(ValueError, match="head of step 0: 'k1:"):
         parse_schedule(text.replace("k0:", "k1:", 1), schedule.program)
     with pytest.raises(ValueError, match=r"not an operation of the program: '.*relu"):
-        parse_schedule(text.replace("logsumexp[", "relu[", 1), schedule.program)
+        parse_schedule(text.replace("logsum[", "relu[", 1), schedule.program)
     with pytest.raises(ValueError, match="to be stored"):
         parse_schedule(text.replace("  store ", "  hold ", 1), schedule.program)
 

@@ -220,7 +220,7 @@ def test_operators_pass_opcheck(small):
 
 def test_explain_shows_the_programs(small):
     text = rgat.explain(small, *arguments(rgat, 20, 4))
-    assert "== traced ==" in text and "== backward ==" in text and "logsumexp[edge.dst]" in text
+    assert "== traced ==" in text and "== backward ==" in text and "logsum[edge.dst]" in text
     assert "== forward kernels ==" in text and "traversal over dst" in text and "Mflop" in text
     assert "dataeff::parallel_for" in text
 
