@@ -46,7 +46,8 @@ def test_a_thousand_steps_grow_nothing(tmp_path):
         )
 
     before, resident = after(100), resident_nbytes()
-    assert after(900) == before
+    # What earlier tests left may go meanwhile.
+    assert all(now <= then for now, then in zip(after(900), before, strict=True))
     # What grew by as much as a byte a bit per step and storage would be far more than this.
     assert resident_nbytes() - resident < 16 << 20
     assert offload.report().saved_bytes == 0
