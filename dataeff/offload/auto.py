@@ -21,7 +21,7 @@ from dataeff.offload.simulate import Forecast, simulate
 from dataeff.offload.tiers import Tiers
 
 _WARM_UP_STEPS = 2
-_STEPS_OF_A_KIND = 3  # of which the median counts: one that was disturbed does no harm
+_STEPS_OF_A_KIND = 5  # of which the median counts: two that were disturbed do no harm
 _IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
 
@@ -30,8 +30,8 @@ class AutoPolicy:
     """Measures what can be done with the blocks, then follows its plan.
 
     Steps 1 and 2 move everything; the second tells how many bytes each block saves. In steps 3 to
-    11 the blocks are moved, recomputed and, as many as fit, kept, in turn: three times each. A plan
-    without a budget recomputes nothing, and is made after step 8. A step is one `with` block.
+    17 the blocks are moved, recomputed and, as many as fit, kept, in turn: five times each. A plan
+    without a budget recomputes nothing, and is made after step 12. A step is one `with` block.
 
     Args:
         model: the model; its largest list of blocks is planned (`find_blocks`).
@@ -133,7 +133,7 @@ class AutoPolicy:
         )
         self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - inside
         num, recompute = len(self._blocks), self._budget is not None
-        num_kept = num // (3 if recompute else 4)
+        num_kept = num // (2 if recompute else 4)
         if self._budget is not None and inside:
             block = inside / num
             room = self._budget - self.other_bytes - _IN_FLIGHT_BLOCKS * block

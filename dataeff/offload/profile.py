@@ -181,17 +181,30 @@ class BlockProfiler:
         return max(0.0, statistics.median(total_s - s for (_, _, total_s), s in pairs))
 
     def _times(self, action: Action) -> Times:
-        """Median seconds of forward and backward of the blocks that were treated like this."""
+        """Seconds of forward and backward of the blocks that were treated like this.
+
+        Medians of each block, in the sum stretched to the median step: what disturbs a step falls
+        on one block in this and on another in the next, and no block's median shows it.
+        """
+        steps = [(trial, seconds) for trial, seconds, _ in self._steps]
         found: Times = {}
         for name in self._blocks:
-            steps = [seconds for trial, seconds, _ in self._steps if trial[name] is action]
-            if steps:
+            of_name = [seconds for trial, seconds in steps if trial[name] is action]
+            if of_name:
                 forward_s, backward_s = (
-                    statistics.median(seconds.get((kind, name), 0.0) for seconds in steps)
+                    statistics.median(seconds.get((kind, name), 0.0) for seconds in of_name)
                     for kind in ("forward", "backward")
                 )
                 found[name] = forward_s, backward_s
-        return found
+        paces = []
+        for trial, seconds in steps:
+            names = [name for name in found if trial[name] is action]
+            if names:
+                both = [(kind, name) for kind in ("forward", "backward") for name in names]
+                usual_s = sum(sum(found[name]) for name in names)
+                paces.append(sum(seconds.get(key, 0.0) for key in both) / max(usual_s, 1e-12))
+        pace = statistics.median(paces) if paces else 1.0
+        return {name: (pace * t[0], pace * t[1]) for name, t in found.items()}
 
     def _note(self, kind: str, name: str) -> None:
         if self._device.type == "cuda":

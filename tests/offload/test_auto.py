@@ -36,7 +36,7 @@ def test_bits_do_not_change_whatever_is_planned(
     budget = None if share is None else share * keep.report().peak_saved_bytes
     offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=budget, min_bytes=0)
     assert "No plan yet" in offload.explain()
-    for got in train(offload, loss, model, gradients, 12):
+    for got in train(offload, loss, model, gradients, 18):
         assert_same(got, expected)
     plan = offload.plan
     assert len(plan.actions) == 3 and all(p.saved_bytes > 0 for p in plan.profiles)
@@ -63,7 +63,7 @@ def test_plan_with_a_hopeless_disk_recomputes(gpt_and_loss, gradients, assert_sa
         model, host_bytes=4096, policy="auto", memory_budget=budget, **options
     )
     with pytest.warns(RuntimeWarning, match="full"):  # while it measures, it tries
-        steps = train(offload, loss, model, gradients, 12)
+        steps = train(offload, loss, model, gradients, 18)
     assert Action.RECOMPUTE in offload.plan.actions
     assert Action.HOST not in offload.plan.actions
     for got in steps:

@@ -215,7 +215,7 @@ def offloaded(
     compared: bool = False,
     directories: int = 1,
     more: Callable[[dataeff.ActivationOffload], Metrics] = lambda offload: {},
-    warm_up: int = 0,
+    first: Callable[[Training, dataeff.ActivationOffload], None] = lambda training, offload: None,
     **options: Any,
 ) -> Step:
     """A step under an `ActivationOffload` with these options.
@@ -225,15 +225,14 @@ def offloaded(
         compared: compare the weights after 20 steps with those of keeping.
         directories: how many folders to spill to.
         more: further figures.
-        warm_up: steps before the first, whose effect on the weights is taken back.
+        first: takes steps before the clock starts; their effect on the weights is taken back.
         options: of the offload.
     """
     training = inputs.training()
     folders = [Path(tempfile.mkdtemp(dir=inputs.directory)) for _ in range(directories)]
     options = {"min_bytes": 1 << 18, **options}
     offload = dataeff.ActivationOffload(training.model, folders, **options)
-    for _ in range(warm_up):
-        training.step(offload)
+    first(training, offload)
     training.model.load_state_dict(inputs.weights)
     training.num_steps, training.cpu_s = 0, 0.0
 
