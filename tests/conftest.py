@@ -1,5 +1,6 @@
 """Fixtures that every room's tests share."""
 
+import gc
 import multiprocessing
 import signal
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # for cuda_double
+sys.path.insert(0, str(Path(__file__).parent))  # for the doubles
 
 # A run that a script started in the background inherits an ignored SIGINT, and so would every
 # process it starts: the tests of Ctrl-C need it as a terminal leaves it.
@@ -40,6 +41,26 @@ def cuda_double(monkeypatch):
     from cuda_double import Cuda
 
     return Cuda(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def cufile_path(tmp_path_factory):
+    """Path of a libcufile that makes system calls."""
+    from fake_cufile import build
+
+    return build(tmp_path_factory.mktemp("cufile"))
+
+
+@pytest.fixture
+def fake_cufile(cufile_path):
+    """That library's counts and switches; these are off again afterwards."""
+    from fake_cufile import FakeCufile
+
+    fake = FakeCufile(cufile_path)
+    yield fake
+    fake.reset()
+    gc.collect()
+    assert fake.num_open == 0 and fake.num_registered == 0  # everything was given back
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ typedef struct { int error, cuda_error; } Status;
 typedef struct { int type; union { int fd; void *handle; }; const void *operations; } Descriptor;
 
 int fake_nvfs_major = 2, fake_open_error, fake_register_error, fake_result, fake_errno, fake_corrupt;
+int fake_most; /* bytes that a call moves at most, unless 0 */
 int fake_num_open, fake_num_registered, fake_num_reads, fake_num_writes;
 
 Status cuFileDriverOpen(void) {
@@ -38,6 +39,7 @@ void cuFileHandleDeregister(void *handle) {
 /* O_DIRECT wants aligned memory, and cuFile takes any: through a buffer, then. */
 static ssize_t bounced(int fd, char *data, size_t size, off_t at, int writes) {
   void *buffer;
+  if (fake_most && size > (size_t)fake_most) size = fake_most;
   if (posix_memalign(&buffer, 4096, size)) return -1;
   if (writes) memcpy(buffer, data, size);
   ssize_t moved = writes ? pwrite(fd, buffer, size, at) : pread(fd, buffer, size, at);

@@ -126,10 +126,12 @@ def _rate(way: str, bandwidth_gbs: float, nbytes: int, how: str) -> Finding:
 
 def engine(directory: Path) -> Finding:
     """Which engine `engine="auto"` takes for `directory`, and what each has shown."""
+    import torch
+
     from dataeff.storage.choice import choose_engine, seconds_per_gb
 
     try:
-        choice = choose_engine(directory)
+        choice = choose_engine(directory, device="cuda" if torch.cuda.is_available() else "cpu")
     except OSError as error:
         return Finding("engine", ok=False, value=str(error), area=AREA)
     shown = [

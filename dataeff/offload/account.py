@@ -22,14 +22,14 @@ class Account:
 
     Args:
         ledger: where transfers and waits are drawn.
-        mark: the moment at which the compute of a device has done what it was given so far.
+        moment: at which the compute of a device has done what it was given so far.
     """
 
-    def __init__(self, ledger: Ledger, mark: Callable[[torch.device], Moment]) -> None:
+    def __init__(self, ledger: Ledger, moment: Callable[[torch.device], Moment]) -> None:
         self.ledger = ledger
         self.counters = Counters()
         self.by_module: dict[str, ModuleBytes] = {}
-        self._mark = mark
+        self._moment = moment
         self._pending: list[tuple[Times, Callable[[Span], None]]] = []
 
     def module(self, scope: str) -> ModuleBytes:
@@ -42,11 +42,11 @@ class Account:
     @contextmanager
     def exposed(self, name: str, device: torch.device) -> Iterator[None]:
         """Enters as a wait how long the compute of `device` stands still for its block."""
-        begin = self._mark(device)
+        begin = self._moment(device)
         try:
             yield
         finally:
-            end = self._mark(device)
+            end = self._moment(device)
             self._enter(partial(span_of, begin, end), partial(self._waited, name))
 
     def moved(self, track: str, times: Times, nbytes: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import numbers
 import os
 import sys
 import threading
@@ -20,9 +18,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from dataeff.ledger import Ledger
 from dataeff.offload.auto import AutoPolicy
 from dataeff.offload.cache import TensorCache
-from dataeff.offload.disk import SMALLEST_NBYTES, SpillSet
+from dataeff.offload.disk import SMALLEST_NBYTES
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.live import LiveView
+from dataeff.offload.opening import check_sizes, device_of, open_tiers
 from dataeff.offload.passes import Budgets
 from dataeff.offload.places import spill_directories
 from dataeff.offload.planner import Plan
@@ -31,9 +30,9 @@ from dataeff.offload.report import OffloadReport, Pace, make_report
 from dataeff.offload.rest import Rest
 from dataeff.offload.scopes import Scopes, is_compiled
 from dataeff.offload.simulate import Forecast
-from dataeff.offload.tiers import StreamsOf, Tiers, cuda_streams
+from dataeff.offload.tiers import StreamsOf, cuda_streams
 from dataeff.offload.wear import Endurance, StepClock, Wear
-from dataeff.storage import FaultPlan, choose_engine
+from dataeff.storage import FaultPlan
 
 _MAX_SPANS = 100_000
 
@@ -72,7 +71,7 @@ class ActivationOffload:
             directory is made: `spill="/nvme{local_rank}"`.
         host_bytes: size of the host tier: pinned memory that a GPU's tensors go to first; when it
             is full they go to disk. Tensors in host memory go to disk only.
-        policy: `"all"`; or `"auto"`: steps 3 to 11 (with their backward in the block) are measured,
+        policy: `"all"`; or `"auto"`: steps 3 to 17 (with their backward in the block) are measured,
             and a plan made for each block of the model: keep, host, disk or recompute, whichever
             costs least within `memory_budget`; or names of modules, whose tensors (and their
             submodules') are moved; or a callable that is asked about each storage
@@ -90,8 +89,9 @@ class ActivationOffload:
         write_cap_tb: the same per day of running.
         live: show what moves in a table on the terminal, from the first step on.
         staging_bytes: pinned memory through which a GPU's tensors go to disk and come back.
-        engine: what reads and writes the spill files: `"threads"`, `"io_uring"`, or `"auto"`: the
-            one that a short measurement in the first directory shows to be faster.
+        engine: what reads and writes the spill files: `"threads"`, `"io_uring"`, `"cufile"`: for a
+            model on a GPU, straight between its memory and the files (GPUDirect Storage), or
+            `"auto"`: the one that a short measurement in the first directory shows to be faster.
         num_threads: threads that read and write.
         faults: a plan of I/O faults, for tests.
         streams_of: the streams of a device, for tests.
@@ -99,8 +99,8 @@ class ActivationOffload:
     Raises:
         TypeError: `model` is no module, or a size no number.
         ValueError: there is neither `spill` nor `host_bytes`, `policy` is not known, or a size is
-            negative.
-        OSError: a directory cannot be written to.
+            negative; `engine="cufile"` for a model that is on no GPU, or with `checksum`.
+        OSError: a directory cannot be written to, or cuFile does not work there.
 
     SSDTrain (arXiv 2408.10013) describes the method.
     """
@@ -129,17 +129,15 @@ class ActivationOffload:
     ) -> None:
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"model: a torch.nn.Module is needed, not {type(model).__name__}")
-        sizes = {
-            "host_bytes": (host_bytes, 0),
-            "min_bytes": (min_bytes, 0),
-            "memory_budget": (memory_budget, 0),
-            "in_flight_bytes": (in_flight_bytes, 0),
-            "prefetch_bytes": (prefetch_bytes, 0),
-            "spill_bytes": (spill_bytes, 1),
-            "staging_bytes": (staging_bytes, 1),
-        }
-        for name, (value, least) in sizes.items():
-            _check_nbytes(name, value, least)
+        check_sizes(
+            host_bytes=host_bytes,
+            min_bytes=min_bytes,
+            memory_budget=memory_budget,
+            in_flight_bytes=in_flight_bytes,
+            prefetch_bytes=prefetch_bytes,
+            spill_bytes=spill_bytes,
+            staging_bytes=staging_bytes,
+        )
         if is_compiled(model):
             warnings.warn(
                 "activation offload: the whole model is compiled, so backward asks for everything "
@@ -150,10 +148,6 @@ class ActivationOffload:
             )
         said_compiled = is_compiled(model)
         directories = spill_directories(spill)
-        if not directories and not host_bytes:
-            raise ValueError(
-                "nowhere to offload to: name a directory in spill=, or give host_bytes"
-            )
         if memory_budget is not None and policy != "auto":
             raise ValueError("memory_budget is kept by policy='auto' only")
         endurance = Endurance(endurance_tbw, write_cap_tb)
@@ -163,25 +157,20 @@ class ActivationOffload:
         self._scopes = Scopes(model, self._exclusions, self._called, self._returned)
         self._rest, self._may_rest = Rest(), not callable(policy)
         self.ledger = Ledger(max_spans=_MAX_SPANS)
-        spills = None
-        if directories:
-            if engine == "auto":
-                engine = choose_engine(directories[0], num_threads=num_threads).kind
-            kind = _of_host_memory(engine)
-            try:
-                spills = SpillSet(directories, spill_bytes, kind, num_threads, faults)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not host_bytes:
-                    raise
-                warnings.warn(
-                    f"activation offload: no spill file can be made ({error}); what would go to "
-                    "disk goes to the host tier or stays in memory.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
         self._wear = Wear(endurance)
-        tiers = Tiers(spills, host_bytes, staging_bytes, checksum, streams_of, self._wear)
-        self._tiers = tiers
+        self._tiers = tiers = open_tiers(
+            device_of(model),
+            directories,
+            host_bytes=host_bytes,
+            spill_bytes=spill_bytes,
+            staging_bytes=staging_bytes,
+            checksum=checksum,
+            engine=engine,
+            num_threads=num_threads,
+            faults=faults,
+            streams_of=streams_of,
+            wear=self._wear,
+        )
         budgets = Budgets(in_flight_bytes, prefetch_bytes)
         self._auto: AutoPolicy | None = None
         if choose is None:
@@ -383,23 +372,3 @@ class _HooksOfThread(threading.local):
 
     def __init__(self) -> None:
         self.pushed: list[saved_tensors_hooks] = []
-
-
-def _check_nbytes(name: str, value: Any, least: int) -> None:
-    """Raises when `value` is no number of bytes; only `memory_budget` may have a fraction."""
-    if value is None:
-        return
-    kind = numbers.Real if name == "memory_budget" else numbers.Integral
-    if not isinstance(value, kind):
-        raise TypeError(f"{name}={value!r}: a number of bytes is needed, as an int")
-    if not float(value) >= least:  # nor is it when it is no number
-        raise ValueError(f"{name}={value} must be at least {least}")
-
-
-def _of_host_memory(engine: str) -> str:
-    if engine == "cufile":
-        raise ValueError(
-            "engine='cufile': offloads stage in pinned host memory, which cuFile does not serve; "
-            "it moves files to GPU memory for those who call dataeff.storage.open_engine('cufile')"
-        )
-    return engine

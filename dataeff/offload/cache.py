@@ -70,7 +70,7 @@ class TensorCache:
         self._process = Process()
         self._table = StorageTable()
         self._grave = Grave()
-        self.account = Account(ledger, tiers.mark)
+        self.account = Account(ledger, tiers.moment)
         self.counters = self.account.counters
         self.held = HeldBytes(self.counters, tiers)
         self._kept = KeptBooks(tiers, self.account, self.held)

@@ -43,7 +43,7 @@ class DeviceClock:
         self._anchor.synchronize()
         self._anchor_ns = time.perf_counter_ns()
 
-    def mark(self, stream: torch.cuda.Stream) -> DeviceMoment:
+    def moment(self, stream: torch.cuda.Stream) -> DeviceMoment:
         """When `stream` has run what is queued on it now."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(stream)

@@ -43,10 +43,13 @@ class Streams(Protocol):
     def copy_in(self, source: torch.Tensor, target: torch.Tensor) -> Event:
         """Copies host memory to a device tensor once what is queued now has run."""
 
+    def mark(self) -> Event:
+        """The end of what is queued now on the compute stream."""
+
     def order_after(self, event: Event) -> None:
         """What the caller queues from now on runs after `event`; the host does not wait."""
 
-    def mark(self) -> Moment:
+    def moment(self) -> Moment:
         """When the caller's stream has run what is queued on it now."""
 
     def pin(self, buffer: HostBuffer) -> None:
@@ -58,22 +61,22 @@ class Streams(Protocol):
 
 @dataclass(frozen=True)
 class CudaCopy:
-    """A copy that was queued while `stream` was current; an `Event`."""
+    """A copy, or another piece of work, queued while `stream` was current; an `Event`."""
 
     begin: DeviceMoment
     end: DeviceMoment
     stream: torch.cuda.Stream
 
     def query(self) -> bool:
-        """Whether the copy has ended."""
+        """Whether it has ended."""
         return bool(self.end.event.query())
 
     def synchronize(self) -> None:
-        """Makes the host wait for the end of the copy."""
+        """Makes the host wait for its end."""
         self.end.event.synchronize()
 
     def span(self) -> Span | None:
-        """When the copy began and ended, by the device's time stamps."""
+        """When it began and ended, by the device's time stamps."""
         return span_of(self.begin, self.end)
 
 
@@ -95,6 +98,11 @@ class CudaStreams:
         """Copies on the incoming stream."""
         return self._copy(self._in, source, target)
 
+    def mark(self) -> CudaCopy:
+        """An event at the end of the current stream."""
+        current, now = torch.cuda.current_stream(self._device), self.moment()
+        return CudaCopy(now, now, current)
+
     def order_after(self, event: Event) -> None:
         """Lets the current stream wait for a copy, and the stream that it was queued beside.
 
@@ -104,9 +112,9 @@ class CudaStreams:
         for stream in {torch.cuda.current_stream(self._device), event.stream}:
             stream.wait_event(event.end.event)
 
-    def mark(self) -> DeviceMoment:
+    def moment(self) -> DeviceMoment:
         """When the current stream gets here."""
-        return self._clock.mark(torch.cuda.current_stream(self._device))
+        return self._clock.moment(torch.cuda.current_stream(self._device))
 
     def pin(self, buffer: HostBuffer) -> None:
         """Registers the buffer with CUDA, in place."""
@@ -139,7 +147,7 @@ class CudaStreams:
         current = torch.cuda.current_stream(self._device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            begin = self._clock.mark(side)
+            begin = self._clock.moment(side)
             target.copy_(source, non_blocking=True)
-            end = self._clock.mark(side)
+            end = self._clock.moment(side)
         return CudaCopy(begin, end, current)

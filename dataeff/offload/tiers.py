@@ -12,6 +12,7 @@ import torch
 
 from dataeff.ledger import Tier
 from dataeff.memory import HostBuffer
+from dataeff.offload.direct import DirectCopy, DirectPath
 from dataeff.offload.disk import DiskCopy, SpillSet, Written
 from dataeff.offload.moments import HostMoment, Moment
 from dataeff.offload.planner import TierRate
@@ -42,6 +43,7 @@ class Tiers:
         checksum: keep a CRC-32C of what goes to disk.
         streams_of: the streams of a device, or None where tensors are in host memory already.
         wear: bounds what is written to disk.
+        cufile: the engines of `spills` are cuFile, which moves the memory of a device itself.
     """
 
     def __init__(
@@ -52,7 +54,9 @@ class Tiers:
         checksum: bool,
         streams_of: StreamsOf = cuda_streams,
         wear: Wear | None = None,
+        cufile: bool = False,
     ) -> None:
+        self._direct = DirectPath(spills) if cufile and spills is not None else None
         self._spills, self._checksum = spills, checksum
         self.wear = wear or Wear(Endurance())
         self.disk_nbytes = 0  # sent to disk so far
@@ -77,15 +81,16 @@ class Tiers:
         host = sum(pool.peak_nbytes for pool in self._pools())
         return Peaks(host, 0 if self._spills is None else self._spills.peak_nbytes)
 
-    def mark(self, device: torch.device) -> Moment:
+    def moment(self, device: torch.device) -> Moment:
         """When the compute of `device` has done what it was given so far."""
         streams = self._of(device)
-        return HostMoment() if streams is None else streams.mark()
+        return HostMoment() if streams is None else streams.moment()
 
     def moves(self, device: torch.device) -> bool:
         """Whether there is a tier that would free memory of `device`."""
         if self._of(device) is None:
-            return self._spills is not None and device.type == "cpu"
+            on_disk = self._spills is not None and self._direct is None
+            return on_disk and device.type == "cpu"
         return self._spills is not None or self._host_bytes > 0
 
     def store(
@@ -110,6 +115,8 @@ class Tiers:
                 if error.errno != errno.ENOSPC or self._spills is None:
                     raise
         self._count_write(storage.nbytes())
+        if self._direct is not None:
+            return DirectCopy(storage, self._direct, streams)
         return self._store_through_staging(storage, streams, exposed)
 
     def _count_write(self, nbytes: int) -> None:
@@ -142,10 +149,19 @@ class Tiers:
         """What each tier can do for tensors of `device`, by moving a few MiB there and back."""
         streams, rates = self._of(device), {}
         if self._spills is not None:
-            rates[Tier.DISK] = _measure_disk(self._spills)
+            rates[Tier.DISK] = self._measure_disk(device, streams)
         if self._host_bytes and streams is not None:
             rates[Tier.HOST] = self._measure_host(device, streams)
         return rates
+
+    def _measure_disk(self, device: torch.device, streams: Streams | None) -> TierRate:
+        assert self._spills is not None
+        if self._direct is None:
+            with HostBuffer(_PROBE_BYTES) as buffer:
+                return _measure_files(self._spills, buffer.tensor())
+        memory = torch.empty(_PROBE_BYTES, dtype=torch.uint8, device=device)
+        assert streams is not None
+        return _measure_files(self._spills, memory, streams)
 
     def _measure_host(self, device: torch.device, streams: Streams) -> TierRate:
         nbytes = min(_PROBE_BYTES, self._host_bytes)
@@ -174,6 +190,8 @@ class Tiers:
         self.drain()
         if self._writer is not None:
             self._writer.shutdown()
+        if self._direct is not None:
+            self._direct.close()
         for pool in self._pools():
             pool.close()
         if self._spills is not None:
@@ -215,27 +233,31 @@ class Tiers:
         return self._streams[device]
 
 
-def _measure_disk(spills: SpillSet) -> TierRate:
+def _measure_files(
+    spills: SpillSet, memory: torch.Tensor, streams: Streams | None = None
+) -> TierRate:
+    """What the spill files can do for `memory`: [_PROBE_BYTES], uint8."""
     part = _PROBE_BYTES // _PROBE_PARTS
-    with HostBuffer(_PROBE_BYTES) as buffer:
-        buffer.tensor().fill_(1)
-        places = [buffer.data_ptr + i * part for i in range(_PROBE_PARTS)]
-        written: list[Written] = []
+    memory.fill_(1)
+    if streams is not None:
+        streams.mark().synchronize()
+    places = [memory.data_ptr() + i * part for i in range(_PROBE_PARTS)]
+    written: list[Written] = []
 
-        def write() -> None:
-            written.extend(spills.begin_write(place, part) for place in places)
-            for extent in written[-_PROBE_PARTS:]:
-                extent.finish()
+    def write() -> None:
+        written.extend(spills.begin_write(place, part) for place in places)
+        for extent in written[-_PROBE_PARTS:]:
+            extent.finish()
 
-        def read() -> None:
-            pairs = zip(written[-_PROBE_PARTS:], places, strict=True)
-            reads = [(extent, extent.begin_read(place)) for extent, place in pairs]
-            for extent, transfer in reads:
-                extent.check_read(transfer)
+    def read() -> None:
+        pairs = zip(written[-_PROBE_PARTS:], places, strict=True)
+        reads = [(extent, extent.begin_read(place)) for extent, place in pairs]
+        for extent, transfer in reads:
+            extent.check_read(transfer)
 
-        write_s, read_s = _seconds(write), _seconds(read)
-        for extent in written:
-            extent.release()
+    write_s, read_s = _seconds(write), _seconds(read)
+    for extent in written:
+        extent.release()
     return TierRate(_PROBE_BYTES / write_s, _PROBE_BYTES / read_s)
 
 

@@ -68,7 +68,7 @@ Exposed = Callable[[str, torch.device], AbstractContextManager[None]]
 class Tiers(Protocol):
     """What the cache asks of the tiers below it (`dataeff.offload.tiers`)."""
 
-    def mark(self, device: torch.device) -> Moment:
+    def moment(self, device: torch.device) -> Moment:
         """When the compute of `device` has done what it was given so far."""
 
     @property

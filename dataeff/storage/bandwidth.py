@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from dataeff import _core
 from dataeff.memory import HostBuffer
@@ -48,6 +51,7 @@ def probe(
     max_seconds: float = 2.0,
     kind: str = "threads",
     num_threads: int = 4,
+    device: torch.device | str = "cpu",
 ) -> Probe:
     """Writes and reads an unnamed file of `nbytes` again and again, and takes the average.
 
@@ -58,6 +62,7 @@ def probe(
             first pass, in which the file system assigns the blocks.
         kind: engine, as `open_engine` takes it.
         num_threads: as `open_engine` takes it.
+        device: whose memory is written and read; a GPU's only by the engine `cufile`.
 
     Raises:
         OSError: the directory is missing, not writable, full.
@@ -71,9 +76,8 @@ def probe(
     num_transfers = max(min(nbytes, allowed) // TRANSFER_BYTES, 1)
     with SpillFile(path) as spill, open_engine(kind, num_threads=num_threads) as engine:
         extent = spill.allocate(num_transfers * TRANSFER_BYTES)
-        with HostBuffer(NUM_IN_FLIGHT * TRANSFER_BYTES) as buffer:
-            memoryview(buffer)[:] = os.urandom(buffer.nbytes)  # no gift to disks that compress
-            run = _Run(engine, spill, extent.offset, num_transfers, buffer)
+        with _random_bytes(NUM_IN_FLIGHT * TRANSFER_BYTES, torch.device(device)) as memory:
+            run = _Run(engine, spill, extent.offset, num_transfers, memory.data_ptr())
             written = run.once(engine.write, max_seconds / 3)
             run.num_transfers = max(written, 1)
             if written < num_transfers:
@@ -98,6 +102,19 @@ def probe(
         )
 
 
+@contextmanager
+def _random_bytes(nbytes: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Memory that disks that compress get no gift with: [nbytes], uint8, page-aligned on a CPU."""
+    with HostBuffer(nbytes) as buffer:
+        memoryview(buffer)[:] = os.urandom(nbytes)
+        if device.type == "cpu":
+            yield buffer.tensor()
+        else:
+            memory = buffer.tensor().to(device)
+            torch.cuda.synchronize(device)  # cuFile is not ordered with any stream
+            yield memory
+
+
 @dataclass
 class _Run:
     """Passes over the first `num_transfers` pieces of the extent, a few in flight at a time."""
@@ -106,7 +123,7 @@ class _Run:
     spill: SpillFile
     offset: int
     num_transfers: int
-    buffer: HostBuffer
+    address: int
 
     def once(
         self, order: Callable[[int, int, int, int], _core.Transfer], max_seconds: float
@@ -118,7 +135,7 @@ class _Run:
         while num_begun < self.num_transfers and (not num_begun or time.perf_counter() < deadline):
             if len(in_flight) == NUM_IN_FLIGHT:
                 in_flight.pop(0).wait()  # its place in the buffer is the next one's
-            place = self.buffer.data_ptr + num_begun % NUM_IN_FLIGHT * TRANSFER_BYTES
+            place = self.address + num_begun % NUM_IN_FLIGHT * TRANSFER_BYTES
             offset = self.offset + num_begun * TRANSFER_BYTES
             in_flight.append(order(self.spill.fd, place, TRANSFER_BYTES, offset))
             num_begun += 1

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+import torch
+
 from dataeff.storage.bandwidth import Probe, probe
+from dataeff.storage.cufile import cufile_refusal
 from dataeff.storage.engine import uring_refusal
 
 DEFAULT = "threads"
@@ -36,8 +39,9 @@ def choose_engine(
     nbytes: int = 64 << 20,
     max_seconds: float = 0.1,
     num_threads: int = 4,
+    device: torch.device | str = "cpu",
 ) -> Choice:
-    """Measures the engines that work on host memory, in turn, and takes the fastest.
+    """Measures the engines that work here, in turn, and takes the fastest.
 
     An activation is written once and read once, so what counts is the time of both:
     `1 / write_gbs + 1 / read_gbs`. The threads are taken unless another engine is 1.1 times faster
@@ -47,7 +51,9 @@ def choose_engine(
         directory: on the disk in question.
         nbytes: size of the file.
         max_seconds: of writing, and of reading, per engine and round.
-        num_threads: of the engine `threads`.
+        num_threads: of the engines `threads` and `cufile`.
+        device: whose memory is to be moved. That of a GPU is moved by cuFile, where it works; the
+            others move host memory, and copies between that and the GPU go on beside them.
 
     Raises:
         OSError: the directory is missing, not writable, full.
@@ -55,12 +61,22 @@ def choose_engine(
     refusals = {}
     if (refused := uring_refusal()) is not None:
         refusals["io_uring"] = refused
-    kinds = [DEFAULT] + [kind for kind in ("io_uring",) if kind not in refusals]
+    others = ["io_uring"]
+    if torch.device(device).type != "cpu":
+        others.append("cufile")
+        if (refused := cufile_refusal(directory, device)) is not None:
+            refusals["cufile"] = refused
+    kinds = [DEFAULT] + [kind for kind in others if kind not in refusals]
     probes: dict[str, Probe] = {}
     for _ in range(NUM_ROUNDS if len(kinds) > 1 else 1):
         for kind in kinds:
             made = probe(
-                directory, nbytes, max_seconds=max_seconds, kind=kind, num_threads=num_threads
+                directory,
+                nbytes,
+                max_seconds=max_seconds,
+                kind=kind,
+                num_threads=num_threads,
+                device=device if kind == "cufile" else "cpu",
             )
             if kind not in probes or seconds_per_gb(made) < seconds_per_gb(probes[kind]):
                 probes[kind] = made

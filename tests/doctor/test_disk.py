@@ -78,7 +78,7 @@ def test_engine_is_chosen_by_what_was_measured(monkeypatch, tmp_path):
     slow = Probe(1.0, 1.0, True, "ext4", "threads", 1 << 20, ())
     fast = Probe(4.0, 2.0, True, "ext4", "io_uring", 1 << 20, ())
     choice = Choice("io_uring", {"threads": slow, "io_uring": fast}, {}, "it is faster")
-    monkeypatch.setattr("dataeff.storage.choice.choose_engine", lambda directory: choice)
+    monkeypatch.setattr("dataeff.storage.choice.choose_engine", lambda directory, device: choice)
     found = disk.engine(tmp_path)
     assert found.ok and found.value.startswith("io_uring (it is faster; threads: write 1.00")
     assert found.figures == {"threads_s_per_gb": 2.0, "io_uring_s_per_gb": 0.75}

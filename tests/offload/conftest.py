@@ -135,10 +135,14 @@ class LateStreams:
         self.num_in += 1
         return self._copy("in", source, target)
 
+    def mark(self):
+        """What was queued to be copied in has then been, however late."""
+        return Reached(self.queues["in"].submit(time.sleep, self.delay_s))
+
     def order_after(self, event):
         event.synchronize()
 
-    def mark(self):
+    def moment(self):
         return HostMoment()
 
     def pin(self, buffer):

@@ -87,7 +87,7 @@ def device(monkeypatch):
 def test_compute_that_stands_still_is_seen_although_the_host_never_waits(device):
     streams = CudaStreams(DEVICE)
     ledger = Ledger(max_spans=10)
-    account = Account(ledger, lambda _: streams.mark())
+    account = Account(ledger, lambda _: streams.moment())
     device.compute.now_ms = 10.0
     copy = streams.copy_in(None, Slow(device, 5.0))  # from 10 to 15
     device.compute.now_ms = 12.0
@@ -112,7 +112,7 @@ def test_compute_that_stands_still_is_seen_although_the_host_never_waits(device)
 
 def test_a_copy_that_hid_behind_compute_was_not_waited_for(device):
     streams = CudaStreams(DEVICE)
-    account = Account(Ledger(), lambda _: streams.mark())
+    account = Account(Ledger(), lambda _: streams.moment())
     copy = streams.copy_out(None, Slow(device, 5.0))
     device.compute.now_ms = 20.0
     with account.exposed("wait for store", DEVICE):
@@ -137,7 +137,7 @@ def test_from_the_host_to_the_device(device):
     streams = CudaStreams(DEVICE)
     begin = HostMoment()
     device.compute.now_ms = 1000.0
-    end = streams.mark()
+    end = streams.moment()
     assert span_of(begin, end) is None
     device.reached_ms = 1000.0
     begin_ns, end_ns = span_of(begin, end)

@@ -3,56 +3,26 @@
 The library is a fake that does the same with system calls; "device" memory is host memory.
 """
 
-import ctypes
 import errno
 import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
+from fake_cufile import build
 
 from dataeff import _core
 from dataeff.memory import HostBuffer
 from dataeff.storage import SpillFile, cufile_library, cufile_refusal, open_engine
 
-SOURCE = Path(__file__).with_name("fake_cufile.c")
 
-
-def build(folder, *options):
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    library = folder / "libcufile.so.0"
-    command = [compiler, "-shared", "-fPIC", "-o", str(library), str(SOURCE), *options]
-    subprocess.run(command, check=True)
-    return library
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("cufile"))
+@pytest.fixture
+def library(cufile_path):
+    return cufile_path
 
 
 @pytest.fixture
-def fake(library):
-    """The fake's variables, as attributes; the switches are off again afterwards."""
-    loaded = ctypes.CDLL(str(library))
-
-    class Fake:
-        def __getattr__(self, name):
-            return ctypes.c_int.in_dll(loaded, f"fake_{name}").value
-
-        def set(self, **values):
-            for name, value in values.items():
-                ctypes.c_int.in_dll(loaded, f"fake_{name}").value = value
-
-    fake = Fake()
-    off = dict.fromkeys(["open_error", "register_error", "result", "errno", "corrupt"], 0)
-    yield fake
-    fake.set(nvfs_major=2, **off)
-    assert fake.num_open == 0 and fake.num_registered == 0  # everything was given back
+def fake(fake_cufile):
+    return fake_cufile
 
 
 @pytest.fixture
