@@ -63,6 +63,13 @@ def test_tiles_that_tuning_tries_compile_without_spills(number, case):
     assert report.fits, report
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_float64_products_of_few_rows_compile_without_spills(transposed):
+    product = Product(False, 1, 128, 128, 1 << 20, 64)
+    (tile,) = (t for t in ranked_tiles(product, torch.float64) if t.block_m == 16)
+    assert gemm_report(torch.float64, 128, 128, transposed=transposed, tile=tile).fits
+
+
 @pytest.mark.parametrize("in_place", [True, False])
 def test_reduction_compiles(in_place):
     pointers = {"First": "*fp32", "Extra": "*fp32", "Out": "*fp32" if in_place else "*bf16"}
