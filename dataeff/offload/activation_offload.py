@@ -59,7 +59,7 @@ class ActivationOffload:
 
     When two steps had nothing to move, those that follow are not looked at, and cost nothing, while
     the model is called with tensors of the sizes that those steps had; every 64th is. A callable
-    `policy` is always asked.
+    `policy` may change its mind: steps in which it is asked about anything are looked at.
 
     With `torch.compile`, compile the blocks of the model one by one: the backward of a compiled
     region asks for everything that region saved at once. A model compiled as a whole is warned of.
@@ -155,7 +155,7 @@ class ActivationOffload:
         self._exclusions = Exclusions(model)
         self._model = model
         self._scopes = Scopes(model, self._exclusions, self._called, self._returned)
-        self._rest, self._may_rest = Rest(), not callable(policy)
+        self._rest, self._asks = Rest(), callable(policy)
         self.ledger = Ledger(max_spans=_MAX_SPANS)
         self._wear = Wear(endurance)
         self._tiers = tiers = open_tiers(
@@ -195,7 +195,7 @@ class ActivationOffload:
         self._untraced = False
         self._active = False
         self._hooks = _HooksOfThread()
-        self._num_moved = 0
+        self._num_decided = 0
         self._clock = StepClock()
         self._live = LiveView(self.report) if live else None
 
@@ -216,8 +216,8 @@ class ActivationOffload:
         self._scopes.active = True
         if self._auto is not None:
             self._auto.begin_step(self._cache)
-        self._rest.begin(self._may_rest and (self._auto is None or self._auto.plan is not None))
-        self._num_moved = self._cache.num_moved
+        self._rest.begin(self._auto is None or self._auto.plan is not None)
+        self._num_decided = self._count_decided()
         self._look_away()  # from what an interrupt in the middle of a beginning left
         if self._rest.resting:
             self._scopes.remove_inner()
@@ -245,7 +245,11 @@ class ActivationOffload:
             if error is None:
                 self._auto.end_step(self._cache)
         if error is None:
-            self._rest.end(self._cache.num_moved - self._num_moved)
+            self._rest.end(self._count_decided() - self._num_decided)
+
+    def _count_decided(self) -> int:
+        """Storages that were moved, or that a callable, whose mind may change, was asked about."""
+        return self._selection.num_asked if self._asks else self._cache.num_moved
 
     def _look(self) -> None:
         """From here on this thread's saved tensors pass through the hooks."""

@@ -61,7 +61,7 @@ def _within(scope: str, name: str) -> bool:
     return name == "" or scope == name or scope.startswith(name + ".")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Selection:
     """Decides about one storage: its size, its device, whether it is a weight, then the policy.
 
@@ -70,12 +70,14 @@ class Selection:
         moves: whether some tier frees memory of a device.
         min_bytes: smaller storages stay in memory.
         exclusions: knows which tensors are casts of parameters.
+        num_asked: how often the policy was asked.
     """
 
     policy: Policy
     moves: Callable[[torch.device], bool]
     min_bytes: int
     exclusions: Exclusions
+    num_asked: int = 0
 
     def __call__(self, tensor: torch.Tensor, nbytes: int, scope: str) -> bool | Tier:
         """Whether the storage of `tensor`, of `nbytes`, is to be stored, or in which tier."""
@@ -83,5 +85,6 @@ class Selection:
             return False
         if self.exclusions.is_cast(tensor):
             return False
+        self.num_asked += 1
         info = SavedTensorInfo(tensor.shape, tensor.dtype, tensor.device, nbytes, scope)
         return self.policy(info)

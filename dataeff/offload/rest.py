@@ -51,12 +51,12 @@ class Rest:
         self._woken |= self.resting and call not in self._quiet
         return self._woken
 
-    def end(self, num_moved: int) -> None:
-        """A step has ended well, in which so many storages were sent to a tier."""
+    def end(self, num_decided: int) -> None:
+        """A step has ended well, in which so many storages were, or might have been, moved."""
         if self.resting and not self._woken:
             self.num_steps += 1
             self._since += 1
-        elif num_moved or self.resting or not self._calls or not self._allowed:
+        elif num_decided or self.resting or not self._calls or not self._allowed:
             # Where the model itself is never called, nothing would tell that its inputs changed.
             self._num_quiet = self._since = 0
             self._quiet -= self._calls

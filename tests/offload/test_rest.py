@@ -133,6 +133,18 @@ def test_a_model_that_moves_something_is_always_looked_at(offload, net):
     assert offload.report().num_steps_at_rest == 0
 
 
+def test_a_callable_that_is_never_asked_rests_until_there_is_something_to_ask(net, tmp_path):
+    asked = []
+    offload = ActivationOffload(
+        net, tmp_path, min_bytes=1 << 16, policy=lambda info: not asked.append(info)
+    )
+    rest(offload, net)
+    assert not asked and offload.report().num_steps_at_rest == 1
+    assert step(offload, net, torch.ones(LARGE, 64))[1] > 0  # seen at once
+    assert asked
+    offload.close()
+
+
 def test_a_callable_is_always_asked(net, tmp_path):
     asked = []
     offload = ActivationOffload(net, tmp_path, policy=lambda info: bool(asked.append(info)))
@@ -205,7 +217,7 @@ def test_a_failing_call_leaves_nothing_behind(offload, net, gradients, assert_sa
 def test_a_plan_that_keeps_everything_rests(net, tmp_path):
     pytest.importorskip("scipy")
     offload = ActivationOffload(net, tmp_path, policy="auto", memory_budget=1e12, min_bytes=0)
-    for _ in range(11):
+    for _ in range(17):
         assert step(offload, net, torch.ones(LARGE, 64))[0] > 0
     assert offload.plan.declines
     looked = [step(offload, net, torch.ones(LARGE, 64))[0] for _ in range(4)]
