@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dataeff import ActivationOffload
+from dataeff.storage import cufile_refusal
 
 WIDTH, TOKENS, BATCH, LAYERS = 128, 128, 4, 4
 MIB = 1 << 20
@@ -244,7 +245,7 @@ def test_auto_plans_and_keeps_the_bits(device, tmp_path):
     expected = gradients(model, lambda: model(x).square().mean().backward())
     tier = TIERS["host, then disk"] if device.type == "cuda" else TIERS["disk"]
     offload = offload_of(model, tmp_path, **tier, policy="auto", memory_budget=8 * MIB)
-    for _ in range(12):
+    for _ in range(18):
 
         def step():
             with offload:
@@ -253,6 +254,25 @@ def test_auto_plans_and_keeps_the_bits(device, tmp_path):
         found = gradients(model, step)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert offload.plan is not None and offload.explain()
+    offload.close()
+
+
+@needs_cuda
+def test_cufile_gives_the_bits_of_keeping(tmp_path):
+    if (refused := cufile_refusal(tmp_path)) is not None:
+        pytest.skip(refused)
+    model, x = make_model("cuda"), make_batch("cuda")
+    expected = gradients(model, lambda: model(x).square().mean().backward())
+    offload = offload_of(model, tmp_path, spill=True, engine="cufile")
+
+    def step():
+        with offload:
+            model(x).square().mean().backward()
+
+    for _ in range(3):
+        found = gradients(model, step)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert offload.report().bytes_read > 0
     offload.close()
 
 
