@@ -27,8 +27,8 @@ from dataeff.memory.huge_pages import on_huge_pages
 SMALLEST_NBYTES = 4 << 20  # what malloc keeps by itself, between values that follow one another
 SMALLEST_LENT_NBYTES = 32 << 20  # and from call to call
 # Of blocks that nothing uses: so many bytes, and one part in so many of memory.
-KEPT_NBYTES = 4 << 30
-KEPT_SHARE = 8
+KEPT_NBYTES = 8 << 30
+KEPT_SHARE = 4
 CPU_DEVICE = 1  # DLPack's number
 
 
@@ -42,6 +42,7 @@ class Scratch:
     def __init__(self, kept_nbytes: int) -> None:
         self.kept_nbytes = kept_nbytes
         self._idle: list[Tensor] = []
+        self._used_nbytes = self._most_nbytes = 0  # in use now, and at most since `clear`
         self.forked()
 
     def forked(self) -> None:
@@ -58,26 +59,31 @@ class Scratch:
     def take(self, nbytes: int) -> Tensor:
         """A block of at least `nbytes`, and at most a quarter more; uint8, of any content.
 
-        A new one takes the place of as many bytes of idle ones, so that blocks take no more memory,
-        but for that quarter, than was in use at once.
+        Idle blocks make room for a new one, so that all take no more memory, but for that quarter,
+        than was in use at once.
         """
         with self._lock:
             fits = [b for b in self._idle if nbytes <= b.nbytes <= nbytes * 5 // 4]
-            if fits:
-                best = min(fits, key=lambda b: b.nbytes)
+            best = min(fits, key=lambda b: b.nbytes, default=None)
+            self._used_nbytes += nbytes if best is None else best.nbytes
+            self._most_nbytes = max(self._most_nbytes, self._used_nbytes)
+            if best is not None:
                 self._idle = [b for b in self._idle if b is not best]
                 return best
-            room = nbytes
-            while self._idle and room > 0:
-                room -= self._idle.pop(0).nbytes
+            self._shrink(self._most_nbytes - self._used_nbytes)
         return on_huge_pages(torch.empty(nbytes, dtype=torch.uint8, device="cpu"))
 
     def give(self, block: Tensor) -> None:
         """Return a block; the blocks returned longest ago make room for it."""
         with self._lock:
+            self._used_nbytes -= block.nbytes
             self._idle.append(block)
-            while sum(b.nbytes for b in self._idle) > self.kept_nbytes:
-                self._idle.pop(0)
+            self._shrink(self.kept_nbytes)
+
+    def _shrink(self, nbytes: int) -> None:
+        """Let go the blocks returned longest ago until the idle ones take so much."""
+        while sum(b.nbytes for b in self._idle) > nbytes:
+            self._idle.pop(0)
 
     def lend(self, nbytes: int) -> Tensor:
         """A tensor of `nbytes` bytes, uint8, of any content.
@@ -94,6 +100,7 @@ class Scratch:
         """Give all idle blocks back to the system."""
         with self._lock:
             self._idle.clear()
+            self._most_nbytes = self._used_nbytes
 
 
 class _Loan:

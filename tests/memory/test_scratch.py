@@ -38,6 +38,17 @@ def test_a_new_block_takes_the_place_of_idle_ones():
     assert kept.nbytes == 8 * MB
 
 
+def test_a_small_new_block_leaves_idle_ones_where_more_was_in_use_at_once():
+    kept = Scratch(64 * MB)
+    blocks = [kept.take(size * MB) for size in (6, 12, 24)]
+    for block in blocks[1:]:
+        kept.give(block)
+    kept.take(3 * MB)
+    assert kept.nbytes == 24 * MB  # not 36: with the 9 in use that would be more than 42
+    kept.take(8 * MB)
+    assert kept.nbytes == 24 * MB
+
+
 def test_idle_blocks_are_bounded_and_can_be_given_back():
     kept = Scratch(20 * MB)
     blocks = [kept.take(8 * MB) for _ in range(3)]
