@@ -94,11 +94,11 @@ _FUNCTIONS = """\
 
 namespace {{
 [[maybe_unused]] constexpr T kInfinity = __builtin_inf{f}();
-// How many inner rows ahead the rows that an index leads to are fetched.
+// How many iterations ahead what an index leads to is fetched.
 [[maybe_unused]] constexpr int64_t kAhead = 8;
-template <int Elements>
-inline void prefetch(const T* row) {{
-  for (int k = 0; k < Elements; k += 64 / int(sizeof(T))) __builtin_prefetch(row + k);
+template <int Elements, class Element>
+inline void prefetch(const Element* row) {{
+  for (int k = 0; k < Elements; k += 64 / int(sizeof(Element))) __builtin_prefetch(row + k);
 }}
 [[maybe_unused]] inline T relu(T x) {{ return x < T(0) ? T(0) : x; }}
 [[maybe_unused]] inline T leaky_relu(T x, T slope) {{ return x > T(0) ? x : x * slope; }}

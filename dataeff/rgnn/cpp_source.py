@@ -10,15 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dataeff.rgnn import cpp_reductions, domains
+from dataeff.rgnn.cpp_ahead import Lookahead
 from dataeff.rgnn.cpp_text import Block, Ref, Row, array_ref, flat, loops
 from dataeff.rgnn.cpp_values import Values
 from dataeff.rgnn.ir import Op, Program
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.lower import closure
 from dataeff.rgnn.phases import Pass, Phases
-
-# A row of fewer elements shares its cache line with others, which bring it in.
-PREFETCH_ELEMENTS = 16
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ class _Writer:
         self.outer = Block("      ")
         self.inner = Block("        ")
         self.bounds: dict[str, str] = {}  # map -> the variable with a chunk's last inner row
-        self.followed: dict[str, tuple[str, str]] = {}  # row variable -> (its index array, from)
-        self.distant: dict[str, int] = {}  # text of an address one inner row ahead -> elements
+        self.ahead = {"inner": Lookahead("t"), "outer": Lookahead("i")}
         held: set[int] = set(kernel.sinks)
         for sink in kernel.sinks:
             held |= closure(self.program, self.stored, sink)
@@ -79,6 +76,7 @@ class _Writer:
 
     def write(self) -> KernelSource:
         center = Row(self.kernel.center, "i", "outer")
+        self.ahead["outer"].start("i", "u", scattered=False)
         phases = Phases(self.schedule, self.kernel)
         for step in phases.passes():
             self._phase(step, center)
@@ -92,6 +90,7 @@ class _Writer:
         assert self.kernel.map is not None
         self.inner = Block("        ")
         row = Row(domains.map_source(self.kernel.map), "e", "inner")
+        self._start_ahead()
         accumulators = {
             s: cpp_reductions.start(self.program[s], self.outer) for s in step.reductions
         }
@@ -120,15 +119,10 @@ class _Writer:
         out.add(f"for (int64_t t = {begin}[i]; t < int64_t({end}[i]); ++t) {{")
         items = f"{self.argument('items', name)}[t]" if self.has_items(name) else "t"
         out.add(f"  const int64_t e = {items};")
-        if self.distant:
-            # Segments follow one another, so that looking ahead reaches into the next ones.
-            self.bounds.setdefault(name, f"ahead_{end}")
-            out.add(f"  if (t + kAhead < {self.bounds[name]}) {{")
-            out.add("    const int64_t u = t + kAhead;")
-            for address, size in self.distant.items():
-                out.add(f"    prefetch<{size}>({address});")
-            out.add("  }")
-            self.distant.clear()
+        # Segments follow one another, so that looking ahead reaches into the next ones.
+        for line in self.ahead["inner"].lines(bound := f"ahead_{end}"):
+            self.bounds[name] = bound
+            out.add(f"  {line}")
         out.lines += self.inner.lines
         out.add("}")
 
@@ -162,43 +156,30 @@ class _Writer:
         size = op.type.numel
         start = row.name if size == 1 else f"{row.name} * {size}"
         block = self.inner if row.level == "inner" else self.outer
+        if op.type.domain not in domains.TYPE_DOMAINS:  # parameters are few, and in the cache
+            self.ahead[row.level].read(base, row.name, size)
         if size == 1:
             name = self.values.fresh("s")
             block.add(f"const T {name} = {base}[{start}];")
             return Ref(op.type.shape, lambda index: name)
         name = self.values.fresh("p")
         block.add(f"const T* const {name} = {base} + {start};")
-        if row.level == "inner":
-            self._ask_ahead(base, size, row.name)
         return array_ref(name, op.type.shape)
 
-    def _ask_ahead(self, base: str, size: int, row: str) -> None:
-        """Remember a wide row that is found through an index, to fetch it some rows ahead.
-
-        Rows of one center are few and scattered, so neither the hardware's prefetcher nor the
-        processor's window reaches the next ones; their indices are known, though.
-        """
-        where, indirect = self._ahead(row)
-        if indirect and size >= PREFETCH_ELEMENTS:
-            self.distant[f"{base} + {where} * {size}"] = size
-
-    def _ahead(self, row: str) -> tuple[str, bool]:
-        """A row's number for the inner row `u` ahead, and whether an index leads to it."""
-        if row == "e":
-            name = self.kernel.map
-            assert name is not None
-            items = self.has_items(name)
-            return (f"int64_t({self.argument('items', name)}[u])" if items else "u"), items
-        if row not in self.followed:
-            return row, False
-        index, source = self.followed[row]
-        return f"int64_t({index}[{self._ahead(source)[0]}])", True
+    def _start_ahead(self) -> None:
+        """The inner row of iteration `u`."""
+        name = self.kernel.map
+        assert name is not None
+        items = self.has_items(name)
+        number = f"int64_t({self.argument('items', name)}[u])" if items else "u"
+        self.ahead["inner"].start("e", number, scattered=items)
 
     def _compute(self, op: Op, row: Row, block: Block) -> Ref:
         if op.kind == "const":
             return Ref((), lambda index: f"T({float(op.attrs[0])!r})")  # type: ignore[arg-type]
         if op.kind == "degree":
             begin, end = self.argument("begin", op.map), self.argument("end", op.map)
+            self.ahead[row.level].read(end, row.name, 1)
             return Ref((), lambda index: f"T({end}[{row.name}] - {begin}[{row.name}])")
         if op.kind == "gather":
             return self._read_through(op.args[0], self._follow(op.map, row, block), row)
@@ -231,8 +212,9 @@ class _Writer:
             if key in known.rows:
                 return known.rows[key]
         variable = self.values.fresh("r")
-        block.add(f"const int64_t {variable} = {self.argument('index', name)}[{row.name}];")
-        self.followed[variable] = (self.argument("index", name), row.name)
+        index = self.argument("index", name)
+        block.add(f"const int64_t {variable} = {index}[{row.name}];")
+        self.ahead[row.level].follow(variable, index, row.name)
         block.rows[key] = Row(domains.map_target(name), variable, row.level)
         return block.rows[key]
 
@@ -271,6 +253,7 @@ class _Writer:
                     for name, bound in self.bounds.items()
                 ),
                 "    for (int64_t i = first; i < last; ++i) {",
+                *(f"      {line}" for line in self.ahead["outer"].lines("last")),
                 *self.outer.lines,
                 "    }",
                 "  });",
