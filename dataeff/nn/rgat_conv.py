@@ -24,7 +24,7 @@ MECHANISMS = ("within-relation", "across-relation")
 def rgat(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
     g, x, weight, q, k,  # noqa: ANN001
     x_dst=None, edge_attr=None, edge_weight=None, e=None, keep=None,  # noqa: ANN001
-    w=None, l1=None, b1=None, l2=None, b2=None, *,  # noqa: ANN001
+    w=None, l1=None, b1=None, l2=None, b2=None, bias=None, *,  # noqa: ANN001
     heads, dim, multiplicative, within, mod, slope, blocks, aggr, need_attention,  # noqa: ANN001
 ):  # fmt: skip
     src, dst = g.src(x), g.dst(x if x_dst is None else x_dst)
@@ -57,6 +57,8 @@ def rgat(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
         degree = rgnn.relu(rgnn.reshape(g.in_degree(), 1) * l1 + b1)
         message = message * rgnn.reshape(g.dst(rgnn.linear(degree, l2) + b2), 1, *middle, -1)
     out = {"add": g.sum, "mean": g.mean, "max": g.max}[aggr](message)
+    if bias is not None:  # of the joined heads
+        out = rgnn.reshape(out, out.type.numel) + bias
     return (out, g.to_given_order(attention)) if need_attention else out
 
 
@@ -222,7 +224,7 @@ class RGATConv(torch.nn.Module):
         own = right if right is not left else None
         out, attention = self._run(graph, left, own, edge_attr, need_attention)
         out = out.flatten(1) if self.concat else out.mean(dim=1).flatten(1)
-        if self.bias is not None:
+        if self.bias is not None and not self.concat:
             out = out + self.bias
         if not need_attention:
             return out
@@ -237,6 +239,8 @@ class RGATConv(torch.nn.Module):
         need_attention: bool,
     ) -> tuple[Tensor, Tensor | None]:
         inputs: dict[str, Tensor] = {"weight": self._weight(), "q": self.q, "k": self.k}
+        if self.bias is not None and self.concat:
+            inputs["bias"] = self.bias
         if x_dst is not None:
             inputs["x_dst"] = x_dst
         if edge_attr is not None:
