@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from dataeff import _core
 from dataeff.memory.huge_pages import on_huge_pages
@@ -93,7 +94,7 @@ class Scratch:
         block = self.take(nbytes)
         loan = _Loan(self, block)
         capsule = _core.alias_capsule(block.data_ptr(), nbytes, CPU_DEVICE, 0, loan)
-        lent: Tensor = torch.utils.dlpack.from_dlpack(capsule)
+        lent: Tensor = from_dlpack(capsule)
         return lent
 
     def clear(self) -> None:
