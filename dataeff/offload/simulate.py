@@ -159,9 +159,10 @@ def simulate(
         parts[i] = _forward(step, profile, action, part_bytes)
     step.hold(other_bytes)
     step.compute(other_s)
-    step.begin_backward([part for i in parts for part in parts[i]])
-    step.held -= other_bytes
     order = [part for i in reversed(parts) for part in reversed(parts[i])]
+    step.begin_backward(order[::-1])
+    step.read_ahead(order)  # with the first tensor that backward wants, which lies outside
+    step.held -= other_bytes
     position = 0
     for i in reversed(range(len(profiles))):
         _backward(step, profiles[i], actions[i], parts[i], order, position)

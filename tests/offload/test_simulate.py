@@ -71,3 +71,10 @@ def test_never_faster_than_compute_nor_larger_than_keeping(sizes, data, rate, li
     assert found.exposed_s >= 0
     inputs = sum(n // 4 for n, a in zip(sizes, actions, strict=True) if a is RECOMPUTE)
     assert found.peak_bytes <= sum(sizes) + inputs + max(sizes) + 1e-6
+
+
+def test_what_lies_outside_is_still_held_when_the_first_loads_begin():
+    fast = {DISK: TierRate(write=1e9, read=1e9)}
+    outside = {"other_s": 0.1, "other_bytes": 70}
+    found = simulate(modules(4), [DISK] * 4, fast, limit=50, part_bytes=25, **outside)
+    assert found.peak_bytes == 70 + 50
