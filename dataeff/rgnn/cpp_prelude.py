@@ -121,7 +121,10 @@ struct Exponents {{
     filled = 0;
     T highest = top, total = T(0);
     for (int k = 0; k < kBlock; ++k) highest = math::max(highest, terms[k]);
-    if (highest == -kInfinity) return;
+    if (highest == -kInfinity) {{  // no number among them, or none that counts
+      for (int k = 0; k < kBlock; ++k) sum = terms[k] == terms[k] ? sum : terms[k];
+      return;
+    }}
 #pragma omp simd reduction(+ : total)
     for (int k = 0; k < kBlock; ++k) total += math::exp(terms[k] - highest);
     sum = sum * math::exp(top - highest) + total;

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn.autodiff import differentiate, gradient_input
-from dataeff.rgnn.backend import Runner
+from dataeff.rgnn.backend import Runner, choose
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint
 from dataeff.rgnn.profile import NUM_COUNTS, counts_of, nearby
@@ -205,7 +205,7 @@ class Plan:
         self.traced = layer.trace(shapes, request.statics, rows)
         self.sizes = (*node_counts[:5], *_type_counts(layer.name, self.traced, shapes, node_counts))
         self.wanted = [n for i, n in enumerate(names) if request.wanted >> i & 1]
-        self.compiled = _compiled_for(self, disabled, backend)
+        self.compiled = _compiled_for(self, disabled, backend or choose(request.device))
 
     def run_forward(
         self, view: View, inputs: Sequence[Tensor]
@@ -260,7 +260,7 @@ def _type_counts(
 _COMPILED: dict[tuple[Any, ...], Compiled] = {}
 
 
-def _compiled_for(plan: Plan, disabled: frozenset[str], backend: str | None) -> Compiled:
+def _compiled_for(plan: Plan, disabled: frozenset[str], backend: str) -> Compiled:
     # Compiled for a size that depends on nothing but this one, not for the first that came: the
     # same call gives the same bits in every process.
     request = plan.request
@@ -275,7 +275,11 @@ def _compiled_for(plan: Plan, disabled: frozenset[str], backend: str | None) -> 
     return _COMPILED[key]
 
 
-@lru_cache(maxsize=256)
 def plan_for(request: Request) -> Plan:
-    """The plan of a request, made at its first use."""
-    return Plan(request)
+    """The plan of a request on the backend chosen now, made at its first use."""
+    return _plan_for(request, choose(request.device))
+
+
+@lru_cache(maxsize=256)
+def _plan_for(request: Request, backend: str) -> Plan:
+    return Plan(request, backend=backend)

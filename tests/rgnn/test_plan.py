@@ -26,9 +26,21 @@ def test_graphs_of_about_one_size_share_what_was_compiled(monkeypatch):
     assert made[0][0] == 1024 and made[1][0] == 4096
 
 
+def test_a_backend_that_is_chosen_later_is_the_one_that_runs(monkeypatch):
+    index = torch.zeros(2, 1, dtype=torch.int64)
+    graph = rgnn.Graph(index, index[0], num_nodes=1)
+    args = torch.randn(1, 3), torch.randn(1, 3, 3)
+    for name in ("reference", "cpp", "reference"):
+        monkeypatch.setenv("DATAEFF_RGNN_BACKEND", name)
+        with plan.watched_plans() as seen:
+            rgcn(graph, *args)
+        assert [p.compiled.forward_runner.name for p in seen] == [name]
+        assert rgcn.plan(graph, *args).compiled.forward_runner.name == name
+
+
 def test_plans_do_not_pile_up():
-    bound = plan.plan_for.cache_info().maxsize
-    plan.plan_for.cache_clear()
+    bound = plan._plan_for.cache_info().maxsize
+    plan._plan_for.cache_clear()
     for num_nodes in range(500, 500 + bound + 10):
         graph = rgnn.Graph(
             torch.zeros(2, 1, dtype=torch.int64),
@@ -36,7 +48,7 @@ def test_plans_do_not_pile_up():
             num_nodes=num_nodes,
         )
         rgcn(graph, torch.randn(num_nodes, 1), torch.randn(1, 1, 1))
-    assert plan.plan_for.cache_info().currsize == bound
+    assert plan._plan_for.cache_info().currsize == bound
 
 
 def test_sizes_are_rounded_the_same_whatever_came_before():

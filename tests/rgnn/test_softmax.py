@@ -106,3 +106,20 @@ def test_infinite_scores_are_as_in_torch(backend):
     want[0], want[1] = score[:3].softmax(0), torch.full((3,), torch.nan)
     torch.testing.assert_close(y[0], want[0])
     assert y[1, :2].isnan().all() and not y[2].any()
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # of NumPy, in Triton's interpreter
+def test_a_score_that_is_no_number_spoils_its_whole_destination(backend):
+    """However many edges there are: a C++ kernel takes them in blocks."""
+
+    @rgnn.layer
+    def weights(g, score):
+        return rgnn.edge_softmax(g.edge(score))
+
+    source = torch.arange(40)
+    graph = rgnn.Graph(torch.stack([source, (source >= 32).long()]), num_nodes=40)
+    for spoilt in (0, 17, 31, slice(0, 16), slice(16, 32), slice(0, 32)):
+        score = torch.ones(40)
+        score[spoilt] = torch.nan
+        y = weights(graph, score)
+        assert y[:32].isnan().all() and torch.equal(y[32:], torch.full((8,), 1 / 8))

@@ -15,7 +15,7 @@ from rgnn_layers import gated, heads, tensors
 from dataeff import nn, rgnn
 from dataeff.nn.comp_gcn_conv import COMPOSITIONS
 from dataeff.nn.rgat_conv import MECHANISMS, MODES, MODS
-from dataeff.rgnn.plan import plan_for, watched_plans
+from dataeff.rgnn.plan import watched_plans
 
 pytest.importorskip("triton")
 
@@ -27,14 +27,11 @@ SMALLEST = {torch.float32: 0.05, torch.bfloat16: 1.0, torch.float16: 1.0}
 
 @contextlib.contextmanager
 def backend(name):
-    """Layers run on this backend; what they become is forgotten afterwards."""
+    """Layers run on this backend."""
     from dataeff.kernels import interpreter, typed_gemm
 
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         patch.setenv("DATAEFF_RGNN_BACKEND", name)
-        patch.setattr("dataeff.rgnn.plan._COMPILED", {})
-        plan_for.cache_clear()
-        stack.callback(plan_for.cache_clear)
         if name == "triton":
             stack.enter_context(interpreter.interpreted(typed_gemm))
         yield

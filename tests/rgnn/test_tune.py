@@ -10,7 +10,7 @@ from rgnn_layers import rgat, rgcn_mean
 
 from dataeff import rgnn
 from dataeff.rgnn.layer import choice_key
-from dataeff.rgnn.plan import plan_for, watched_plans
+from dataeff.rgnn.plan import watched_plans
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
 
@@ -179,11 +179,8 @@ def interpreted(monkeypatch):
     from dataeff.kernels import interpreter, typed_gemm
 
     monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "triton")
-    monkeypatch.setattr("dataeff.rgnn.plan._COMPILED", {})
-    plan_for.cache_clear()
     with interpreter.interpreted(typed_gemm):
         yield
-    plan_for.cache_clear()
 
 
 def test_sizes_of_generated_triton(small, args, interpreted):
