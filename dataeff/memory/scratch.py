@@ -126,7 +126,12 @@ def memory_nbytes() -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-SCRATCH = Scratch(min(memory_nbytes() // KEPT_SHARE, KEPT_NBYTES))
+def kept_share() -> int:
+    """The bytes that idle blocks may take on this machine."""
+    return min(memory_nbytes() // KEPT_SHARE, KEPT_NBYTES)
+
+
+SCRATCH = Scratch(kept_share())
 os.register_at_fork(after_in_child=SCRATCH.forked)
 
 

@@ -237,6 +237,7 @@ class ActivationOffload:
         self._scopes.active = False
         self._scopes.reset()
         self._cache.poll()
+        self._tiers.end_step()
         self._clock.end()
         self._wear.foresee(self._tiers.disk_nbytes)
         self._cache.regions.say(stacklevel=3)

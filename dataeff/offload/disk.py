@@ -17,6 +17,7 @@ import torch
 
 from dataeff import _core
 from dataeff.ledger import Tier
+from dataeff.memory import scratch
 from dataeff.offload.moments import Span, Times
 from dataeff.storage import FaultPlan, SpillFile, Stripe, StripedRead, StripedSpill
 from dataeff.storage.striped import CHUNK_BYTES
@@ -36,6 +37,9 @@ class SpillSet:
         kind: engine of each directory, as `dataeff.storage.open_engine` takes it.
         num_threads: of each directory, as `open_engine` takes it.
         faults: faults to inject, counted over all directories.
+
+    Attributes:
+        memory: what is read into; what a load has given up is found again by the next.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class SpillSet:
             num_threads=num_threads,
             faults=[faults] * len(directories),
         )
+        self.memory = scratch.Scratch(scratch.kept_share())
 
     @property
     def files(self) -> list[SpillFile]:
@@ -142,6 +147,7 @@ class DiskCopy:
         self.host_nbytes = nbytes - body
         self._crc = _core.crc32c(address + lead, body) if checksum else None
         self._source: torch.UntypedStorage | None = storage  # the engine reads it until finish()
+        self._memory = spills.memory
         self._written = spills.begin_write(address + lead, body)
         self.done = self._written.done
 
@@ -162,7 +168,7 @@ class DiskCopy:
 
     def load(self) -> DiskLoad:
         """Begins to read the bytes into a new storage."""
-        return DiskLoad(self._written, self._head, self._tail, self._crc)
+        return DiskLoad(self._written, self._head, self._tail, self._crc, self._memory)
 
     def release(self) -> None:
         """Frees the extent."""
@@ -178,12 +184,15 @@ class DiskLoad:
         head: bytes,
         tail: bytes,
         crc: int | None,
+        memory: scratch.Scratch,
     ) -> None:
         lead, body = len(head), written.nbytes
-        self.storage = torch.UntypedStorage(lead + body + len(tail) + ALIGNMENT)
+        nbytes = lead + body + len(tail) + ALIGNMENT
+        if nbytes < scratch.SMALLEST_NBYTES:
+            self.storage = torch.UntypedStorage(nbytes)
+        else:
+            self.storage = memory.lend(nbytes).untyped_storage()
         address = self.storage.data_ptr()
-        # Nothing has touched this memory: its first write is the read's, a page at a time.
-        _core.prefer_huge_pages(address, self.storage.nbytes())
         self.shift = -(address + lead) % ALIGNMENT
         self._body = address + self.shift + lead
         ctypes.memmove(self._body - lead, head, lead)

@@ -178,6 +178,11 @@ class Tiers:
         pool.release(buffer)
         return TierRate(nbytes / write_s, nbytes / read_s, float(self._host_bytes))
 
+    def end_step(self) -> None:
+        """Gives back the memory that loads find again within a step: forward has none of it."""
+        if self._spills is not None:
+            self._spills.memory.clear()
+
     def drain(self) -> None:
         """Waits for the writes under way, and for the copies of buffers handed back."""
         for copy in list(self._trailing):
