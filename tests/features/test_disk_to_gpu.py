@@ -1,10 +1,6 @@
 """Rows straight from files by cuFile: a fake of it, and host memory for the GPU's."""
 
 import errno
-import shutil
-import subprocess
-from ctypes import CDLL, c_int
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,28 +10,13 @@ import dataeff
 from dataeff.features import disk_rows
 from dataeff.features.stats import Account
 
-SOURCE = Path(__file__).parents[1] / "storage" / "fake_cufile.c"
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    library = tmp_path_factory.mktemp("cufile") / "libcufile.so.0"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(SOURCE)], check=True)
-    return library
-
 
 @pytest.fixture
-def cufile(library, monkeypatch):
+def cufile(fake_cufile, monkeypatch):
     """The fake, in place of the library; it reads any bytes, so files are opened buffered."""
-    monkeypatch.setattr("dataeff.storage.engine.cufile_library", lambda: str(library))
+    monkeypatch.setattr("dataeff.storage.engine.cufile_library", lambda: fake_cufile.path)
     monkeypatch.setattr(disk_rows.os, "O_DIRECT", 0)
-    loaded = CDLL(str(library))
-    yield lambda name: c_int.in_dll(loaded, f"fake_{name}")
-    c_int.in_dll(loaded, "fake_result").value = 0
-    assert c_int.in_dll(loaded, "fake_num_open").value == 0
+    return fake_cufile
 
 
 @pytest.fixture
@@ -71,7 +52,7 @@ def test_rows_are_those_of_the_table(tmp_path, cufile, x, kind):
         assert torch.equal(rows, x[index])
         unique = len(index.remainder(len(x)).unique())
         assert stats.nbytes == {"disk->device": unique * 84} and stats.num_rows == 300
-        assert cufile("num_reads").value >= unique
+        assert cufile.num_reads >= unique
         assert direct(table, index[:0].int())[0].shape == (0, 15, 3, 7)
         assert torch.equal(table[index], x[index])  # a host index has its own way
 
@@ -79,16 +60,16 @@ def test_rows_are_those_of_the_table(tmp_path, cufile, x, kind):
 def test_wrong_indices_and_failed_reads_are_named_and_others_go_on(tmp_path, cufile, x):
     np.save(tmp_path / "x.npy", x.numpy())
     with dataeff.FeatureTable.open(tmp_path / "x.npy", engine="cufile") as table:
-        before = cufile("num_reads").value
+        before = cufile.num_reads
         for wrong in (500, -501):
             with pytest.raises(IndexError, match=f"index {wrong} .* 500 rows: valid are -500"):
                 direct(table, torch.tensor([1, wrong]))
-        assert cufile("num_reads").value == before
-        cufile("result").value = -5030
+        assert cufile.num_reads == before
+        cufile.set(result=-5030)
         with pytest.raises(OSError, match=r"read of 84 bytes at offset .*x\.npy") as caught:
             direct(table, torch.arange(300))
         assert caught.value.errno == errno.EIO
-        cufile("result").value = 0
+        cufile.set(result=0)
         assert torch.equal(direct(table, torch.tensor([3]))[0], x[[3]])
 
 
