@@ -36,7 +36,7 @@ LONG_CALL_S = 1.0
 SETTLED_S = 1.0
 SETTLED_SPREAD = 0.1  # of the median
 CALM_SHARE = 0.05
-OURS_LONGER = 4  # times a case's `long_call_s`: what is reported of ours rests on several rounds
+OURS_LONGER = 10  # times a case's `long_call_s`: what is reported of ours rests on several rounds
 
 
 class DisagreementError(RuntimeError):
@@ -195,9 +195,13 @@ def _first_call(lane: Lane, case: Case, device: torch.device) -> Any:
     start = time.perf_counter()
     result = lane.step.call()
     _synchronize(device)
-    longer = OURS_LONGER if lane.provider.role == "ours" else 1
-    lane.long = time.perf_counter() - start > longer * case.long_call_s
+    lane.long = time.perf_counter() - start > _longest_s(lane, case)
     return result
+
+
+def _longest_s(lane: Lane, case: Case) -> float:
+    """Seconds that a call may take and still be timed in every round."""
+    return case.long_call_s * (OURS_LONGER if lane.provider.role == "ours" else 1)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -250,7 +254,7 @@ def _rounds(lanes: list[Lane], case: Case, options: Options) -> None:
             if lane.long and lane.samples:
                 continue
             lane.samples.append(_sample(lane, options.device))
-            lane.long = lane.long and lane.samples[0] > case.long_call_s
+            lane.long = lane.long and lane.samples[0] > _longest_s(lane, case)
         gc.collect()
 
 

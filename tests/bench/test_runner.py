@@ -136,6 +136,19 @@ def test_a_first_call_that_was_long_once_is_a_warm_up(clock):
     assert found["p", "time_s"].value == pytest.approx(0.5)
 
 
+def test_a_call_of_ours_may_take_longer_in_every_round(clock):
+    durations = iter([9.0])
+
+    def cold():
+        clock.now_ns += round(next(durations, 4.0) * 1e9)
+        return 0
+
+    providers = (provider("ours", cold, role="ours"), provider("p", clock.work("p", 4.0, [])))
+    found = run(Case(size="", inputs=lambda: None, providers=providers, long_call_s=0.5))
+    assert found["ours", "num_rounds"].value == 3 and found["p", "num_rounds"].value == 1
+    assert found["ours", "time_s"].value == pytest.approx(4.0)
+
+
 def test_a_first_call_may_decline(clock):
     def declines():
         raise Unavailable("one step did not finish in 5 s")
@@ -155,6 +168,7 @@ def test_a_ceiling_s_rate_is_its_best_round(clock):
 
     def disturbed():
         clock.now_ns += round(next(durations, 4.0) * 1e9)
+        return 0
 
     case = Case(
         size="",
