@@ -122,12 +122,15 @@ class Executor:
             tensor = inputs[str(op.attrs[0])].contiguous()
             values[op.id] = tensor.unsqueeze(0) if op.type.domain == "one" else tensor
         memory = Memory(self.passing)
-        for number, step in enumerate(self.schedule.steps):
-            self._run(number, step, view, values, like, memory)
-            for value, last in self.last_use.items():
-                if last == number:
-                    values.pop(value, None)
-            memory.after(number)
+        try:
+            for number, step in enumerate(self.schedule.steps):
+                self._run(number, step, view, values, like, memory)
+                for value, last in self.last_use.items():
+                    if last == number:
+                        values.pop(value, None)
+                memory.after(number)
+        finally:  # a step that failed keeps no block
+            memory.after(len(self.schedule.steps))
         return [self._result(o, values, like) for o in self.program.outputs]
 
     def _result(self, output: int, values: dict[int, Tensor], like: Tensor) -> Tensor:

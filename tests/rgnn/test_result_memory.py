@@ -64,3 +64,23 @@ def test_a_result_takes_the_memory_of_one_that_is_gone(monkeypatch):
     assert again.data_ptr() == place != kept.data_ptr()
     assert torch.equal(again, kept)
     SCRATCH.clear()
+
+
+def test_a_step_that_fails_keeps_no_block(monkeypatch):
+    monkeypatch.setattr(execute, "SMALLEST_NBYTES", 1)
+    graph, inputs = _problem(gated)
+    SCRATCH.clear()
+    before, taken = SCRATCH._used_nbytes, []
+    run = execute.Executor._run
+
+    def failing(self, number, step, view, values, like, memory):
+        run(self, number, step, view, values, like, memory)
+        if memory.blocks:
+            taken.append(SCRATCH._used_nbytes)
+            raise ArithmeticError("on purpose")
+
+    monkeypatch.setattr(execute.Executor, "_run", failing)
+    with pytest.raises(ArithmeticError, match="on purpose"):
+        gated(graph, *inputs)
+    assert taken[0] > before and SCRATCH._used_nbytes == before
+    SCRATCH.clear()
