@@ -2,7 +2,8 @@
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands the table of the workload NAME, from the
 latest day's runs on a CPU and on a GPU; `<!-- summary: NAME -->` is the table over all sizes.
-`--check` changes nothing and fails when something would change.
+`--check` changes nothing and fails when something would change. The curves of recomputing,
+offloading and keeping are drawn beside them: docs/rok-cpu.svg, docs/rok-cuda.svg.
 
     python benchmarks/make_tables.py [--check] [FILE...]
 """
@@ -13,11 +14,13 @@ import sys
 from pathlib import Path
 
 from dataeff.bench import Record, read
+from dataeff.bench.offload import rok
 from dataeff.bench.summary import summary_table
 from dataeff.bench.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
+KINDS = ("cpu", "cuda")
 MARKED = re.compile(r"(<!-- (table|summary): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -28,7 +31,7 @@ def load(results: Path) -> list[Record]:
 def latest(records: list[Record], workload: str) -> list[Record]:
     """The records of the workload's last day on each kind of device."""
     chosen: list[Record] = []
-    for kind in ("cpu", "cuda"):
+    for kind in KINDS:
         found = [r for r in records if r.workload == workload and r.device.startswith(kind)]
         last = max((record.time for record in found), default="")
         chosen += [record for record in found if record.time[:10] == last[:10]]
@@ -48,6 +51,14 @@ def fill(text: str, records: list[Record]) -> str:
     return MARKED.sub(table, text)
 
 
+def draw(records: list[Record]) -> None:
+    """Writes the curve of each kind of device that has records of one."""
+    points = [r for r in latest(records, "offload") if r.size.startswith("rok: ")]
+    for kind in KINDS:
+        if found := [record for record in points if record.device.startswith(kind)]:
+            rok.plot(found, ROOT / "docs" / f"rok-{kind}.svg")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
@@ -61,6 +72,8 @@ def main() -> int:
             print(f"{path} is not what the records give: run benchmarks/make_tables.py")
         else:
             path.write_text(fill(texts[path], records))
+    if stale and not arguments.check:
+        draw(records)
     return int(arguments.check and bool(stale))
 
 
