@@ -90,7 +90,7 @@ class TypedSampler final : public NeighborSampler,
             fanouts.data(),
             static_cast<int64_t>(fanouts.size()),
             spec_.replace,
-            spec_.last};
+            spec_.last && relation.time};
   }
 
   int32_t tree_of(const NodeList<Id, Key>& list, int64_t i) const {

@@ -30,7 +30,7 @@ struct SamplerSpec {
   int num_hops;
   bool replace;
   bool disjoint;  // a tree of its own for each seed; implied by times
-  bool last;      // with times: the latest entries instead of a uniform choice
+  bool last;      // of relations with times: the latest entries instead of a uniform choice
   bool induced;   // return every edge between the sampled nodes, not those taken
 };
 

@@ -52,9 +52,10 @@ class HeteroNeighborSampler:
     Args:
         graphs: the edges of each type; graphs of one node type must agree on its size.
         fanouts: edges to take per hop, for all edge types or for each.
+        num_nodes: sizes of node types, for those that no edge type names.
         replace: with replacement.
         disjoint: a tree of its own for each seed; implied when a graph has times.
-        last: take the latest edges instead of a uniform choice; every graph then needs times.
+        last: take the latest edges instead of a uniform choice, of the graphs that have times.
         induced: return every edge between the sampled nodes instead of those taken.
         seed: random seed of samples that do not name their own.
 
@@ -69,6 +70,7 @@ class HeteroNeighborSampler:
         graphs: Mapping[EdgeType, CSCGraph],
         fanouts: Sequence[int] | Mapping[EdgeType, Sequence[int]],
         *,
+        num_nodes: Mapping[str, int] | None = None,
         replace: bool = False,
         disjoint: bool = False,
         last: bool = False,
@@ -80,7 +82,7 @@ class HeteroNeighborSampler:
         wide = any(graph.index_dtype == torch.int64 for graph in graphs.values())
         index_dtype = torch.int64 if wide else torch.int32
         self.graphs = {key: graph.with_index_dtype(index_dtype) for key, graph in graphs.items()}
-        self.num_nodes = _sizes(self.graphs)
+        self.num_nodes = _sizes(self.graphs, num_nodes or {})
         self.fanouts = _fanouts_by_type(self.graphs, fanouts)
         self.replace = replace
         self.temporal = any(graph.edge_time is not None for graph in graphs.values())
@@ -88,8 +90,11 @@ class HeteroNeighborSampler:
         self.last = last
         self.induced = induced
         self.seed = seed
+        if last and not self.temporal:
+            raise ValueError("last=True takes the latest edges, but no graph has edge_time")
         for key, graph in self.graphs.items():
-            check_options(graph, self.fanouts[key], replace=replace, last=last, induced=induced)
+            latest = last and graph.edge_time is not None
+            check_options(graph, self.fanouts[key], replace=replace, last=latest, induced=induced)
         self._begin()
 
     def _begin(self) -> None:
@@ -230,7 +235,7 @@ def _one_device(seeds: Mapping[str, Tensor]) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
-def _sizes(graphs: Mapping[EdgeType, CSCGraph]) -> dict[str, int]:
+def _sizes(graphs: Mapping[EdgeType, CSCGraph], others: Mapping[str, int]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for key, graph in graphs.items():
         for node_type, size in ((key[0], graph.num_src_nodes), (key[2], graph.num_dst_nodes)):
@@ -239,6 +244,11 @@ def _sizes(graphs: Mapping[EdgeType, CSCGraph]) -> dict[str, int]:
                     f"{key} has {size} nodes of type {node_type!r}, other edge types have "
                     f"{sizes[node_type]}: give each CSCGraph num_nodes=(sources, targets)"
                 )
+    for node_type, size in others.items():
+        if sizes.setdefault(node_type, size) != size:
+            raise ValueError(
+                f"num_nodes has {size} nodes of type {node_type!r}, the graphs {sizes[node_type]}"
+            )
     return sizes
 
 

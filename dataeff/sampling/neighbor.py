@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import index
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def checked_fanouts(fanouts: Fanouts, num_relations: int | None) -> list[list[in
     for hop, entry in enumerate(fanouts):
         per_type: list[int] = list(entry) if isinstance(entry, Sequence) else [entry]
         for fanout in per_type:
-            if not isinstance(fanout, int) or isinstance(fanout, bool):
+            if not isinstance(fanout, SupportsIndex) or isinstance(fanout, (bool, Tensor)):
                 raise TypeError(f"fan-out {fanout!r} of hop {hop} is not an integer")
             if fanout < -1:
                 raise ValueError(f"fan-out {fanout} of hop {hop} is below -1, which means all")
@@ -75,7 +76,7 @@ def checked_fanouts(fanouts: Fanouts, num_relations: int | None) -> list[list[in
                 f"hop {hop} has {len(per_type)} fan-outs but the graph has "
                 f"{num_relations or 'no'} relations"
             )
-        checked.append(per_type)
+        checked.append([index(fanout) for fanout in per_type])
     if not checked:
         raise ValueError("fanouts must name at least one hop")
     return checked

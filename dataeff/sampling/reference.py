@@ -187,7 +187,7 @@ def sample(
                         stream if etype is None else stream.fork(etype),
                         fanout,
                         replace=replace,
-                        last=last,
+                        last=last and relation.times is not None,
                         weights=relation.weights,
                     )
                     for position in chosen:

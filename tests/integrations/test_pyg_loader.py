@@ -248,6 +248,50 @@ def test_hetero_temporal_batches():
             assert (batch[node_type].year <= root_year[batch[node_type].batch]).all()
 
 
+def test_seeds_of_a_type_without_edges_are_a_batch_of_themselves():
+    data = make_hetero()
+    data["editor"].x = torch.arange(7.0)
+    [batch] = NeighborLoader(
+        data, [2, 2], input_nodes=("editor", torch.tensor([4, 1])), batch_size=2
+    )
+    assert batch["editor"].x.tolist() == [4, 1] and batch["editor"].n_id.tolist() == [4, 1]
+    assert batch["paper"].num_nodes == 0 and batch["paper", "cites", "paper"].num_edges == 0
+
+
+def test_edge_types_without_weights_are_sampled_evenly():
+    data = make_hetero()
+    data["paper", "cites", "paper"].odds = (torch.arange(150) % 2).float()
+    loader = NeighborLoader(data, [4], input_nodes="paper", batch_size=60, weight_attr="odds")
+    [batch] = loader
+    assert (batch["paper", "cites", "paper"].e_id % 2 == 1).all()
+    taken = batch["author", "writes", "paper"].e_id
+    assert 0 < (taken % 2).sum() < len(taken)
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "last"])
+def test_types_without_times_are_bounded_by_none(strategy):
+    data = make_hetero()
+    data["paper"].year = torch.arange(60) % 10
+    options = {"time_attr": "year", "temporal_strategy": strategy, "batch_size": 60}
+    [batch] = NeighborLoader(data, [3], input_nodes="paper", **options)
+    root_year = batch["paper"].year[:60]
+    assert (batch["paper"].year <= root_year[batch["paper"].batch]).all()
+    into = torch.bincount(data["author", "writes", "paper"].edge_index[1], minlength=60)
+    taken = torch.bincount(batch["author", "writes", "paper"].edge_index[1], minlength=60)
+    assert torch.equal(taken[:60], into[batch["paper"].n_id[:60]].clamp(max=3))
+    with pytest.raises(ValueError, match=r"seeds of type 'author' .* input_time"):
+        next(iter(NeighborLoader(data, [3], input_nodes="author", **options)))
+    data["author", "writes", "paper"].year = torch.arange(150)
+    with pytest.raises(ValueError, match="both nodes and edges"):
+        NeighborLoader(data, [3], input_nodes="paper", **options)
+
+
+def test_times_of_edges_ask_for_those_of_seeds():
+    loader = NeighborLoader(make_data(when=torch.arange(NUM_EDGES)), [3], time_attr="when")
+    with pytest.raises(ValueError, match="give the loader input_time"):
+        next(iter(loader))
+
+
 def test_an_error_in_a_thread_reaches_the_caller():
     def broken(batch):
         if 40 in batch.input_id:

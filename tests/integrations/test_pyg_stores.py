@@ -3,10 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import HeteroData
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.loader import LinkLoader, NodeLoader
+from torch_geometric.nn import SAGEConv, to_hetero
 
 import dataeff
-from dataeff.integrations.pyg import CSCGraphStore, NeighborLoader, TableFeatureStore
+from dataeff.integrations.pyg import (
+    CSCGraphStore,
+    LinkNeighborLoader,
+    NeighborLoader,
+    PyGNeighborSampler,
+    TableFeatureStore,
+)
 from dataeff.sampling import CSCGraph
 
 CITES = ("paper", "cites", "paper")
@@ -59,11 +67,14 @@ def test_features_are_read_written_and_removed(table):
     store = TableFeatureStore({("paper", "x"): dataeff.FeatureTable(x) if table else x})
     assert store.get_tensor_size(group_name="paper", attr_name="x") == (6, 2)
     assert torch.equal(store.get_tensor("paper", "x", torch.tensor([4, 0])), x[[4, 0]])
-    assert torch.equal(store.get_tensor("paper", "x", 2), x[2:3])
+    assert torch.equal(store.get_tensor("paper", "x", 2), x[2])  # as PyG's Data does
+    assert torch.equal(store.get_tensor("paper", "x", x[:, 0] > 4), x[3:])
     assert torch.equal(store.get_tensor("paper", "x", slice(1, 3)), x[1:3])
     assert torch.equal(store.get_tensor("paper", "x", None), x)
     assert store.put_tensor(torch.ones(1, 2), "paper", "x", torch.tensor([5]))
     assert x[5].tolist() == [1.0, 1.0]
+    assert store.update_tensor(torch.zeros(2), "paper", "x", 5)
+    assert x[5].tolist() == [0.0, 0.0] and x[4].tolist() == [8.0, 9.0]
     assert not store.put_tensor(torch.ones(1, 2), "paper", "z", torch.tensor([5]))
     assert store.put_tensor(np.zeros((6, 1)), "paper", "z", None)
     assert [attr.attr_name for attr in store.get_all_tensor_attrs()] == ["x", "z"]
@@ -97,7 +108,106 @@ def test_stores_that_disagree_are_refused():
     graphs.put_edge_index((torch.tensor([0]), torch.tensor([0, 1])), CITES, "csc", size=(50, 1))
     with pytest.raises(ValueError, match="1 columns for 50"):
         NeighborLoader((features, graphs), [2], input_nodes="paper")
-    with pytest.raises(ValueError, match="time_attr"):
+    with pytest.raises(ValueError, match="'time' is an attribute of neither"):
         NeighborLoader((features, graphs), [2], input_nodes="paper", time_attr="time")
+    with pytest.raises(ValueError, match="a node type of the graph, one of"):
+        NeighborLoader((features, graphs), [2])
+    with pytest.raises(ValueError, match="an edge type of the graph"):
+        LinkNeighborLoader((features, graphs), [2])
+    with pytest.raises(ValueError, match=r"no edges of type \('a', 'b', 'c'\)"):
+        graphs.coo([("a", "b", "c")])
     with pytest.raises(ValueError, match="weight_attr"):
         NeighborLoader((features, graphs), [2], input_nodes="paper", weight_attr="w")
+
+
+def test_layouts_tell_edges_by_their_ids():
+    data = make_hetero()
+    store = as_stores(data)[1]
+    row, col, ids = (parts[WRITES] for parts in store.coo([WRITES]))
+    assert torch.equal(torch.stack([row, col]).long(), data[WRITES].edge_index) and ids is None
+    assert all(map(torch.equal, store.get_edge_index(WRITES, "coo"), (row, col)))
+    rowptr, col, ids = (parts[WRITES] for parts in store.csr())
+    assert len(rowptr) == 21 and rowptr[-1] == 100
+    row = torch.arange(20).repeat_interleave(rowptr.diff())
+    assert torch.equal(torch.stack([row, col.long()]), data[WRITES].edge_index[:, ids])
+
+
+def test_labels_of_links_belong_to_the_edges_of_the_store():
+    data = make_hetero()
+    loader = LinkNeighborLoader(
+        as_stores(data), [2], edge_label_index=WRITES, edge_label=torch.arange(100), batch_size=30
+    )
+    for batch in loader:
+        links = batch[WRITES]
+        ends = [
+            batch[kind].n_id[links.edge_label_index[i]] for i, kind in ((0, "author"), (1, "paper"))
+        ]
+        assert torch.equal(torch.stack(ends), data[WRITES].edge_index[:, links.edge_label])
+
+
+def test_stores_without_types_are_sampled_as_the_data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, generator=generator)
+    data = Data(x=x, edge_index=torch.randint(40, (2, 300), generator=generator))
+    data.time = torch.randint(9, (40,), generator=generator)
+    features, graphs = TableFeatureStore(), CSCGraphStore()
+    features.put_tensor(dataeff.FeatureTable(x), group_name=None, attr_name="x", index=None)
+    features.put_tensor(data.time, group_name=None, attr_name="time", index=None)
+    graphs.put_edge_index(tuple(data.edge_index), edge_type=None, layout="coo", size=(40, 40))
+    for options in ({}, {"time_attr": "time"}):
+        runs = []
+        for source in (data, (features, graphs)):
+            torch.manual_seed(0)
+            runs.append(list(NeighborLoader(source, [3, 2], batch_size=16, **options)))
+        for left, right in zip(*runs, strict=True):
+            for key in ("x", "n_id", "e_id", "edge_index", "time"):
+                assert torch.equal(left[key], right[key]), key
+
+
+@pytest.mark.parametrize("by", ["node", "edge"])
+def test_times_in_stores_bound_what_is_sampled(by):
+    data = make_hetero()
+    features, graphs = as_stores(data)
+    generator = torch.Generator().manual_seed(1)
+    for key in data.node_types if by == "node" else data.edge_types:
+        data[key].when = torch.randint(
+            9, (data[key].num_nodes if by == "node" else data[key].num_edges,), generator=generator
+        )
+        features.put_tensor(data[key].when, group_name=key, attr_name="when", index=None)
+    options = {"time_attr": "when", "batch_size": 10, "input_time": torch.arange(50) % 9}
+    runs = []
+    for source in (data, (features, graphs)):
+        torch.manual_seed(0)
+        runs.append(list(NeighborLoader(source, [3, 2], input_nodes="paper", **options)))
+    for left, right in zip(*runs, strict=True):
+        for key in data.edge_types:
+            assert torch.equal(left[key].e_id, right[key].e_id)
+            assert torch.equal(left[key].edge_index, right[key].edge_index)
+
+
+class SAGE(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = SAGEConv((-1, -1), 8), SAGEConv((-1, -1), 2)
+
+    def forward(self, x, edge_index):
+        return self.second(self.first(x, edge_index).relu(), edge_index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pyg_s_own_loaders_and_to_hetero_run_over_tables(num_workers):
+    data = make_hetero()
+    data["paper", "by", "author"].edge_index = data[WRITES].edge_index.flip(0)
+    model = to_hetero(SAGE(), data.metadata())
+    results = []
+    for source in (data, as_stores(data)):
+        sampler = PyGNeighborSampler(source, [-1, -1])
+        options = {"batch_size": 25, "num_workers": num_workers}
+        nodes = list(NodeLoader(source, sampler, input_nodes="paper", **options))
+        links = list(LinkLoader(source, sampler, edge_label_index=WRITES, **options))
+        assert len(nodes) == 2 and len(links) == 4
+        torch.manual_seed(0)
+        with torch.no_grad():
+            results.append([model(b.x_dict, b.edge_index_dict)["paper"] for b in nodes + links])
+    for left, right in zip(*results, strict=True):
+        assert torch.equal(left, right)

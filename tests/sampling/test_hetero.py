@@ -19,7 +19,7 @@ TYPES = [
 ]
 
 
-def make_graphs(seed, num_edges=40, *, times=False, index_dtype=None):
+def make_graphs(seed, num_edges=40, *, times=(), index_dtype=None):
     generator = torch.Generator().manual_seed(seed)
     graphs = {}
     for src, name, dst in TYPES:
@@ -28,7 +28,7 @@ def make_graphs(seed, num_edges=40, *, times=False, index_dtype=None):
         graphs[src, name, dst] = CSCGraph(
             torch.stack(ends),
             num_nodes=(SIZES[src], SIZES[dst]),
-            edge_time=time if times else None,
+            edge_time=time if (src, name, dst) in times else None,
             index_dtype=index_dtype,
         )
     return graphs
@@ -92,10 +92,15 @@ def test_equals_reference(seeds, seed, fanouts, replace, disjoint):
     assert_equals_reference(sampler, out, seeds, seed, replace=replace)
 
 
-@given(seed_sets(), st.integers(0, 2**40), st.booleans())
-def test_temporal_equals_reference(seeds, seed, last):
+@given(
+    seed_sets(),
+    st.integers(0, 2**40),
+    st.booleans(),
+    st.lists(st.sampled_from(TYPES), min_size=1, unique=True),
+)
+def test_temporal_equals_reference(seeds, seed, last, timed):
     seed_time = {t: ids % 10 for t, ids in seeds.items()}
-    sampler = HeteroNeighborSampler(make_graphs(seed, times=True), [3, 2], last=last)
+    sampler = HeteroNeighborSampler(make_graphs(seed, times=timed), [3, 2], last=last)
     out = sampler.sample(seeds, seed=seed, seed_time=seed_time)
     assert_equals_reference(sampler, out, seeds, seed, seed_time, last=last)
 
@@ -109,6 +114,21 @@ def test_fan_outs_by_edge_type():
     assert out.num_sampled_edges[TYPES[0]][0] == 0
     again = pickle.loads(pickle.dumps(sampler)).sample(seeds, seed=1)
     assert all(torch.equal(again.e_id[key], out.e_id[key]) for key in TYPES)
+
+
+def test_a_node_type_without_edges():
+    sampler = HeteroNeighborSampler(make_graphs(0), [2, 2], num_nodes={"editor": 4, "venue": 3})
+    out = sampler.sample({"editor": torch.tensor([3, 0]), "paper": torch.tensor([1])}, seed=1)
+    assert out.n_id["editor"].tolist() == [3, 0]
+    assert out.num_sampled_nodes["editor"] == [2, 0, 0]
+    alone = HeteroNeighborSampler(make_graphs(0), [2, 2]).sample(
+        {"paper": torch.tensor([1])}, seed=1
+    )
+    assert all(torch.equal(out.e_id[key], alone.e_id[key]) for key in TYPES)
+    with pytest.raises(IndexError, match="seed 4 at position 0"):
+        sampler.sample({"editor": torch.tensor([4])})
+    with pytest.raises(ValueError, match="12 nodes of type 'paper', the graphs 11"):
+        HeteroNeighborSampler(make_graphs(0), [2], num_nodes={"paper": 12})
 
 
 def test_graphs_of_two_widths_are_brought_to_one():

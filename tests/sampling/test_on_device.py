@@ -84,21 +84,23 @@ def test_one_node_set(data, kind, num_nodes, fanouts, wide, replace, option, see
     data=st.data(),
     fanouts=st.lists(st.integers(-1, 6), min_size=1, max_size=3),
     disjoint=st.booleans(),
-    timed=st.booleans(),
+    timed=st.sets(st.integers(0, 2)),
+    last=st.booleans(),
     seed=st.integers(0, 2**32),
 )
-def test_several_node_types(data, fanouts, disjoint, timed, seed):
+def test_several_node_types(data, fanouts, disjoint, timed, last, seed):
     sizes = {"a": 12, "b": 7}
     graphs = {}
-    for src, dst in (("a", "b"), ("b", "a"), ("a", "a")):
+    for i, (src, dst) in enumerate((("a", "b"), ("b", "a"), ("a", "a"))):
         num_edges = data.draw(st.integers(0, 60))
         torch.manual_seed(num_edges)
         ends = torch.stack(
             [torch.randint(sizes[src], (num_edges,)), torch.randint(sizes[dst], (num_edges,))]
         )
-        time = torch.randint(9, (num_edges,)) if timed else None
+        time = torch.randint(9, (num_edges,)) if i in timed else None
         graphs[src, "to", dst] = CSCGraph(ends, num_nodes=(sizes[src], sizes[dst]), edge_time=time)
-    sampler = HeteroNeighborSampler(graphs, fanouts, disjoint=disjoint)
+    last = last and bool(timed)
+    sampler = HeteroNeighborSampler(graphs, fanouts, disjoint=disjoint, last=last)
     seeds = {"a": torch.randint(12, (4,)), "b": torch.randint(7, (3,))}
     times = {kind: torch.randint(10, (len(ids),)) for kind, ids in seeds.items()} if timed else None
     host = sampler.sample(seeds, seed=seed, seed_time=times)

@@ -102,7 +102,7 @@ def open_dataset(
         (_group(entry["group"]), entry["name"]): table(folder / entry["file"])
         for entry in manifest["tables"]
     }
-    graphs = {}
+    graphs: dict[EdgeType | None, CSCGraph] = {}
     for entry in manifest["graphs"]:
         src, name, dst = entry["edge_type"]
         arrays = {key: _mapped(folder / file) for key, file in entry["files"].items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch_geometric.data import Data, FeatureStore, GraphStore, HeteroData
 from torch_geometric.data.remote_backend_utils import num_nodes as store_num_nodes
@@ -64,41 +66,110 @@ def with_node_counts(data: Any) -> Any:
     return counted
 
 
+def is_homogeneous(data: Any) -> bool:
+    """Whether there is one node set, without a name: a `Data`, or stores with such edges."""
+    if isinstance(data, (Data, HeteroData)):
+        return isinstance(data, Data)
+    return [attr.edge_type for attr in data[1].get_all_edge_attrs()] == [None]
+
+
 def node_counts(data: Any) -> int | dict[str, int]:
-    """Number of nodes, by type when there are types."""
+    """Number of nodes, by type when there are types.
+
+    Raises:
+        ValueError: stores do not tell it.
+    """
     if isinstance(data, Data):
         return int(data.num_nodes)
     if isinstance(data, HeteroData):
-        return {key: int(data[key].num_nodes) for key in data.node_types}
+        return {key: int(data[key].num_nodes or 0) for key in data.node_types}
     feature_store, graph_store = data
-    types = [
-        t
-        for attr in graph_store.get_all_edge_attrs()
-        for t in (attr.edge_type[0], attr.edge_type[2])
-    ]
+    edge_attrs = graph_store.get_all_edge_attrs()
+    if is_homogeneous(data):
+        if edge_attrs[0].size is None:
+            raise ValueError(
+                "the graph store does not tell the number of nodes: put edges with size="
+            )
+        return int(max(edge_attrs[0].size))
+    named = [t for attr in edge_attrs for t in (attr.edge_type[0], attr.edge_type[2])]
+    featured = [attr.group_name for attr in feature_store.get_all_tensor_attrs()]
+    types = [*named, *(group for group in featured if isinstance(group, str))]
     return {t: store_num_nodes(feature_store, graph_store, t) for t in dict.fromkeys(types)}
 
 
-def homogeneous_graph(data: Data, time_attr: str | None, weight_attr: str | None) -> CSCGraph:
-    """The graph of `data`, with the edges' weights and times.
+Times = Mapping[Any, Tensor]
+
+
+def times_of(data: Any, time_attr: str | None) -> tuple[Times, Times]:
+    """The times of nodes, and those of edges, by type (None where there are no types).
+
+    One of the two is empty: PyG takes times of nodes or of edges, not both.
+
+    Raises:
+        ValueError: `time_attr` is found at both, or nowhere.
+        KeyError: a `Data` has no such attribute.
+    """
+    if time_attr is None:
+        return {}, {}
+    if isinstance(data, Data):
+        nodes = {None: data[time_attr]} if data.is_node_attr(time_attr) else {}
+        edges = {None: data[time_attr]} if data.is_edge_attr(time_attr) else {}
+    elif isinstance(data, HeteroData):
+        nodes = {s._key: s[time_attr] for s in data.node_stores if time_attr in s}
+        edges = {s._key: s[time_attr] for s in data.edge_stores if time_attr in s}
+    else:
+        nodes, edges = _times_of_stores(data, time_attr)
+    if bool(nodes) == bool(edges):
+        where = "both nodes and edges" if nodes else "neither nodes nor edges"
+        raise ValueError(f"time_attr {time_attr!r} is an attribute of {where}")
+    return nodes, edges
+
+
+def _times_of_stores(
+    stores: tuple[FeatureStore, GraphStore], time_attr: str
+) -> tuple[dict[Any, Tensor], dict[Any, Tensor]]:
+    nodes: dict[Any, Tensor] = {}
+    edges: dict[Any, Tensor] = {}
+    for attr in stores[0].get_all_tensor_attrs():
+        if attr.attr_name != time_attr:
+            continue
+        times = stores[0].get_tensor(attr.group_name, time_attr, None)
+        by_edge = isinstance(attr.group_name, tuple)
+        if attr.group_name is None:  # no type tells them apart
+            by_edge = len(times) != node_counts(stores)
+        (edges if by_edge else nodes)[attr.group_name] = times
+    return nodes, edges
+
+
+def homogeneous_graph(data: Any, time_attr: str | None, weight_attr: str | None) -> CSCGraph:
+    """The graph of a `Data`, or of stores without types, with the edges' weights and times.
 
     Raises:
         ValueError: there is no `edge_index`, an attribute belongs to neither nodes nor edges, or
             there are no weights of that name.
     """
+    node_time, edge_time = times_of(data, time_attr)
+    if not isinstance(data, Data):
+        _refuse_weights(weight_attr)
+        count = node_counts(data)
+        assert isinstance(count, int)
+        return _stored_graph(
+            data[1].csc(), (count, count), node_time.get(None), edge_time.get(None)
+        )
     if data.edge_index is None:
-        raise ValueError("data has no edge_index to sample from")
-    edge_index = data.edge_index.cpu()
-    time = None
-    if time_attr is not None:
-        if data.is_node_attr(time_attr):
-            time = data[time_attr].cpu()[edge_index[0]]
-        elif data.is_edge_attr(time_attr):
-            time = data[time_attr].cpu()
-        else:
-            raise ValueError(f"time_attr {time_attr!r} is an attribute of neither nodes nor edges")
-    weight = _edge_weight(data, weight_attr)
-    return CSCGraph(edge_index, num_nodes=data.num_nodes, edge_weight=weight, edge_time=time)
+        raise ValueError(
+            "data has no edge_index to sample from"
+            + (": data.edge_index = torch.stack(data.adj_t.t().coo()[:2])" * ("adj_t" in data))
+        )
+    if weight_attr is not None and weight_attr not in data:
+        raise ValueError(f"weight_attr {weight_attr!r} is no attribute of the edges")
+    return _graph(
+        data,
+        (data.num_nodes, data.num_nodes),
+        weight_attr,
+        node_time.get(None),
+        edge_time.get(None),
+    )
 
 
 def hetero_graphs(
@@ -106,62 +177,91 @@ def hetero_graphs(
     time_attr: str | None,
     weight_attr: str | None,
 ) -> dict[EdgeType, CSCGraph]:
-    """One graph per edge type, with the edges' weights and times.
+    """One graph per edge type, with the edges' weights and times where these have any.
 
     Raises:
-        ValueError: `time_attr` is found at no node and no edge, an edge type lacks the weights, or
-            stores are asked for them.
+        ValueError: `time_attr` is found at no node and no edge, or at both, no edge type has the
+            weights, or stores are asked for them.
     """
-    if not isinstance(data, HeteroData):
-        if weight_attr is not None:
-            raise ValueError("weight_attr needs a Data or HeteroData object, not stores")
-        return _graphs_of_store(data)
-    if time_attr is not None and not any(time_attr in store for store in data.stores):
-        raise ValueError(f"time_attr {time_attr!r} is an attribute of neither nodes nor edges")
-    graphs = {}
-    for src, name, dst in data.edge_types:
-        store = data[src, name, dst]
-        edge_index = store.edge_index.cpu()
-        time = None
-        if time_attr is not None and time_attr in store:
-            time = store[time_attr].cpu()
-        elif time_attr is not None and time_attr in data[src]:
-            time = data[src][time_attr].cpu()[edge_index[0]]
-        graphs[src, name, dst] = CSCGraph(
-            edge_index,
-            num_nodes=(data[src].num_nodes, data[dst].num_nodes),
-            edge_weight=_edge_weight(store, weight_attr),
-            edge_time=time,
-        )
-    return graphs
-
-
-def _edge_weight(edges: Any, weight_attr: str | None) -> Tensor | None:
-    if weight_attr is None:
-        return None
-    if weight_attr not in edges:
-        kind = getattr(edges, "_key", None)
-        raise ValueError(f"weight_attr {weight_attr!r} is no attribute of the edges {kind or ''}")
-    weight: Tensor = edges[weight_attr]
-    return weight.cpu()
-
-
-def _graphs_of_store(stores: tuple[FeatureStore, GraphStore]) -> dict[EdgeType, CSCGraph]:
-    counts = node_counts(stores)
+    node_time, edge_time = times_of(data, time_attr)
+    counts = node_counts(data)
     assert isinstance(counts, dict)
-    rows, colptrs, e_ids = stores[1].csc()
-    graphs = {}
-    for key, row in rows.items():
-        e_id = e_ids.get(key)
-        graphs[key] = CSCGraph.from_csc(
-            colptrs[key].to(row.dtype),
-            row,
-            e_id=None if e_id is None else e_id.to(row.dtype),
-            num_src_nodes=counts[key[0]],
-        )
-        if graphs[key].num_dst_nodes != counts[key[2]]:
-            raise ValueError(
-                f"colptr of {key} has {graphs[key].num_dst_nodes} columns for {counts[key[2]]} "
-                f"nodes of type {key[2]!r}"
+    if isinstance(data, HeteroData):
+        if weight_attr is not None and not any(weight_attr in s for s in data.edge_stores):
+            raise ValueError(f"weight_attr {weight_attr!r} is no attribute of any edges")
+        return {
+            key: _graph(
+                data[key],
+                (counts[key[0]], counts[key[2]]),
+                weight_attr,
+                node_time.get(key[0]),
+                edge_time.get(key),
             )
-    return graphs
+            for key in data.edge_types
+        }
+    _refuse_weights(weight_attr)
+    rows, colptrs, e_ids = data[1].csc()
+    return {
+        key: _stored_graph(
+            (row, colptrs[key], e_ids.get(key)),
+            (counts[key[0]], counts[key[2]]),
+            node_time.get(key[0]),
+            edge_time.get(key),
+            key,
+        )
+        for key, row in rows.items()
+    }
+
+
+def _refuse_weights(weight_attr: str | None) -> None:
+    if weight_attr is not None:
+        raise ValueError("weight_attr needs a Data or HeteroData object, not stores")
+
+
+def _graph(
+    edges: Any,
+    num_nodes: tuple[int, int],
+    weight_attr: str | None,
+    node_time: Tensor | None,
+    edge_time: Tensor | None,
+) -> CSCGraph:
+    edge_index = edges.edge_index.cpu()
+    if node_time is not None:
+        edge_time = node_time.cpu()[edge_index[0]]
+    weight = edges[weight_attr].cpu() if weight_attr is not None and weight_attr in edges else None
+    return CSCGraph(
+        edge_index,
+        num_nodes=num_nodes,
+        edge_weight=weight,
+        edge_time=None if edge_time is None else edge_time.cpu(),
+    )
+
+
+def _stored_graph(
+    csc: tuple[Tensor, Tensor, Tensor | None],
+    num_nodes: tuple[int, int],
+    node_time: Tensor | None,
+    edge_time: Tensor | None,
+    key: EdgeType | None = None,
+) -> CSCGraph:
+    row, colptr, e_id = csc
+    if len(colptr) - 1 != num_nodes[1]:
+        raise ValueError(
+            f"colptr of {key} has {len(colptr) - 1} columns for {num_nodes[1]} "
+            f"nodes of type {key and key[2]!r}"
+        )
+    if e_id is not None:
+        e_id = e_id.to(row.dtype)
+    if node_time is None and edge_time is None:
+        return CSCGraph.from_csc(colptr.to(row.dtype), row, e_id=e_id, num_src_nodes=num_nodes[0])
+    if node_time is not None:
+        edge_time = node_time[row.long()]
+    elif e_id is not None and edge_time is not None:
+        edge_time = edge_time[e_id.long()]
+    # Grouped anew, since within a column the edges ascend in time.
+    target = torch.arange(num_nodes[1]).repeat_interleave(colptr.long().diff())
+    edges = torch.stack([row.long(), target])
+    graph = CSCGraph(edges, num_nodes=num_nodes, edge_time=edge_time, index_dtype=row.dtype)
+    if e_id is not None:
+        graph.e_id = e_id if graph.e_id is None else e_id[graph.e_id.long()]
+    return graph

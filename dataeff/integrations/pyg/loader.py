@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 import torch_geometric.loader as pyg_loader
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Data
 
 from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.delivery import Delivery
-from dataeff.integrations.pyg.graph import has_row_per_node, is_table, with_node_counts
+from dataeff.integrations.pyg.graph import (
+    has_row_per_node,
+    is_table,
+    node_counts,
+    with_node_counts,
+)
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
 
 _REFUSED = {
@@ -107,15 +112,29 @@ class _PipelinedLoader:
     _user_transform: Any
 
 
-def _check_seed_type(data: Any, input_nodes: Any) -> None:
-    """Seeds of a typed graph name a node type that it has."""
-    if not isinstance(data, HeteroData):
-        return
-    name = input_nodes[0] if isinstance(input_nodes, tuple) else input_nodes
-    if not isinstance(name, str) or name not in data.node_types:
+def _named_seeds(data: Any, input_nodes: Any) -> Any:
+    """`input_nodes` as PyG takes it; ValueError unless seeds of a typed graph name their type."""
+    if isinstance(data, Data):
+        return input_nodes
+    counts = node_counts(data)
+    if isinstance(counts, int):
+        return torch.arange(counts) if input_nodes is None else input_nodes
+    named = isinstance(input_nodes, (tuple, list)) and len(input_nodes) == 2
+    name, ids = input_nodes if named else (input_nodes, None)
+    if not isinstance(name, str) or name not in counts:
         raise ValueError(
-            f"input_nodes must name a node type of the graph, one of {data.node_types}, alone or "
-            f"with ids or a mask, as in ({data.node_types[0]!r}, mask); got {name!r}"
+            f"input_nodes must name a node type of the graph, one of {list(counts)}, alone or "
+            f"with ids or a mask, as in ({next(iter(counts))!r}, mask); got {name!r}"
+        )
+    return name if ids is None else input_nodes
+
+
+def _check_link_type(data: Any, edge_label_index: Any) -> None:
+    """ValueError unless the edges of a typed graph name their type."""
+    if edge_label_index is None and not isinstance(data, Data):
+        raise ValueError(
+            "edge_label_index must name an edge type of the graph, alone or with edges, as in "
+            "(edge_type, edge_index)"
         )
 
 
@@ -196,14 +215,13 @@ class NeighborLoader(_PipelinedLoader, pyg_loader.NeighborLoader):  # type: igno
         **kwargs: Any,
     ) -> None:
         kwargs = self._thread_options(kwargs)
-        _check_seed_type(data, input_nodes)
         data = with_node_counts(data)
         self._user_transform = transform
         self.device = None if device is None else torch.device(device)
         super().__init__(
             data,
             num_neighbors,
-            input_nodes=input_nodes,
+            input_nodes=_named_seeds(data, input_nodes),
             input_time=input_time,
             time_attr=time_attr,
             transform=self._finish,
@@ -291,6 +309,7 @@ class LinkNeighborLoader(_PipelinedLoader, pyg_loader.LinkNeighborLoader):  # ty
         **kwargs: Any,
     ) -> None:
         kwargs = self._thread_options(kwargs)
+        _check_link_type(data, edge_label_index)
         data = with_node_counts(data)
         self._user_transform = transform
         self.device = None if device is None else torch.device(device)

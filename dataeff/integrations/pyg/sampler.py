@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data, HeteroData
 from torch_geometric.sampler import (
     BaseSampler,
     EdgeSamplerInput,
@@ -21,10 +20,17 @@ from torch_geometric.sampler import (
 from torch_geometric.sampler.base import SubgraphType
 from torch_geometric.sampler.neighbor_sampler import edge_sample, node_sample
 
-from dataeff.integrations.pyg.graph import hetero_graphs, homogeneous_graph, node_counts
+from dataeff.integrations.pyg.graph import (
+    hetero_graphs,
+    homogeneous_graph,
+    is_homogeneous,
+    node_counts,
+    times_of,
+)
 from dataeff.sampling import HeteroNeighborSampler, NeighborSampler
 
 _LARGEST_SEED = 2**63 - 1
+_NO_TIMES = "{} have no times of their own: give the loader input_time, one time for each seed"
 
 
 class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
@@ -60,7 +66,9 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             if isinstance(num_neighbors, NumNeighbors)
             else NumNeighbors(num_neighbors)
         )
-        self.node_time = _node_times(data, time_attr)
+        # As PyG's functions take them: of one node set its times alone.
+        by_type, _ = times_of(data, time_attr)
+        self.node_time = by_type.get(None) if is_homogeneous(data) else (by_type or None)
         self.num_nodes = node_counts(data)
         options: dict[str, Any] = {
             "replace": replace,
@@ -69,13 +77,16 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             "induced": self.subgraph_type == SubgraphType.induced,
         }
         self.sampler: NeighborSampler | HeteroNeighborSampler
-        if isinstance(data, Data):
+        if is_homogeneous(data):
             graph = homogeneous_graph(data, time_attr, weight_attr)
             self.sampler = NeighborSampler(graph, self.num_neighbors.get_values(), **options)
         else:
             graphs = hetero_graphs(data, time_attr, weight_attr)
             fanouts = self.num_neighbors.get_values(list(graphs))
-            self.sampler = HeteroNeighborSampler(graphs, fanouts, **options)
+            assert isinstance(self.num_nodes, dict)
+            self.sampler = HeteroNeighborSampler(
+                graphs, fanouts, num_nodes=self.num_nodes, **options
+            )
         self._own = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,6 +148,8 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
     ) -> SamplerOutput:
         if seed_time is None and isinstance(self.node_time, Tensor):
             seed_time = self.node_time[seed]
+        if seed_time is None and sampler.graph.edge_time is not None:
+            raise ValueError(_NO_TIMES.format("seeds"))
         random_seed, num_threads = self._prepared()
         drawn = sampler.sample(seed, seed=random_seed, seed_time=seed_time, num_threads=num_threads)
         return SamplerOutput(
@@ -156,8 +169,11 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         seed: dict[str, Tensor],
         seed_time: dict[str, Tensor] | None,
     ) -> HeteroSamplerOutput:
-        if seed_time is None and isinstance(self.node_time, dict):
-            seed_time = {key: self.node_time[key][ids] for key, ids in seed.items()}
+        if seed_time is None and sampler.temporal:
+            times = self.node_time if isinstance(self.node_time, Mapping) else {}
+            if lacking := sorted(set(seed) - set(times)):
+                raise ValueError(_NO_TIMES.format(f"seeds of type {lacking[0]!r}"))
+            seed_time = {key: times[key][ids] for key, ids in seed.items()}
         random_seed, num_threads = self._prepared()
         drawn = sampler.sample(seed, seed=random_seed, seed_time=seed_time, num_threads=num_threads)
         return HeteroSamplerOutput(
@@ -192,14 +208,3 @@ class _SeededNegativeSampling(NegativeSampling):  # type: ignore[misc]
         if num_nodes is None:
             raise ValueError("negative sampling without weights needs the number of nodes")
         return torch.randint(num_nodes, (num_samples,), generator=self._generator)
-
-
-def _node_times(data: Any, time_attr: str | None) -> Tensor | dict[str, Tensor] | None:
-    """The nodes' times when `time_attr` is an attribute of nodes: the default of seeds' times."""
-    if time_attr is None:
-        return None
-    if isinstance(data, Data):
-        return data[time_attr] if data.is_node_attr(time_attr) else None
-    if isinstance(data, HeteroData):
-        return {s._key: s[time_attr] for s in data.node_stores if time_attr in s} or None
-    raise ValueError("time_attr needs a Data or HeteroData object, not feature and graph stores")

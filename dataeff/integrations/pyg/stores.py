@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import EdgeAttr, FeatureStore, GraphStore, TensorAttr
 from torch_geometric.data.graph_store import EdgeLayout
 
+from dataeff.features.index import row_index
 from dataeff.integrations.pyg.graph import RowTable
 from dataeff.sampling import CSCGraph
 from dataeff.sampling.hetero import EdgeType
@@ -36,22 +37,25 @@ class TableFeatureStore(FeatureStore):  # type: ignore[misc]
         table = self._tables.get(key)
         if table is None:
             return False
-        index = _as_index(attr.index, len(table))
         if isinstance(table, Tensor):
-            table[index] = value
+            table[attr.index] = value
         else:
-            table.scatter_(index, value)
+            table.scatter_(row_index(attr.index, len(table)), value)
         return True
 
     def _get_tensor(self, attr: TensorAttr) -> Tensor | None:
         table = self._tables.get((attr.group_name, attr.attr_name))
         if table is None:
             return None
-        index = _as_index(attr.index, len(table))
+        index = slice(None) if attr.index is None else attr.index
         if isinstance(table, Tensor):
             return table[index]
-        rows: Tensor = table.gather(index)
+        rows: Tensor = table.gather(row_index(index, len(table)))
         return rows
+
+    def update_tensor(self, tensor: Any, *args: Any, **kwargs: Any) -> bool:
+        """Writes rows, or with index None all; PyG's default first removes what is there."""
+        return bool(self.put_tensor(tensor, *args, **kwargs))
 
     def _remove_tensor(self, attr: TensorAttr) -> bool:
         return self._tables.pop((attr.group_name, attr.attr_name), None) is not None
@@ -68,11 +72,14 @@ class TableFeatureStore(FeatureStore):  # type: ignore[misc]
 class CSCGraphStore(GraphStore):  # type: ignore[misc]
     """A `torch_geometric.data.GraphStore` over `CSCGraph`s: no conversion, no copy.
 
+    `coo()`, `csc()` and `csr()` tell edges by their ids, as `e_id` of a batch does: `coo()` gives
+    them in that order, the others the id of each as PyG's permutation.
+
     Args:
-        graphs: the edges by (source type, name, target type).
+        graphs: the edges by (source type, name, target type); of a graph without types by None.
     """
 
-    def __init__(self, graphs: Mapping[EdgeType, CSCGraph] | None = None) -> None:
+    def __init__(self, graphs: Mapping[EdgeType | None, CSCGraph] | None = None) -> None:
         super().__init__()
         self.__dict__["_graphs"] = dict(graphs or {})
 
@@ -94,8 +101,7 @@ class CSCGraphStore(GraphStore):  # type: ignore[misc]
         if edge_attr.layout == EdgeLayout.CSC:
             return graph.row, graph.colptr
         if edge_attr.layout == EdgeLayout.COO:
-            targets = torch.arange(graph.num_dst_nodes, dtype=graph.index_dtype)
-            return graph.row, targets.repeat_interleave(graph.colptr.diff())
+            return _coo(graph)[:2]
         return None
 
     def _remove_edge_index(self, edge_attr: EdgeAttr) -> bool:
@@ -108,26 +114,43 @@ class CSCGraphStore(GraphStore):  # type: ignore[misc]
             for key, graph in self._graphs.items()
         ]
 
-    def csc(
-        self, edge_types: list[Any] | None = None, store: bool = False
-    ) -> tuple[dict[EdgeType, Tensor], dict[EdgeType, Tensor], dict[EdgeType, Tensor | None]]:
-        """`(row, colptr, e_id)` by edge type; unlike PyG's default it keeps the edges' own ids."""
+    def coo(self, edge_types: list[Any] | None = None, store: bool = False) -> Any:
+        """`(row, col, None)`, each by edge type, in the order of the edges' ids."""
+        return self._each(edge_types, _coo)
+
+    def csc(self, edge_types: list[Any] | None = None, store: bool = False) -> Any:
+        """`(row, colptr, e_id)`, each by edge type; e_id is None where edges stand in its order."""
+        return self._each(edge_types, lambda graph: (graph.row, graph.colptr, graph.e_id))
+
+    def csr(self, edge_types: list[Any] | None = None, store: bool = False) -> Any:
+        """`(rowptr, col, e_id)`, each by edge type."""
+        return self._each(edge_types, _csr)
+
+    def _each(self, edge_types: list[Any] | None, read: Callable[[CSCGraph], _Arrays]) -> Any:
+        if list(self._graphs) == [None]:
+            return read(self._graphs[None])
         chosen = list(self._graphs) if edge_types is None else edge_types
-        graphs = {key: self._graphs[key] for key in chosen}
-        return (
-            {key: graph.row for key, graph in graphs.items()},
-            {key: graph.colptr for key, graph in graphs.items()},
-            {key: graph.e_id for key, graph in graphs.items()},
-        )
+        if missing := [key for key in chosen if key not in self._graphs]:
+            raise ValueError(f"no edges of type {missing[0]} but of {list(self._graphs)}")
+        arrays = {key: read(self._graphs[key]) for key in chosen}
+        return tuple({key: own[i] for key, own in arrays.items()} for i in range(3))
 
 
-def _as_index(index: Any, num_rows: int) -> Tensor:
-    """What PyG indexes with, as row numbers; None is all rows."""
-    if index is None:
-        return torch.arange(num_rows)
-    if isinstance(index, slice):
-        return torch.arange(num_rows)[index]
-    if isinstance(index, int):
-        return torch.tensor([index])
-    chosen: Tensor = index
-    return chosen
+_Arrays: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
+
+
+def _coo(graph: CSCGraph) -> _Arrays:
+    target = torch.arange(graph.num_dst_nodes, dtype=graph.index_dtype)
+    row, col = graph.row, target.repeat_interleave(graph.colptr.diff())
+    if graph.e_id is None:
+        return row, col, None
+    order = graph.e_id.argsort()
+    return row[order], col[order], None
+
+
+def _csr(graph: CSCGraph) -> _Arrays:
+    row, col, _ = _coo(graph)
+    e_id = row.argsort(stable=True)
+    counts = torch.bincount(row, minlength=graph.num_src_nodes)
+    rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(row.dtype)
+    return rowptr, col[e_id], e_id
