@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -20,16 +22,29 @@ class BadIndices:
         self.device = device
         self.count = torch.zeros(1, dtype=torch.int64, device=device)
         self.seen = torch.zeros(3, dtype=torch.int64, pin_memory=True)
+        # The next gather may be on another stream than the one that the zeros are written on.
+        torch.cuda.current_stream(device).synchronize()
+        self._begin()
+
+    def _begin(self) -> None:
         self._seen = self.seen.numpy()
+        self._num_raised = 0
+        self._lock = threading.Lock()
 
     def check(self) -> None:
         """Raises IndexError when a finished gather met a wrong index, once for all of them."""
         if not self._seen[0] or torch.cuda.is_current_stream_capturing():
             return
-        torch.cuda.synchronize(self.device)
-        count, value, num_rows = int(self.count), int(self._seen[1]), int(self._seen[2])
-        self.count.zero_()
-        self._seen[:] = 0
+        with self._lock:
+            torch.cuda.synchronize(self.device)
+            value, num_rows = int(self._seen[1]), int(self._seen[2])
+            # In this order, and the count only ever grows: what another thread's gather meets
+            # meanwhile is raised now or by the next check.
+            self._seen[0] = 0
+            total = int(self.count)
+            count, self._num_raised = total - self._num_raised, total
+        if not count:
+            return
         raise IndexError(
             f"{count} wrong indices in earlier gathers on {self.device}, among them {value} for a "
             f"table of {num_rows} rows; their rows are zero"
@@ -41,14 +56,14 @@ _bad_indices: dict[torch.device, BadIndices] = {}
 
 def bad_indices(device: torch.device) -> BadIndices:
     """The device's own, made at its first gather."""
-    if device not in _bad_indices:
-        _bad_indices[device] = BadIndices(device)
+    if device not in _bad_indices:  # of two threads' only one may be written to
+        _bad_indices.setdefault(device, BadIndices(device))
     return _bad_indices[device]
 
 
 def check_devices() -> None:
     """Waits for every device that has gathered and raises the wrong indices they met."""
-    for bad in _bad_indices.values():
+    for bad in list(_bad_indices.values()):
         torch.cuda.synchronize(bad.device)
         bad.check()
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,15 +20,44 @@ class RegisteredMemory:
     """Registers the memory under a tensor at its first use on CUDA, and holds both.
 
     The registration is released only after the devices that read it have finished: pages that go
-    while a kernel reads them cost the whole CUDA context.
+    while a kernel reads them cost the whole CUDA context. So whoever launches a kernel that reads
+    the memory does it in `with memory.readable(device)`, which a release in another thread awaits.
     """
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
         self._devices: set[torch.device] = set()
         self._registration: _core.HostRegistration | None = None
         self._span: tuple[int, int] | None = None
-        self._pid = os.getpid()
+        # The tensor may be given other memory meanwhile; this must not be freed while registered,
+        # or the next tensor at its address would be taken for registered too.
+        self._storage: torch.UntypedStorage | None = None
+
+    @contextmanager
+    def readable(self, device: torch.device) -> Iterator[None]:
+        """Registers the memory, and keeps it so while its block queues work that reads it.
+
+        Raises:
+            RuntimeError: as `register`.
+        """
+        self._forget_if_forked()
+        with self._lock:
+            self.register(device)
+            yield
+
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Waits for the devices that may be reading the memory; none begins during its block."""
+        self._forget_if_forked()
+        with self._lock:
+            for device in self._devices:
+                torch.cuda.synchronize(device)
+            yield
 
     def register(self, device: torch.device) -> None:
         """Sees to it that kernels of `device` can read the memory.
@@ -39,36 +71,28 @@ class RegisteredMemory:
                 "CPU alone here: index with a CPU tensor, or start the process with 'spawn'"
             )
         self._forget_if_forked()
-        span = row_span(self.x)
-        if span != self._span:  # sharing a tensor with another process moves its storage
-            self.release()
-            with torch.cuda.device(device):
-                self._registration = _core.HostRegistration(*span)
-            self._span = span
-        if device not in self._devices:
-            bad_indices(device)  # made now: a captured CUDA graph may allocate no pinned memory
-            self._devices.add(device)
+        with self._lock:
+            span = row_span(self.x)
+            if span != self._span:  # sharing a tensor with another process moves its storage
+                self.release()
+                with torch.cuda.device(device):
+                    self._registration = _core.HostRegistration(*span)
+                self._span, self._storage = span, self.x.untyped_storage()
+            if device not in self._devices:
+                bad_indices(device)  # made now: a captured CUDA graph may allocate no pinned memory
+                self._devices.add(device)
 
     def _forget_if_forked(self) -> None:
-        if self._pid != os.getpid():  # the devices and the registration are the parent's
-            self._devices.clear()
-            self._registration = self._span = None
-            self._pid = os.getpid()
-
-    def synchronize(self) -> None:
-        """Waits for the devices that may be reading the memory."""
-        self._forget_if_forked()
-        for device in self._devices:
-            torch.cuda.synchronize(device)
+        if self._pid != os.getpid():  # devices, registration and whoever has the lock: the parent's
+            self._begin()
 
     def release(self) -> None:
-        """Waits for those devices and gives the registration back."""
-        self._forget_if_forked()
-        if self._registration is not None:
-            self.synchronize()
-            self._registration.close()
-        self._devices.clear()
-        self._registration = self._span = None
+        """Waits for the devices that may be reading the memory and gives the registration back."""
+        with self.unread():
+            if self._registration is not None:
+                self._registration.close()
+            self._devices.clear()
+            self._registration = self._span = self._storage = None
 
     def __del__(self) -> None:
         if not sys.is_finalizing():

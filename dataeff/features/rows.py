@@ -142,8 +142,10 @@ class HostRows(Rows):
     def gather(self, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
         """By threads on the CPU, by a kernel that reads the memory in place on CUDA."""
         if index.is_cuda:
-            self._memory.register(index.device)
-        rows = gather(self._memory.x, index, out)
+            with self._memory.readable(index.device):
+                rows = gather(self._memory.x, index, out)
+        else:
+            rows = gather(self._memory.x, index, out)
         entered_from_host(account, index, rows)
         return rows
 
@@ -153,8 +155,9 @@ class HostRows(Rows):
 
     def scatter_(self, index: Tensor, rows: Tensor) -> None:
         """Writes into the tensor, after the gathers under way."""
-        self._memory.synchronize()  # none of them may see half a row
-        scatter_(self._memory.x, index.cpu(), rows.cpu())
+        index, rows = index.cpu(), rows.cpu()
+        with self._memory.unread():  # nobody may see half a row
+            scatter_(self._memory.x, index, rows)
 
     def register(self, device: torch.device) -> None:
         """Registers the memory with CUDA."""
@@ -166,8 +169,8 @@ class HostRows(Rows):
 
     def share_(self) -> None:
         """Moves the tensor, in place."""
-        self._memory.synchronize()
-        share_(self._memory.x)
+        with self._memory.unread():
+            share_(self._memory.x)
 
     def release(self) -> None:
         """Gives the registration back."""

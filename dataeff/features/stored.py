@@ -88,23 +88,20 @@ class StoredRows(Rows):
     # --- where the rows are -------------------------------------------------------------------
 
     def _source(self, device: torch.device) -> Source:
-        if device not in self._sources:
-            with self._lock:
-                if device.type == "cuda":
-                    self._memory.register(device)
+        with self._lock:
+            if device not in self._sources:
                 scales = None if self._scales is None else self._scales.to(device)
                 source = Source(self._memory.x, scales)
                 if self._hot is not None:
                     self._tiers[device] = HotTier(self._hot, source, device)
                 self._sources[device] = source
-        elif device.type == "cuda":
-            self._memory.register(device)
-        tier = self._tiers.get(device)
-        return self._sources[device] if tier is None else tier.source()
+            tier = self._tiers.get(device)
+            return self._sources[device] if tier is None else tier.source()
 
     def register(self, device: torch.device) -> None:
         """Registers the memory with CUDA and copies scales and hot rows there."""
-        self._source(device)
+        with self._memory.readable(device):
+            self._source(device)
 
     def host_tensor(self) -> Tensor:
         """The tensor the rows are in; TypeError when they are kept in another format."""
@@ -119,21 +116,30 @@ class StoredRows(Rows):
 
     def gather(self, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
         """From the hot rows and the others in one kernel on CUDA, by threads on the CPU."""
-        source = self._source(index.device)
-        tier = self._tiers.get(index.device)
-        if tier is not None:
-            tier.before(index)
-        rows = self._gather(source, index, out)
-        if tier is not None:
-            tier.after(index)
+        if index.is_cuda:
+            # Of two threads on two streams neither may see the other move hot rows.
+            with self._memory.readable(index.device):
+                rows = self._gather(index, out)
+        else:
+            rows = self._gather(index, out)
         with self._lock:
             self._asked[index.device] = self._asked.get(index.device, 0) + index.numel()
         account.counted(index.numel())
-        if tier is None:
+        if self._hot is None:
             self._moved(account, index.device, index.numel(), 0)
         return rows
 
-    def _gather(self, source: Source, index: Tensor, out: Tensor | None) -> Tensor:
+    def _gather(self, index: Tensor, out: Tensor | None) -> Tensor:
+        source = self._source(index.device)
+        tier = self._tiers.get(index.device)
+        if tier is None:
+            return self._gather_from(source, index, out)
+        tier.before(index)
+        rows = self._gather_from(source, index, out)
+        tier.after(index)
+        return rows
+
+    def _gather_from(self, source: Source, index: Tensor, out: Tensor | None) -> Tensor:
         if not self._sorts(index):
             return gather_stored(source, index, self.dtype, out)
         ids, places = index.reshape(-1).sort()
@@ -193,12 +199,12 @@ class StoredRows(Rows):
             assert self._store is not None
             flat = rows.reshape(index.numel(), *self.shape[1:])
             codes, scales = quantise(flat.contiguous(), self._store)
-        self._memory.synchronize()  # none of them may see half a row
-        scatter_(self._memory.x, index, codes.view(shape))
-        if scales is not None:
-            assert self._scales is not None
-            scatter_(self._scales, index, scales.view(index.shape))
-        self._refresh_devices(index)
+        with self._memory.unread():  # nobody may see half a row
+            scatter_(self._memory.x, index, codes.view(shape))
+            if scales is not None:
+                assert self._scales is not None
+                scatter_(self._scales, index, scales.view(index.shape))
+            self._refresh_devices(index)
 
     def _refresh_devices(self, index: Tensor) -> None:
         if not index.numel():
@@ -210,7 +216,8 @@ class StoredRows(Rows):
                 source.scales[ids.to(device)] = self._scales[ids].to(device)
             if device in self._tiers:
                 self._tiers[device].refresh(ids)
-        self._memory.synchronize()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
 
     # --- the account --------------------------------------------------------------------------
 
@@ -223,7 +230,7 @@ class StoredRows(Rows):
 
     def settle(self, account: Account) -> None:
         """Enters what the devices have counted since; waits for them."""
-        for device, tier in self._tiers.items():
+        for device, tier in list(self._tiers.items()):
             with self._lock:
                 now = (self._asked.get(device, 0), tier.num_hits(), tier.num_moved())
                 before = self._settled.get(device, (0, 0, 0))
@@ -238,16 +245,17 @@ class StoredRows(Rows):
 
     def release(self) -> None:
         """Gives the registration and the devices' memory back."""
-        self._memory.release()
-        self._sources.clear()
-        self._tiers.clear()
+        with self._memory.unread():
+            self._memory.release()
+            self._sources.clear()
+            self._tiers.clear()
 
     # --- other processes ----------------------------------------------------------------------
 
     def share_(self) -> None:
         """Moves the rows and their scales, in place."""
-        self._memory.synchronize()
-        share_(self._memory.x)
+        with self._memory.unread():
+            share_(self._memory.x)
         if self._scales is not None:
             share_(self._scales)
 

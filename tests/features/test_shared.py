@@ -1,21 +1,16 @@
 """One copy of a table for many processes, by fork and by spawn."""
 
-import contextlib
 import multiprocessing
-import os
 import pickle
 import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
 import dataeff
-from dataeff import _core
-from dataeff.features.registration import RegisteredMemory
 from dataeff.memory import share_
 from dataeff.memory.shared import shared_buffer
 
@@ -124,32 +119,3 @@ def test_a_forked_child_prefetches_with_a_thread_of_its_own():
         child.join()
         assert child.exitcode == 0
         assert table.stats().num_gathers == 1
-
-
-def test_memory_forked_after_cuda_is_the_cpus_alone(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
-    with pytest.raises(RuntimeError, match=r"forked after CUDA .* CPU tensor, or .*'spawn'"):
-        RegisteredMemory(torch.ones(3)).register(torch.device("cuda"))
-
-
-def test_a_child_leaves_its_parents_registration_alone():
-    memory = RegisteredMemory(torch.ones(3))
-    closed = []
-    memory._registration = type("Registration", (), {"close": lambda self: closed.append(1)})()
-    memory._devices.add(torch.device("cuda"))  # would be synchronised, which a child cannot
-    memory._pid = os.getppid()
-    memory.release()
-    assert closed == [] and not memory._devices
-
-
-def test_registering_makes_at_once_what_a_captured_graph_may_not_allocate(monkeypatch):
-    made, gpu = [], torch.device("cuda", 0)
-    monkeypatch.setattr("dataeff.features.registration.bad_indices", made.append)
-    monkeypatch.setattr(_core, "HostRegistration", lambda *span: mock.Mock())
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    memory = RegisteredMemory(torch.ones(3))
-    for _ in range(2):
-        memory.register(gpu)
-    assert made == [gpu]
-    memory.release()
