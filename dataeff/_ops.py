@@ -82,7 +82,9 @@ def _rows_contiguous(table: Tensor) -> bool:
 def check_index(index: Tensor) -> Tensor:
     """The index in memory order; TypeError when it is neither int32 nor int64."""
     if index.dtype not in _INDEX_DTYPES:
-        raise TypeError(f"an index is int32 or int64, got {index.dtype}: use index.long()")
+        # .long() of a mask would be rows 0 and 1.
+        remedy = "mask.nonzero().view(-1)" if index.dtype == torch.bool else "index.long()"
+        raise TypeError(f"an index is int32 or int64, got {index.dtype}: use {remedy}")
     return index.contiguous()
 
 
@@ -119,6 +121,12 @@ def with_memory(x: Tensor, name: str) -> Tensor:
             "it wraps"
         )
     return held
+
+
+def overlap(x: Tensor, y: Tensor) -> bool:
+    """Whether two contiguous tensors, or tables, in host memory have a byte in common."""
+    (x_begin, x_nbytes), (y_begin, y_nbytes) = row_span(x), row_span(y)
+    return x_begin < y_begin + y_nbytes and y_begin < x_begin + x_nbytes
 
 
 def _check_on_host(table: Tensor, index: Tensor) -> None:
@@ -163,6 +171,8 @@ def gather_on_host(table: Tensor, index: Tensor, out: Tensor | None = None) -> T
         check_rows(out, table, index, "out")
         if not out.is_contiguous():
             raise ValueError(f"out must be contiguous; got strides {out.stride()}")
+        if out.dim() and (overlap(out, table) or (index.dim() and overlap(out, index))):
+            raise ValueError("out lies in the memory of the table or the index: pass another")
     _core.gather_cpu(
         *rows,
         index.data_ptr(),
@@ -185,6 +195,8 @@ def _scatter_rows_cpu(table: Tensor, index: Tensor, rows: Tensor) -> None:
     if table.shape[0] > 1 and table.stride(0) == 0 and table.numel():
         raise ValueError("the table's rows share memory (stride 0): pass table.clone()")
     rows = rows.contiguous()
+    if rows.dim() and overlap(rows, table):
+        rows = rows.clone()  # or a row would be read after another was written over it
     _core.scatter_cpu(
         *row_table(table),
         index.data_ptr(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from dataeff._ops import gather_on_host, runs_at_once
 
@@ -52,7 +53,8 @@ def gather(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
         IndexError: an index is out of range (named, with the table's size); nothing is written
             then. On CUDA a later call raises it, and the row of a wrong index is zero.
         TypeError: an index or out of the wrong dtype.
-        ValueError: a wrong shape, device or layout.
+        ValueError: a wrong shape, device or layout, or an out that lies in the memory of the table
+            or the index.
     """
     if runs_at_once(table, index):
         return gather_on_host(table, index, out)
@@ -81,4 +83,5 @@ def scatter_(table: Tensor, index: Tensor, rows: Tensor) -> Tensor:
         ValueError: a wrong shape, device or layout.
     """
     torch.ops.dataeff.scatter_rows_(table, index, rows)
+    increment_version(table)  # autograd may have saved what was there
     return table

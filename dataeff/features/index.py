@@ -43,20 +43,26 @@ def row_index(selection: RowSelection, num_rows: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64)
     index = selection if isinstance(selection, Tensor) else _as_index(selection, num_rows)
     if index.dtype == torch.bool:
-        return _mask_rows(index, num_rows)
+        return _mask_rows(checked_tensor(index), num_rows)
     if index.dtype not in _NUMBERS:
-        raise TypeError(f"an index is int32, int64 or a bool mask, got {index.dtype}")
+        raise TypeError(
+            f"an index is int32, int64 or a bool mask, got {index.dtype}: use .long() of row "
+            "numbers, .bool() of a mask"
+        )
     return index
 
 
 def _as_index(selection: Any, num_rows: int) -> Tensor:
     try:
         return torch.as_tensor(selection)
-    except (ValueError, RuntimeError) as error:
-        if "Overflow" not in str(error):
-            raise
-        raise IndexError(
-            f"index {selection} is out of range for a table of {num_rows} rows"
+    except (TypeError, ValueError, RuntimeError) as error:
+        if "Overflow" in str(error):
+            raise IndexError(
+                f"index {selection} is out of range for a table of {num_rows} rows"
+            ) from None
+        raise TypeError(
+            "a table is indexed by rows alone, with a tensor, int, slice or list of one shape; got "
+            f"a {type(selection).__name__} ({error})"
         ) from None
 
 
@@ -77,12 +83,14 @@ def _mask_rows(mask: Tensor, num_rows: int) -> Tensor:
 
 
 def checked_tensor(index: Tensor) -> Tensor:
-    """The index; TypeError unless it is a tensor, ValueError unless a CPU or CUDA has it."""
+    """The index; TypeError unless it is a dense tensor, ValueError unless a CPU or CUDA has it."""
     if not isinstance(index, Tensor):
         raise TypeError(
             f"an index is an int32 or int64 tensor, got {type(index).__name__}: table[...] also "
             "takes lists, slices and masks"
         )
+    if index.layout != torch.strided:
+        raise TypeError(f"an index is a dense tensor, got {index.layout}: index.to_dense()")
     if not (index.is_cpu or index.is_cuda):
         raise ValueError(f"rows go to a CPU or a CUDA device, and the index is on {index.device}")
     return index if type(index) is Tensor else with_memory(index, "the index")

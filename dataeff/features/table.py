@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from dataeff._core import FaultPlan
 from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
@@ -208,6 +209,9 @@ class FeatureTable:
 
         Source: pages as in Ginex (arXiv 2208.09151); S3-FIFO (SOSP 2023).
         """
+        for option, value in (("cache_bytes", cache_bytes), ("queue_depth", queue_depth)):
+            if not isinstance(value, int):
+                raise TypeError(f"{option}={value!r} is no integer: int({value!r})")
         some = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
         options = DiskOptions(cache_bytes, queue_depth, engine, faults)
         return cls._over(DiskRows(some, name, options))
@@ -281,7 +285,8 @@ class FeatureTable:
             IndexError: an index is out of range; nothing is written then. On CUDA it is raised by a
                 later call on the device, and the row of the wrong index is zero.
             TypeError: an index, out or `dtype` of the wrong dtype; an index that is no tensor.
-            ValueError: a wrong shape, device or layout; both `out` and `dtype`.
+            ValueError: a wrong shape, device or layout; both `out` and `dtype`; an `out` that asks
+                for gradients, or lies in the memory of the table or the index.
             RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
                 says why and what helps).
         """
@@ -295,9 +300,17 @@ class FeatureTable:
             if rows.traceable and not unique:
                 return rows.gather_traced(index, out)
             return gather_traced(self._number, rows.shape[1:], rows.dtype, index, out, unique)
+        if out is not None and out.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "out asks for gradients, which a gather passes on to nobody: out.detach()"
+            )
         if unique and index.numel():
-            return gather_once(rows, index, out, self._account)
-        return rows.gather(index, out, self._account)
+            found = gather_once(rows, index, out, self._account)
+        else:
+            found = rows.gather(index, out, self._account)
+        if out is not None:  # autograd may have saved what was there
+            increment_version(out)
+        return found
 
     def register(self, device: torch.device | str | int = "cuda") -> FeatureTable:
         """Registers the memory with CUDA now instead of at the first gather.
@@ -332,6 +345,8 @@ class FeatureTable:
             RuntimeError: the table is closed.
         """
         index = checked_tensor(index)
+        if not isinstance(rows, Tensor):
+            raise TypeError(f"rows are a tensor, got {type(rows).__name__}: torch.as_tensor(rows)")
         if rows.device != index.device:
             raise ValueError(f"rows is on {rows.device} but the index is on {index.device}")
         self._open_rows().scatter_(index, rows)

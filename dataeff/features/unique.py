@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dataeff._ops import check_index
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account
 
@@ -26,9 +27,7 @@ def gather_once(rows: Rows, index: Tensor, out: Tensor | None, account: Account)
             f"out must be contiguous, {shape} on {index.device}; got {tuple(out.shape)} with "
             f"strides {out.stride()} on {out.device}"
         )
-    if index.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"an index is int32 or int64, got {index.dtype}: use index.long()")
-    ids, place = torch.unique(index, return_inverse=True)
+    ids, place = torch.unique(check_index(index), return_inverse=True)
     few = rows.gather(ids, index.new_empty((len(ids), *rows.shape[1:]), dtype=out.dtype), account)
     torch.index_select(few, 0, place.reshape(-1), out=out.view(-1, *rows.shape[1:]))
     return out

@@ -226,6 +226,8 @@ def test_bad_options(path):
         open_(path, engine="magic")
     with pytest.raises(ValueError, match="at least one file"):
         open_([])
+    with pytest.raises(TypeError, match=r"cache_bytes=1000000.0 is no integer"):
+        open_(path, cache_bytes=1e6)
 
 
 def open_descriptors():

@@ -67,6 +67,13 @@ def test_any_slice(selection):
     [
         (torch.tensor([1.0]), TypeError, "float32"),
         (torch.tensor([1], dtype=torch.uint8), TypeError, "uint8"),
+        (torch.tensor([1, 0], dtype=torch.int16), TypeError, r"int16: use \.long\(\) of row"),
+        (torch.tensor([1, 0]).to_sparse(), TypeError, "dense tensor, got torch.sparse_coo"),
+        (torch.ones(ROWS, dtype=torch.bool, device="meta"), ValueError, "on meta"),
+        ({1, 2}, TypeError, "got a set"),
+        ({0: 1}, TypeError, "got a dict"),
+        (iter([1]), TypeError, "got a list_iterator"),
+        ([[1], [2, 3]], TypeError, "of one shape; got a list"),
         ([0.5], TypeError, "float"),
         ((1, 2), TypeError, "rows alone"),
         (None, TypeError, "None"),
@@ -108,7 +115,10 @@ def test_wrong_calls_are_named_by_every_kind_of_table(tmp_path, x, kind):
                 call([1, 2])
             with pytest.raises(ValueError, match="index is on meta"):
                 call(index.to("meta"))
+        with pytest.raises(TypeError, match=r"torch.bool: use mask.nonzero\(\)"):
+            table.gather(torch.ones(len(x), dtype=torch.bool))
         for out, error in [
+            (torch.empty(1, 3, 5, requires_grad=True), ValueError),
             (torch.empty(2, 3, 5), ValueError),
             (torch.empty(1, 3, 10)[..., ::2], ValueError),
             (torch.empty(1, 3, 5, device="meta"), ValueError),
@@ -188,6 +198,39 @@ def test_scatter_writes_the_rows(x):
         table.scatter_(index, rows[:1])
     with pytest.raises(ValueError, match="meta"):
         table.scatter_(index, rows.to("meta"))
+    with pytest.raises(TypeError, match="rows are a tensor, got float"):
+        table.scatter_(index, 1.0)
+
+
+def test_what_is_written_lies_apart_from_what_is_read(x):
+    table, before = dataeff.FeatureTable(x), x.clone()
+    with pytest.raises(ValueError, match="the memory of the table or the index"):
+        table.gather(torch.tensor([1, 0]), out=x[:2])
+    assert torch.equal(x, before)
+    numbers = torch.arange(40).flip(0).view(20, 2)
+    index = torch.arange(20)
+    with pytest.raises(ValueError, match="the memory of the table or the index"):
+        dataeff.FeatureTable(numbers).gather(index[:10], out=index.view(10, 2))
+    table.scatter_(torch.tensor([1, 2, 3]), x[:3])  # each row moves on by one
+    assert torch.equal(x[1:4], before[:3])
+
+
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "small", "hot", "disk"])
+def test_autograd_is_told_of_what_is_written(tmp_path, x, kind, unique):
+    weight, buffer = torch.ones(3, 5, requires_grad=True), torch.empty(1, 3, 5)
+    with table_of(kind, x, tmp_path) as table:
+        loss = (table.gather(torch.tensor([1]), buffer, unique=unique) * weight).sum()
+        table.gather(torch.tensor([2]), buffer, unique=unique)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        with torch.inference_mode():
+            table.gather(torch.tensor([2]), torch.empty(1, 3, 5), unique=unique)
+        if kind in ("plain", "hot"):
+            loss = (table.x[3] * weight).sum()
+            table.scatter_(torch.tensor([3]), torch.zeros(1, 3, 5))
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
 
 
 def test_stats_count_what_was_delivered(x):
