@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dataeff._ops import row_table
+from dataeff.features.index import checked_tensor
 from dataeff.features.registration import RegisteredMemory
 from dataeff.features.row_gradient import GatherRows, sparse_rows
 from dataeff.memory import HostBuffer, SharedTensor, new_shared, share_
@@ -55,6 +57,7 @@ class HostEmbedding(torch.nn.Embedding):
         rows [*, embedding_dim].
 
     Raises:
+        TypeError: by a call, an index that is no tensor, or of another dtype.
         ValueError: an argument that is refused, or a device other than the CPU.
         IndexError: by a call, an index out of range; on CUDA by a later one, and its row is zero.
         OSError: the kernel has no such memory.
@@ -94,21 +97,41 @@ class HostEmbedding(torch.nn.Embedding):
         self._memory: RegisteredMemory | None = None
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None
+    def from_pretrained(
+        cls,
+        embeddings: Tensor,
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = True,
     ) -> Self:
         """Rows that exist already, in place: [num_embeddings, embedding_dim], host memory.
 
         Raises:
-            ValueError: not two dimensions, or not in host memory.
+            ValueError: not two dimensions, not in host memory, rows that are not contiguous, or an
+                argument that the class refuses.
         """
         if embeddings.dim() != 2:
             raise ValueError(f"embeddings have 2 dimensions, got {tuple(embeddings.shape)}")
+        row_table(embeddings)
         rows, columns = embeddings.shape
-        return cls(rows, columns, padding_idx, _weight=embeddings, _freeze=freeze)
+        return cls(
+            rows,
+            columns,
+            padding_idx,
+            max_norm,
+            norm_type,
+            scale_grad_by_freq,
+            sparse,
+            _weight=embeddings,
+            _freeze=freeze,
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """`weight[input]`, on the input's device."""
+        input = checked_tensor(input)
         if input.device.type == "cuda":
             self.register(input.device)
         if torch.compiler.is_compiling():

@@ -133,9 +133,27 @@ def test_bad_indices_are_named():
         host(torch.tensor([0, ROWS]))
     with pytest.raises(TypeError, match="float32"):
         host(torch.tensor([0.5]))
-    with pytest.raises(ValueError, match=r"\(3,\)"):
-        dataeff.HostEmbedding.from_pretrained(torch.ones(3))
+    with pytest.raises(TypeError, match="got list"):
+        host([0, 1])
+    with pytest.raises(ValueError, match="index is on meta"):
+        host(torch.tensor([0], device="meta"))
     assert host(torch.empty(0, 2, dtype=torch.long)).shape == (0, 2, DIM)
+
+
+def test_rows_that_exist_are_taken_as_they_are():
+    rows = torch.randn(5, 3)
+    host = dataeff.HostEmbedding.from_pretrained(rows, freeze=False, padding_idx=2, sparse=True)
+    assert host.weight.data_ptr() == rows.data_ptr() and host.padding_idx == 2
+    assert host.weight.requires_grad
+    for wrong, said in (
+        ({"embeddings": torch.ones(3)}, r"\(3,\)"),
+        ({"embeddings": torch.ones(3, 4).t()}, "contiguous"),
+        ({"max_norm": 1.0}, "max_norm=1.0"),
+        ({"scale_grad_by_freq": True}, "scale_grad_by_freq=True"),
+        ({"sparse": False}, "sparse=True"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            dataeff.HostEmbedding.from_pretrained(**{"embeddings": rows, **wrong})
 
 
 def test_the_rows_stay_on_the_host():
