@@ -65,9 +65,9 @@ def convert(
         FileExistsError: the target is there and `overwrite` is false.
         FileNotFoundError: the source is missing, or the target's folder.
         OSError: no space, or the target cannot be written.
-        TypeError: a source of another kind.
-        ValueError: a target of another suffix; a dtype that `.npy` lacks; a damaged source; `name`
-            or `columns` for a source that has none.
+        TypeError: a source of another kind; one name or directory where a list of them goes.
+        ValueError: a target of another suffix; a dtype that `.npy` lacks; a damaged source, a
+            sparse tensor, a masked array; `name` or `columns` for a source that has none.
     """
     target = Path(target).absolute()
     _check_target(target, stripes, overwrite)
@@ -88,6 +88,8 @@ def convert(
 def _check_target(target: Path, stripes: Sequence[PathLike], overwrite: bool) -> None:
     if target.suffix not in SUFFIXES:
         raise ValueError(f"{target}: a table is written to {', '.join(SUFFIXES)}")
+    if isinstance(stripes, (str, os.PathLike)):
+        raise TypeError(f"stripes={str(stripes)!r}: give a list of directories")
     if bool(stripes) != (target.suffix == ".json"):
         raise ValueError(
             f"{target}: a .json target is the index of stripes and needs their directories, "

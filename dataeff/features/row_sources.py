@@ -55,6 +55,8 @@ def row_source(
     """
     is_path = isinstance(source, (str, os.PathLike))
     parquet = is_path and Path(source).suffix == ".parquet"
+    if isinstance(columns, str):
+        raise TypeError(f"columns={columns!r}: give a list of names, [{columns!r}]")
     if columns is not None and not parquet:
         raise ValueError(f"columns={list(columns)!r}: only a .parquet file has columns")
     if name is not None and (not is_path or parquet):
@@ -70,6 +72,12 @@ def row_source(
     if isinstance(source, Tensor):
         if source.dim() == 0:
             raise ValueError("a 0-dimensional tensor has no rows")
+        if source.layout != torch.strided or source.is_quantized:
+            kind = source.dtype if source.is_quantized else source.layout
+            raise ValueError(
+                f"a table is made from a dense tensor of numbers, got {kind}: use .to_dense() or "
+                ".dequantize()"
+            )
         return RowSource(tuple(source.shape), source.dtype, _slices(source.detach()))
     raise TypeError(
         "a table is made from a tensor, an array, a FeatureTable or a path, "
@@ -87,12 +95,14 @@ def _rows_per_chunk(shape: Sequence[int], itemsize: int) -> int:
 def _slices(rows: Tensor | FeatureTable) -> Iterator[Tensor]:
     step = _rows_per_chunk(rows.shape, rows.dtype.itemsize)
     for begin in range(0, len(rows), step):
-        yield rows[begin : begin + step].cpu().contiguous()
+        yield rows[begin : begin + step].cpu().resolve_conj().resolve_neg().contiguous()
 
 
 def _of_array(array: np.ndarray[Any, Any]) -> RowSource:
     if array.ndim == 0:
         raise ValueError("a 0-dimensional array has no rows")
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError("a masked array has values that are none: array.filled(...)")
     # A memmap may be read-only or of the other byte order: each chunk is copied, one at a time.
     native = array.dtype.newbyteorder("=")
     dtype = torch_dtype(native, "the array")

@@ -106,6 +106,12 @@ def test_every_source(tmp_path, small_chunks):
         assert torch.equal(table_of(dataeff.convert(source, tmp_path / f"{i}.npy")), x), source
 
 
+@pytest.mark.parametrize("view", [torch.conj, lambda z: z.conj().imag])
+def test_lazy_views_are_written_as_their_values(tmp_path, view):
+    x = view(torch.randn(9, 2, dtype=torch.complex64))
+    assert torch.equal(table_of(dataeff.convert(x, tmp_path / "x.npy")), x)
+
+
 def test_stripes_are_dealt_by_turns(tmp_path, small_chunks):
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
@@ -198,7 +204,11 @@ def test_a_write_that_fails_names_the_file(tmp_path, monkeypatch):
         (torch.zeros(3), "x.json", {}, ValueError, "needs their directories"),
         (torch.zeros(3), "x.npy", {"stripes": ["."]}, ValueError, "takes none"),
         (torch.zeros(3), "x.json", {"stripes": [".", "."]}, ValueError, "twice"),
+        (torch.zeros(3), "x.json", {"stripes": "."}, TypeError, "stripes='.'"),
         (torch.tensor(3), "x.npy", {}, ValueError, "0-dimensional"),
+        (torch.eye(3).to_sparse(), "x.npy", {}, ValueError, r"sparse_coo: use .to_dense\(\)"),
+        (np.ma.masked_equal([1.0, 2.0], 1), "x.npy", {}, ValueError, "filled"),
+        ("x.parquet", "x.npy", {"columns": "ab"}, TypeError, r"\['ab'\]"),
         (np.float32(3), "x.npy", {}, TypeError, "float32"),
         ([1, 2], "x.npy", {}, TypeError, "list"),
         (np.zeros(3, "U3"), "x.npy", {}, ValueError, "<U3"),
@@ -213,6 +223,13 @@ def test_mistakes(tmp_path, source, target, options, error, words):
     with pytest.raises(error, match=words):
         dataeff.convert(source, tmp_path / target, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
+def test_quantised_tensors_are_refused(tmp_path):
+    x = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
+    with pytest.raises(ValueError, match=r"quint8.*dequantize"):
+        dataeff.convert(x, tmp_path / "x.npy")
 
 
 def test_a_directory_that_is_not_there(tmp_path):
