@@ -85,7 +85,10 @@ def byte_alias(x: Tensor, device_type: int, device_id: int, owner: object) -> Te
     nbytes = byte_span(x)[1]
     capsule = _core.alias_capsule(x.data_ptr(), nbytes, device_type, device_id, owner)
     flat: Tensor = from_dlpack(capsule)
-    return flat.view(x.dtype).as_strided(x.shape, x.stride())
+    alias = flat.view(x.dtype).as_strided(x.shape, x.stride())
+    # A view that stands for other values than its memory holds: u.conj(), u.conj().imag
+    alias = alias.conj() if x.is_conj() else alias
+    return torch._neg_view(alias) if x.is_neg() else alias
 
 
 # --- in compiled functions: an operator over memory that is registered already -------------------

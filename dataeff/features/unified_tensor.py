@@ -153,6 +153,8 @@ def unified(x: Tensor, *, propagate: bool = False) -> UnifiedTensor:
     if not isinstance(x, Tensor) or x.layout != torch.strided:
         what = x.layout if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"a unified tensor is made of a dense torch.Tensor, got {what}")
+    if x.is_quantized:
+        raise TypeError(f"a unified tensor holds numbers, got {x.dtype}: x.dequantize()")
     if x.device.type != "cpu":
         raise ValueError(f"unified tensors are in host memory, got one on {x.device}: x.cpu()")
     if not x.is_leaf:

@@ -172,6 +172,13 @@ def test_what_no_unified_tensor_is_made_of(x, error, words):
         dataeff.unified(x)
 
 
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
+def test_quantised_tensors_are_refused():
+    x = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8)
+    with pytest.raises(TypeError, match=r"quint8.*dequantize"):
+        dataeff.unified(x)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (1,)])
 def test_small_and_empty_shapes(shape):
     u = dataeff.unified(torch.ones(shape))
@@ -256,6 +263,13 @@ def test_an_alias_has_the_elements_of_any_view(rows, columns, start, step, dtype
     assert torch.equal(alias, x) and alias.stride() == x.stride() and alias.dtype == dtype
     alias.fill_(1)
     assert (x == 1).all()
+
+
+@pytest.mark.parametrize("view", [torch.conj, lambda z: z.conj().imag, lambda z: z.conj()[1:, 0]])
+def test_an_alias_of_a_lazy_view_has_its_values(view):
+    x = view(torch.randn(3, 2, dtype=torch.complex64))
+    alias = byte_alias(x, DLPACK_CPU, 0, None)
+    assert torch.equal(alias, x) and alias.data_ptr() == x.data_ptr()
 
 
 def test_an_alias_keeps_its_owner_until_it_is_gone():
