@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class HotRows:
         every: for the adaptive policy: follow every `every`-th gather.
 
     Raises:
-        TypeError: `score` is complex or no tensor.
+        TypeError: `score` is complex or no tensor, `n` or `every` no integer.
         ValueError: `n` is negative, `score` is not one-dimensional or holds a NaN, the policy is
             unknown, or `every` is not positive.
     """
@@ -52,6 +52,9 @@ class HotRows:
     def __init__(
         self, n: int, score: Tensor | None = None, *, policy: Policy = "static", every: int = 4
     ) -> None:
+        for name, value in (("n", n), ("every", every)):
+            if not isinstance(value, SupportsIndex):  # 0.1 would be no rows at all
+                raise TypeError(f"{name}={value!r} is no integer")
         if n < 0:
             raise ValueError(f"n={n} hot rows: at least 0")
         if policy not in ("static", "adaptive"):

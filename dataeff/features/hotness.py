@@ -24,7 +24,7 @@ def degree(edge_index: Tensor, num_nodes: int) -> Tensor:
 
     Raises:
         IndexError: an edge names a node that is not in [0, num_nodes).
-        TypeError: ids are neither int32 nor int64.
+        TypeError: ids are no tensor, or neither int32 nor int64.
         ValueError: a wrong shape or device.
     """
     source, _ = _edges(edge_index, num_nodes)
@@ -78,6 +78,7 @@ def weighted_reverse_pagerank(
         IndexError, TypeError, ValueError: as in `degree`; no training node; a damping outside
             [0, 1).
     """
+    _check_tensor(train_nodes, "train_nodes")
     if train_nodes.dtype == torch.bool:
         if train_nodes.shape != (num_nodes,):
             raise ValueError(f"the mask is {tuple(train_nodes.shape)}, not ({num_nodes},)")
@@ -99,10 +100,11 @@ def access_counts(indices: Iterable[Tensor], num_rows: int) -> Tensor:
 
     Raises:
         IndexError: a number is out of range.
-        TypeError: numbers are neither int32 nor int64.
+        TypeError: numbers are no tensor, or neither int32 nor int64.
     """
     counts = torch.zeros(num_rows, dtype=torch.int64)
     for index in indices:
+        _check_tensor(index, "each of the indices")
         ids = index.detach().reshape(-1).cpu()
         _check_ids(ids, num_rows, "indices", low=-num_rows)
         if ids.numel():
@@ -127,12 +129,20 @@ def _walk(edge_index: Tensor, start: Tensor, damping: float, num_steps: int) -> 
 
 
 def _edges(edge_index: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    _check_tensor(edge_index, "edge_index")
     if edge_index.dim() != 2 or edge_index.shape[0] != 2:
         raise ValueError(f"edge_index must be [2, num_edges], got {tuple(edge_index.shape)}")
     if edge_index.device.type != "cpu":
         raise ValueError(f"edge_index must be in host memory, not on {edge_index.device}: .cpu()")
     _check_ids(edge_index, num_nodes, "edge_index")
     return edge_index[0], edge_index[1]
+
+
+def _check_tensor(ids: Tensor, name: str) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, not a {type(ids).__name__}: torch.as_tensor(...)"
+        )
 
 
 def _check_ids(ids: Tensor, num_rows: int, name: str, low: int = 0) -> None:

@@ -17,6 +17,7 @@ from dataeff.features.table import FeatureTable
 Tables: TypeAlias = FeatureTable | Mapping[str, FeatureTable]
 Index: TypeAlias = Tensor | Mapping[str, Tensor]
 Fetched: TypeAlias = Tensor | dict[str, Tensor]
+_END = object()
 
 
 class FeatureLoader:
@@ -86,10 +87,10 @@ class FeatureLoader:
         with closing(self._sampled()) as batches:
             while error is None:
                 try:
-                    batch = next(batches)
+                    batch = next(batches, _END)
+                    if batch is _END:
+                        break
                     under_way.append((batch, self._fetch(batch)))
-                except StopIteration:
-                    break
                 except Exception as failed:  # raised below, in its batch's place
                     error = failed
                 if len(under_way) > 1:

@@ -28,7 +28,8 @@ def pipelined(
         depth: how many results may be under way or waiting, at least 1.
     """
     if num_threads == 0:
-        yield from map(work, tasks)
+        for task in tasks:  # `map` would take a StopIteration of `work` for the end of the tasks
+            yield work(task)
         return
     ahead: deque[Future[Result]] = deque()
     drawn = iter(tasks)

@@ -78,7 +78,7 @@ class FeatureTable:
             and there is no GPU to gather instead.
 
     Raises:
-        TypeError: `x` is no tensor, or not of a dtype that `store` takes.
+        TypeError: `x` is no tensor, or not of a dtype that `store` takes; `hot` is no `HotRows`.
         ValueError: `x` is not in host memory, not dense, has no dimension, or has rows that are not
             contiguous; it asks for gradients, which a gather of features does not pass on; a row is
             not finite and `store` is int8 or fp8; or `hot` has a score of another length.
@@ -101,6 +101,8 @@ class FeatureTable:
     ) -> None:
         if sort not in ("auto", True, False):
             raise ValueError(f"sort={sort!r} is not one of 'auto', True, False")
+        if hot is not None and not isinstance(hot, HotRows):
+            raise TypeError(f"hot={hot!r} is no HotRows: dataeff.HotRows(n, score)")
         check_source(x)
         plain = store is None and hot is None
         if plain and sort is not True and not (sort == "auto" and sorting_could_pay(x)):

@@ -70,10 +70,13 @@ def share_(x: Tensor) -> Tensor:
         `x`.
 
     Raises:
+        TypeError: `x` is no tensor.
         ValueError: `x` is not in host memory, or is the result of a computation that autograd
             recorded.
         OSError: the kernel has no such memory.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"a tensor is shared, got a {type(x).__name__}: torch.as_tensor(x)")
     if x.device.type != "cpu":
         raise ValueError(f"host memory is shared, but the tensor is on {x.device}: x.cpu()")
     if not x.is_leaf:

@@ -95,6 +95,13 @@ def test_no_edges_and_no_nodes():
     [
         (lambda e: hotness.degree(e, N - 25), IndexError, "not in"),
         (lambda e: hotness.degree(e.float(), N), TypeError, "float32"),
+        (lambda e: hotness.degree(e.numpy(), N), TypeError, "edge_index .* ndarray"),
+        (lambda e: hotness.access_counts([[1, 2]], N), TypeError, "indices .* list"),
+        (
+            lambda e: hotness.weighted_reverse_pagerank(e, N, [1, 2]),
+            TypeError,
+            "train_nodes .* list",
+        ),
         (lambda e: hotness.degree(e.t(), N), ValueError, r"\(200, 2\)"),
         (lambda e: hotness.reverse_pagerank(e, N, damping=1), ValueError, "got 1"),
         (

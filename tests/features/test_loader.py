@@ -107,6 +107,21 @@ def test_an_error_comes_where_its_batch_would_have(x, num_threads):
     assert seen == [0, 1, 2]
 
 
+@pytest.mark.parametrize("options", [{"num_threads": 0}, {"num_threads": 1}, {"sample": None}])
+def test_a_stop_iteration_of_the_caller_s_code_ends_no_epoch_early(x, options):
+    ids = [torch.tensor([i]) for i in range(4)]
+
+    def stops(batch):
+        return next(iter([]))
+
+    if "sample" in options:
+        loader = FeatureLoader(ids, FeatureTable(x), index=stops)
+    else:
+        loader = FeatureLoader(ids, FeatureTable(x), stops, **options)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(loader)
+
+
 @pytest.mark.parametrize("sample", [None, torch.clone])
 def test_an_error_of_the_items_comes_where_its_batch_would_have(x, sample):
     def items():

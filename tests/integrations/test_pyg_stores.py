@@ -46,8 +46,11 @@ def as_stores(data):
 
 def test_the_loader_samples_stores_as_it_samples_the_data():
     data = make_hetero()
+    data[WRITES].edge_attr = torch.arange(100)
+    stores = as_stores(data)
+    stores[0].put_tensor(data[WRITES].edge_attr, WRITES, "edge_attr", None)
     runs = []
-    for source in (data, as_stores(data)):
+    for source in (data, stores):
         torch.manual_seed(0)
         runs.append(
             list(NeighborLoader(source, [3, 2], input_nodes="paper", batch_size=9, num_workers=2))
@@ -59,6 +62,7 @@ def test_the_loader_samples_stores_as_it_samples_the_data():
         for key in data.edge_types:
             assert torch.equal(left[key].edge_index, right[key].edge_index)
             assert torch.equal(left[key].e_id, right[key].e_id)
+        assert torch.equal(left[WRITES].edge_attr, right[WRITES].edge_attr)
 
 
 @pytest.mark.parametrize("table", [False, True])
@@ -150,7 +154,9 @@ def test_stores_without_types_are_sampled_as_the_data():
     x = torch.randn(40, 3, generator=generator)
     data = Data(x=x, edge_index=torch.randint(40, (2, 300), generator=generator))
     data.time = torch.randint(9, (40,), generator=generator)
+    data.edge_attr = torch.arange(300.0)
     features, graphs = TableFeatureStore(), CSCGraphStore()
+    features.put_tensor(data.edge_attr, group_name=None, attr_name="edge_attr", index=None)
     features.put_tensor(dataeff.FeatureTable(x), group_name=None, attr_name="x", index=None)
     features.put_tensor(data.time, group_name=None, attr_name="time", index=None)
     graphs.put_edge_index(tuple(data.edge_index), edge_type=None, layout="coo", size=(40, 40))
@@ -160,7 +166,7 @@ def test_stores_without_types_are_sampled_as_the_data():
             torch.manual_seed(0)
             runs.append(list(NeighborLoader(source, [3, 2], batch_size=16, **options)))
         for left, right in zip(*runs, strict=True):
-            for key in ("x", "n_id", "e_id", "edge_index", "time"):
+            for key in ("x", "n_id", "e_id", "edge_index", "time", "edge_attr"):
                 assert torch.equal(left[key], right[key]), key
 
 

@@ -54,6 +54,8 @@ def test_share_keeps_a_parameter():
 
 
 def test_what_is_not_shared_is_refused():
+    with pytest.raises(TypeError, match="a tensor is shared, got a list"):
+        share_([1.0])
     with pytest.raises(ValueError, match=r"meta.*x\.cpu"):
         share_(torch.empty(3, device="meta"))
     with pytest.raises(ValueError, match=r"x\.detach"):

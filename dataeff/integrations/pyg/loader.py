@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch_geometric.loader as pyg_loader
-from torch_geometric.data import Data
+from torch_geometric.data import Data, HeteroData
 
 from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.delivery import Delivery
@@ -81,6 +81,8 @@ class _PipelinedLoader:
     def _finish(self, batch: Any) -> Any:
         """Takes rows out of tables, brings the batch to its device, calls the user's transform."""
         homogeneous = isinstance(batch, Data)
+        if not isinstance(self.data, (Data, HeteroData)):  # type: ignore[attr-defined]
+            self._take_edge_features(batch)
         for store in batch.stores:
             for key, value in list(store.items()):
                 if is_table(value):
@@ -91,6 +93,19 @@ class _PipelinedLoader:
         elif self.pin_memory and torch.cuda.is_available():  # type: ignore[attr-defined]
             batch = batch.pin_memory()
         return batch if self._user_transform is None else self._user_transform(batch)
+
+    def _take_edge_features(self, batch: Any) -> None:
+        """Edge attributes of stores, which PyG's own loaders leave out or read by node."""
+        features, counts = self.data[0], node_counts(self.data)  # type: ignore[attr-defined]
+        for attr in features.get_all_tensor_attrs():
+            group, name = attr.group_name, attr.attr_name
+            if isinstance(counts, int):
+                by_edge, edges = features.get_tensor_size(attr)[0] != counts, batch
+            else:
+                by_edge = isinstance(group, tuple) and group in batch.edge_types
+                edges = batch[group] if by_edge else None
+            if by_edge and "e_id" in edges:
+                edges[name] = features.get_tensor(group, name, edges.e_id)
 
     def _rows_of(self, store: Any, key: str, num_rows: int, homogeneous: bool) -> torch.Tensor:
         """The ids that a table's rows are asked for: nodes or edges."""
@@ -161,6 +176,7 @@ class NeighborLoader(_PipelinedLoader, pyg_loader.NeighborLoader):  # type: igno
     - `num_workers` counts threads, not processes (the core releases Python's lock), so nothing is
       copied, forked or pickled; `prefetch_factor` batches per thread are prepared ahead (2).
       Batches do not depend on either: `torch.manual_seed`, or `generator`, fixes a run.
+    - Edge attributes of stores come with each batch, too.
     - An attribute of `data` may be a `dataeff.FeatureTable`: its rows are gathered for each batch,
       on `device` when that is given. On a GPU the threads do so, and run `transform`, on a stream
       of their own beside the caller's.
