@@ -37,6 +37,7 @@ _INDEX_DTYPES = (torch.int32, torch.int64)
 _num_modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.peek_interpreter_stack
 _tracer = torch._C._get_tracing_state
+_is_compiling = torch.compiler.is_compiling
 _is_profiled = torch._C._autograd._profiler_enabled
 
 
@@ -147,7 +148,7 @@ def runs_at_once(table: Tensor, index: Tensor) -> bool:
         and type(index) is Tensor
         and table.is_cpu
         and index.is_cpu
-        and not torch.compiler.is_compiling()
+        and not _is_compiling()
         and _tracer() is None
         and _transform() is None
         and not _num_modes()
@@ -166,7 +167,7 @@ def gather_on_host(table: Tensor, index: Tensor, out: Tensor | None = None) -> T
     rows = row_table(table)
     index = check_index(index)
     if out is None:
-        out = new_on_host(table, index.shape + table.shape[1:], table.dtype)
+        out = new_on_host(table, (*index.shape, *table.shape[1:]), table.dtype)
     else:
         check_rows(out, table, index, "out")
         if not out.is_contiguous():

@@ -66,9 +66,12 @@ class Ledger:
     def transfer(self, source: Tier, target: Tier, nbytes: int, count: int = 1) -> None:
         """Enters `count` finished transfers of `nbytes` in all."""
         with self._lock:
-            moved = self._moved[source, target]
-            moved[0] += nbytes
-            moved[1] += count
+            self._enter(source, target, nbytes, count)
+
+    def _enter(self, source: Tier, target: Tier, nbytes: int, count: int) -> None:
+        moved = self._moved[source, target]
+        moved[0] += nbytes
+        moved[1] += count
 
     def nbytes(self, source: Tier, target: Tier) -> int:
         """Bytes moved from `source` to `target` so far."""

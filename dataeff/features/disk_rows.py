@@ -179,9 +179,9 @@ class DiskRows(Rows):
             account.disk = self._stats(reader)
         if not on_host:
             out.copy_(rows, non_blocking=True)
-            account.ledger.transfer(Tier.HOST, Tier.DEVICE, out.nbytes)
+            account.transfer(Tier.HOST, Tier.DEVICE, out.nbytes)
         row_nbytes = self._tables[0].row_nbytes
-        account.ledger.transfer(Tier.DISK, Tier.HOST, (index.numel() - num_hits) * row_nbytes)
+        account.transfer(Tier.DISK, Tier.HOST, (index.numel() - num_hits) * row_nbytes)
         account.gathered(index.numel(), Tier.HOST, Tier.HOST, num_hits * row_nbytes)
         return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 
 from dataeff.ledger import Ledger, Tier
@@ -47,12 +46,11 @@ class TableStats:
     disk: DiskStats | None = None
 
 
-class Account:
+class Account(Ledger):
     """A table's running account; thread-safe."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
-        self._lock = threading.Lock()
+        super().__init__()
         self._num_gathers = 0
         self._num_rows = 0
         self.disk: DiskStats | None = None
@@ -60,8 +58,8 @@ class Account:
 
     def gathered(self, num_rows: int, source: Tier, target: Tier, nbytes: int) -> None:
         """Enters one gather."""
-        self.ledger.transfer(source, target, nbytes)
         with self._lock:
+            self._enter(source, target, nbytes, 1)
             self._num_gathers += 1
             self._num_rows += num_rows
 
@@ -71,10 +69,6 @@ class Account:
             self._num_gathers += 1
             self._num_rows += num_rows
 
-    def moved(self, source: Tier, target: Tier, nbytes: int) -> None:
-        """Enters bytes."""
-        self.ledger.transfer(source, target, nbytes)
-
     def found_hot(self, num_rows: int) -> None:
         """Enters rows that were found among the hot ones."""
         with self._lock:
@@ -83,10 +77,10 @@ class Account:
     def stats(self) -> TableStats:
         """The counts so far."""
         ways = {
-            f"{source.value}->{target.value}": self.ledger.nbytes(source, target)
+            f"{source.value}->{target.value}": self.nbytes(source, target)
             for source in Tier
             for target in Tier
-            if self.ledger.count(source, target)
+            if self.count(source, target)
         }
         with self._lock:
             return TableStats(

@@ -224,9 +224,9 @@ class StoredRows(Rows):
     def _moved(self, account: Account, device: torch.device, num_cold: int, num_hot: int) -> None:
         target = Tier.HOST if device.type == "cpu" else Tier.DEVICE
         if num_cold:
-            account.moved(Tier.HOST, target, num_cold * self.row_nbytes)
+            account.transfer(Tier.HOST, target, num_cold * self.row_nbytes)
         if num_hot:  # a CPU has no other tier: the row came from host memory all the same
-            account.moved(target, target, num_hot * self.row_nbytes)
+            account.transfer(target, target, num_hot * self.row_nbytes)
 
     def settle(self, account: Account) -> None:
         """Enters what the devices have counted since; waits for them."""
@@ -239,7 +239,7 @@ class StoredRows(Rows):
             self._moved(account, device, asked - hits, hits)
             account.found_hot(hits)
             if device.type != "cpu" and moved:
-                account.moved(Tier.HOST, Tier.DEVICE, moved * self.row_nbytes)
+                account.transfer(Tier.HOST, Tier.DEVICE, moved * self.row_nbytes)
 
     # --- the end ------------------------------------------------------------------------------
 
