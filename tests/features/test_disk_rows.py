@@ -98,6 +98,27 @@ def test_several_files_follow_one_another(tmp_path, engine, x):
         dataeff.FeatureTable.open(parts)
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
+def test_rows_and_bytes_past_32_bits(tmp_path, engine, cache_bytes):
+    num_rows, path = 3 * 2**30, tmp_path / "vast.npy"
+    index = [2**31, 0, -1, 2**32 // 3, 2**31 - 1, -(2**31) - 7, num_rows - 2]
+    rows = torch.arange(1, 22, dtype=torch.uint8).view(7, 3)
+    with path.open("wb") as file:  # sparse: a few pages of its 9 GiB are ever there
+        header = {"descr": "|u1", "fortran_order": False, "shape": (num_rows, 3)}
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        file.truncate(start + 3 * num_rows)
+        for row, data in zip(index, rows, strict=True):
+            file.seek(start + row % num_rows * 3)
+            file.write(data.numpy().tobytes())
+    with dataeff.FeatureTable.open(path, engine=engine, cache_bytes=cache_bytes) as table:
+        for _ in range(2):
+            assert torch.equal(table[index], rows)
+        assert torch.equal(table[[-num_rows]], rows[[1]])
+        with pytest.raises(IndexError, match=f"index {num_rows} at position 0"):
+            table[num_rows]
+
+
 def test_bfloat16_from_safetensors(tmp_path):
     library = pytest.importorskip("safetensors.torch")
     x = torch.randn(50, 9, dtype=torch.bfloat16)

@@ -208,3 +208,19 @@ def test_compiles_as_one_graph():
     rows = torch.rand(3, 4)
     assert torch.equal(step(table, index, rows), rows * 2)
     assert torch.equal(table[index], rows)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_rows_and_bytes_past_32_bits(vast, far_rows, num_threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        rows = torch.arange(1, 22, dtype=torch.uint8).view(7, 3)
+        scatter_(vast, far_rows, rows)
+        assert torch.equal(vast[far_rows], rows)
+        index = far_rows.repeat(1000)
+        assert torch.equal(gather(vast, index), rows.repeat(1000, 1))
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(IndexError, match=f"index {3 * 2**30} at position 0"):
+        gather(vast, torch.tensor([3 * 2**30]))

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from dataeff import _core
 
@@ -148,3 +149,13 @@ def test_rows_that_overlap_repeat_or_run_backwards(emulation, stride):
     out, counts = np.zeros((4, 177), np.uint8), Counts()
     emulation(table.ctypes.data, 4, 177, stride, ids.ctypes.data, 4, 8, out.ctypes.data, counts)
     assert np.array_equal(out, table[ids])
+
+
+def test_rows_and_bytes_past_32_bits(emulation, vast, far_rows):
+    rows = np.arange(1, 22, dtype=np.uint8).reshape(7, 3)
+    vast[far_rows % len(vast)] = torch.from_numpy(rows)
+    ids = np.append(far_rows.numpy(), [len(vast), -len(vast) - 1])
+    out, counts = np.full((9, 3), SENTINEL, np.uint8), Counts()
+    emulation(vast.data_ptr(), len(vast), 3, 3, ids.ctypes.data, 9, 8, out.ctypes.data, counts)
+    assert (out[:7] == rows).all() and (out[7:] == 0).all()
+    assert counts.bad == 2 and counts.stray_words == 0

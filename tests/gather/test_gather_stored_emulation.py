@@ -126,3 +126,15 @@ def test_wrong_indices_give_zero_rows_hot_or_not(emulate, store):
     assert counts.bad == 4 and counts.hits == 3
     assert (out[wrong] == 0).all()
     assert torch.equal(out[~wrong], dequantise(codes, scales, torch.float32)[ids[~wrong]])
+
+
+def test_places_past_32_bits(native_library, vast, far_rows):
+    function = native_library("emulation.cpp").emulate_stored
+    table, places = torch.arange(1, 22, dtype=torch.uint8).view(7, 3), far_rows % len(vast)
+    ids, pointer, number = torch.arange(7), ctypes.c_void_p, ctypes.c_int64
+    function(
+        *(pointer(table.data_ptr()), number(7), number(3), None, number(0), None),
+        *(pointer(ids.data_ptr()), number(7), pointer(places.data_ptr())),
+        *(pointer(vast.data_ptr()), -1, 0, None, ctypes.byref(Counts())),
+    )
+    assert torch.equal(vast[places], table)
