@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class RegisteredMemory:
         # The tensor may be given other memory meanwhile; this must not be freed while registered,
         # or the next tensor at its address would be taken for registered too.
         self._storage: torch.UntypedStorage | None = None
+        self._writable: tuple[int, int] | None = None  # a span that has been looked at
 
     @contextmanager
     def readable(self, device: torch.device) -> Iterator[None]:
@@ -57,6 +59,24 @@ class RegisteredMemory:
         with self._lock:
             for device in self._devices:
                 torch.cuda.synchronize(device)
+            yield
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """As `unread`, for a block that writes into the memory.
+
+        Raises:
+            ValueError: it is mapped read-only, and a write would end the process.
+        """
+        span = row_span(self.x)
+        if span != self._writable:
+            if span[1] and mapped_read_only(span[0]):
+                raise ValueError(
+                    "the memory is mapped read-only: give the table a copy (x.clone()), or map the "
+                    "file copy-on-write (numpy: mmap_mode='c')"
+                )
+            self._writable = span
+        with self.unread():
             yield
 
     def register(self, device: torch.device) -> None:
@@ -97,3 +117,17 @@ class RegisteredMemory:
     def __del__(self) -> None:
         if not sys.is_finalizing():
             self.release()
+
+
+def mapped_read_only(address: int) -> bool:
+    """Whether this process may read, but not write, what is at an address."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:  # not Linux
+        return False
+    for line in maps.splitlines():
+        bounds, rights = line.split(maxsplit=2)[:2]
+        begin, end = (int(bound, 16) for bound in bounds.split("-"))
+        if begin <= address < end:
+            return "w" not in rights
+    return False

@@ -156,7 +156,7 @@ class HostRows(Rows):
     def scatter_(self, index: Tensor, rows: Tensor) -> None:
         """Writes into the tensor, after the gathers under way."""
         index, rows = index.cpu(), rows.cpu()
-        with self._memory.unread():  # nobody may see half a row
+        with self._memory.written():  # nobody may see half a row
             scatter_(self._memory.x, index, rows)
 
     def register(self, device: torch.device) -> None:

@@ -199,7 +199,7 @@ class StoredRows(Rows):
             assert self._store is not None
             flat = rows.reshape(index.numel(), *self.shape[1:])
             codes, scales = quantise(flat.contiguous(), self._store)
-        with self._memory.unread():  # nobody may see half a row
+        with self._memory.written():  # nobody may see half a row
             scatter_(self._memory.x, index, codes.view(shape))
             if scales is not None:
                 assert self._scales is not None

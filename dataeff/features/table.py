@@ -342,8 +342,8 @@ class FeatureTable:
 
         Raises:
             IndexError: an index is out of range; nothing is written then.
-            TypeError: a wrong dtype.
-            ValueError: a wrong shape or device.
+            TypeError: a wrong dtype, or rows that cannot be written, as those on disk.
+            ValueError: a wrong shape or device, or memory that is mapped read-only.
             RuntimeError: the table is closed.
         """
         index = checked_tensor(index)

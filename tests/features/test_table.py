@@ -202,6 +202,21 @@ def test_scatter_writes_the_rows(x):
         table.scatter_(index, 1.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*not writable:UserWarning")
+@pytest.mark.parametrize("options", [{}, {"hot": dataeff.HotRows(2)}], ids=str)
+def test_memory_that_is_mapped_read_only_is_read_and_not_written(tmp_path, x, options):
+    np.save(tmp_path / "x.npy", x.numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    table, row = dataeff.FeatureTable(torch.from_numpy(mapped), **options), torch.ones(1, 3, 5)
+    assert torch.equal(table[3], x[3])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"mapped read-only.*mmap_mode='c'"):
+            table.scatter_(torch.tensor([3]), row)
+    own = np.load(tmp_path / "x.npy", mmap_mode="c")
+    table = dataeff.FeatureTable(torch.from_numpy(own), **options)
+    assert torch.equal(table.scatter_(torch.tensor([3]), row)[3], row[0])
+
+
 def test_what_is_written_lies_apart_from_what_is_read(x):
     table, before = dataeff.FeatureTable(x), x.clone()
     with pytest.raises(ValueError, match="the memory of the table or the index"):
