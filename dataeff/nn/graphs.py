@@ -13,6 +13,10 @@ from torch import Tensor
 from dataeff.rgnn import Graph
 from dataeff.rgnn.typed import EdgeType
 
+FROM_SPARSE_TENSOR = (
+    "a torch_sparse SparseTensor becomes one by to_torch_sparse_coo_tensor(), its values the types"
+    " of edges by storage.value()"
+)
 _KEPT = 8  # a mini-batch trainer makes new edges at each step; old entries must not pile up
 
 _graphs: OrderedDict[tuple[Any, ...], tuple[tuple[weakref.ref[Tensor], ...], Graph]] = OrderedDict()
@@ -26,6 +30,9 @@ def graph_for(
     num_relations: int,
 ) -> Graph:
     """The graph of these edges, from an earlier call with the same unchanged tensors if possible.
+
+    `edge_index` may be a sparse adjacency [destinations, sources] too, beside the types of its
+    entries in their order, that of `torch_geometric.utils.to_edge_index`.
 
     Raises:
         TypeError: `edge_index` is neither a tensor nor a graph, or `edge_type` is missing.
@@ -41,10 +48,10 @@ def graph_for(
             edge_index, edge_type, num_src_nodes, num_dst_nodes, num_relations
         )
         return made
-    if not isinstance(edge_index, Tensor) or edge_index.layout != torch.strided:
+    if not isinstance(edge_index, Tensor):
         raise TypeError(
-            "edge_index must be a dense [2, num_edges] tensor or an rgnn.Graph, got"
-            f" {type(edge_index).__name__}; turn sparse adjacencies into indices first"
+            "edge_index must be a tensor or an rgnn.Graph, got"
+            f" {type(edge_index).__name__}; {FROM_SPARSE_TENSOR}"
         )
     if edge_type is None:
         raise TypeError("edge_type is needed beside edge_index")
@@ -52,7 +59,7 @@ def graph_for(
 
     def build() -> Graph:
         return Graph(
-            edge_index,
+            _indices(edge_index),
             edge_type,
             num_src_nodes=num_src_nodes,
             num_dst_nodes=num_dst_nodes,
@@ -109,16 +116,25 @@ def typed_graph_for(
 
 
 def _edge_index(key: EdgeType, edges: Tensor) -> Tensor:
-    """Indices [2, num_edges] of dense ones, or of a sparse [destinations, sources] matrix."""
+    """Indices [2, num_edges] of the edges of a type."""
     if not isinstance(edges, Tensor):
         raise TypeError(
-            f"edges of {key} must be a tensor, got {type(edges).__name__}; a torch_sparse"
-            " SparseTensor becomes one by to_torch_sparse_coo_tensor()"
+            f"edges of {key} must be a tensor, got {type(edges).__name__}; {FROM_SPARSE_TENSOR}"
         )
+    return _indices(edges)
+
+
+def _indices(edges: Tensor) -> Tensor:
+    """Indices [2, num_edges] of themselves, or of a sparse [destinations, sources] matrix."""
     if edges.layout == torch.strided:
         return edges
-    indices: Tensor = edges.to_sparse_coo().coalesce().indices()
-    return indices.flip(0)
+    if edges.layout == torch.sparse_coo:
+        return edges.coalesce().indices().flip(0)
+    by_row = edges.layout == torch.sparse_csr
+    ptr = edges.crow_indices() if by_row else edges.ccol_indices()
+    inner = edges.col_indices() if by_row else edges.row_indices()
+    outer = torch.arange(ptr.numel() - 1, device=ptr.device).repeat_interleave(ptr.diff())
+    return torch.stack([inner, outer] if by_row else [outer, inner])
 
 
 def _remembered(

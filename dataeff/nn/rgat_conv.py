@@ -202,7 +202,8 @@ class RGATConv(torch.nn.Module):
 
         Args:
             x: features [num_nodes, in_channels], or a pair for sources and destinations.
-            edge_index: [2, num_edges], or an `rgnn.Graph` (of a sampled block, too).
+            edge_index: [2, num_edges], a sparse adjacency [destinations, sources] whose entries
+                `edge_type` and `edge_attr` follow, or an `rgnn.Graph` (of a sampled block, too).
             edge_type: relation of each edge, [num_edges]; left out with a graph.
             edge_attr: edge features, [num_edges, edge_dim] or [num_edges].
             size: numbers of sources and destinations; they follow from `x`, and are checked.
@@ -228,7 +229,7 @@ class RGATConv(torch.nn.Module):
             out = out + self.bias
         if not need_attention:
             return out
-        return out, (graph.edge_index, attention)
+        return out, (edge_index if isinstance(edge_index, Tensor) else graph.edge_index, attention)
 
     def _run(
         self,

@@ -126,6 +126,28 @@ def test_attention_is_returned_in_the_order_of_the_edges(edges):
     assert edge_index is index
 
 
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+def test_sparse_adjacency(layout, edges):
+    index = torch.unique(edges[0], dim=1)
+    values = torch.ones(index.shape[1], dtype=torch.float64)
+    with torch.sparse.check_sparse_tensor_invariants():  # torch 2.11 warns unless it is told
+        adjacency = torch.sparse_coo_tensor(index.flip(0), values, (25, 25)).coalesce()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # compressed layouts are "in beta state"
+        if layout != "coo":
+            adjacency = adjacency.to_sparse(layout=getattr(torch, f"sparse_{layout}"))
+    etype = torch.arange(index.shape[1]) % 4
+    x = torch.randn(25, 6, dtype=torch.float64)
+    ours, theirs = layers(torch.float64, 6, 4, 5, heads=2)
+    given, attention = ours(x, adjacency, etype, return_attention_weights=True)
+    # torch.unique sorts by source, as CSC does, which PyG refuses
+    edges = index if layout == "csc" else adjacency
+    want, (_, expected) = theirs(x, edges, etype, return_attention_weights=True)
+    torch.testing.assert_close(given, want, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(attention[1], expected, rtol=1e-10, atol=1e-10)
+    assert attention[0] is adjacency
+
+
 def test_dropout_drops_attention_in_training_only(edges):
     index, etype = edges
     conv = nn.RGATConv(6, 4, 5, dropout=0.5)
