@@ -123,7 +123,7 @@ def typed_layout(
 
 
 def merge_edges(layout: TypedLayout, edges: Mapping[EdgeType, Tensor]) -> tuple[Tensor, Tensor]:
-    """One `edge_index` [2, num_edges] over rows, and the relation of each edge.
+    """One `edge_index` [2, num_edges] over rows, and the relation of each edge; int32 if that fits.
 
     Raises:
         IndexError: a node number that its type does not have.
@@ -158,7 +158,9 @@ def merge_edges(layout: TypedLayout, edges: Mapping[EdgeType, Tensor]) -> tuple[
         inner = ids[0] < of_edge(layout.num_dst_nodes[t] for t in src)
         offset = torch.where(inner, offset, of_edge(rest[t] for t in src))
     ids += torch.stack([offset, of_edge(first[t] for t in dst)])
-    return ids, of_edge(map(layout.edge_types.index, keys))
+    types = of_edge(map(layout.edge_types.index, keys))
+    fits = max(sum(layout.num_nodes), sum(layout.num_dst_nodes), len(layout.edge_types)) < 2**31
+    return (ids.int(), types.int()) if fits else (ids, types)
 
 
 def _refuse(key: EdgeType, row: int, edge: int, node: int, limit: int) -> NoReturn:
