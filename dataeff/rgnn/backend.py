@@ -58,7 +58,8 @@ class Runner:
         self.schedule: Schedule | None = None
         if self.name != "reference":
             order = None if "memory_plan" in disabled else sizes
-            self.schedule = lower(program, self._dense(), order, fuse="fuse" not in disabled)
+            fuse, scatter = "fuse" not in disabled, self.name == "cpp"
+            self.schedule = lower(program, self._dense(), order, fuse=fuse, scatter=scatter)
         self._compiled: dict[torch.dtype, Run] = {}
 
     def _dense(self) -> tuple[str, ...]:

@@ -44,12 +44,16 @@ def step_cost(schedule: Schedule, number: int, sizes: tuple[int, ...], item_size
     if isinstance(step, Dense):
         return Cost(elements * item_size, _dense_flops(schedule, op, sizes))
     assert isinstance(step, Gemm)
-    return Cost(elements * item_size, 2 * _multiply_adds(schedule, op, sizes))
+    product = schedule.product(step)
+    if step.scatter is not None:  # what a row is added to is read and written
+        moved = (_elements(schedule.program[a], sizes) for a in product.args)
+        elements = sum(moved) + 2 * _elements(product, sizes)
+    return Cost(elements * item_size, 2 * _multiply_adds(schedule, product, sizes))
 
 
 def product_of(schedule: Schedule, step: Gemm, sizes: tuple[int, ...]) -> Product:
     """The sizes of one head of a typed product, or weight gradient, as it is carried out."""
-    op = schedule.program[step.op]
+    op = schedule.product(step)
     left, right = (schedule.program[a].type for a in op.args)
     rows = View.rows_of(sizes, left.domain)
     if op.kind == "outer":

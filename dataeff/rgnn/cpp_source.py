@@ -14,8 +14,8 @@ from dataeff.rgnn.cpp_ahead import Lookahead
 from dataeff.rgnn.cpp_text import Block, Ref, Row, array_ref, flat, loops
 from dataeff.rgnn.cpp_values import Values
 from dataeff.rgnn.ir import Op, Program
-from dataeff.rgnn.kernels_ir import Schedule, Traversal
-from dataeff.rgnn.lower import closure
+from dataeff.rgnn.kernels_ir import Schedule, Traversal, closure
+from dataeff.rgnn.memory_plan import overwritten
 from dataeff.rgnn.phases import Pass, Phases
 
 
@@ -50,6 +50,9 @@ class _Writer:
         self.name = f"k{number}"
         self.has_items = has_items
         self.arguments: dict[tuple[str, int | str], str] = {}
+        # A value that stands where the result is written has no pointer of its own.
+        operand = overwritten(schedule).get(number)
+        self.in_place = {} if operand is None else {operand: kernel.sinks[0]}
         self.outer = Block("      ")
         self.inner = Block("        ")
         self.bounds: dict[str, str] = {}  # map -> the variable with a chunk's last inner row
@@ -66,6 +69,7 @@ class _Writer:
     # -- names ------------------------------------------------------------------------------------
 
     def argument(self, kind: str, what: int | str) -> str:
+        what = self.in_place.get(what, what) if isinstance(what, int) else what
         key = (kind, what)
         if key not in self.arguments:
             label = str(what).replace(".", "_")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
 from dataeff.memory.scratch import SCRATCH, SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
-from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_sum
+from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_gemm_sum, typed_sum
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
-from dataeff.rgnn.memory_plan import reusable
+from dataeff.rgnn.memory_plan import last_uses, makes, overwritten
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.tiles import GemmSchedule
@@ -69,49 +69,34 @@ class Executor:
         self.choice = choice or Choice()
         self.run_traversal = run_traversal
         self.program = schedule.program
-        self.last_use = self._last_uses()
+        self.last_use = last_uses(schedule)
         self.kept = {
             n: schedule.kept(n)
             for n, step in enumerate(schedule.steps)
             if isinstance(step, Traversal)
         }
-        # Values that a kernel allocates; what a dense step returns may be a view of its operand.
-        self.own = {v for kept in self.kept.values() for v in kept}
-        self.own |= {step.op for step in schedule.steps if isinstance(step, Gemm)}
-        self.overwrites = self._overwrites()
+        self.overwrites = overwritten(schedule)
         self.passing = self._passing()
-
-    def _last_uses(self) -> dict[int, int]:
-        """Step after which a stored value is dropped; outputs are never."""
-        last: dict[int, int] = {}
-        for number, step in enumerate(self.schedule.steps):
-            for value in self.schedule.reads(step):
-                last[value] = number
-        return {v: n for v, n in last.items() if v not in self.program.outputs}
-
-    def _overwrites(self) -> dict[int, int]:
-        """Steps whose result takes the memory of an operand, this run's own and read no more."""
-        steps = enumerate(self.schedule.steps)
-        found = {number: reusable(self.schedule, step) for number, step in steps}
-        return {n: v for n, v in found.items() if v in self.own and self.last_use.get(v) == n}
 
     def _passing(self) -> dict[int, int]:
         """Values whose memory no result of a run can share, with the step that ends its use.
 
-        A dense step may return a view of its operand. A product over its rows goes on in their
-        memory, so both end together.
+        A dense step may return a view of its operand. A result in an operand's memory ends with it.
         """
         kept = set(self.program.outputs)
-        for step in self.schedule.steps:
-            if isinstance(step, Dense) and self.program[step.op].kind != "sum":
+        own: set[int] = set()
+        for number, step in enumerate(self.schedule.steps):
+            if not isinstance(step, Dense):
+                own.update(makes(self.schedule, number))
+            elif self.program[step.op].kind != "sum":
                 kept.update(self.program[step.op].args)
-        ends = {v: n for v, n in self.last_use.items() if v in self.own}
-        for number, step in reversed(list(enumerate(self.schedule.steps))):
-            if isinstance(step, Gemm) and number in self.overwrites:
-                if step.op in kept or step.op not in ends:
-                    kept.add(step.rows)
-                elif step.rows not in kept:
-                    ends[step.rows] = ends[step.op]
+        ends = {v: n for v, n in self.last_use.items() if v in own}
+        for number, operand in sorted(self.overwrites.items(), reverse=True):
+            (result,) = makes(self.schedule, number)
+            if result in kept or result not in ends:
+                kept.add(operand)
+            elif operand not in kept:
+                ends[operand] = ends[result]
         return {v: n for v, n in ends.items() if v not in kept}
 
     def __call__(self, view: View, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -149,12 +134,16 @@ class Executor:
     ) -> None:
         if isinstance(step, Traversal):
             for sink in self.kept[number]:
+                if number in self.overwrites:
+                    values[sink] = values[self.overwrites[number]]
+                    continue
                 kind = self.program[sink].type
                 shape = (view.num_rows(kind.domain), *kind.shape)
                 values[sink] = memory.tensor(sink, shape, like)
             self.run_traversal(number, step, view, values)
         elif isinstance(step, Gemm):
-            values[step.op] = self._gemm(number, step, view, values, memory)
+            run = self._gemm if step.scatter is None else self._added_up
+            values[step.op] = run(number, step, view, values, memory)
         else:
             op = self.program[step.op]
             args = [self._operand(a, values, like) for a in op.args]
@@ -206,6 +195,34 @@ class Executor:
         unsorted = torch.empty_like(result)
         return unsorted.index_copy_(0, order.long(), result)
 
+    def _added_up(
+        self, number: int, step: Gemm, view: View, values: dict[int, Tensor], memory: Memory
+    ) -> Tensor:
+        """Products of pairs, added up at their node."""
+        op, product = self.program[step.op], self.schedule.product(step)
+        assert step.scatter is not None
+        rows, weight = values[step.rows], values[product.args[1]]
+        heads = len(product.type.shape) - 1 if product.kind == "linear_t" else rows.dim() - 2
+        x, weight = _by_head(rows, weight, heads, product.kind == "linear_t")
+        onto = self.schedule.onto(step)
+        if number in self.overwrites:
+            out = values[self.overwrites[number]]
+        else:
+            shape = (view.num_rows(op.type.domain), *op.type.shape)
+            out = memory.tensor(step.op, shape, rows)
+            if onto is not None:
+                out.copy_(values[onto])
+        typed_gemm_sum(
+            x,
+            weight,
+            view.typed_rows(self.program[product.args[0]].type.domain, "etype").pointers,
+            view.index(step.scatter),
+            out.view(out.shape[0], *weight.shape[1:-2], weight.shape[-1]),
+            gather=None if step.gather is None else view.index(step.gather),
+            add=onto is not None,
+        )
+        return out
+
 
 def _sum_by_type(x: Tensor, name: str, view: View) -> Tensor:
     source, _, target = name.partition(".")
@@ -227,15 +244,9 @@ def _linear(
     out: Tensor | None = None,
     tile: GemmSchedule | None = None,
 ) -> Tensor:
-    heads, width = prod(w.shape[1 : batch + 1]), w.shape[batch + 1]
-    weight = w.reshape(w.shape[0], heads, width, prod(w.shape[batch + 2 :]))
-    if transpose:
-        weight = weight.transpose(2, 3)
-    rows = x.reshape(x.shape[0], heads, weight.shape[2])
+    rows, weight = _by_head(x, w, batch, transpose)
     if out is not None:
-        out = out.reshape(out.shape[0], heads, weight.shape[3])
-    if heads == 1:
-        rows, weight, out = rows[:, 0], weight[:, 0], None if out is None else out[:, 0]
+        out = out.view(out.shape[0], *weight.shape[1:-2], weight.shape[-1])
     return typed_gemm(
         rows,
         weight,
@@ -246,6 +257,16 @@ def _linear(
         out=out,
         tile=tile,
     )
+
+
+def _by_head(x: Tensor, w: Tensor, batch: int, transpose: bool) -> tuple[Tensor, Tensor]:
+    """Rows [.., in] and weights [types, in, out], with an axis of heads if there are several."""
+    heads, width = prod(w.shape[1 : batch + 1]), w.shape[batch + 1]
+    weight = w.reshape(w.shape[0], heads, width, prod(w.shape[batch + 2 :]))
+    if transpose:
+        weight = weight.transpose(2, 3)
+    rows = x.reshape(x.shape[0], heads, weight.shape[2])
+    return (rows[:, 0], weight[:, 0]) if heads == 1 else (rows, weight)
 
 
 def _outer(

@@ -124,6 +124,58 @@ def typed_gemm_dw(
     return dw if heads else dw.squeeze(1)
 
 
+def typed_gemm_sum(
+    x: Tensor,
+    weight: Tensor,
+    seg_ptr: Tensor,
+    target: Tensor,
+    out: Tensor,
+    *,
+    gather: Tensor | None = None,
+    add: bool = False,
+) -> Tensor:
+    """Adds the products of `typed_gemm` up in `out`, without storing them.
+
+    `out.index_add_(0, target, typed_gemm(x, weight, seg_ptr, gather=gather))`, from zero unless
+    `add` is set; each row of `out` adds its products up in the order of types. On the CPU only.
+
+    Args:
+        x: as in `typed_gemm`.
+        weight: as in `typed_gemm`.
+        seg_ptr: as in `typed_gemm`.
+        gather: as in `typed_gemm`.
+        target: the row of `out` that each product is added to, [num_rows], int32 or int64, in
+            range. Within a type targets ascend, and none comes twice.
+        out: [sums, out] or [sums, heads, out], contiguous, dtype of x.
+        add: keep what `out` holds.
+
+    Returns:
+        `out`.
+
+    Raises:
+        TypeError, ValueError, IndexError: as `typed_gemm`.
+    """
+    num_rows = _check(x, weight, seg_ptr, gather, None)
+    if target.shape != (num_rows,) or target.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"target is {target.dtype} {list(target.shape)} for {num_rows} rows")
+    if gather is not None and gather.dtype != target.dtype:
+        raise TypeError(f"gather is {gather.dtype}, but target {target.dtype}")
+    width = (*weight.shape[1:-2], weight.shape[-1])
+    if out.shape[1:] != width or out.dtype != x.dtype or not out.is_contiguous():
+        raise ValueError(f"out is {out.dtype} {list(out.shape)}, products are {x.dtype} {width}")
+    heads = weight.dim() == 4
+    gemm_cpu.added_up(
+        x if heads else x.unsqueeze(1),
+        weight if heads else weight.unsqueeze(1),
+        seg_ptr,
+        target,
+        out if heads else out.unsqueeze(1),
+        gather,
+        add,
+    )
+    return out
+
+
 def typed_sum(
     x: Tensor, seg_ptr: Tensor, *, gather: Tensor | None = None, chunk_map: TileMaps | None = None
 ) -> Tensor:

@@ -2,9 +2,11 @@
 
 The text is compiled once per value and index type for the CPU at hand (`toolchain.compile_cpp`).
 Each piece of the loop is a tile of rows of one type; a tile's rows are read through `gather` by the
-multiply-adds themselves, so no gathered copy is made. The weight gradient splits a type's rows into
-chunks whose size depends on the row count alone and adds the chunks up in order: the bits do not
-depend on the number of threads.
+multiply-adds themselves, so no gathered copy is made. Products that are added up where `target`
+says are never stored: each thread has a range of the sums, and takes of every type the rows that
+lead there, so that each sum adds its rows up in order. The weight gradient splits a type's rows
+into chunks whose size depends on the row count alone and adds the chunks up in order: the bits do
+not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,11 +18,11 @@ from dataeff.rgnn.cpp_parallel import PARALLEL_HEADER
 CPP_VALUES = {"float32": "float", "float64": "double"}
 CPP_INDICES = {"int32": "int32_t", "int64": "int64_t"}
 
-_POINTERS = ("x", "weight", "y", "seg_ptr", "gather", "row_scale", "extra", "bad")
+_POINTERS = ("x", "weight", "y", "seg_ptr", "gather", "row_scale", "extra", "bad", "target")
 _SIZES = (
     *("num_rows", "num_source", "num_types", "num_heads", "num_in", "num_out"),
     *("x_row", "x_head", "w_type", "w_head", "w_in", "w_out", "y_row", "y_head"),
-    *("s_row", "s_head", "chunk", "num_threads"),
+    *("s_row", "s_head", "chunk", "num_threads", "num_sums", "add"),
 )
 
 
@@ -40,6 +42,7 @@ _ARGUMENTS = "\n".join(
         "  const Value* row_scale;",
         "  Value* extra;",
         "  int64_t* bad;",
+        "  const Index* target;      // the row of y that a row is added to; null: its own",
         *(f"  int64_t {name};" for name in _SIZES),
         "};",
     ]
@@ -112,8 +115,9 @@ static inline const Value* source_row(const Arguments& a, int64_t i) {
 """
 
 _FORWARD = """
-// Rows x V columns: y[r] = scale[r] * (x[r] @ b), b with ld elements between its rows.
-template <int Rows, int V>
+// Rows x V columns: y[r] = scale[r] * (x[r] @ b), or y[r] += that, b with ld elements between its
+// rows.
+template <bool Add, int Rows, int V>
 static void multiply(const Value* const* x, int64_t num_in, const Value* b, int64_t ld,
                      const Value* scale, Value* const* y, int64_t num_columns) {
   Vector acc[Rows][V] = {};
@@ -128,7 +132,14 @@ static void multiply(const Value* const* x, int64_t num_in, const Value* b, int6
   for (int r = 0; r < Rows; ++r) {
     for (int v = 0; v < V; ++v) acc[r][v] *= scale[r];
     if (num_columns == V * kLanes) {
-      for (int v = 0; v < V; ++v) store(y[r] + v * kLanes, acc[r][v]);
+      for (int v = 0; v < V; ++v) {
+        Value* to = y[r] + v * kLanes;
+        store(to, Add ? load(to) + acc[r][v] : acc[r][v]);
+      }
+    } else if (Add) {
+      Value found[V * kLanes];
+      std::memcpy(found, &acc[r][0], sizeof found);
+      for (int64_t n = 0; n < num_columns; ++n) y[r][n] += found[n];
     } else {
       std::memcpy(y[r], &acc[r][0], num_columns * sizeof(Value));
     }
@@ -153,6 +164,8 @@ struct Workspace {
   int64_t call = 0;
 };
 
+// No two rows of a tile that are added up have one target.
+template <bool Add>
 static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t begin,
                           int64_t end, Workspace& work) {
   std::vector<Value>& panel = work.panel;
@@ -181,16 +194,60 @@ static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t b
       for (int r = 0; r < rows; ++r) {
         x[r] = overwrites ? work.rows.data() + (i + r - begin) * a.num_in
                           : source_row(a, i + r) + head * a.x_head;
-        y[r] = a.y + (i + r) * a.y_row + head * a.y_head + column;
+        const int64_t to = Add ? int64_t(a.target[i + r]) : i + r;
+        y[r] = a.y + to * a.y_row + head * a.y_head + column;
         scale[r] = a.row_scale ? a.row_scale[(i + r) * a.s_row + head * a.s_head] : Value(1);
       }
       with_constant<kVectors>(static_cast<int>((columns + kLanes - 1) / kLanes), [&](auto v) {
         with_constant<kRows>(rows, [&](auto r) {
-          multiply<decltype(r)::value, decltype(v)::value>(x, a.num_in, b, ld, scale, y, columns);
+          multiply<Add, decltype(r)::value, decltype(v)::value>(x, a.num_in, b, ld, scale, y,
+                                                                columns);
         });
       });
     }
   }
+}
+
+// Starts of the ranges of sums that threads work on, about as many rows in each: a range walks all
+// types, so that there are few where types have few rows.
+static std::vector<int64_t> ranges_of_sums(const Arguments& a) {
+  constexpr int64_t kSamples = 4096, kMostPerThread = 16;
+  const int64_t per_type = a.num_rows / std::max<int64_t>(a.num_types * a.num_threads, 1);
+  const int64_t ranges =
+      a.num_threads * std::min(std::max<int64_t>(per_type / kTileRows, 1), kMostPerThread);
+  std::vector<int64_t> sample(std::min(a.num_rows, kSamples)), bounds{0};
+  const int64_t size = sample.size();
+  for (int64_t k = 0; k < size; ++k) sample[k] = a.target[k * a.num_rows / size];
+  std::sort(sample.begin(), sample.end());
+  for (int64_t range = 1; range < ranges && size; ++range)
+    bounds.push_back(sample[range * size / ranges]);
+  bounds.push_back(a.num_sums);
+  return bounds;
+}
+
+// y[target[i]] += x[i] @ weight[type of i], from zero or, with `add`, from what is there. In a type
+// targets ascend, none comes twice, and y is contiguous.
+EXPORT void typed_gemm_sum(const Arguments* arguments) {
+  const Arguments& a = *arguments;
+  const std::vector<int64_t> bounds = ranges_of_sums(a);
+  dataeff::parallel_for(bounds.size() - 1, 1, a.num_threads, [&](int64_t begin, int64_t end) {
+    Workspace work;
+    work.panel.resize(a.num_in * kPanel);
+    for (int64_t range = begin; range < end; ++range) {
+      const int64_t low = bounds[range], high = bounds[range + 1];
+      if (!a.add) std::fill(a.y + low * a.y_row, a.y + high * a.y_row, Value(0));
+      for (int64_t t = 0; t < a.num_types; ++t) {
+        const Index* const stop = a.target + a.seg_ptr[t + 1];
+        const Index* const from = std::lower_bound(a.target + a.seg_ptr[t], stop, low);
+        const int64_t first = from - a.target;
+        const int64_t last = std::lower_bound(from, stop, high) - a.target;
+        for (int64_t head = 0; head < a.num_heads && first < last; ++head) {
+          work.packed = nullptr;
+          multiply_tile<true>(a, t, head, first, last, work);
+        }
+      }
+    }
+  });
 }
 
 EXPORT void typed_gemm(const Arguments* arguments) {
@@ -206,7 +263,7 @@ EXPORT void typed_gemm(const Arguments* arguments) {
     work.panel.resize(a.num_in * kPanel);
     if (a.x == a.y) work.rows.resize(kTileRows * a.num_in);
     for (int64_t head = 0; head < a.num_heads; ++head)
-      multiply_tile(a, t, head, begin, end, work);
+      multiply_tile<false>(a, t, head, begin, end, work);
   });
 }
 """

@@ -65,6 +65,26 @@ def forward(
     return y
 
 
+def added_up(
+    x: Tensor,
+    weight: Tensor,
+    seg_ptr: Tensor,
+    target: Tensor,
+    out: Tensor,
+    gather: Tensor | None,
+    add: bool,
+) -> None:
+    """`typed_gemm_sum` with heads: x [N, heads, in], weight [types, heads, in, out]."""
+    check_bounds(seg_ptr, target.numel())
+    if gemm_native.available(x.dtype):
+        gemm_native.added_up(x, weight, seg_ptr, target, out, gather, add)
+        return
+    products = forward(x, weight, seg_ptr, target.numel(), gather, None)
+    if not add:
+        out.zero_()
+    out.index_add_(0, target, products)
+
+
 def weight_gradient(
     x: Tensor,
     dy: Tensor,

@@ -49,6 +49,27 @@ def forward(
     return y
 
 
+def added_up(
+    x: Tensor,
+    weight: Tensor,
+    seg_ptr: Tensor,
+    target: Tensor,
+    out: Tensor,
+    gather: Tensor | None,
+    add: bool,
+) -> None:
+    """`typed_gemm_sum` with heads: x [N, heads, in], weight [types, heads, in, out]."""
+    num_types, num_heads, num_in, num_out = weight.shape
+    x = x if x.stride(2) == 1 else x.contiguous()
+    _run(
+        "typed_gemm_sum", x, weight, out, seg_ptr, gather, None, None, target,
+        num_rows=target.numel(), num_types=num_types, num_heads=num_heads, num_in=num_in,
+        num_out=num_out, x_row=x.stride(0), x_head=x.stride(1), w_type=weight.stride(0),
+        w_head=weight.stride(1), w_in=weight.stride(2), w_out=weight.stride(3),
+        y_row=num_heads * num_out, y_head=num_out, num_sums=out.shape[0], add=int(add),
+    )  # fmt: skip
+
+
 def weight_gradient(
     x: Tensor,
     dy: Tensor,
@@ -100,6 +121,7 @@ def _run(
     gather: Tensor | None,
     row_scale: Tensor | None,
     extra: Tensor | None,
+    target: Tensor | None = None,
     **sizes: int,
 ) -> None:
     bounds = seg_ptr.to(torch.int64).contiguous()
@@ -117,13 +139,15 @@ def _run(
         row_scale=0 if scale is None else scale.data_ptr(),
         extra=0 if extra is None else extra.data_ptr(),
         bad=ctypes.addressof(bad),
+        target=0 if target is None else target.data_ptr(),
         num_source=x.shape[0],
         s_row=0 if scale is None else scale.stride(0),
         s_head=0 if scale is None or scale.shape[1] == 1 else scale.stride(1),
         num_threads=torch.get_num_threads(),
         **sizes,
     )
-    library = _library(x.dtype, torch.int32 if gather is None else gather.dtype)
+    indices = next((i for i in (gather, target) if i is not None), None)
+    library = _library(x.dtype, torch.int32 if indices is None else indices.dtype)
     if library is None:
         raise RuntimeError("the C++ path was called without a compiler")
     getattr(library, entry)(ctypes.byref(arguments))

@@ -9,10 +9,11 @@ on parameter-sized values with plain PyTorch.
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from dataeff.rgnn import domains
-from dataeff.rgnn.ir import Program
+from dataeff.rgnn.ir import Op, Program
 from dataeff.rgnn.signatures import SEGMENT
 from dataeff.rgnn.text import render_op
 
@@ -35,11 +36,14 @@ class Gemm:
     """A typed product: `linear`, `linear_t` or `outer`.
 
     `rows` is the materialised operand whose rows are read through `gather` (a map name) if set.
+    With `scatter`, a map out of a domain of pairs, the products are added up along it as they are
+    made, and never stored: `op` is that sum, or a stored value and the sum.
     """
 
     op: int
     rows: int
     gather: str | None
+    scatter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,26 @@ class Schedule:
                 wanted |= self.reads(reader)
         return [s for s in step.sinks if s in wanted]
 
+    def product(self, step: Gemm) -> Op:
+        """The product that a step multiplies."""
+        op = self.program[step.op]
+        if step.scatter is None:
+            return op
+        if op.kind != "sum":
+            op = self.program[summands(self.program, step.op, step.scatter)[1]]
+        return self.program[op.args[0]]
+
+    def onto(self, step: Gemm) -> int | None:
+        """The stored value that a step adds its products to."""
+        if step.scatter is None or self.program[step.op].kind == "sum":
+            return None
+        return summands(self.program, step.op, step.scatter)[0]
+
     def reads(self, step: Step) -> set[int]:
         """Stored values that a step reads."""
         if isinstance(step, Gemm):
-            return {step.rows, self.program[step.op].args[1]}
+            onto = self.onto(step)
+            return {step.rows, self.product(step).args[1]} | (set() if onto is None else {onto})
         if isinstance(step, Dense):
             return set(self.program[step.op].args)
         found: set[int] = set()
@@ -87,6 +107,25 @@ class Schedule:
                 seen.add(value)
                 stack.extend(self.program[value].args)
         return found
+
+
+def closure(program: Program, stored: Set[int], sink: int) -> set[int]:
+    """The values computed in registers on the way to a stored one."""
+    found: set[int] = set()
+    stack = list(program[sink].args)
+    while stack:
+        value = stack.pop()
+        if value not in found and value not in stored:
+            found.add(value)
+            stack.extend(program[value].args)
+    return found
+
+
+def summands(program: Program, total: int, along: str) -> tuple[int, int]:
+    """Of what a step adds products to along a map, and the sum of them: both."""
+    first, second = program[total].args
+    is_sum = program[second].kind == "sum" and program[second].map == along
+    return (first, second) if is_sum else (second, first)
 
 
 def render_schedule(schedule: Schedule) -> str:
@@ -104,6 +143,7 @@ def render_schedule(schedule: Schedule) -> str:
             blocks.append("\n".join([head, *lines]))
         elif isinstance(step, Gemm):
             via = f" through {step.gather}" if step.gather else ""
+            via += f", added up along {step.scatter}" if step.scatter else ""
             op = render_op(schedule.program[step.op])
             blocks.append(f"k{number}: gemm, rows of %{step.rows}{via}\n  {op}")
         else:
@@ -113,7 +153,9 @@ def render_schedule(schedule: Schedule) -> str:
 
 _HEADS = {
     "traversal": re.compile(r"k(\d+): traversal over (\w+)(?:, inside along ([\w.]+))?"),
-    "gemm": re.compile(r"k(\d+): gemm, rows of %(\d+)(?: through ([\w.]+))?"),
+    "gemm": re.compile(
+        r"k(\d+): gemm, rows of %(\d+)(?: through ([\w.]+))?(?:, added up along ([\w.]+))?"
+    ),
     "dense": re.compile(r"k(\d+): dense"),
 }
 _BODY = re.compile(r"  (?:(store|hold) )?(%(\d+) = .*)")
@@ -140,7 +182,8 @@ def parse_schedule(text: str, program: Program) -> Schedule:
         elif len(values) != 1:
             raise ValueError(f"step {len(steps)} carries out one operation, not {len(values)}")
         else:
-            made = Gemm(values[0], int(match[2]), match[3]) if kind == "gemm" else Dense(values[0])
+            gemm = kind == "gemm"
+            made = Gemm(values[0], int(match[2]), *match.groups()[2:]) if gemm else Dense(values[0])
             steps.append(made)
     schedule = Schedule(program, tuple(steps), _stored(program, steps))
     if render_schedule(schedule) != text:
@@ -178,6 +221,8 @@ def verify_schedule(schedule: Schedule) -> Schedule:
     program = schedule.program
     ready = {op.id for op in program.ops if op.kind in ("input", "const")}
     for number, step in enumerate(schedule.steps):
+        if isinstance(step, Gemm) and step.scatter is not None:
+            _check_sum(number, step, program)
         made = set(_made(step))
         missing = schedule.reads(step) - ready - made
         if missing:
@@ -202,6 +247,13 @@ def _check_rows(number: int, step: Traversal, program: Program) -> None:
         along = op.kind not in SEGMENT or op.map == step.map
         if not along or op.type.domain not in (step.center, inner):
             raise ValueError(f"k{number} over {step.center} cannot hold {render_op(op)}")
+
+
+def _check_sum(number: int, step: Gemm, program: Program) -> None:
+    op, along = program[step.op], step.scatter
+    added = [op] if op.kind == "sum" else [program[a] for a in op.args if op.kind == "add"]
+    if not any(a.kind == "sum" and a.map == along for a in added):
+        raise ValueError(f"k{number} adds up along {along}, which {render_op(op)} does not")
 
 
 def _names(values: set[int]) -> str:

@@ -5,18 +5,29 @@ reductions, outputs; values that are costly and are read through a gather (once 
 they exist once per pair); and costly edge values that two kernels would otherwise both compute.
 
 Rows of pairs and of edges outnumber nodes, so a wide value of theirs is most of what a step takes:
-a kernel that could do without holding a second one is kept apart, and given the rows of each domain
-the steps are put in the order of the lowest peak.
+a kernel that could do without holding a second one is kept apart, products of pairs are added up at
+their node as they are made, and given the rows of each domain the steps are put in the order of the
+lowest peak.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Builder, Op, Program
-from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal, verify_schedule
+from dataeff.rgnn.kernels_ir import (
+    Dense,
+    Gemm,
+    Schedule,
+    Step,
+    Traversal,
+    closure,
+    summands,
+    verify_schedule,
+)
 from dataeff.rgnn.memory_plan import reorder_steps
 from dataeff.rgnn.signatures import SEGMENT
 
@@ -46,6 +57,7 @@ def lower(
     sizes: tuple[int, ...] | None = None,
     *,
     fuse: bool = True,
+    scatter: bool = False,
 ) -> Schedule:
     """Schedule a program.
 
@@ -54,16 +66,18 @@ def lower(
         dense: kinds of operations that the backend cannot do inside a traversal.
         sizes: rows of each domain, by which steps are put in the order of the lowest peak.
         fuse: let traversals store several values; else each has one of its own.
+        scatter: let products of pairs be added up where they are made, as the backend then must.
 
     Returns:
         Steps in an order in which each reads only what earlier ones stored.
     """
     stored = _stored(program, dense)
-    steps = _Assignment(program, stored, dense, fuse).steps
+    sums = _added_up(program, stored) if scatter and fuse else {}
+    steps = _Assignment(program, stored, dense, fuse, sums).steps
     shared = _shared_between_kernels(program, stored, steps)
     if shared:
         stored |= shared
-        steps = _Assignment(program, stored, dense, fuse).steps
+        steps = _Assignment(program, stored, dense, fuse, sums).steps
     schedule = Schedule(program, tuple(steps), frozenset(stored))
     schedule = Schedule(program, _let_products_overwrite(schedule), frozenset(stored))
     return verify_schedule(schedule if sizes is None else reorder_steps(schedule, sizes))
@@ -155,18 +169,6 @@ def is_wide(op: Op) -> bool:
     return op.type.domain in MANY_ROWS and op.type.numel > SMALL_PRODUCT
 
 
-def closure(program: Program, stored: Set[int], sink: int) -> set[int]:
-    """The values computed in registers on the way to a stored one."""
-    found: set[int] = set()
-    stack = list(program[sink].args)
-    while stack:
-        value = stack.pop()
-        if value not in found and value not in stored:
-            found.add(value)
-            stack.extend(program[value].args)
-    return found
-
-
 def _shared_between_kernels(program: Program, stored: set[int], steps: list[Step]) -> set[int]:
     """Costly narrow values of edges that more than one kernel would compute."""
     costly = _costly(program, stored)
@@ -191,6 +193,44 @@ def _shared_between_kernels(program: Program, stored: set[int], steps: list[Step
     return {v for v in shared if any(u not in shared and count.get(u, 0) < 2 for u in users[v])}
 
 
+def _added_up(program: Program, stored: set[int]) -> dict[int, Gemm]:
+    """Products of pairs that only a sum at their node reads: the step of each sum.
+
+    Where the sum is only added to another stored value, to that value. What is never stored then is
+    taken out of `stored`.
+
+    Pairs stand relation by relation, and in each of them every node once and in order: that is what
+    lets nodes be shared out to threads.
+    """
+    users, found = program.users(), {}
+    for op in program.ops:
+        if op.kind != "sum" or op.map not in ("src_pair.src", "dst_pair.dst"):
+            continue
+        product = program[op.args[0]]
+        typed = product.kind in ("linear", "linear_t") and product.id in stored
+        alone = users[product.id] == [op.id] and product.id not in program.outputs
+        if not typed or not alone or program[product.args[1]].type.domain != "etype":
+            continue
+        stored.discard(product.id)
+        step = Gemm(op.id, *gemm_rows(program, product), op.map)
+        if (total := _only_added(program, op, users, stored)) is not None:
+            stored.discard(op.id)
+            stored.add(total)
+            step = replace(step, op=total)
+        found[step.op] = step
+    return found
+
+
+def _only_added(program: Program, op: Op, users: list[list[int]], stored: Set[int]) -> int | None:
+    """The sum of a value with a stored one of its type, if nothing else reads it."""
+    total = program[users[op.id][0]] if len(users[op.id]) == 1 else None
+    if op.id in program.outputs or total is None or total.kind != "add":
+        return None
+    other, added = summands(program, total.id, op.map)
+    fits = added == op.id != other and other in stored and program[other].type == op.type
+    return total.id if fits else None
+
+
 def _stored_reads(program: Program, stored: Set[int], value: int) -> set[int]:
     """The stored values that a stored one is computed from."""
     inside = closure(program, stored, value)
@@ -201,7 +241,12 @@ class _Assignment:
     """Places stored values into kernels, first fit in program order."""
 
     def __init__(
-        self, program: Program, stored: set[int], dense: tuple[str, ...], fuse: bool
+        self,
+        program: Program,
+        stored: set[int],
+        dense: tuple[str, ...],
+        fuse: bool,
+        sums: Mapping[int, Gemm],
     ) -> None:
         self.program = program
         self.fuse = fuse
@@ -215,7 +260,9 @@ class _Assignment:
                 self.readers[value].add(reader)
         for op in self._wide_last():
             kind = category(program, op, dense)
-            if kind == "input" or op.kind == "const":
+            if op.id in sums:
+                self._append(op.id, sums[op.id])
+            elif kind == "input" or op.kind == "const":
                 self.step_of[op.id] = -1
             elif kind == "dense" or op.kind == "prefix":
                 self._append(op.id, Dense(op.id))

@@ -1,9 +1,9 @@
 """Which values are alive at each step of a schedule, in bytes, and the order with the lowest peak.
 
-A value lives from the step that makes it to the last step that reads it; a transposed product takes
-the memory of its rows where nothing reads them afterwards, and a sum of two gradients that of one
-of them. What a run is given (features, weights,
-values kept by forward) is there throughout and is not counted.
+A value lives from the step that makes it to the last step that reads it. Where nothing reads an
+operand afterwards, its memory becomes the result's: that of its rows a transposed product's, that
+of either operand an elementwise result's, that of what products are added to their sum's. What a
+run is given (features, weights, values kept by forward) is there throughout and is not counted.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
-from dataeff.rgnn.signatures import ALIASES
+from dataeff.rgnn.ir import Op
+from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Traversal, closure
+from dataeff.rgnn.signatures import ALIASES, BINARY, UNARY
 from dataeff.rgnn.view import View
 
+ELEMENTWISE = (*UNARY, *BINARY)
 # Orders kept at each length of the search: enough to keep a few large values apart.
 BEAM = 48
 # A step that makes less than this share of the largest value is no matter of order.
@@ -43,6 +45,7 @@ class Footprints:
         steps = schedule.steps
         self.reads = [schedule.reads(step) for step in steps]
         self.makes = [makes(schedule, n) for n in range(len(steps))]
+        self.reusable = [reusable(schedule, n) for n in range(len(steps))]
         self.readers: dict[int, set[int]] = {}
         for number, read in enumerate(self.reads):
             for value in read:
@@ -56,10 +59,15 @@ class Footprints:
             return 0
         return View.rows_of(self.sizes, op.type.domain) * op.type.numel * self.item_size
 
+    def over(self, step: int, done: Iterable[int]) -> int | None:
+        """The value whose memory a step's result takes when the steps `done` have run before."""
+        past = {*done, step}
+        free = (v for v in self.reusable[step] if v in self.made_by and self.readers[v] <= past)
+        return next(free, None)
+
     def allocates(self, step: int, done: Iterable[int]) -> int:
         """Bytes that a step takes when the steps `done` have run before it."""
-        value = reusable(self.schedule, self.schedule.steps[step])
-        if value in self.made_by and self.readers[value] <= {*done, step}:
+        if self.over(step, done) is not None:
             return 0
         return sum(map(self.nbytes, self.makes[step]))
 
@@ -85,29 +93,91 @@ def makes(schedule: Schedule, number: int) -> list[int]:
     return schedule.kept(number) if isinstance(step, Traversal) else [step.op]
 
 
-def reusable(schedule: Schedule, step: Step) -> int:
-    """The value whose memory a step can give its result, or -1."""
-    if isinstance(step, Dense):
-        return _summand(schedule, step)
-    if not isinstance(step, Gemm) or step.gather is not None:
-        return -1
-    op, rows = schedule.program[step.op], schedule.program[step.rows]
+def reusable(schedule: Schedule, number: int) -> list[int]:
+    """The operands whose memory a step can give its result, those that it would rather first.
+
+    A kernel made them, and no other value shares their memory: what a dense step returns may be a
+    view of its operand. A padded value can only be one of a value that nothing else reads.
+    """
+    step = schedule.steps[number]
+    if isinstance(step, Gemm):
+        found = _rows_or_sum(schedule, step)
+    elif isinstance(step, Dense):
+        found = _summands(schedule, step)
+    else:
+        found = _elements(schedule, step, makes(schedule, number))
+    program = schedule.program
+    dense = [program[s.op] for s in schedule.steps if isinstance(s, Dense) and s != step]
+    viewed = {a for op in dense if op.kind != "sum" for a in op.args}
+    viewed |= {a for op in program.ops if op.kind in ALIASES for a in op.args}
+    return [v for v in found if v in _own(schedule, dense) - viewed]
+
+
+def _own(schedule: Schedule, dense: list[Op]) -> set[int]:
+    """What kernels made, and what pads rows that a kernel made for nothing else."""
+    steps = schedule.steps
+    made = {v for n, s in enumerate(steps) if not isinstance(s, Dense) for v in makes(schedule, n)}
+    read = [v for s in steps for v in schedule.reads(s)] + list(schedule.program.outputs)
+    pads = (op for op in dense if op.kind == "pad")
+    return made | {op.id for op in pads if op.args[0] in made and read.count(op.args[0]) == 1}
+
+
+def _rows_or_sum(schedule: Schedule, step: Gemm) -> list[int]:
+    """The rows of a square product, or what products are added to."""
+    op = schedule.program[step.op]
+    if step.scatter is not None:
+        onto = schedule.onto(step)
+        return [] if onto is None or schedule.program[onto].type != op.type else [onto]
+    rows = schedule.program[step.rows]
     same = op.kind in ("linear", "linear_t") and op.type.numel == rows.type.numel
-    if any(o.kind in ALIASES and step.rows in o.args for o in schedule.program.ops):
-        return -1  # another value may share this memory
-    return step.rows if same and op.type.domain == rows.type.domain else -1
+    fits = step.gather is None and same and op.type.domain == rows.type.domain
+    return [step.rows] if fits else []
 
 
-def _summand(schedule: Schedule, step: Dense) -> int:
-    """An operand of a sum that a product or a traversal made, and that nothing has a view of."""
+def _summands(schedule: Schedule, step: Dense) -> list[int]:
+    """The operands of a sum that a product or a traversal made."""
     program = schedule.program
     op = program[step.op]
     if op.kind != "add" or any(program[a].type != op.type for a in op.args):
-        return -1
-    dense = {s.op for s in schedule.steps if isinstance(s, Dense)}
-    seen = {a for d in dense - {step.op} for a in program[d].args} | dense
-    mine = (v for v in op.args if v in schedule.stored and v not in seen)
-    return next((v for v in mine if program[v].kind not in ("input", "const")), -1)
+        return []
+    return [v for v in op.args if v in schedule.stored]
+
+
+def _elements(schedule: Schedule, step: Traversal, kept: list[int]) -> list[int]:
+    """What a traversal of one value reads only at the element that it writes."""
+    if step.map is not None or step.sinks != kept or len(kept) != 1:
+        return []
+    program, (sink,) = schedule.program, kept
+    readers: dict[int, set[int]] = {}
+    for reader in {sink} | closure(program, schedule.stored, sink):
+        for value in program[reader].args:
+            readers.setdefault(value, set()).add(reader)
+
+    def elementwise(value: int) -> bool:
+        above = readers.get(value, set())
+        alike = program[value].type == program[sink].type
+        return alike and all(program[v].kind in ELEMENTWISE and elementwise(v) for v in above)
+
+    return [v for v in sorted(readers) if v in schedule.stored and elementwise(v)]
+
+
+def last_uses(schedule: Schedule) -> dict[int, int]:
+    """The last step that reads a stored value; outputs are read afterwards."""
+    last = {v: n for n, step in enumerate(schedule.steps) for v in schedule.reads(step)}
+    return {v: n for v, n in last.items() if v not in schedule.program.outputs}
+
+
+def overwritten(schedule: Schedule) -> dict[int, int]:
+    """By step number, the operand whose memory becomes the result's.
+
+    It is one that nothing reads any more.
+    """
+    last, found = last_uses(schedule), {}
+    for number in range(len(schedule.steps)):
+        free = (v for v in reusable(schedule, number) if last.get(v) == number)
+        if (value := next(free, None)) is not None:
+            found[number] = value
+    return found
 
 
 def moments(schedule: Schedule, sizes: tuple[int, ...], item_size: int) -> list[Moment]:
@@ -116,12 +186,11 @@ def moments(schedule: Schedule, sizes: tuple[int, ...], item_size: int) -> list[
     found: list[Moment] = []
     alive: dict[int, int] = {}
     done: list[int] = []
-    for number, step in enumerate(schedule.steps):
-        taken = prints.allocates(number, done)
+    for number in range(len(schedule.steps)):
+        over = prints.over(number, done)
         for value in prints.makes[number]:
-            alive[value] = prints.nbytes(value) if taken else 0
+            alive[value] = prints.nbytes(value) if over is None else 0
         found.append(Moment(number, dict(alive)))
-        over = reusable(schedule, step) if not taken else -1
         if over in alive:
             alive[prints.makes[number][0]] = alive[over]
         for value in prints.drops(number, done):
@@ -201,9 +270,6 @@ def _next_steps(
 def _append(prefix: _Prefix, number: int, prints: Footprints) -> _Prefix:
     during = prefix.alive + prints.allocates(number, prefix.order)
     freed = sum(prints.nbytes(v) for v in prints.drops(number, prefix.order))
-    if (
-        prints.allocates(number, prefix.order) == 0
-        and reusable(prints.schedule, prints.schedule.steps[number]) in prints.made_by
-    ):
-        freed = 0  # the rows' memory goes on as the result's
+    if (over := prints.over(number, prefix.order)) is not None:
+        freed -= prints.nbytes(over)  # its memory goes on as the result's
     return _Prefix(max(prefix.peak, during), during - freed, (*prefix.order, number))

@@ -65,3 +65,14 @@ def test_the_first_rows_of_a_value_cost_nothing_to_name():
                 seen.add(kind)
                 assert step_cost(runner.schedule, number, plan.sizes, 4).nbytes == 0
     assert seen == {"prefix", "pad"}
+
+
+def test_rows_that_are_added_up_are_read_and_written_there():
+    index = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 1]])
+    graph = rgnn.Graph(index, torch.tensor([0, 1, 0, 1]), num_nodes=4)
+    plan = rgcn.plan(graph, torch.randn(4, 16), torch.randn(2, 16, 32))
+    schedule = plan.compiled.backward_runner.schedule
+    number = next(n for n, s in enumerate(schedule.steps) if getattr(s, "scatter", None))
+    cost = step_cost(schedule, number, plan.sizes, 4)
+    assert cost.flops == 2 * 4 * 16 * 32
+    assert cost.nbytes == 4 * (4 * 32 + 2 * 16 * 32 + 2 * 4 * 16)

@@ -17,6 +17,7 @@ from dataeff.rgnn.gemm import (
     typed_gemm_dw,
     typed_gemm_dw_reference,
     typed_gemm_reference,
+    typed_gemm_sum,
     typed_sum,
 )
 from dataeff.rgnn.gemm_triton import current_device, float32_precision
@@ -386,3 +387,78 @@ def test_sums_by_type(counts, width, dtype):
 def test_sums_of_a_row_that_is_not_there_are_refused():
     with pytest.raises(IndexError, match="gather holds 9, but x has 4 rows"):
         typed_sum(torch.ones(4, 2), torch.tensor([0, 1]), gather=torch.tensor([9]))
+
+
+def sums_case(counts, num_sums, num_in, num_out, dtype, heads, transposed, gather, seed):
+    g = torch.Generator().manual_seed(seed)
+    counts = [min(n, num_sums) for n in counts]
+    target = [torch.randperm(num_sums, generator=g)[:n].sort().values for n in counts]
+    target = torch.cat(target).int()
+    inner = [heads] if heads else []
+    rows = target.numel()
+    weight = torch.randn(len(counts), *inner, num_in, num_out, dtype=dtype, generator=g)
+    if transposed:
+        weight = weight.mT.contiguous().mT
+    table = max(rows // 2, 1) if gather else rows
+    index = torch.randint(table, (rows,), dtype=torch.int32, generator=g) if gather else None
+    x = torch.randn(table, *inner, num_in, dtype=dtype, generator=g)
+    return x, weight, torch.tensor([0, *counts]).cumsum(0), target, index
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    counts=st.lists(st.integers(0, 3) | st.integers(0, 300), min_size=1, max_size=6),
+    num_sums=st.integers(1, 200),
+    num_in=st.integers(1, 40),
+    num_out=st.integers(1, 140),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    heads=st.sampled_from([0, 0, 1, 3]),
+    transposed=st.booleans(),
+    gather=st.booleans(),
+    add=st.booleans(),
+    compiled=st.booleans(),
+)
+def test_products_are_added_up(
+    counts, num_sums, num_in, num_out, dtype, heads, transposed, gather, add, compiled
+):
+    how = num_in, num_out, dtype, heads, transposed, gather, len(counts)
+    x, weight, seg_ptr, target, index = sums_case(counts, num_sums, *how)
+    width = [heads, num_out] if heads else [num_out]
+    around = torch.full((num_sums + 2, *width), 7.0, dtype=dtype)
+    out = around[1:-1].normal_()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    want = out.to(wide) if add else torch.zeros_like(out, dtype=wide)
+    products = typed_gemm_reference(x.to(wide), weight.to(wide), seg_ptr, gather=index)
+    want = want.index_add(0, target, products)
+    with backend("cpu" if compiled else "aten"):
+        found = typed_gemm_sum(x, weight, seg_ptr, target, out, gather=index, add=add)
+    assert found is out
+    scale = products.abs().amax() if products.numel() else 1
+    allowed = TOLERANCE[dtype] * float(scale) * 8
+    torch.testing.assert_close(out.to(wide), want, rtol=TOLERANCE[dtype], atol=allowed)
+    assert (around[0] == 7).all() and (around[-1] == 7).all()
+
+
+@pytest.mark.skipif(not gemm_native.available(torch.float32), reason="no C++ compiler")
+def test_sums_of_products_have_the_same_bits_on_any_number_of_threads():
+    shape = 3000, 24, 70, torch.float32, 0, True, False, 1
+    x, weight, seg_ptr, target, _ = sums_case([2500, 0, 9, 3000, 1200], *shape)
+    found, threads = [], torch.get_num_threads()
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            found.append(typed_gemm_sum(x, weight, seg_ptr, target, torch.empty(3000, 70)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_sums_of_products_refuse_what_does_not_fit():
+    x, weight, seg_ptr = torch.randn(3, 4), torch.randn(1, 4, 5), torch.tensor([0, 3])
+    target, out = torch.arange(3, dtype=torch.int32), torch.zeros(3, 5)
+    with pytest.raises(ValueError, match=r"target is torch.int32 \[2\] for 3 rows"):
+        typed_gemm_sum(x, weight, seg_ptr, target[:2], out)
+    with pytest.raises(ValueError, match=r"out is torch.float32 \[3, 4\]"):
+        typed_gemm_sum(x, weight, seg_ptr, target, torch.zeros(3, 4))
+    with pytest.raises(TypeError, match=r"gather is torch\.int64, but target torch\.int32"):
+        typed_gemm_sum(x, weight, seg_ptr, target, out, gather=torch.arange(3))

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from rgnn_layers import gated, heads, rgat, rgcn_mean
+from rgnn_layers import gated, heads, rgat, rgcn, rgcn_mean
 
+from dataeff import rgnn
 from dataeff.rgnn.kernels_ir import (
     Dense,
     Gemm,
@@ -38,6 +39,39 @@ def test_text_parses_back(small, dense):
         numbers = [n for n, step in enumerate(again.steps) if isinstance(step, Traversal)]
         assert all(again.kept(n) == schedule.kept(n) for n in numbers)
         assert all(again.reads(s) == schedule.reads(s) for s in schedule.steps)
+
+
+def test_text_of_sums_of_products_parses_back(small):
+    few = small.edge_index.clone()
+    few[1] %= 2  # so that rows are added up before they are multiplied
+    few = rgnn.Graph(few, small.edge_type, num_nodes=20)
+    seen = set()
+    added_first = rgcn.plan(few, torch.randn(20, 5), torch.randn(4, 5, 12)).compiled.forward
+    for program in (*programs(small), added_first):
+        schedule = lower(program, scatter=True)
+        again = parse_schedule(render_schedule(schedule), program)
+        assert again.steps == schedule.steps and again.stored == schedule.stored
+        for step in schedule.steps:
+            if isinstance(step, Gemm) and step.scatter:
+                product = schedule.product(step)
+                assert product.id not in schedule.stored  # it is never in memory
+                seen.add((product.kind, step.scatter, schedule.onto(step) is not None))
+    assert {kind for kind, _, _ in seen} == {"linear", "linear_t"}
+    assert {onto for _, _, onto in seen} == {True, False}
+
+
+def test_the_verifier_finds_a_sum_along_another_map(small):
+    schedule = next(
+        s
+        for s in (lower(p, scatter=True) for p in programs(small))
+        if any(isinstance(step, Gemm) and step.scatter for step in s.steps)
+    )
+    steps = [
+        dataclasses.replace(s, scatter="edge.dst") if isinstance(s, Gemm) and s.scatter else s
+        for s in schedule.steps
+    ]
+    with pytest.raises(ValueError, match=r"adds up along edge\.dst, which .* does not"):
+        verify_schedule(dataclasses.replace(schedule, steps=tuple(steps)))
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from rgnn_layers import rgat, rgcn_mean
 
 from dataeff import nn, rgnn
 from dataeff.bench.rgnn.workload import peak_host_bytes
-from dataeff.rgnn.kernels_ir import verify_schedule
+from dataeff.rgnn.kernels_ir import Traversal, verify_schedule
 from dataeff.rgnn.lower import is_wide
-from dataeff.rgnn.memory_plan import moments, peak
+from dataeff.rgnn.memory_plan import moments, overwritten, peak
 from dataeff.rgnn.plan import watched_plans
 
 NODES, EDGES, RELATIONS, WIDTH = 400, 12_000, 8, 64
@@ -34,16 +34,22 @@ def untyped_case(layer, weights):
     return lambda x: layer(graph, x, *tensors)
 
 
+@rgnn.layer
+def tanh_max(g, x, W):
+    return g.max(rgnn.tanh(rgnn.linear(g.src(x), W[g.etype])))
+
+
 CASES = {
     "rgcn": lambda: untyped_case(rgcn_mean, [(RELATIONS, WIDTH, WIDTH), (WIDTH, WIDTH), (WIDTH,)]),
     "rgat": lambda: untyped_case(
         rgat, [(RELATIONS, WIDTH, WIDTH), (RELATIONS, WIDTH), (RELATIONS, WIDTH)]
     ),
     "hgt": typed_case,
+    "tanh_max": lambda: untyped_case(tanh_max, [(RELATIONS, WIDTH, WIDTH)]),
 }
 
 
-@pytest.mark.parametrize("name", ["rgat", "hgt"])
+@pytest.mark.parametrize("name", CASES)
 def test_one_wide_value_of_the_pairs_at_a_time(name):
     call = CASES[name]()
     with watched_plans() as plans:
@@ -56,7 +62,54 @@ def test_one_wide_value_of_the_pairs_at_a_time(name):
             wide = [v for v, n in moment.alive.items() if n and is_wide(program[v])]
             assert len(wide) <= 1, (moment, wide)
     saved = plan.compiled.forward.outputs[plan.compiled.num_outputs :]
-    assert not any(is_wide(plan.compiled.forward[v]) for v in saved)
+    kept = [v for v in saved if is_wide(plan.compiled.forward[v])]
+    assert len(kept) == (name == "tanh_max")  # the gradient of a maximum compares its rows
+
+
+@rgnn.layer
+def gate(g, x, W):
+    z = rgnn.linear(g.at_dst(x), W)
+    return rgnn.sigmoid(z) * z
+
+
+@rgnn.layer
+def swap(g, x, W):
+    first, last = rgnn.split(rgnn.linear(g.at_dst(x), W), [8, 8])
+    return rgnn.concat(last, first) + 1.0
+
+
+@rgnn.layer
+def scale(g, x, W):
+    z = rgnn.linear(g.at_dst(x), W)
+    return z * rgnn.dot(z, z)
+
+
+@rgnn.layer
+def twice(g, x, W):
+    z = rgnn.linear(g.at_dst(x), W)
+    return rgnn.tanh(z), rgnn.linear(z, W)
+
+
+@pytest.mark.parametrize(
+    ("layer", "taken", "formula"),
+    [
+        (gate, True, lambda z, W: z.sigmoid() * z),
+        (swap, False, lambda z, W: z.roll(8, 1) + 1),
+        (scale, False, lambda z, W: z * (z * z).sum(1, keepdim=True)),
+        (twice, None, lambda z, W: torch.stack([z.tanh(), z @ W])),
+    ],
+    ids=lambda p: getattr(p, "name", ""),
+)
+def test_an_elementwise_value_takes_the_memory_of_its_operand(layer, taken, formula, small):
+    x, W = torch.randn(20, 16), torch.randn(16, 16)
+    with watched_plans() as plans:
+        found = layer(small, x, W)
+    schedule = plans[0].compiled.forward_runner.schedule
+    traversals = [n for n, s in enumerate(schedule.steps) if isinstance(s, Traversal)]
+    if taken is not None:
+        assert [n in overwritten(schedule) for n in traversals] == [taken]
+    found = torch.stack(found) if isinstance(found, tuple) else found
+    torch.testing.assert_close(found, formula(x @ W, W))
 
 
 @pytest.mark.parametrize("name", CASES)
