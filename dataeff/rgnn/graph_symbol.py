@@ -27,15 +27,15 @@ class PerRelation:
 
     def sum(self, value: Symbol) -> Value:
         """Sum over the edges of each pair."""
-        return _reduce_along("sum", "edge.dst_pair", value)
+        return _reduce_along("sum", "edge.dst_pair", value, "g.per_relation.sum")
 
     def max(self, value: Symbol) -> Value:
         """Maximum over the edges of each pair."""
-        return _reduce_along("max", "edge.dst_pair", value)
+        return _reduce_along("max", "edge.dst_pair", value, "g.per_relation.max")
 
     def mean(self, value: Symbol) -> Value:
         """Mean over the edges of each pair."""
-        return _mean_along("edge.dst_pair", value)
+        return _mean_along("edge.dst_pair", value, "g.per_relation.mean")
 
 
 class GraphSymbol:
@@ -49,24 +49,21 @@ class GraphSymbol:
 
     def node(self, value: Symbol) -> Value:
         """An argument as a value of the source nodes."""
-        if isinstance(value, Argument):
-            return Value(self.tracer, value.at("node"))
-        found = expect(self.tracer, value, ("node",), "g.node")
-        return found
+        return _at_node(self.tracer, value, "g.node")
 
     def src(self, value: Symbol) -> Value:
         """Bring a node value to the edges that leave the node."""
-        node = self.node(value)
+        node = _at_node(self.tracer, value, "g.src")
         return emit(self.tracer, "gather", node.id, attrs=("edge.src",))
 
     def dst(self, value: Symbol) -> Value:
         """Bring a node value to the edges that enter the node."""
-        found = _at_dst(self.tracer, value)
+        found = _at_dst(self.tracer, value, "g.dst")
         return emit(self.tracer, "gather", found.id, attrs=("edge.dst",))
 
     def at_dst(self, value: Symbol) -> Value:
         """A node value at the destination nodes (of a block: its first rows)."""
-        return _at_dst(self.tracer, value)
+        return _at_dst(self.tracer, value, "g.at_dst")
 
     def edge(self, value: Symbol) -> Value:
         """A value per edge, given in the order of `edge_index`."""
@@ -76,19 +73,19 @@ class GraphSymbol:
 
     def sum(self, value: Symbol) -> Value:
         """Sum an edge (or per-relation) value over each destination's edges (or relations)."""
-        return _reduce_along("sum", _to_dst(self.tracer, value, "g.sum"), value)
+        return _reduce_along("sum", _to_dst(self.tracer, value, "g.sum"), value, "g.sum")
 
     def max(self, value: Symbol) -> Value:
         """Maximum over each destination's edges; 0 where there are none."""
-        return _reduce_along("max", _to_dst(self.tracer, value, "g.max"), value)
+        return _reduce_along("max", _to_dst(self.tracer, value, "g.max"), value, "g.max")
 
     def mean(self, value: Symbol) -> Value:
         """Mean over each destination's edges; 0 where there are none."""
-        return _mean_along(_to_dst(self.tracer, value, "g.mean"), value)
+        return _mean_along(_to_dst(self.tracer, value, "g.mean"), value, "g.mean")
 
     def mean_per_relation(self, value: Symbol) -> Value:
         """Mean over each destination's edges of each relation, summed over relations."""
-        return self.sum(self.per_relation.mean(value))
+        return self.sum(_mean_along("edge.dst_pair", value, "g.mean_per_relation"))
 
     def in_degree(self) -> Value:
         """Number of edges that enter each destination."""
@@ -109,11 +106,17 @@ class GraphSymbol:
         return emit(self.tracer, "sum", found.id, attrs=("edge.given",))
 
 
-def _at_dst(tracer: Tracer, symbol: Any) -> Value:
+def _at_node(tracer: Tracer, symbol: Any, what: str) -> Value:
+    if isinstance(symbol, Argument):
+        return Value(tracer, symbol.at("node"))
+    return expect(tracer, symbol, ("node",), what)
+
+
+def _at_dst(tracer: Tracer, symbol: Any, what: str) -> Value:
     if isinstance(symbol, Argument):
         value = Value(tracer, symbol.at(symbol.rows("dst")))
     else:
-        value = expect(tracer, symbol, ("node", "dst"), "g.dst")
+        value = expect(tracer, symbol, ("node", "dst"), what)
     return value if value.type.domain == "dst" else emit(tracer, "prefix", value.id)
 
 
@@ -122,14 +125,14 @@ def _to_dst(tracer: Tracer, symbol: Any, what: str) -> str:
     return f"{value.type.domain}.dst"
 
 
-def _reduce_along(kind: str, name: str, symbol: Any) -> Value:
+def _reduce_along(kind: str, name: str, symbol: Any, what: str) -> Value:
     tracer = tracer_of(symbol)
-    value = expect(tracer, symbol, (domains.map_source(name),), f"a {kind} along {name}")
+    value = expect(tracer, symbol, (domains.map_source(name),), what)
     return emit(tracer, kind, value.id, attrs=(name,))
 
 
-def _mean_along(name: str, symbol: Any) -> Value:
-    total = _reduce_along("sum", name, symbol)
+def _mean_along(name: str, symbol: Any, what: str) -> Value:
+    total = _reduce_along("sum", name, symbol, what)
     tracer = total.tracer
     count = emit(tracer, "degree", attrs=(name,))
     one = bring(tracer, Value(tracer, tracer.const(1.0)), total.type.domain)

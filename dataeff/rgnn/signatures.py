@@ -58,7 +58,10 @@ def _binary(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
     a, b = types
     if a.domain != b.domain:
         raise IRTypeError(f"operands stand in different domains: {a} and {b}")
-    return Type(a.domain, broadcast(a.shape, b.shape))
+    try:
+        return Type(a.domain, broadcast(a.shape, b.shape))
+    except IRTypeError as error:
+        raise IRTypeError(f"{a} and {b}: {error}") from None
 
 
 def _check_map(types: list[Type], attrs: tuple[Attr, ...], side: int) -> str:
