@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -45,6 +46,7 @@ class Scratch:
         self._idle: list[Tensor] = []
         self._used_nbytes = self._most_nbytes = 0  # in use now, and at most since `clear`
         self.forked()
+        _all.add(self)
 
     def forked(self) -> None:
         """In a forked child, where the lock may stand locked by a thread that does not exist."""
@@ -67,13 +69,16 @@ class Scratch:
         with self._lock:
             fits = [b for b in self._idle if nbytes <= b.nbytes <= nbytes * 5 // 4]
             best = min(fits, key=lambda b: b.nbytes, default=None)
-            self._used_nbytes += nbytes if best is None else best.nbytes
-            self._most_nbytes = max(self._most_nbytes, self._used_nbytes)
-            if best is not None:
+            if best is None:
+                used = self._used_nbytes + nbytes
+                self._shrink(max(used, self._most_nbytes) * 5 // 4 - used)
+                best = on_huge_pages(torch.empty(nbytes, dtype=torch.uint8, device="cpu"))
+            else:
                 self._idle = [b for b in self._idle if b is not best]
-                return best
-            self._shrink(self._most_nbytes * 5 // 4 - self._used_nbytes)
-        return on_huge_pages(torch.empty(nbytes, dtype=torch.uint8, device="cpu"))
+            # Only what is really there is in use: the system may have refused.
+            self._used_nbytes += best.nbytes
+            self._most_nbytes = max(self._most_nbytes, self._used_nbytes)
+            return best
 
     def give(self, block: Tensor) -> None:
         """Return a block; the blocks returned longest ago make room for it."""
@@ -132,8 +137,16 @@ def kept_share() -> int:
     return min(memory_nbytes() // KEPT_SHARE, KEPT_NBYTES)
 
 
+_all: weakref.WeakSet[Scratch] = weakref.WeakSet()
 SCRATCH = Scratch(kept_share())
-os.register_at_fork(after_in_child=SCRATCH.forked)
+
+
+def _forked() -> None:
+    for scratch in _all:
+        scratch.forked()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def new_on_host(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -62,6 +62,15 @@ def test_steps_whose_blocks_have_several_sizes_find_all_of_them_again():
     assert seen[2] == seen[1] and len(seen[2]) == 4
 
 
+def test_a_block_that_the_system_refuses_is_not_counted():
+    kept = Scratch(64 * MB)
+    with pytest.raises(RuntimeError, match="allocate"):
+        kept.take(1 << 60)
+    kept.give(kept.take(8 * MB))
+    kept.take(12 * MB)
+    assert kept.nbytes == 0  # 12 are the most that was ever in use: the idle 8 make room
+
+
 def test_idle_blocks_are_bounded_and_can_be_given_back():
     kept = Scratch(20 * MB)
     blocks = [kept.take(8 * MB) for _ in range(3)]
@@ -164,11 +173,12 @@ def test_another_process_gets_the_values(small):
     assert torch.equal(queue.get(timeout=60), torch.full((100, 4), 3.0))
 
 
-def test_a_forked_child_does_not_wait_for_a_thread_that_is_not_there():
+@pytest.mark.parametrize("kept", [scratch.SCRATCH, Scratch(64 * MB)], ids=["shared", "own"])
+def test_a_forked_child_does_not_wait_for_a_thread_that_is_not_there(kept):
     held, done = threading.Event(), threading.Event()
 
     def hold():
-        with scratch.SCRATCH._lock:
+        with kept._lock:
             held.set()
             done.wait(30)
 
@@ -178,7 +188,7 @@ def test_a_forked_child_does_not_wait_for_a_thread_that_is_not_there():
     try:
         pid = os.fork()
         if not pid:
-            scratch.SCRATCH.lend(64 * MB)
+            kept.lend(64 * MB)
             os._exit(0)
         status = None
         for _ in range(300):
