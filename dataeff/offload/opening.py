@@ -15,6 +15,7 @@ from dataeff.offload.disk import SpillSet
 from dataeff.offload.tiers import StreamsOf, Tiers
 from dataeff.offload.wear import Wear
 from dataeff.storage import FaultPlan, choose_engine, cufile_refusal
+from dataeff.storage.spill import FULL
 
 _LEAST = {"spill_bytes": 1, "staging_bytes": 1}  # 0 of the others
 
@@ -78,7 +79,7 @@ def open_tiers(
         try:
             spills = SpillSet(directories, spill_bytes, engine, num_threads, faults)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not host_bytes:
+            if error.errno not in FULL or not host_bytes:
                 raise
             warnings.warn(
                 f"activation offload: no spill file can be made ({error}); what would go to "

@@ -15,6 +15,8 @@ from dataeff import _core
 BLOCK_BYTES = 4096  # every file system in use takes direct I/O in multiples of this
 MIN_GROWTH_BYTES = 64 << 20
 MAX_GROWTH_BYTES = 1 << 30
+# No room: on the disk, within the user's quota, or within the process's limit (ulimit -f).
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Extent(NamedTuple):
@@ -68,7 +70,8 @@ class SpillFile:
         """Space for `nbytes` bytes, rounded up to the alignment; the file grows when it must.
 
         Raises:
-            OSError: ENOSPC when the disk or `capacity_bytes` is exhausted; nothing is changed then.
+            OSError: one of `FULL` when the disk, a quota, a limit of the process or
+                `capacity_bytes` is exhausted; nothing is changed then.
             ValueError: the file is closed.
         """
         with self._lock:
@@ -109,7 +112,7 @@ class SpillFile:
         try:
             self._reserve(size, growth)
         except OSError as error:
-            if error.errno != errno.ENOSPC or growth == needed:
+            if error.errno not in FULL or growth == needed:
                 raise
             self._reserve(size, growth := needed)
         self._extents.grow(size + growth)
@@ -119,7 +122,8 @@ class SpillFile:
             self.reserved &= _core.reserve_file(self.fd, offset, nbytes)
         except OSError as error:
             os.ftruncate(self.fd, offset)  # a reservation that failed may keep a part
-            raise OSError(error.errno, error.strerror, str(self.path_hint)) from None
+            why = f"{os.strerror(error.errno or 0)}, {error.strerror}"
+            raise OSError(error.errno, why, str(self.path_hint)) from None
 
     @property
     def used_nbytes(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from dataeff import _core
 from dataeff.storage.engine import open_engine
-from dataeff.storage.spill import Extent, SpillFile
+from dataeff.storage.spill import FULL, Extent, SpillFile
 
 CHUNK_BYTES = 8 << 20
 MAX_FAILURES = 3
@@ -138,18 +138,20 @@ class StripedSpill:
                 (lane for lane in self.lanes if not lane.retired and lane not in avoid),
                 key=lambda lane: (lane.in_flight_nbytes + nbytes) / (lane.rate or typical),
             )
+            refusals = []
             for lane in lanes:
                 try:
                     extent = lane.spill.allocate(nbytes)
                 except OSError as error:
-                    if error.errno != errno.ENOSPC:
+                    if error.errno not in FULL:
                         self._note_failure(lane, error)
+                    refusals.append(f"{lane.spill.path_hint}: {error.strerror}")
                     continue
                 lane.in_flight_nbytes += nbytes
                 self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
                 return _Part(lane, extent, begin, nbytes)
-        places = ", ".join(str(lane.spill.path_hint) for lane in self.lanes)
-        raise OSError(errno.ENOSPC, f"no directory takes {nbytes} bytes more", places)
+        why = "; ".join(refusals) or "none is left"
+        raise OSError(errno.ENOSPC, f"no directory takes {nbytes} bytes more ({why})")
 
     def _note_failure(self, lane: Lane, error: OSError) -> None:
         lane.num_failures += 1

@@ -77,12 +77,13 @@ def test_the_budget(tmp_path):
         assert spill.allocate(20_000) == extents[1]
 
 
-def test_a_full_disk_is_found_by_allocate(tmp_path, monkeypatch):
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_found_by_allocate(tmp_path, monkeypatch, reason):
     real, limit = spill_module._core.reserve_file, 10 << 20
 
     def full(fd, offset, nbytes):
         if offset + nbytes > limit:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(reason, "No space left on device")
         return real(fd, offset, nbytes)
 
     monkeypatch.setattr(spill_module._core, "reserve_file", full)
@@ -90,7 +91,7 @@ def test_a_full_disk_is_found_by_allocate(tmp_path, monkeypatch):
         extents = [spill.allocate(4 << 20) for _ in range(2)]  # less than it would like to reserve
         with pytest.raises(OSError, match="No space") as error:
             spill.allocate(4 << 20)
-        assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path)
+        assert error.value.errno == reason and error.value.filename == str(tmp_path)
         assert os.fstat(spill.fd).st_size == spill.file_nbytes == 8 << 20
         assert spill.allocate(2 << 20).offset == 8 << 20
         spill.free(extents[0])

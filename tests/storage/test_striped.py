@@ -71,6 +71,9 @@ def test_a_full_directory_is_passed_over(directories):
         with pytest.raises(OSError, match="no directory takes 1 bytes more") as error:
             spill.write(filled(1).data_ptr, 1)
         assert error.value.errno == errno.ENOSPC
+        assert all(
+            f"{directory}: 4096 bytes more than" in str(error.value) for directory in directories
+        )
         used = spill.used_nbytes
         stripe.free()
         more_than_there_is = filled(13 * CHUNK)
