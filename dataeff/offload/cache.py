@@ -366,4 +366,5 @@ def _is_plain_kind(tensor: torch.Tensor) -> bool:
         and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and not tensor.is_inference()  # has no version
+        and not tensor._is_zerotensor()  # what forward mode takes for no tangent: it has no bytes
     )

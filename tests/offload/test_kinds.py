@@ -86,6 +86,7 @@ KEPT = {
     "quantised": (quantised, lambda t: t.int_repr()),
     "conjugate": (lambda x: torch.complex(x, x + 1).conj(), lambda t: t.resolve_conj()),
     "negated": (lambda x: torch.complex(x, x + 1).conj().imag, lambda t: t.resolve_neg()),
+    "zeros without bytes": (lambda x: torch._efficientzerotensor(64, 256), lambda t: t + 0),
     "zero-size": (lambda x: x[:0] + 0, lambda t: t),
 }
 
@@ -97,6 +98,22 @@ def test_other_kinds_are_kept_as_they_are(offload, name):
     assert torch.equal(value(got), value(expected))
     assert got.dtype == expected.dtype and got.shape == expected.shape
     assert offload.report().bytes_written == 0 and offload.report().saved_bytes == 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about its own decompositions
+def test_forward_mode_under_an_offload(offload):
+    """Its tangents of parameters are zeros that have no bytes, and are saved like others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh())
+    x = torch.randn(256, 64)
+    expected = torch.func.jvp(model, (x,), (x,))[1]
+    expected_grads = torch.autograd.grad(expected.sum(), list(model.parameters()))
+    with offload:
+        got = torch.func.jvp(model, (x,), (x,))[1]
+        offload._cache.drain()
+        grads = torch.autograd.grad(got.sum(), list(model.parameters()))
+    assert torch.equal(got, expected)
+    assert all(torch.equal(a, b) for a, b in zip(grads, expected_grads, strict=True))
 
 
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
