@@ -37,6 +37,7 @@ def command(
     disks: Annotated[int, typer.Option(help="Disks of one GPU.")] = 4,
     write_gbs: Annotated[float, typer.Option(help="Sustained writes of one disk, GB/s.")] = 5.0,
     read_gbs: Annotated[float, typer.Option(help="Sustained reads of one disk, GB/s.")] = 6.5,
+    disk_tb: Annotated[float, typer.Option(help="Size of one disk.")] = 1.0,
     endurance_tb: Annotated[float, typer.Option(help="Rated TB written of one disk.")] = 600.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
@@ -57,12 +58,13 @@ def command(
         "--disks": disks,
         "--write-gbs": write_gbs,
         "--read-gbs": read_gbs,
+        "--disk-tb": disk_tb,
         "--endurance-tb": endurance_tb,
     }
     for option, value in positive.items():
-        if not value > 0:
-            raise UserError(f"{option}: {value} is not positive")
-    disk = Disks(disks, endurance_tb * TB, write_gbs * GB, read_gbs * GB)
+        if not 0 < value < float("inf"):
+            raise UserError(f"{option}: {value} is not a positive number")
+    disk = Disks(disks, endurance_tb * TB, write_gbs * GB, read_gbs * GB, disk_tb * TB)
     if from_report is not None:
         _show(f"what {from_report} measured", _from_report(from_report, disk), as_json)
         return
@@ -118,19 +120,24 @@ def _print(title: str, plan: CapacityPlan) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_header=False, box=None)
-    rows = {
+    amounts = {
         "activations saved for backward": f"{plan.activations / GB:.1f} GB",
+        "of head and loss, which stay": f"{plan.kept / GB:.1f} GB",
         "weights, gradients, optimizer states": f"{plan.states / GB:.1f} GB",
         "memory of the GPU": f"{plan.memory / GB:.1f} GB",
         "does not fit": f"{plan.excess / GB:.1f} GB",
+    }
+    if not plan.memory:  # measured: all that was offloaded
+        amounts = {"offloaded per step": f"{plan.excess / GB:.3g} GB"}
+    rates = {
         "step": f"{plan.step_s:.3g} s",
-        "writes must sustain": f"{plan.write_bandwidth / GB:.2f} GB/s",
-        "the disks sustain": f"{plan.disk_bandwidth / GB:.2f} GB/s",
-        "written per day": f"{plan.written_per_day / TB:.1f} TB",
+        "writes must sustain": f"{plan.write_bandwidth / GB:.3g} GB/s",
+        "the disks sustain": f"{plan.disk_bandwidth / GB:.3g} GB/s",
+        "written per day": f"{plan.written_per_day / TB:.3g} TB",
         "disk life as rated": _days(plan.rated_life_days),
         "disk life if only large writes and a day's retention count": _days(plan.relaxed_life_days),
     }
-    for name, value in rows.items():
+    for name, value in (amounts | rates).items():
         table.add_row(name, value)
     console = Console()
     console.print(table)

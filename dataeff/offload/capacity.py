@@ -71,6 +71,15 @@ def layer_bytes_per_token(shape: TransformerShape, dtype_bytes: int = 2) -> int:
     return elements * dtype_bytes + 4 * shape.heads
 
 
+def head_bytes_per_token(shape: TransformerShape, dtype_bytes: int = 2) -> int:
+    """Bytes that the last norm, the head and the loss save per token.
+
+    The inputs of norm and head (2 hidden), and the float32 log-probabilities of a cross entropy
+    that is not fused with the head (vocab). Backward wants them first, so they stay.
+    """
+    return 2 * shape.hidden * dtype_bytes + 4 * shape.vocab
+
+
 def activation_bytes(
     shape: TransformerShape,
     tokens: int,
@@ -79,7 +88,7 @@ def activation_bytes(
     tensor_parallel: int = 1,
     only_layer_inputs: bool = False,
 ) -> int:
-    """Bytes saved for backward on one GPU for `tokens` tokens in all blocks.
+    """Bytes saved for backward on one GPU for `tokens` tokens in all blocks: what can be moved.
 
     With `tensor_parallel` (and sequence parallelism, so that norms are split too) each of that many
     GPUs holds its share. With `only_layer_inputs` blocks are recomputed and one block at a time is
@@ -188,7 +197,9 @@ class CapacityPlan:
     """What one GPU of the job needs, per microbatch step, and for how long the disks last.
 
     Attributes:
-        activations: bytes saved for backward.
+        activations: bytes that the blocks save for backward and that can be moved.
+        kept: bytes saved that stay: of the head, whose backward comes first, and where blocks are
+            recomputed of one block.
         states: bytes of parameters, gradients and Adam states (16 per parameter, sharded).
         memory: bytes of the GPU.
         step_s: seconds of forward and backward.
@@ -196,11 +207,13 @@ class CapacityPlan:
         disk_bandwidth: what the disks sustain.
         written_per_day: bytes a day if everything that does not fit is written.
         excess: bytes that do not fit in the GPU's memory.
+        disk_capacity: bytes of the disks.
         rated_life_days: until the rated endurance is spent.
         relaxed_life_days: with both factors of `Relaxation`.
     """
 
     activations: float
+    kept: float
     states: float
     memory: float
     step_s: float
@@ -208,6 +221,7 @@ class CapacityPlan:
     disk_bandwidth: float
     written_per_day: float
     excess: float
+    disk_capacity: float
     rated_life_days: float
     relaxed_life_days: float
 
@@ -224,10 +238,15 @@ class CapacityPlan:
     @property
     def verdict(self) -> str:
         """One sentence."""
-        if self.states >= self.memory:
-            return "Parameters and optimizer states alone exceed the GPU: shard over more GPUs."
+        if self.states + self.kept >= self.memory and self.states + self.kept > 0:
+            return (
+                "Parameters, optimizer states and what must stay for backward exceed the GPU: "
+                "shard over more GPUs, or take fewer tokens."
+            )
         if self.fits_without:
             return "Everything fits: do not offload."
+        if self.excess > self.disk_capacity:
+            return "The disks are too small for it: recompute, add disks, or take fewer tokens."
         if not self.hides:
             return "The disks are too slow to hide it: recompute, add disks, or use host memory."
         return f"Offload {self.excess / 1e9:.1f} GB per step; the transfers hide behind compute."
@@ -259,7 +278,8 @@ def plan_capacity(
         relaxation: the factors of the relaxed life.
 
     Raises:
-        ValueError: `num_gpus` is no multiple of `tensor_parallel`, or a size is not positive.
+        ValueError: `num_gpus` is no multiple of `tensor_parallel`, a size is not positive, or the
+            GPU reaches more than all of its rate.
     """
     if min(num_gpus, microbatch, sequence, tensor_parallel) < 1 or num_gpus % tensor_parallel:
         raise ValueError(
@@ -267,13 +287,19 @@ def plan_capacity(
             f", microbatch={microbatch} and sequence={sequence} positive"
         )
     gpu, disks = gpu or Gpu(), disks or Disks()
+    if not 0 < gpu.utilization <= 1:
+        raise ValueError(f"utilization={gpu.utilization} is no share of the rate: 0 to 1")
     tokens = microbatch * sequence
     activations = activation_bytes(
         shape, tokens, tensor_parallel=tensor_parallel, only_layer_inputs=only_layer_inputs
     )
+    kept = head_bytes_per_token(shape) * tokens // tensor_parallel
+    if only_layer_inputs:
+        kept += activation_bytes(shape, tokens, tensor_parallel=tensor_parallel) // shape.layers
     flops = step_flops(shape, tokens, sequence, recompute=only_layer_inputs) / tensor_parallel
     states = 16 * shape.num_parameters / num_gpus
-    return _plan(activations, flops / (gpu.flops * gpu.utilization), states, gpu, disks, relaxation)
+    step_s = flops / (gpu.flops * gpu.utilization)
+    return _plan(activations, kept, step_s, states, gpu, disks, relaxation)
 
 
 def plan_from_measurement(
@@ -286,21 +312,23 @@ def plan_from_measurement(
 ) -> CapacityPlan:
     """The same with what a run measured: all of `bytes_per_step` is offloaded every `step_s`."""
     gpu = Gpu(memory=0.0) if gpu is None else gpu
-    return _plan(bytes_per_step, step_s, 0.0, gpu, disks or Disks(), relaxation)
+    return _plan(bytes_per_step, 0.0, step_s, 0.0, gpu, disks or Disks(), relaxation)
 
 
 def _plan(
     activations: float,
+    kept: float,
     step_s: float,
     states: float,
     gpu: Gpu,
     disks: Disks,
     relaxation: Relaxation | None,
 ) -> CapacityPlan:
-    excess = max(0.0, min(activations, activations + states - gpu.memory))
+    excess = max(0.0, min(activations, activations + kept + states - gpu.memory))
     daily = bytes_per_day(excess, step_s)
     return CapacityPlan(
         activations=activations,
+        kept=kept,
         states=states,
         memory=gpu.memory,
         step_s=step_s,
@@ -308,6 +336,7 @@ def _plan(
         disk_bandwidth=disks.count * min(disks.write_bandwidth, disks.read_bandwidth),
         written_per_day=daily,
         excess=excess,
+        disk_capacity=disks.count * disks.capacity,
         rated_life_days=life_days(disks, daily),
         relaxed_life_days=life_days(disks, daily, relaxation or Relaxation()),
     )

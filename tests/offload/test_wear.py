@@ -151,6 +151,8 @@ def test_plan_from_a_report_uses_what_was_measured(saved_report, capsys):
     assert found["step_s"] == report.step_s
     assert found["excess"] == report.bytes_offloaded / 2 > 0
     assert found["written_per_day"] == pytest.approx(found["excess"] / report.step_s * 86400)
+    code, out, _ = run(capsys, "plan", "--from-report", str(path), "--disks", "1")
+    assert code == 0 and "offloaded per step" in out and "memory of the GPU" not in out
 
 
 def test_plan_wants_a_model_or_a_report(capsys, tmp_path):
