@@ -1,7 +1,9 @@
 import builtins
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -130,6 +132,28 @@ def test_an_interrupted_bench_keeps_the_cases_that_ended(fake_workload, capsys, 
     assert [record.provider for record in read(kept)] == ["torch"] * 2 + ["dataeff"] * 2
 
 
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_an_ended_bench_leaves_no_folder(tmp_path, sent):
+    command = [sys.executable, "-m", "dataeff", "bench", "offload", "--quick", "--only", "step"]
+    bench = subprocess.Popen([*command, "--dir", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    with bench:
+        for _ in range(600):
+            if list(tmp_path.iterdir()) or bench.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert list(tmp_path.iterdir()), "it has not begun"
+        bench.send_signal(sent)
+        bench.communicate(timeout=60)
+    assert bench.returncode == 128 + sent
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_signals_do_as_before_when_a_command_has_ended(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    run(capsys, "--version")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_doctor_prints_json(capsys, tmp_path):
     code, out, _ = run(capsys, "doctor", "--json", "--dir", str(tmp_path))
     report = json.loads(out)
@@ -197,7 +221,9 @@ def test_plan_of_what_fits_wears_no_disk(capsys):
     ("typed", "message"),
     [
         (["--model", "nope"], "unknown model 'nope': choose from llama-8b"),
-        (["--model", "llama-8b", "--disks", "0"], "--disks: 0 is not positive"),
+        (["--model", "llama-8b", "--disks", "0"], "--disks: 0 is not a positive number"),
+        (["--model", "llama-8b", "--disk-tb", "inf"], "--disk-tb: inf is not a positive number"),
+        (["--model", "llama-8b", "--utilization", "40"], "utilization=40.0 is no share"),
         (["--model", "llama-8b", "--gpus", "3", "--tensor-parallel", "2"], "num_gpus=3"),
     ],
 )

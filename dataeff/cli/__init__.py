@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class UserError(Exception):
@@ -26,10 +32,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "pip install 'dataeff[demo]', or in a clone pip install '.[demo]'"
         )
     try:
-        app(arguments)
+        with _cleaning_up_when_ended():
+            app(arguments)
     except UserError as mistake:
         print(f"dataeff: {mistake}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("dataeff: interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def _cleaning_up_when_ended() -> Iterator[None]:
+    """A signal that ends a process ends this one as Ctrl-C does: temporary folders are removed."""
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [one for one in _ENDS if signal.getsignal(one) is signal.SIG_DFL]
+    for one in ours:
+        signal.signal(one, _exit)
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

@@ -8,11 +8,10 @@ counted by an offload that moves nothing, in one untimed step.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -229,17 +228,18 @@ def offloaded(
         options: of the offload.
     """
     training = inputs.training()
-    folders = [Path(tempfile.mkdtemp(dir=inputs.directory)) for _ in range(directories)]
     options = {"min_bytes": 1 << 18, **options}
-    offload = dataeff.ActivationOffload(training.model, folders, **options)
-    first(training, offload)
+    with ExitStack() as made:
+        folders = [
+            made.enter_context(tempfile.TemporaryDirectory(dir=inputs.directory))
+            for _ in range(directories)
+        ]
+        offload = dataeff.ActivationOffload(training.model, folders, **options)
+        made.callback(offload.close)
+        first(training, offload)
+        close = made.pop_all().close
     training.model.load_state_dict(inputs.weights)
     training.num_steps, training.cpu_s = 0, 0.0
-
-    def close() -> None:
-        offload.close()
-        for folder in folders:
-            shutil.rmtree(folder)
 
     def metrics() -> Metrics:
         report = offload.report()
