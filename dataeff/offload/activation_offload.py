@@ -210,6 +210,12 @@ class ActivationOffload:
             raise RuntimeError("this ActivationOffload is already active: it cannot be nested")
         if self._cache.closed:
             raise RuntimeError("this ActivationOffload is closed")
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a CUDA graph is being captured: its replays would use the same memory again, but "
+                "not wait for the transfers. Capture outside of `with offload:`"
+            )
+        self._tiers.end_step()  # a backward behind the last block may have left memory to its loads
         if self._live is not None:
             self._live.start()
         self._clock.begin()

@@ -550,3 +550,15 @@ def test_a_size_that_is_none_is_refused(tmp_path, name, bad):
         ActivationOffload(nn.Identity(), tmp_path, policy="auto", **{name: bad})
     with pytest.raises(TypeError, match=f"{name}='1'"):
         ActivationOffload(nn.Identity(), tmp_path, policy="auto", **{name: "1"})
+
+
+def test_a_step_inside_a_captured_graph_is_refused(tmp_path, monkeypatch):
+    offload = ActivationOffload(nn.Linear(4, 4), tmp_path)
+    with monkeypatch.context() as capturing:
+        capturing.setattr(torch.cuda, "is_initialized", lambda: True)
+        capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="CUDA graph"), offload:
+            pass
+    with offload:
+        pass
+    offload.close()

@@ -43,3 +43,16 @@ def test_memory_of_loads_is_found_again_and_given_back_with_the_step(run):
         for p, want in zip(model.parameters(), expected, strict=True):
             assert torch.equal(p.grad, want)
     assert len(addresses) >= 12 and len(set(addresses)) < len(addresses) / 2
+
+
+def test_memory_of_loads_behind_the_block_is_given_back_before_the_next_forward(run):
+    model, x, offload = run
+    memory = offload._tiers._spills.memory
+    with offload:
+        loss = model(x).square().mean()
+        offload._cache.drain()
+    loss.backward()
+    assert memory.nbytes > 0
+    with offload:
+        assert memory.nbytes == 0
+        model(x)
