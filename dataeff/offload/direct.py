@@ -60,6 +60,7 @@ class DirectCopy:
 
     Attributes:
         host_nbytes: those bytes; what is left in memory of the storage.
+        made: when the device has made the bytes.
     """
 
     tier = Tier.DISK
@@ -71,7 +72,8 @@ class DirectCopy:
         self.path, self.streams = path, streams
         self.tail = flat_bytes(storage)[self.body :].clone()
         self._source: torch.UntypedStorage | None = storage  # cuFile reads it until finish()
-        self._begun = path.write(streams.mark(), storage.data_ptr(), self.body)
+        self.made = streams.mark()
+        self._begun = path.write(self.made, storage.data_ptr(), self.body)
         self.written: Written | None = None
 
     def done(self) -> bool:
@@ -117,11 +119,14 @@ class DirectLoad:
 
     def __init__(self, copy: DirectCopy, written: Written) -> None:
         self._copy, self._written = copy, written
-        target = torch.empty(copy.nbytes, dtype=torch.uint8, device=copy.device)
-        target[copy.body :] = copy.tail
+        # On the stream of the pack, where backward uses the bytes: the memory comes from its order
+        # and goes back to it.
+        with copy.streams.beside(copy.made):
+            target = torch.empty(copy.nbytes, dtype=torch.uint8, device=copy.device)
+            target[copy.body :] = copy.tail
+            # What used this memory before may still be queued; so is the copy of the tail.
+            self._free = copy.streams.mark()
         self.storage = target.untyped_storage()
-        # What used this memory before may still be queued; so is the copy of the tail.
-        self._free = copy.streams.mark()
         self._begun = copy.path.read(self._free, written, target.data_ptr())
 
     def done(self) -> bool:

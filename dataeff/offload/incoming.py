@@ -71,7 +71,10 @@ class Incoming:
             if self._held.cached_nbytes + self._held.last_nbytes + saved.nbytes > limit:
                 break
             if revive(saved.weak, saved.shift + saved.nbytes) is None:
-                self.begin(saved)
+                try:
+                    self.begin(saved)
+                except torch.OutOfMemoryError:
+                    break  # it is not wanted yet; when it is, more will have been given up
 
     def settle(self) -> None:
         """Settles the loads that have ended."""

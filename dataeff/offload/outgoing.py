@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import warnings
 from collections import deque
 
@@ -14,6 +13,7 @@ from dataeff.offload.held import HeldBytes
 from dataeff.offload.passes import Passes
 from dataeff.offload.saved import SavedStorage
 from dataeff.offload.transfer import Tiers, WriteCapError
+from dataeff.storage.spill import FULL
 
 
 class Outgoing:
@@ -55,10 +55,7 @@ class Outgoing:
         except OSError as error:
             self._failed(saved.nbytes, error)
             return
-        self._held.add(saved.copy.host_nbytes)
-        saved.writing = True
-        self._queue.append(saved)
-        self._nbytes += saved.nbytes
+        self._sent(saved)
 
     def cancel(self, saved: SavedStorage) -> bool:
         """Stops the store of `saved` if it has not begun; true when there will be no copy."""
@@ -72,11 +69,22 @@ class Outgoing:
         self._discard_copy(saved)
         return True
 
+    def _sent(self, saved: SavedStorage) -> None:
+        """Notes that `saved.copy` is under way."""
+        assert saved.copy is not None
+        self._held.add(saved.copy.host_nbytes)
+        saved.writing = True
+        self._queue.append(saved)
+        self._nbytes += saved.nbytes
+
     def settle(self) -> None:
         """Settles the stores that have ended; stops those that nobody wants any more."""
         for nbytes, error in self._tiers.poll():
             self._account.counters.bytes_written -= nbytes
-            self._failed(nbytes, error)
+            if error is None:
+                self._account.counters.bytes_cancelled += nbytes
+            else:
+                self._failed(nbytes, error)
         if not self._queue:
             return
         for saved in [s for s in self._queue if s.copy.done()]:  # type: ignore[union-attr]
@@ -101,6 +109,7 @@ class Outgoing:
         except OSError as error:
             self._discard_copy(saved)
             self._failed(saved.nbytes, error)
+            self._fall_back(saved)
             return
         if saved.copy.tier is Tier.DISK:
             account.counters.bytes_written += saved.nbytes
@@ -113,8 +122,19 @@ class Outgoing:
             if not saved.in_use:
                 self._held.drop(saved)
 
+    def _fall_back(self, saved: SavedStorage) -> None:
+        """Sends to the host tier what could not be written, unless backward has come already."""
+        assert saved.storage is not None
+        if saved.wanted and not saved.in_use:
+            saved.copy = self._tiers.fall_back(saved.storage)
+        if saved.copy is not None:
+            self._account.counters.bytes_failed -= saved.nbytes
+            self._sent(saved)
+
     def _discard_copy(self, saved: SavedStorage) -> None:
         assert saved.copy is not None
+        if saved.copy.tier is Tier.DISK:
+            self._tiers.not_written(saved.nbytes)
         self._held.add(-saved.copy.host_nbytes)
         saved.copy.release()
         saved.copy = None
@@ -122,12 +142,13 @@ class Outgoing:
     def _failed(self, nbytes: int, error: OSError) -> None:
         self._account.counters.bytes_failed += nbytes
         self._account.counters.num_store_errors += 1
-        kind = "full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "failing"
+        kind = "full" if error.errno in FULL else "failing"
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(
                 f"activation offload: a tier is {kind} ({error}); the tensors that do not get in "
-                "stay in memory, and results do not change. This is said once; report() counts.",
+                "go to the host tier while it has room, or stay in memory, and results do not "
+                "change. This is said once; report() counts.",
                 RuntimeWarning,
                 stacklevel=2,
             )

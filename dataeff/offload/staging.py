@@ -21,6 +21,7 @@ from dataeff.memory import BufferPool, PooledBuffer
 from dataeff.offload.disk import ALIGNMENT, SpillSet, Written, flat_bytes
 from dataeff.offload.moments import Span, Times
 from dataeff.offload.streams import Event, Streams
+from dataeff.storage import StripedRead
 
 
 class PinnedPool:
@@ -32,7 +33,7 @@ class PinnedPool:
     def __init__(self, nbytes: int, streams: Streams) -> None:
         self._pool = BufferPool(nbytes)
         self._streams = streams
-        self._cooling: list[tuple[Event, PooledBuffer]] = []
+        self._cooling: list[tuple[Event, PooledBuffer, torch.UntypedStorage | None]] = []
         self._lock = threading.Lock()
         self.used_nbytes = self.peak_nbytes = 0
         streams.pin(self._pool.buffer)
@@ -59,19 +60,23 @@ class PinnedPool:
             self.used_nbytes -= buffer.nbytes
         buffer.release()
 
-    def release_after(self, event: Event, buffer: PooledBuffer) -> None:
-        """Takes a buffer back once `event` is reached."""
+    def release_after(
+        self, event: Event, buffer: PooledBuffer, source: torch.UntypedStorage | None = None
+    ) -> None:
+        """Takes a buffer back once `event` is reached, and keeps `source` until then."""
         with self._lock:
-            self._cooling.append((event, buffer))
+            self._cooling.append((event, buffer, source))
         self.sweep()
 
     def sweep(self) -> None:
         """Takes back the buffers whose copies have ended."""
         with self._lock:
-            cold = [pair for pair in self._cooling if pair[0].query()]
-            self._cooling = [pair for pair in self._cooling if pair not in cold]
-        for _, buffer in cold:
-            self.release(buffer)
+            reached = [event.query() for event, *_ in self._cooling]
+            pairs = list(zip(self._cooling, reached, strict=True))
+            self._cooling = [entry for entry, cold in pairs if not cold]
+        for (_, buffer, _), cold in pairs:
+            if cold:
+                self.release(buffer)
 
     def acquire_anyway(self, nbytes: int) -> PooledBuffer:
         """A buffer of the pool, or of pageable memory: a load must not fail for want of room."""
@@ -86,7 +91,7 @@ class PinnedPool:
         """Waits for the copies that buffers were handed in with."""
         with self._lock:
             cooling = list(self._cooling)
-        for event, _ in cooling:
+        for event, *_ in cooling:
             event.synchronize()
         self.sweep()
 
@@ -98,7 +103,13 @@ class PinnedPool:
 
 
 class DeviceCopy:
-    """A device storage in host memory, or in a spill file by way of host memory."""
+    """A device storage in host memory, or in a spill file by way of host memory.
+
+    Attributes:
+        tier: where it was sent.
+        stayed: whether it did not get there: its write failed, or nobody wants it any more.
+        doomed: to be released when its write has ended.
+    """
 
     host_nbytes = 0  # the pool counts what it has out
 
@@ -111,7 +122,7 @@ class DeviceCopy:
         checksum: bool,
     ) -> None:
         self.device, self.nbytes = storage.device, storage.nbytes()
-        self.doomed = False  # to be released when its write has ended
+        self.doomed = self.stayed = False
         self.tier = Tier.HOST if spill is None else Tier.DISK
         self._pool, self._streams, self._checksum = pool, streams, checksum
         self._buffer: PooledBuffer | None = pool.acquire(self.nbytes)
@@ -120,6 +131,7 @@ class DeviceCopy:
         source = flat_bytes(storage)
         self._copied = streams.copy_out(source, self._buffer.tensor()[: self.nbytes])
         self._busy: Event = self._copied  # the last copy to or from the buffer
+        self._source: torch.UntypedStorage | None = storage  # until no stream reads it unordered
         self._written: Written | None = None
         self._spilled: Future[Written] | None = None
         if spill is not None:
@@ -139,6 +151,7 @@ class DeviceCopy:
     def finish(self) -> Times:
         """Orders the device's memory behind the copy, without waiting."""
         self._streams.order_after(self._copied)
+        self._source = None
         return self._copied.span if self._spilled is None else self._span_to_disk
 
     def _span_to_disk(self) -> Span | None:
@@ -149,8 +162,14 @@ class DeviceCopy:
         return copied[0], self._write_end_ns
 
     def cancel(self) -> bool:
-        """A copy that is queued on a stream cannot be stopped."""
-        return False
+        """Stops the write to disk, if it has not begun.
+
+        The copy that is queued on a stream goes on, to a buffer that nobody will read.
+        """
+        if self._spilled is None or not self._spilled.cancel():
+            return False
+        self._spilled = None
+        return True
 
     @property
     def trailing(self) -> bool:
@@ -186,20 +205,14 @@ class DeviceCopy:
 
     def _stay(self) -> None:
         self._spilled = None
-        self.tier = Tier.HOST
+        self.stayed = True
 
     def load(self) -> DeviceLoad:
         """Begins to bring the bytes back into new device memory."""
-        if self._buffer is not None:
-            # The copy out was waited for by the stream that was current then; this may be another.
-            self._streams.order_after(self._copied)
-            load = DeviceLoad(self, self._buffer.tensor(), None)
-            assert load.event is not None
+        load = DeviceLoad(self, self._buffer)
+        if load.event is not None:
             self._busy = load.event
-            return load
-        assert self._written is not None
-        buffer = self._pool.acquire_anyway(self.nbytes)
-        return DeviceLoad(self, buffer.tensor(), buffer)
+        return load
 
     def release(self) -> None:
         """Gives back the buffer and the extent, when the write under way, if any, has ended."""
@@ -211,34 +224,44 @@ class DeviceCopy:
         if self._written is not None:
             self._written.release()
         if self._buffer is not None:
-            self._pool.release_after(self._busy, self._buffer)
-        self._written = self._buffer = None
+            self._pool.release_after(self._busy, self._buffer, self._source)
+        self._written = self._buffer = self._source = None
 
 
 class DeviceLoad:
-    """The way back of a `DeviceCopy`: from its buffer, or from disk into one first."""
+    """The way back of a `DeviceCopy`: from its buffer, or from disk into one first.
+
+    All is queued beside the stream on which the bytes were saved, whichever is current: backward
+    uses them there, so its allocator may give the memory out, and take it back, in its own order.
+
+    Args:
+        copy: whose bytes.
+        buffer: that holds them; None when they are on disk.
+    """
 
     shift = 0
 
-    def __init__(self, copy: DeviceCopy, host: torch.Tensor, buffer: PooledBuffer | None) -> None:
-        self._copy, self._host, self._buffer = copy, host, buffer
-        self._begin_ns = None if buffer is None else time.perf_counter_ns()
-        self._target = torch.empty(copy.nbytes, dtype=torch.uint8, device=copy.device)
+    def __init__(self, copy: DeviceCopy, buffer: PooledBuffer | None) -> None:
+        self._copy = copy
+        self._begin_ns = time.perf_counter_ns() if buffer is None else None
+        with copy._streams.beside(copy._copied):
+            self._target = torch.empty(copy.nbytes, dtype=torch.uint8, device=copy.device)
         self.storage = self._target.untyped_storage()
         self.event: Event | None = None
-        self._transfer = None
+        self._transfer: StripedRead | None = None
+        self._buffer: PooledBuffer | None = None  # that this load gives back
         self._failure: OSError | None = None
-        if buffer is None:
-            self._to_device()
+        if buffer is not None:
+            self._to_device(buffer)
         else:
             assert copy._written is not None
-            self._transfer = copy._written.begin_read(buffer.data_ptr)
+            self._buffer = copy._pool.acquire_anyway(copy.nbytes)
+            self._transfer = copy._written.begin_read(self._buffer.data_ptr)
 
-    def _to_device(self) -> None:
-        self.event = self._copy._streams.copy_in(self._host[: self._copy.nbytes], self._target)
-        if self._buffer is not None:
-            self._copy._pool.release_after(self.event, self._buffer)
-            self._buffer = None
+    def _to_device(self, buffer: PooledBuffer) -> None:
+        copy = self._copy
+        with copy._streams.beside(copy._copied):
+            self.event = copy._streams.copy_in(buffer.tensor()[: copy.nbytes], self._target)
 
     def done(self) -> bool:
         """Whether the bytes are on the device; what the disk has delivered is sent there.
@@ -270,18 +293,22 @@ class DeviceLoad:
         """Sends what the disk has delivered to the device."""
         if self._failure is None:
             try:
-                self._finish_read()
-                self._to_device()
+                buffer = self._finish_read()
             except OSError as error:
                 self._failure = error
+                return
+            self._to_device(buffer)
+            assert self.event is not None
+            self._copy._pool.release_after(self.event, buffer)
 
     def order(self) -> None:
         """Lets the current stream wait for the bytes."""
         assert self.event is not None
         self._copy._streams.order_after(self.event)
 
-    def _finish_read(self) -> None:
-        copy, buffer = self._copy, self._buffer
+    def _finish_read(self) -> PooledBuffer:
+        """The buffer that the disk has filled. Raises OSError when the bytes are not right."""
+        copy, buffer, self._buffer = self._copy, self._buffer, None
         assert copy._written is not None and buffer is not None and self._transfer is not None
         failure: OSError | None = None
         try:
@@ -293,6 +320,7 @@ class DeviceLoad:
         if failure is not None:
             copy._pool.release(buffer)
             raise failure
+        return buffer
 
 
 def _since(begin_ns: int, event: Event) -> Span | None:

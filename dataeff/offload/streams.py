@@ -5,12 +5,14 @@
   reference until the compute stream has been told to wait for the copy. Then it may be freed:
   whoever gets the memory next is queued behind that wait. `record_stream` is not used; it would
   keep blocks back for an unknown time and fragment the allocator.
-- The target of a copy to the device is allocated on the compute stream, so that freeing it is in
-  that stream's order too.
+- The target of a copy to the device is allocated on the stream that was current when the bytes
+  were saved, where backward uses them: freeing it is in that stream's order too, also when it was
+  fetched early, from the backward of another stream.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,6 +50,9 @@ class Streams(Protocol):
 
     def order_after(self, event: Event) -> None:
         """What the caller queues from now on runs after `event`; the host does not wait."""
+
+    def beside(self, event: Event) -> AbstractContextManager[object]:
+        """In the block, the stream that was current when `event` was made is current again."""
 
     def moment(self) -> Moment:
         """When the caller's stream has run what is queued on it now."""
@@ -111,6 +116,11 @@ class CudaStreams:
         assert isinstance(event, CudaCopy)
         for stream in {torch.cuda.current_stream(self._device), event.stream}:
             stream.wait_event(event.end.event)
+
+    def beside(self, event: Event) -> AbstractContextManager[object]:
+        """In the block, allocations and copies belong to the stream of `event`."""
+        assert isinstance(event, CudaCopy)
+        return torch.cuda.stream(event.stream)
 
     def moment(self) -> DeviceMoment:
         """When the current stream gets here."""

@@ -67,7 +67,7 @@ class Tiers:
         self._staging: PinnedPool | None = None
         self._writer: ThreadPoolExecutor | None = None
         self._trailing: list[DeviceCopy] = []
-        self._failed: list[tuple[int, OSError]] = []
+        self._unwritten: list[tuple[int, OSError | None]] = []
 
     @property
     def used_nbytes(self) -> int:
@@ -101,6 +101,8 @@ class Tiers:
     ) -> Copy:
         """Begins to copy `storage`: to the host tier while it has room, unless disk is preferred.
 
+        Preferred, but full, failing at once or worn enough, disk gives way to the host tier.
+
         Raises OSError(ENOSPC) when no tier has room, WriteCapError when the disks are worn enough.
         """
         streams = self._of(storage.device)
@@ -114,34 +116,60 @@ class Tiers:
             except OSError as error:
                 if error.errno != errno.ENOSPC or self._spills is None:
                     raise
-        self._count_write(storage.nbytes())
-        if self._direct is not None:
-            return DirectCopy(storage, self._direct, streams)
-        return self._store_through_staging(storage, streams, exposed)
+        try:
+            self._count_write(storage.nbytes())
+            if self._direct is not None:
+                return DirectCopy(storage, self._direct, streams)
+            return self._store_through_staging(storage, streams, exposed)
+        except OSError:
+            copy = self.fall_back(storage) if prefer is Tier.DISK else None
+            if copy is None:
+                raise
+            return copy
+
+    def fall_back(self, storage: torch.UntypedStorage) -> Copy | None:
+        """Begins to copy to the host tier what no disk took; None where that has no room either."""
+        streams = self._of(storage.device)
+        if streams is None or not self._host_bytes:
+            return None
+        try:
+            return DeviceCopy(storage, self._host_pool(streams), streams, None, False)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return None
+
+    def not_written(self, nbytes: int) -> None:
+        """Takes back from the wear of the disks what was to be written and was not."""
+        self.disk_nbytes -= nbytes
 
     def _count_write(self, nbytes: int) -> None:
         if not self.wear.allows(self.disk_nbytes, nbytes):
             raise WriteCapError(errno.EDQUOT, "no more may be written to disk")
         self.disk_nbytes += nbytes
 
-    def poll(self) -> list[tuple[int, OSError]]:
-        """Settles writes that have ended; returns those that failed since, with their bytes."""
+    def poll(self) -> list[tuple[int, OSError | None]]:
+        """Settles writes that have ended; returns the bytes of those that will never be written.
+
+        With the error of those that failed, None for those that nobody wanted any more.
+        """
         if self._host is None and self._staging is None:
             return []  # bytes went nowhere yet, or straight from their pages to disk
         for copy in list(self._trailing):
             self._settle(copy, wait=False)
         for pool in self._pools():
             pool.sweep()
-        failed, self._failed = self._failed, []
-        return failed
+        unwritten, self._unwritten = self._unwritten, []
+        return unwritten
 
     def _settle(self, copy: DeviceCopy, wait: bool) -> None:
         error = copy.settle(wait)
         if copy.trailing:
             return
         self._trailing.remove(copy)
-        if error is not None:
-            self._failed.append((copy.nbytes, error))
+        if copy.stayed:
+            self.not_written(copy.nbytes)
+            self._unwritten.append((copy.nbytes, error))
         if copy.doomed:
             copy.release()
 

@@ -84,8 +84,14 @@ class Tiers(Protocol):
         Raises OSError when there is none.
         """
 
-    def poll(self) -> list[tuple[int, OSError]]:
-        """Copies that were counted as stored and failed later, with their bytes."""
+    def fall_back(self, storage: torch.UntypedStorage) -> Copy | None:
+        """Begins a copy in memory of what could not be written; None where there is no room."""
+
+    def not_written(self, nbytes: int) -> None:
+        """Hears that a copy to disk was stopped or failed."""
+
+    def poll(self) -> list[tuple[int, OSError | None]]:
+        """Bytes of copies that were counted as stored and failed later, or were stopped (None)."""
 
     def drain(self) -> None:
         """Waits for the writes under way."""

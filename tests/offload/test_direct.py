@@ -4,6 +4,7 @@ The library is a fake of system calls; "device" memory is host memory, with late
 """
 
 import errno
+import gc
 from dataclasses import replace
 
 import pytest
@@ -144,6 +145,40 @@ def test_what_has_no_room_stays(gpt_and_loss, gradients, assert_same, opened, fa
     for got in found:
         assert_same(got, expected)
     assert offload.report().bytes_failed > 0 and offload.report().bytes_written > 0
+
+
+@pytest.mark.parametrize("why", ["full", "failing"])
+def test_what_cannot_be_written_goes_to_the_host_tier(
+    gpt_and_loss, gradients, assert_same, opened, fake, late_streams, why
+):
+    """The disk says so behind forward, from its own thread."""
+    model, loss = gpt_and_loss
+    expected = gradients(model, lambda: loss().backward())
+    room = {"spill_bytes": 1 << 17} if why == "full" else {}
+    offload = opened(model, host_bytes=64 << 20, policy=lambda info: Tier.DISK, **room)
+    if why == "failing":
+        fake.set(result=-5030)
+
+    def step():
+        with offload:
+            value = loss()
+            offload._cache.drain()
+            value.backward()
+
+    with pytest.warns(RuntimeWarning, match=why) as caught:
+        found = [gradients(model, step) for _ in range(3)]
+    for got in found:
+        assert_same(got, expected)
+    assert len(caught) == 1
+    gc.collect()
+    offload._cache.poll()  # buffers go back when the last copies out of them have ended
+    offload._cache.drain()
+    report = offload.report()
+    assert report.bytes_failed == 0 < report.bytes_host and late_streams.num_in > 0
+    assert (report.bytes_written > 0) == (why == "full")
+    assert report.num_store_errors > 0 and report.saved_bytes == 0
+    assert offload._tiers.disk_nbytes == report.bytes_written
+    assert offload._tiers._spills.files[0].used_nbytes == offload._tiers.used_nbytes == 0
 
 
 def test_the_host_tier_comes_first(gpt_and_loss, gradients, assert_same, opened, late_streams):

@@ -5,6 +5,7 @@ import fcntl
 import shutil
 import struct
 import subprocess
+import sys
 import warnings
 
 import pytest
@@ -181,6 +182,38 @@ def test_a_disk_that_is_dead_keeps_everything_in_memory(mounted, net, step, asse
     # Of four the last stays: backward wants it at once.
     assert report.num_store_errors == 2 * 3 and report.bytes_failed == 2 * 3 * STORAGE
     offload.close()
+
+
+FILE_LIMIT = """
+import resource, sys, warnings, torch
+from torch import nn
+from dataeff.offload import ActivationOffload
+torch.manual_seed(0)
+model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(256, 256), nn.Tanh())])
+x = torch.randn(256, 256)
+model(x).sum().backward()
+expected = [p.grad.clone() for p in model.parameters()]
+resource.setrlimit(resource.RLIMIT_FSIZE, (5 << 17, 5 << 17))  # room for two of four
+offload = ActivationOffload(model, sys.argv[1], min_bytes=0)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        model.zero_grad()
+        with offload:
+            loss = model(x).sum()
+            offload._cache.drain()
+            loss.backward()
+        assert all(torch.equal(p.grad, e) for p, e in zip(model.parameters(), expected))
+assert len(caught) == 1 and "full" in str(caught[0].message), caught
+assert "File too large" in str(caught[0].message), caught[0].message
+assert offload.report().bytes_written == 2 * 2 * 2**18, offload.report()
+"""
+
+
+def test_a_limit_of_the_size_of_files_leaves_what_fits_on_disk(tmp_path):
+    command = [sys.executable, "-c", FILE_LIMIT, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("what", ["removed", "read-only"])

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from dataeff.ledger import Tier
 from dataeff.offload import ActivationOffload
+from dataeff.offload.incoming import Incoming
+from dataeff.offload.staging import DeviceCopy
 from dataeff.storage import FaultPlan
 
 MIB = 1 << 20
@@ -293,3 +296,148 @@ def test_transfers_take_as_long_as_the_device_says(gpt_and_loss, offload_of, lat
     assert num_copies > 8
     assert report.transfer_s >= num_copies * late_streams.delay_s
     assert not offload._cache.account._pending
+
+
+def test_a_queued_write_is_cancelled_when_backward_comes_first(offload_of, late_streams):
+    """The device's copy cannot be stopped; the write that waits for it, or behind it, can."""
+    late_streams.delay_s = 0.1
+    faults = FaultPlan()
+    tiers = offload_of(nn.Identity(), faults=faults)._tiers
+    storages = [torch.zeros(1 << 16, dtype=torch.uint8).untyped_storage() for _ in range(2)]
+    weak = weakref.ref(storages[1])
+    alive = lambda: weak() is not None  # noqa: E731
+    first, second = (tiers.store(storage) for storage in storages)
+    del storages
+    assert second.cancel() and not first.cancel()
+    second.release()
+    tiers.poll()
+    assert alive()  # the device still reads it
+    first.finish()
+    tiers.drain()
+    late_streams.queues["out"].submit(int).result()  # its thread has let go of what it copied
+    assert not alive() and faults.num_writes == 1
+    first.release()
+    tiers.poll()
+    assert tiers.used_nbytes == 0 and tiers._spills.files[0].used_nbytes == 0
+
+
+def test_what_backward_wants_at_once_is_not_written(
+    gpt_and_loss, offload_of, gradients, assert_same, late_streams
+):
+    late_streams.delay_s = 0.02
+    model, loss = gpt_and_loss
+    expected = gradients(model, lambda: loss().backward())
+    faults = FaultPlan()
+    offload = offload_of(model, faults=faults, in_flight_bytes=64 * MIB)
+
+    def step():
+        with offload:
+            loss().backward()
+
+    assert_same(gradients(model, step), expected)
+    offload._cache.drain()
+    report = offload.report()
+    assert report.bytes_cancelled > 0 and report.saved_bytes == 0
+    assert offload._tiers.disk_nbytes == report.bytes_written
+
+
+FULL = {
+    "no room": {"spill_bytes": 2 * MIB},
+    "worn": {"endurance_tbw": 2.5e-6},
+    "failing": {"faults": FaultPlan().add("write", error=errno.EIO, nth=3)},
+}
+
+
+@pytest.mark.filterwarnings("ignore:activation offload")
+@pytest.mark.parametrize("why", FULL)
+def test_what_is_to_go_to_disk_and_cannot_goes_to_the_host_tier(
+    offload_of, gradients, assert_same, why
+):
+    model, x = make_chain()
+    expected = gradients(model, lambda: model(x).sum().backward())
+    offload = offload_of(
+        model, host_bytes=16 * MIB, staging_bytes=MIB, policy=lambda info: Tier.DISK, **FULL[why]
+    )
+
+    def step():
+        with offload:
+            loss = model(x).sum()
+            offload._cache.drain()
+            loss.backward()
+
+    assert_same(gradients(model, step), expected)
+    offload._cache.drain()
+    report = offload.report()
+    # One that fails when it is written stays where it was to be written from: staging is full then.
+    assert report.bytes_failed == (0 if why == "worn" else MIB)
+    assert report.bytes_host == 5 * MIB - report.bytes_failed
+    assert report.bytes_written == 2 * MIB and report.bytes_capped == report.saved_bytes == 0
+
+
+def test_a_prefetch_for_which_there_is_no_memory_waits_until_it_is_wanted(
+    gpt_and_loss, offload_of, gradients, assert_same, monkeypatch
+):
+    model, loss = gpt_and_loss
+    expected = gradients(model, lambda: loss().backward())
+    offload = offload_of(model, disk=False, host_bytes=64 * MIB)
+    prefetch, load, early, refused = Incoming.prefetch, DeviceCopy.load, [], []
+
+    def noted(self, tape):
+        early.append(tape)
+        prefetch(self, tape)
+        early.pop()
+
+    def scarce(self):
+        if early:
+            refused.append(self)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(self)
+
+    monkeypatch.setattr(Incoming, "prefetch", noted)
+    monkeypatch.setattr(DeviceCopy, "load", scarce)
+
+    def step():
+        with offload:
+            value = loss()
+            offload._cache.drain()
+            value.backward()
+
+    for _ in range(2):
+        assert_same(gradients(model, step), expected)
+    assert refused and offload.report().bytes_read > 0 and offload.report().saved_bytes == 0
+
+
+class Unpinnable:
+    """A system that gives no locked memory."""
+
+    def __init__(self, streams):
+        self.streams = streams
+
+    def __getattr__(self, name):
+        return getattr(self.streams, name)
+
+    def pin(self, buffer):
+        raise RuntimeError("the process may lock 65536 bytes: raise the limit (ulimit -l)")
+
+
+@pytest.mark.parametrize("kind", ["host", "disk"])
+def test_memory_that_may_not_be_locked_is_said_and_the_rest_goes_on(
+    offload_of, late_streams, gradients, assert_same, kind
+):
+    model, x = make_chain()
+    expected = gradients(model, lambda: model(x).sum().backward())
+    streams = Unpinnable(late_streams)
+    offload = offload_of(model, streams_of=lambda device: streams, **KINDS[kind])
+
+    def step():
+        with offload:
+            model(x).sum().backward()
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="ulimit -l"):
+            step()
+    streams.pin = late_streams.pin  # the limit was raised
+    assert_same(gradients(model, step), expected)
+    offload._cache.drain()
+    report = offload.report()
+    assert report.bytes_offloaded > 0 and report.saved_bytes == 0
