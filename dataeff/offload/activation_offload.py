@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,11 +52,12 @@ class ActivationOffload:
     Saved tensors are written to disk while forward runs and dropped from memory when they are
     there; they are read back in the order in which backward is expected to ask. One storage is
     written once, however many tensors are views of it; parameters, buffers, their views and casts,
-    and the inputs of `model` are left alone, and from the second step on the last storages, which
-    backward wants at once (half of what may be in flight). Gradients are bit-identical to those
-    without it.
+    the inputs of `model` and small slices of data are left alone, and from the second step on the
+    last storages, which backward wants at once (half of what may be in flight). Gradients are
+    bit-identical to those without it.
 
-    The object is used for a whole training run. Backward may also run after the `with` block.
+    The object is used for a whole training run; `close()`, or its end, takes its hooks off the
+    model and gives the files back. Backward may also run after the `with` block.
 
     When two steps had nothing to move, those that follow are not looked at, and cost nothing, while
     the model is called with tensors of the sizes that those steps had; every 64th is. A callable
@@ -198,6 +200,7 @@ class ActivationOffload:
         self._num_decided = 0
         self._clock = StepClock()
         self._live = LiveView(self.report) if live else None
+        weakref.finalize(self, _let_go, self._scopes, self._auto).atexit = False
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -373,9 +376,14 @@ class ActivationOffload:
         if self._live is not None:
             self._live.stop()
         self._cache.close()
-        if self._auto is not None:
-            self._auto.leave()
-        self._scopes.remove()
+        _let_go(self._scopes, self._auto)
+
+
+def _let_go(scopes: Scopes, auto: AutoPolicy | None) -> None:
+    """Takes off the model what would keep the files and threads of a forgotten offload open."""
+    scopes.remove()
+    if auto is not None:
+        auto.remove()
 
 
 class _HooksOfThread(threading.local):

@@ -37,6 +37,7 @@ from dataeff.offload.wrapped import Wrapped, is_wrapper
 
 Packed = Handle | Alive | Direct | Wrapped
 
+_LEAST_PART = 8  # a view of less than this part of a storage does not say that it may go
 _plain_by_keys: dict[int, bool] = {}
 
 
@@ -183,6 +184,9 @@ class TensorCache:
         if known is not None and saved is not None and _is_plain(tensor):
             self._kept.again.append(nbytes)
             return Handle(saved, tensor, known.shift)
+        if _is_part_of_data(tensor, nbytes):
+            self._kept.excluded.append(nbytes)
+            return Alive(tensor.detach(), version)
         wanted = _is_plain(tensor) and self._wants(tensor, nbytes, self._scopes.current)
         if not wanted:
             return self._keep(tensor, storage, version, nbytes)
@@ -345,6 +349,18 @@ class TensorCache:
                 self.held.add(-remains.copy.host_nbytes)
                 if not self.closed:
                     remains.copy.release()
+
+
+def _is_part_of_data(tensor: torch.Tensor, nbytes: int) -> bool:
+    """Whether the tensor is a small part of a storage of `nbytes` that no gradient concerns.
+
+    A batch of labels that is a slice of all of them, say: the caller has the rest of it.
+    """
+    return (
+        not tensor.requires_grad
+        and _LEAST_PART * tensor.numel() * tensor.element_size() < nbytes
+        and tensor._is_view()
+    )
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from dataeff.offload import ActivationOffload
@@ -136,6 +137,29 @@ def test_parameters_their_views_and_inputs_stay(offload_of):
         model(x).sum().backward()
     assert [info.storage_nbytes for info in asked] == [256 * 256 * 4]  # what BatchNorm saves
     assert offload.report().bytes_excluded >= 2 * 256 * 256 * 4
+
+
+def test_a_batch_that_is_a_slice_of_the_data_leaves_the_data_alone(offload_of):
+    """Labels do not pass through the model, so nobody says whose they are."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)), torch.randn(256, 64)
+    labels = torch.randn(100_000, 64)
+    params = list(model.parameters())
+    expected = torch.autograd.grad(F.mse_loss(model(x), labels[512:768]), params)
+    offload = offload_of(model)
+    with offload:
+        loss = F.mse_loss(model(x), labels[512:768])
+        offload._cache.drain()
+        got = torch.autograd.grad(loss, params)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    report = offload.report()
+    assert 0 < report.bytes_written < labels.nbytes <= report.bytes_excluded
+    batch = labels[512:768]
+    with offload:
+        loss = F.mse_loss(model(x), batch)
+        batch.add_(1)
+        with pytest.raises(RuntimeError, match="inplace"):
+            loss.backward()
 
 
 def test_autocast_casts_of_weights_stay(offload_of, gradients, assert_same):
