@@ -159,6 +159,12 @@ class AutoPolicy:
             else:
                 block.forward = own
 
+    def remove(self) -> None:
+        """Takes everything off the model."""
+        self.leave()
+        if self._profiler is not None:
+            self._profiler.remove()
+
     def explain(self, recent_peak: int) -> str:
         """The plan as a table, and what was measured since."""
         if self.plan is None:

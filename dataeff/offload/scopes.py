@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,14 +17,16 @@ from dataeff.offload.module_hook import ModuleHook
 class Scopes:
     """Follows a model's forward with module hooks, per thread.
 
-    The hooks stay on the model until `remove`; while inactive they do nothing.
+    The hooks stay on the model until `remove`; while inactive they do nothing. They keep this
+    object alive, but not the owner of the two methods that it is given.
 
     Args:
         model: whose modules are named.
         exclusions: is told the inputs of the model, and the parameters of each module when these
             are gathered only for its forward (sharded training).
-        called: is told what the model is called with; says whether that call is to be followed.
-        returned: is told that the model has returned, or failed.
+        called: a method that is told what the model is called with; says whether that call is to be
+            followed.
+        returned: a method that is told that the model has returned, or failed.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class Scopes:
         returned: Callable[[], None],
     ) -> None:
         self._model, self._exclusions = model, exclusions
-        self._called, self._returned = called, returned
+        self._called, self._returned = weakref.WeakMethod(called), weakref.WeakMethod(returned)
         self._stacks = threading.local()
         self._hooks: list[Any] = []  # on the model itself
         self._inner: list[Any] = []  # on the modules in it
@@ -95,7 +98,8 @@ class Scopes:
         # While dynamo traces, nothing here may break its graph.
         if torch.compiler.is_compiling() or not self.active:
             return
-        if not self._called(args, kwargs):
+        called = self._called()
+        if called is None or not called(args, kwargs):
             return
         self._stacks.names = [""]
         self._exclusions.set_inputs(args, kwargs)
@@ -119,8 +123,8 @@ class Scopes:
 
     def _leave_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         self._leave(module, args, output)
-        if not torch.compiler.is_compiling():
-            self._returned()
+        if not torch.compiler.is_compiling() and (returned := self._returned()) is not None:
+            returned()
 
     def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
         if torch.compiler.is_compiling() or not self.active:

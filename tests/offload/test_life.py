@@ -54,6 +54,46 @@ def test_a_thousand_steps_grow_nothing(tmp_path):
     offload.close()
 
 
+def test_an_offload_that_is_forgotten_takes_everything_with_it(tmp_path):
+    """A notebook's cell that is run again and again, and closes nothing."""
+    model, x = nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)]), torch.randn(128, 64)
+
+    def count():
+        gc.collect()
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+        return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), hooks
+
+    def forget(num_steps, **options):
+        offload = ActivationOffload(model, tmp_path, min_bytes=0, **options)
+        for _ in range(num_steps):
+            with offload:
+                model(x).square().sum().backward()
+
+    kinds = ((0, "all"), (2, "all"), (4, "auto"), (20, "auto"))
+    for num_steps, policy in kinds:
+        forget(num_steps, policy=policy)  # what they import may have threads of its own
+    before = count()
+    assert before[2] == 0
+    for num_steps, policy in kinds:
+        forget(num_steps, policy=policy)
+        assert all(now <= then for now, then in zip(count(), before, strict=True)), policy
+
+
+def test_a_graph_outlives_the_offload_that_it_was_made_under(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)), torch.randn(128, 64)
+    params = list(model.parameters())
+    expected = torch.autograd.grad(model(x).square().sum(), params)
+    offload = ActivationOffload(model, tmp_path, min_bytes=0)
+    with offload:
+        loss = model(x).square().sum()
+        offload._cache.drain()
+    del offload
+    gc.collect()
+    got = torch.autograd.grad(loss, params)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 KILLED = """
 import sys, torch
 from torch import nn
