@@ -134,7 +134,9 @@ def _bytes_of(chunk: Tensor) -> memoryview:
 
 def _npy_head(rows: RowSource) -> bytes:
     try:
-        descr = np.lib.format.dtype_to_descr(torch.empty(0, dtype=rows.dtype).numpy().dtype)
+        descr = np.lib.format.dtype_to_descr(
+            torch.empty(0, dtype=rows.dtype, device="cpu").numpy().dtype
+        )
     except TypeError:
         raise ValueError(f"NumPy has no {rows.dtype}: write it to a .safetensors target") from None
     text = repr({"descr": descr, "fortran_order": False, "shape": rows.shape})

@@ -173,7 +173,9 @@ class DiskRows(Rows):
         if self._options.engine == "cufile" and not on_host:
             return self._gather_direct(check_index(index), out, account)
         # Pinned memory of torch's allocator is not reused before the copy from it is over.
-        rows = out if on_host else torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+        rows = out
+        if not on_host:
+            rows = torch.empty(out.shape, dtype=out.dtype, device="cpu", pin_memory=True)
         with self._gathering() as reader:
             num_hits = self._read(reader, check_index(index.cpu()), rows)
             account.disk = self._stats(reader)

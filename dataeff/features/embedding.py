@@ -165,7 +165,7 @@ class HostEmbedding(torch.nn.Embedding):
         """
         grad = self.weight.grad
         if grad is None:
-            none = torch.empty(0, dtype=torch.int64)
+            none = torch.empty(0, dtype=torch.int64, device="cpu")
             rows = self.weight.new_empty(0, self.embedding_dim)
             grad = sparse_rows(none, rows, self.weight.shape)
         grad = grad.coalesce()
@@ -221,8 +221,10 @@ def _new_rows(shape: tuple[int, int], dtype: torch.dtype, shared: bool) -> Tenso
 
 def _all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The rows of all ranks, one after another; ranks may have different numbers of them."""
-    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(counts, torch.tensor([len(rows)]), group=group)
+    counts = [
+        torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(dist.get_world_size(group))
+    ]
+    dist.all_gather(counts, torch.tensor([len(rows)], device="cpu"), group=group)
     most = max(int(count) for count in counts)
     padded = rows.new_zeros(most, *rows.shape[1:])
     padded[: len(rows)] = rows

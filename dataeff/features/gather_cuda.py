@@ -21,7 +21,7 @@ class BadIndices:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.count = torch.zeros(1, dtype=torch.int64, device=device)
-        self.seen = torch.zeros(3, dtype=torch.int64, pin_memory=True)
+        self.seen = torch.zeros(3, dtype=torch.int64, device="cpu", pin_memory=True)
         # The next gather may be on another stream than the one that the zeros are written on.
         torch.cuda.current_stream(device).synchronize()
         self._begin()

@@ -132,18 +132,18 @@ class HotTier:
         self.placement: AdaptivePlacement | None = None
         self.slots: Tensor | None = None
         if hot.policy == "adaptive":
-            first = torch.arange(self.num_hot) if chosen is None else chosen
+            first = torch.arange(self.num_hot, device="cpu") if chosen is None else chosen
             self.placement = AdaptivePlacement(num_rows, first, device)
             self.slots = self.placement.slots
         elif chosen is not None:
-            self.slots = torch.full((num_rows,), -1, dtype=torch.int32)
-            self.slots[chosen] = torch.arange(self.num_hot, dtype=torch.int32)
+            self.slots = torch.full((num_rows,), -1, dtype=torch.int32, device="cpu")
+            self.slots[chosen] = torch.arange(self.num_hot, dtype=torch.int32, device="cpu")
             self.slots = self.slots.to(device)
         self.hits = torch.zeros(1, dtype=torch.int64, device=device)
         self.rows: Tensor | None = None
         self._ready: Any = None
         if device.type == "cuda":
-            ids = torch.arange(self.num_hot) if chosen is None else chosen
+            ids = torch.arange(self.num_hot, device="cpu") if chosen is None else chosen
             with torch.cuda.device(device):
                 self.rows = gather_stored(source, ids.to(device), source.table.dtype)
                 # Once: the next gather may be on another stream, which knows nothing of this one.

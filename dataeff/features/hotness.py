@@ -49,7 +49,7 @@ def reverse_pagerank(
     Raises:
         IndexError, TypeError, ValueError: as in `degree`; or a damping outside [0, 1).
     """
-    start = torch.full((num_nodes,), 1 / max(num_nodes, 1), dtype=torch.float64)
+    start = torch.full((num_nodes,), 1 / max(num_nodes, 1), dtype=torch.float64, device="cpu")
     return _walk(edge_index, start, damping, num_steps)
 
 
@@ -86,7 +86,7 @@ def weighted_reverse_pagerank(
     if not train_nodes.numel():
         raise ValueError("there is no training node to walk from")
     _check_ids(train_nodes, num_nodes, "train_nodes")
-    start = torch.zeros(num_nodes, dtype=torch.float64)
+    start = torch.zeros(num_nodes, dtype=torch.float64, device="cpu")
     start[train_nodes.long()] = 1
     return _walk(edge_index, start / start.sum(), damping, num_steps)
 
@@ -102,7 +102,7 @@ def access_counts(indices: Iterable[Tensor], num_rows: int) -> Tensor:
         IndexError: a number is out of range.
         TypeError: numbers are no tensor, or neither int32 nor int64.
     """
-    counts = torch.zeros(num_rows, dtype=torch.int64)
+    counts = torch.zeros(num_rows, dtype=torch.int64, device="cpu")
     for index in indices:
         _check_tensor(index, "each of the indices")
         ids = index.detach().reshape(-1).cpu()

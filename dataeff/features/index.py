@@ -33,14 +33,14 @@ def row_index(selection: RowSelection, num_rows: int) -> Tensor:
     if isinstance(selection, Tensor) and selection.dtype in _NUMBERS:
         return selection
     if isinstance(selection, slice):
-        return torch.arange(*_slice_bounds(selection, num_rows))
+        return torch.arange(*_slice_bounds(selection, num_rows), device="cpu")
     if selection is None or selection is Ellipsis or isinstance(selection, (tuple, str)):
         raise TypeError(
             "a table is indexed by rows alone, with a tensor, int, slice or list; "
             f"got {selection!r}"
         )
     if isinstance(selection, (list, range)) and not len(selection):
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     index = selection if isinstance(selection, Tensor) else _as_index(selection, num_rows)
     if index.dtype == torch.bool:
         return _mask_rows(checked_tensor(index), num_rows)
@@ -54,7 +54,7 @@ def row_index(selection: RowSelection, num_rows: int) -> Tensor:
 
 def _as_index(selection: Any, num_rows: int) -> Tensor:
     try:
-        return torch.as_tensor(selection)
+        return torch.as_tensor(selection, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         if "Overflow" in str(error):
             raise IndexError(

@@ -43,7 +43,9 @@ def quantise_reference(x: Tensor, store: Store) -> tuple[Tensor, Tensor | None]:
     if not bool(values.isfinite().all()):
         raise ValueError("a row holds a NaN, an infinity or a value that is one as float32")
     largest = values.abs().amax(1) if values.shape[1] else values.new_zeros(len(values))
-    limit = torch.tensor(LARGEST_FINITE) / LARGEST_CODE[dtype]  # largest code times it is finite
+    limit = (
+        torch.tensor(LARGEST_FINITE, dtype=torch.float32, device="cpu") / LARGEST_CODE[dtype]
+    )  # largest code times it is finite
     scales = (largest / LARGEST_CODE[dtype]).clamp(SMALLEST_SCALE, float(limit))
     scaled = values * (1 / scales)[:, None]
     codes = scaled.round().to(dtype) if dtype == torch.int8 else scaled.to(dtype)
@@ -94,7 +96,7 @@ def quantise(x: Tensor, store: Store) -> tuple[Tensor, Tensor | None]:
     if dtype not in LARGEST_CODE:
         return aligned_empty(x.shape, dtype).copy_(x), None
     codes = aligned_empty(x.shape, dtype)
-    scales = torch.empty(x.shape[0])
+    scales = torch.empty(x.shape[0], dtype=torch.float32, device="cpu")
     _core.encode_rows(
         *row_table(x),
         element=ELEMENTS[x.dtype],
@@ -119,7 +121,7 @@ def stored_dtype(x: Tensor, store: Store) -> torch.dtype:
 def aligned_empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """An uninitialised host tensor that begins at a multiple of 128 bytes, on huge pages."""
     nbytes = shape.numel() * dtype.itemsize
-    room = torch.empty(nbytes + LINE_NBYTES, dtype=torch.uint8)
+    room = torch.empty(nbytes + LINE_NBYTES, dtype=torch.uint8, device="cpu")
     _core.prefer_huge_pages(room.data_ptr(), room.nbytes)
     skip = -room.data_ptr() % LINE_NBYTES
     return room[skip : skip + nbytes].view(dtype).view(shape)

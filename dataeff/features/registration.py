@@ -115,7 +115,8 @@ class RegisteredMemory:
             self._registration = self._span = self._storage = None
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():
+        # A compiler's trace makes one without its attributes.
+        if not sys.is_finalizing() and "_pid" in self.__dict__:
             self.release()
 
 

@@ -130,7 +130,7 @@ class HostRows(Rows):
         if type(x) is not Tensor:  # a plain one stays itself, to move along when it is shared
             x = with_memory(x, "x").as_subclass(Tensor)  # of a unified tensor the memory
         # A layout that cannot be gathered is refused here, not at the first batch.
-        gather(x, torch.empty(0, dtype=torch.int64))
+        gather(x, torch.empty(0, dtype=torch.int64, device="cpu"))
         if huge_pages is None:
             huge_pages = row_span(x)[1] >= _HUGE_PAGES_FROM and not torch.cuda.is_available()
         if huge_pages:

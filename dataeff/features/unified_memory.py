@@ -30,7 +30,7 @@ class UnifiedMemory:
 
     def __init__(self, x: Tensor) -> None:
         offset, nbytes = byte_span(x)
-        flat = torch.empty(0, dtype=torch.uint8)
+        flat = torch.empty(0, dtype=torch.uint8, device="cpu")
         if nbytes:
             flat.set_(x.untyped_storage(), offset, (nbytes,), (1,))
         self.registered = RegisteredMemory(flat)

@@ -84,5 +84,5 @@ def tensor_over(view: memoryview, dtype: torch.dtype, shape: Sequence[int] | Non
             f"the buffer has {view.nbytes}"
         )
     if num_elements == 0:  # torch.frombuffer refuses empty buffers
-        return torch.empty(tuple(shape), dtype=dtype)
+        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
     return torch.frombuffer(view, dtype=dtype, count=num_elements).view(tuple(shape))

@@ -135,7 +135,7 @@ def _receive_from(address: bytes, leader: int, timeout_s: float) -> Tensor:
             )
         dtype, shape, stride, offset = layout
         if not fds:
-            return torch.empty_strided(shape, stride, dtype=dtype)
+            return torch.empty_strided(shape, stride, dtype=dtype, device="cpu")
         flat = attach_shared(fds[0], nbytes).tensor(dtype)
         return flat.as_strided(shape, stride, offset)
     finally:

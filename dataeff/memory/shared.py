@@ -146,5 +146,5 @@ class SharedTensor:
         """The tensor, over the same memory, in whichever process this is."""
         shape, stride, offset = self.layout
         if self.buffer is None:
-            return torch.empty_strided(shape, stride, dtype=self.dtype)
+            return torch.empty_strided(shape, stride, dtype=self.dtype, device="cpu")
         return self.buffer.tensor(self.dtype).as_strided(shape, stride, offset)

@@ -21,8 +21,12 @@ def id_tensor(name: str, ids: Tensor, ndim: int = 1, on_host: bool = True) -> Te
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(ids).__name__}")
     ids = with_memory(ids, name)
+    if ids.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, not {ids.layout}: use .to_dense()")
     if ids.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64, not {ids.dtype}: cast it with .long()")
+        # .long() of a mask would be nodes 0 and 1.
+        remedy = ".nonzero().view(-1) of a mask" if ids.dtype == torch.bool else ".long()"
+        raise TypeError(f"{name} must be int32 or int64, not {ids.dtype}: use {remedy}")
     if ids.dim() != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), not shape {tuple(ids.shape)}")
     if on_host and ids.device.type != "cpu":
@@ -31,6 +35,8 @@ def id_tensor(name: str, ids: Tensor, ndim: int = 1, on_host: bool = True) -> Te
 
 
 def _edge_values(name: str, values: Tensor, num_edges: int, dtype: torch.dtype) -> Tensor:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(values).__name__}")
     if values.shape != (num_edges,):
         raise ValueError(
             f"{name} must have shape [{num_edges}], one value per edge, not {tuple(values.shape)}"
@@ -90,9 +96,9 @@ class CSCGraph:
         if index_dtype == torch.int32 or self.index_dtype == torch.int32:
             self._check_fits_int32(edge_index)
         src, dst = edge_index.to(self.index_dtype)
-        self.colptr = torch.empty(self.num_dst_nodes + 1, dtype=self.index_dtype)
-        self.row = torch.empty(num_edges, dtype=self.index_dtype)
-        e_id = torch.empty(num_edges, dtype=self.index_dtype)
+        self.colptr = torch.empty(self.num_dst_nodes + 1, dtype=self.index_dtype, device="cpu")
+        self.row = torch.empty(num_edges, dtype=self.index_dtype, device="cpu")
+        e_id = torch.empty(num_edges, dtype=self.index_dtype, device="cpu")
         values = self._checked_values(edge_type, num_relations, edge_weight, edge_time)
         order = self._visiting_order(*values)
         identity = _core.build_csc(

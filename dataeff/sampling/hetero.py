@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -184,7 +185,7 @@ class HeteroNeighborSampler:
                 checked_seed_time(seed_time.get(t, none), own)
                 for t, own in zip(self.num_nodes, ids, strict=True)
             ]
-        random_seed = (self.seed if seed is None else seed) % 2**64
+        random_seed = index(self.seed if seed is None else seed) % 2**64
         if device.type != "cpu":
             return self._read_lists(*self.on_device(device).sample(ids, times, random_seed))
         threads = torch.get_num_threads() if num_threads is None else num_threads

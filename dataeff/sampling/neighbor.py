@@ -121,7 +121,7 @@ class NeighborSampler:
         seed: random seed of samples that do not name their own.
 
     Raises:
-        TypeError: a fan-out is not an integer.
+        TypeError: a fan-out is not an integer, or `graph` no `CSCGraph`.
         ValueError: fan-outs do not fit the graph, or the options contradict one another.
     """
 
@@ -136,6 +136,8 @@ class NeighborSampler:
         induced: bool = False,
         seed: int = 0,
     ) -> None:
+        if not isinstance(graph, CSCGraph):
+            raise TypeError(f"graph is a {type(graph).__name__}: make a CSCGraph(edge_index)")
         if graph.num_src_nodes != graph.num_dst_nodes:
             raise ValueError(
                 f"sources and targets must be one node set, but the graph has {graph.num_src_nodes}"
@@ -224,7 +226,7 @@ class NeighborSampler:
 
         Raises:
             IndexError: a seed is not a node of the graph.
-            TypeError: seeds are neither int32 nor int64.
+            TypeError: seeds are neither int32 nor int64, or `seed` is no integer.
             ValueError: the graph has times and `seed_time` is missing, or the other way round; the
                 graph is on another device than the seeds and not in host memory.
             RuntimeError: the graph cannot be registered with CUDA.
@@ -234,12 +236,13 @@ class NeighborSampler:
             raise ValueError("seed_time is needed for a graph with edge_time, and only there")
         if seed_time is not None:
             seed_time = checked_seed_time(seed_time, seeds)
+        random_seed = index(self.seed if seed is None else seed) % 2**64
         if seeds.device.type != "cpu":
-            return self._sample_on_device(seeds, seed_time, self.seed if seed is None else seed)
+            return self._sample_on_device(seeds, seed_time, random_seed)
         threads = torch.get_num_threads() if num_threads is None else num_threads
         drawn = core_on_host(self._core, self.graph).sample(
             seeds=[(seeds.data_ptr(), address(seed_time), seeds.numel())],
-            random_seed=(self.seed if seed is None else seed) % 2**64,
+            random_seed=random_seed,
             num_threads=threads,
         )
         n_id, batch = read_nodes(drawn, 0, self.disjoint, threads)
@@ -304,7 +307,7 @@ def read_nodes(
     drawn: _core.Sample, node_type: int, disjoint: bool, threads: int
 ) -> tuple[Tensor, Tensor | None]:
     """The nodes of one type: global ids, and the tree of each when trees are disjoint."""
-    n_id = torch.empty(sum(drawn.nodes_per_hop(node_type)), dtype=torch.int64)
+    n_id = torch.empty(sum(drawn.nodes_per_hop(node_type)), dtype=torch.int64, device="cpu")
     batch = torch.empty_like(n_id) if disjoint else None
     drawn.write_nodes(type=node_type, id=address(n_id), tree=address(batch), num_threads=threads)
     return n_id, batch
@@ -315,9 +318,9 @@ def read_edges(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The edges of one relation: local ids of both ends, edge ids, edge types."""
     num_edges = sum(drawn.edges_per_hop(relation))
-    edge_index = torch.empty(2, num_edges, dtype=torch.int64)
-    e_id = torch.empty(num_edges, dtype=torch.int64)
-    edge_type = torch.empty(num_edges, dtype=torch.int64) if typed else None
+    edge_index = torch.empty(2, num_edges, dtype=torch.int64, device="cpu")
+    e_id = torch.empty(num_edges, dtype=torch.int64, device="cpu")
+    edge_type = torch.empty(num_edges, dtype=torch.int64, device="cpu") if typed else None
     drawn.write_edges(
         relation=relation,
         src=address(edge_index),

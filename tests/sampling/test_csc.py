@@ -116,6 +116,7 @@ def test_an_empty_graph_has_no_columns():
         ([[0], [0]], {"edge_weight": torch.tensor([-0.5])}, ValueError, "-0.5"),
         ([[0], [0]], {"edge_weight": torch.tensor([float("nan")])}, ValueError, "nan"),
         ([[0], [0]], {"edge_time": torch.tensor([1.5])}, TypeError, "float32"),
+        ([[0], [0]], {"edge_weight": [0.5]}, TypeError, "edge_weight must be a tensor, not list"),
     ],
 )
 def test_bad_edges_are_refused(edge_index, options, error, said):
@@ -130,6 +131,8 @@ def test_ids_of_another_dtype_are_refused():
         CSCGraph([[0], [0]])
     with pytest.raises(ValueError, match="meta"):
         CSCGraph(torch.zeros(2, 3, dtype=torch.int64, device="meta"))
+    with pytest.raises(TypeError, match=r"dense tensor, not torch\.sparse_coo"):
+        CSCGraph(torch.eye(2).long().to_sparse())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -339,6 +340,7 @@ def test_bad_seeds_are_refused_and_the_next_sample_is_right(seeds, error, said):
         ([-2], {}, ValueError, "-2"),
         ([1.5], {}, TypeError, "1.5"),
         ([True], {}, TypeError, "True"),
+        ([torch.tensor(2)], {}, TypeError, r"tensor\(2\)"),
         (5, {}, TypeError, "one entry per hop"),
         ([[1, 2]], {}, ValueError, "2 fan-outs but the graph has no relations"),
         ([1], {"last": True}, ValueError, "edge_time"),
@@ -347,6 +349,21 @@ def test_bad_seeds_are_refused_and_the_next_sample_is_right(seeds, error, said):
 def test_bad_options_are_refused(fanouts, options, error, said):
     with pytest.raises(error, match=said):
         NeighborSampler(random_graph(10, 40, seed=0), fanouts, **options)
+
+
+def test_integers_of_numpy_are_integers():
+    graph = random_graph(10, 40, seed=0)
+    seeds = torch.tensor([4])
+    plain = NeighborSampler(graph, [3, 2]).sample(seeds, seed=5)
+    same = NeighborSampler(graph, [np.int64(3), np.int32(2)]).sample(seeds, seed=np.int64(5))
+    assert torch.equal(plain.e_id, same.e_id)
+    assert torch.equal(
+        plain.e_id, NeighborSampler(graph, [3, 2]).sample(seeds, seed=5 + 2**64).e_id
+    )
+    with pytest.raises(TypeError, match="float"):
+        NeighborSampler(graph, [3]).sample(seeds, seed=1.5)
+    with pytest.raises(TypeError, match="graph is a Tensor"):
+        NeighborSampler(graph.row, [3])
 
 
 def test_contradictions_are_refused():

@@ -169,7 +169,7 @@ def _save_graphs(
 def _mapped_table(path: Path) -> FeatureTable:
     rows = read_header(path)
     if not rows.row_nbytes * rows.shape[0]:  # nothing to map
-        return FeatureTable(torch.empty(rows.shape, dtype=rows.dtype))
+        return FeatureTable(torch.empty(rows.shape, dtype=rows.dtype, device="cpu"))
     # Copy-on-write, as below.
     nbytes = np.memmap(path, np.uint8, "c", rows.offset, rows.row_nbytes * rows.shape[0])
     return FeatureTable(torch.from_numpy(nbytes).view(rows.dtype).view(rows.shape))

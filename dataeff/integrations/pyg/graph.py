@@ -259,7 +259,7 @@ def _stored_graph(
     elif e_id is not None and edge_time is not None:
         edge_time = edge_time[e_id.long()]
     # Grouped anew, since within a column the edges ascend in time.
-    target = torch.arange(num_nodes[1]).repeat_interleave(colptr.long().diff())
+    target = torch.arange(num_nodes[1], device="cpu").repeat_interleave(colptr.long().diff())
     edges = torch.stack([row.long(), target])
     graph = CSCGraph(edges, num_nodes=num_nodes, edge_time=edge_time, index_dtype=row.dtype)
     if e_id is not None:

@@ -56,7 +56,9 @@ class _PipelinedLoader:
         return self.collate_fn(index)  # type: ignore[attr-defined]
 
     def _tasks(self) -> Iterator[tuple[Any, int]]:
-        base = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator))  # type: ignore[attr-defined]
+        generator = self.generator  # type: ignore[attr-defined]
+        device = "cpu" if generator is None else generator.device
+        base = int(torch.empty((), dtype=torch.int64, device=device).random_(generator=generator))
         for i, index in enumerate(self._index_sampler):  # type: ignore[attr-defined]
             yield index, base + i
 
@@ -133,7 +135,7 @@ def _named_seeds(data: Any, input_nodes: Any) -> Any:
         return input_nodes
     counts = node_counts(data)
     if isinstance(counts, int):
-        return torch.arange(counts) if input_nodes is None else input_nodes
+        return torch.arange(counts, device="cpu") if input_nodes is None else input_nodes
     named = isinstance(input_nodes, (tuple, list)) and len(input_nodes) == 2
     name, ids = input_nodes if named else (input_nodes, None)
     if not isinstance(name, str) or name not in counts:

@@ -102,7 +102,7 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
 
     def _prepared(self) -> tuple[int, int | None]:
         prepared: tuple[int, int | None] | None = self._own.__dict__.pop("next", None)
-        return prepared or (int(torch.randint(_LARGEST_SEED, ())), None)
+        return prepared or (int(torch.randint(_LARGEST_SEED, (), device="cpu")), None)
 
     @property
     def edge_permutation(self) -> None:
@@ -193,7 +193,7 @@ class _SeededNegativeSampling(NegativeSampling):  # type: ignore[misc]
 
     def __init__(self, config: NegativeSampling, seed: int) -> None:
         self.__dict__.update(config.__dict__)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def sample(self, num_samples: int, endpoint: str, num_nodes: int | None = None) -> Tensor:
         weight = self.src_weight if endpoint == "src" else self.dst_weight
@@ -207,4 +207,4 @@ class _SeededNegativeSampling(NegativeSampling):  # type: ignore[misc]
             )
         if num_nodes is None:
             raise ValueError("negative sampling without weights needs the number of nodes")
-        return torch.randint(num_nodes, (num_samples,), generator=self._generator)
+        return torch.randint(num_nodes, (num_samples,), generator=self._generator, device="cpu")

@@ -140,7 +140,7 @@ _Arrays: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 
 def _coo(graph: CSCGraph) -> _Arrays:
-    target = torch.arange(graph.num_dst_nodes, dtype=graph.index_dtype)
+    target = torch.arange(graph.num_dst_nodes, dtype=graph.index_dtype, device="cpu")
     row, col = graph.row, target.repeat_interleave(graph.colptr.diff())
     if graph.e_id is None:
         return row, col, None
