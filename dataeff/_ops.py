@@ -112,6 +112,8 @@ def with_memory(x: Tensor, name: str) -> Tensor:
     if type(x) is Tensor:
         return x
     held: Tensor = x.as_tensor() if hasattr(x, "as_tensor") else x
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        return held  # a stand-in without memory; it calls the operators
     try:
         lost = held.device.type in ("cpu", "cuda") and held.numel() > 0 and not held.data_ptr()
     except RuntimeError:  # a tracer's, which names no address; it calls the operators

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -451,3 +452,12 @@ def test_registration_says_what_is_missing(x):
     with pytest.raises(RuntimeError, match=r"without CUDA|NVIDIA driver"):
         _core.HostRegistration(x.data_ptr(), x.nbytes)
     assert not _core.is_registered(x.data_ptr(), x.nbytes)
+
+
+@pytest.mark.parametrize("options", [{}, {"store": "int8"}, {"hot": dataeff.HotRows(3)}], ids=str)
+def test_fake_tensors_have_the_shape_alone(x, options):
+    table = dataeff.FeatureTable(x, **options)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        rows = table[torch.zeros(7, 2, dtype=torch.int64)]
+    assert rows.shape == (7, 2, 3, 5) and rows.dtype == torch.float32
+    assert type(rows).__name__ == "FakeTensor"
