@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from dataeff.ledger import Tier
 from dataeff.offload import ActivationOffload
 
 FS_IOC_SHUTDOWN = 0x8004587D  # ext4 then answers everything with EIO
@@ -125,6 +126,31 @@ def test_a_disk_on_which_no_file_can_be_made(mounted, net, step, assert_same, la
     assert sum("no spill file" in str(one.message) for one in warned) == 1
     report = offload.report()
     assert report.bytes_host > 0 and report.bytes_failed == report.bytes_written == 0
+    offload.close()
+
+
+@pytest.mark.parametrize("staging", [STORAGE, 64 * STORAGE], ids=["little staging", "much"])
+def test_a_full_disk_gives_way_to_the_host_tier(
+    mounted, net, step, assert_same, late_streams, staging
+):
+    expected = step()
+    place = mounted("ext4", 32)
+    fill(place, STORAGE + STORAGE // 2)  # room for one of four
+    offload = ActivationOffload(
+        net[0], place, 64 * STORAGE, min_bytes=0, policy=lambda info: Tier.DISK,
+        staging_bytes=staging, streams_of=lambda device: late_streams,
+    )  # fmt: skip
+    with pytest.warns(RuntimeWarning, match="full") as caught:
+        for _ in range(2):
+            assert_same(step(offload), expected)
+    assert len(caught) == 1
+    offload._cache.drain()
+    report = offload.report()
+    assert report.bytes_written == 2 * STORAGE and report.num_store_errors > 0
+    # Of four the last stays from the second step on: backward wants it at once.
+    assert report.bytes_host + report.bytes_failed == (3 + 2) * STORAGE
+    assert (report.bytes_host > 0) == (staging == STORAGE)  # what staging holds need not move
+    assert report.saved_bytes == 0 and late_streams.num_in > 0
     offload.close()
 
 
