@@ -195,9 +195,10 @@ class TensorCache:
     def _move(
         self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int, to: bool | Tier
     ) -> Handle:
-        self._moves = True
+        if not self._moves:  # else `pack` has polled
+            self._moves = True
+            self._poll()
         self.num_moved += 1
-        self._poll()
         self.counters.num_packed += 1
         self.counters.bytes_packed += nbytes
         self.held.add(nbytes)
@@ -356,11 +357,10 @@ def _is_part_of_data(tensor: torch.Tensor, nbytes: int) -> bool:
 
     A batch of labels that is a slice of all of them, say: the caller has the rest of it.
     """
-    return (
-        not tensor.requires_grad
-        and _LEAST_PART * tensor.numel() * tensor.element_size() < nbytes
-        and tensor._is_view()
-    )
+    if tensor.requires_grad or _LEAST_PART * tensor.numel() * tensor.element_size() >= nbytes:
+        return False
+    # Inside of an autograd function no tensor needs a gradient, but what it is a view of may.
+    return tensor._is_view() and tensor._base is not None and not tensor._base.requires_grad
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

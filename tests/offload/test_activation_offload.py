@@ -162,6 +162,32 @@ def test_a_batch_that_is_a_slice_of_the_data_leaves_the_data_alone(offload_of):
             loss.backward()
 
 
+class ScaledByFew(torch.autograd.Function):
+    """Saves a small slice, taken inside, of an activation."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x[:4])
+        return x * x[:4].sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].sum()
+
+
+def test_a_small_slice_of_an_activation_is_moved_with_it(offload_of):
+    torch.manual_seed(0)
+    model, x = nn.Linear(64, 64), torch.randn(256, 64)
+    expected = torch.autograd.grad(ScaledByFew.apply(model(x)).sum(), model.weight)[0]
+    offload = offload_of(model)
+    with offload:
+        loss = ScaledByFew.apply(model(x)).sum()
+        offload._cache.drain()
+        got = torch.autograd.grad(loss, model.weight)[0]
+    assert torch.equal(got, expected)
+    assert offload.report().bytes_written == 256 * 64 * 4
+
+
 def test_autocast_casts_of_weights_stay(offload_of, gradients, assert_same):
     model = nn.Sequential(nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256))
     x = torch.randn(64, 256)
