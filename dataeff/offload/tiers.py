@@ -107,9 +107,7 @@ class Tiers:
         """
         streams = self._of(storage.device)
         if streams is None:
-            assert self._spills is not None
-            self._count_write(storage.nbytes())
-            return DiskCopy(self._spills, storage, self._checksum)
+            return self._store_on_disk(storage, streams, exposed)
         if self._host_bytes and (prefer is not Tier.DISK or self._spills is None):
             try:
                 return DeviceCopy(storage, self._host_pool(streams), streams, None, False)
@@ -117,10 +115,7 @@ class Tiers:
                 if error.errno != errno.ENOSPC or self._spills is None:
                     raise
         try:
-            self._count_write(storage.nbytes())
-            if self._direct is not None:
-                return DirectCopy(storage, self._direct, streams)
-            return self._store_through_staging(storage, streams, exposed)
+            return self._store_on_disk(storage, streams, exposed)
         except OSError:
             copy = self.fall_back(storage) if prefer is Tier.DISK else None
             if copy is None:
@@ -143,10 +138,22 @@ class Tiers:
         """Takes back from the wear of the disks what was to be written and was not."""
         self.disk_nbytes -= nbytes
 
-    def _count_write(self, nbytes: int) -> None:
+    def _store_on_disk(
+        self, storage: torch.UntypedStorage, streams: Streams | None, exposed: Exposed
+    ) -> Copy:
+        assert self._spills is not None
+        nbytes = storage.nbytes()
         if not self.wear.allows(self.disk_nbytes, nbytes):
             raise WriteCapError(errno.EDQUOT, "no more may be written to disk")
+        copy: Copy
+        if streams is None:
+            copy = DiskCopy(self._spills, storage, self._checksum)
+        elif self._direct is not None:
+            copy = DirectCopy(storage, self._direct, streams)
+        else:
+            copy = self._store_through_staging(storage, streams, exposed)
         self.disk_nbytes += nbytes
+        return copy
 
     def poll(self) -> list[tuple[int, OSError | None]]:
         """Settles writes that have ended; returns the bytes of those that will never be written.

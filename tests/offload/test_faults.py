@@ -74,6 +74,7 @@ def test_no_room_at_allocation(net, run_step, assert_same, tmp_path):
     with pytest.warns(RuntimeWarning, match="full"):
         assert_same(run_step(offload), expected)
     assert 0 < offload.report().bytes_written <= 3 * 2**18
+    assert offload._tiers.disk_nbytes == offload.report().bytes_written  # what wears the disk
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(run_step(offload), expected)
