@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.parameter import UninitializedParameter
 
 from dataeff import rgnn
 from dataeff.nn.arguments import check_features, refuse_other_arguments
@@ -214,6 +215,11 @@ class _Linears(torch.nn.Module):
         for name, x in x_dict.items():
             lin = self.lins[name]
             if isinstance(lin, torch.nn.LazyLinear):
+                bias: Any = lin.bias
+                # A state that PyTorch Geometric saved before the first run has biases of no value,
+                # and no weights: it makes both at that run, and so does LazyLinear.
+                if not isinstance(bias, UninitializedParameter):
+                    lin.bias = UninitializedParameter(device=bias.device, dtype=bias.dtype)  # type: ignore[call-arg]
                 lin(x[:0])  # its hook makes the parameters
 
     def alike(self, x_dict: Mapping[str, Tensor]) -> bool:

@@ -110,6 +110,19 @@ def test_equals_pyg_in_float32():
     compare(*pair(torch.float32, 16, 16, METADATA, 2), x, edges, 1e-5)
 
 
+def test_a_state_from_before_the_first_run_is_loaded():
+    """PyG's has biases already, of no value, which it makes anew together with the weights."""
+    x, edges = problem(3, (5, 4, 3), (6, 5, 4, 3), (7, 6, 5), torch.float64)
+    ours, theirs = (kind(-1, 8, METADATA, heads=2).double() for kind in (nn.HGTConv, pyg.HGTConv))
+    ours.load_state_dict(theirs.state_dict())
+    ours(x, edges), theirs(x, edges)
+    for lin, width in zip(ours.kqv_lin.lins.values(), (7, 6, 5), strict=True):
+        assert (lin.weight.shape, lin.bias.shape) == ((24, width), (24,))
+        assert max(lin.weight.abs().max(), lin.bias.abs().max()) <= width**-0.5
+    theirs.load_state_dict(ours.state_dict())
+    compare(ours, theirs, x, edges, 1e-10)
+
+
 def test_width_from_the_first_input():
     x, edges = problem(1, (12, 20, 4), (40, 40, 60, 20), (5, 6, 7), torch.float32)
     ours, theirs = nn.HGTConv(-1, 8, METADATA), pyg.HGTConv(-1, 8, METADATA)
