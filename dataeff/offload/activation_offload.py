@@ -275,6 +275,8 @@ class ActivationOffload:
 
     def _called(self, args: Any, kwargs: Any) -> bool:
         """The model is called: for the hooks on it."""
+        if self._auto is not None:
+            self._auto.likeness.called(args, kwargs)
         wakes = self._rest.wakes(self._model, args, kwargs)
         if wakes:
             self._look()
@@ -346,8 +348,11 @@ class ActivationOffload:
 
     @property
     def measured(self) -> Forecast | None:
-        """What the steps since the plan showed, in the terms of `forecast`."""
-        return None if self._auto is None else self._auto.measured(self._cache.held.recent_peak)
+        """What the steps since the plan showed, in the terms of `forecast`.
+
+        Those with inputs of about the sizes that it was made from; None before one.
+        """
+        return None if self._auto is None else self._auto.measured()
 
     @property
     def plan(self) -> Plan | None:
@@ -361,7 +366,7 @@ class ActivationOffload:
         """
         if self._auto is None:
             raise RuntimeError("explain: there is a plan only with policy='auto'")
-        return self._auto.explain(self._cache.held.recent_peak)
+        return self._auto.explain()
 
     def trace(self, path: str | Path) -> None:
         """Writes stores, loads and waits as a Chrome trace (`chrome://tracing`, Perfetto)."""

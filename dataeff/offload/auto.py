@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dataeff.ledger import Tier
+from dataeff.offload.likeness import Likeness
 from dataeff.offload.passes import Budgets
 from dataeff.offload.planner import Action, Plan, TierRate, plan
 from dataeff.offload.policy import SavedTensorInfo
@@ -31,7 +32,8 @@ class AutoPolicy:
 
     Steps 1 and 2 move everything; the second tells how many bytes each block saves. In steps 3 to
     17 the blocks are moved, recomputed and, as many as fit, kept, in turn: five times each. A plan
-    without a budget recomputes nothing, and is made after step 12. A step is one `with` block.
+    without a budget recomputes nothing, and is made after step 12. A step is one `with` block in
+    which the model is called with gradients; blocks of evaluation are not counted.
 
     Args:
         model: the model; its largest list of blocks is planned (`find_blocks`).
@@ -56,7 +58,9 @@ class AutoPolicy:
         self._num_steps = 0
         self._start_s = 0.0
         self._step_s: list[float] = []
-        self._exposed_s = self._exposed_before_s = 0.0
+        self._exposed_s = self._exposed_before_s = self._exposed_begin_s = 0.0
+        self._peak = self._num_others = 0
+        self.likeness = Likeness()
         self._wrapped: list[tuple[torch.nn.Module, Any]] = []
         self._trials: list[dict[str, Action]] = []
         self._trial: dict[str, Action] | None = None
@@ -66,12 +70,15 @@ class AutoPolicy:
         self.plan: Plan | None = None
         self.forecast: Forecast | None = None
 
-    def measured(self, recent_peak: int) -> Forecast | None:
-        """What the steps since showed, in the terms of the forecast; None before one."""
+    def measured(self) -> Forecast | None:
+        """What the steps since showed, in the terms of the forecast; None before one.
+
+        Of those that are like the steps that the plan was made from.
+        """
         step_s = self.measured_step_s
         if step_s is None:
             return None
-        exposed_s, peak = self._exposed_s / len(self._step_s), float(recent_peak)
+        exposed_s, peak = self._exposed_s / len(self._step_s), float(self._peak)
         return Forecast(step_s, exposed_s, peak, peak)
 
     @property
@@ -103,23 +110,40 @@ class AutoPolicy:
         for name, action in self._actions().items():
             if action is Action.RECOMPUTE:
                 self._recompute(self._blocks[name])
+        self.likeness.begin()
+        cache.held.recent_peak = 0
+        self._exposed_begin_s = cache.exposed_wait_s()
         self._start_s = time.perf_counter()
 
     def end_step(self, cache: Any) -> None:
         """A `with` block ends, with its backward."""
-        self._num_steps += 1
         if self.plan is not None:
-            self._step_s.append(time.perf_counter() - self._start_s)
-            self._exposed_s = cache.exposed_wait_s() - self._exposed_before_s
-        elif self._profiler is not None:
+            self._follow(cache)
+            return
+        if not self.likeness.trains:
+            return
+        self._num_steps += 1
+        if self._profiler is not None:
             assert self._trial is not None
             self._profiler.end(self._trial)
+            self.likeness.learn()
             if self._profiler.num_steps == len(self._trials):
                 self._profiler.remove()
                 self._trial = None
                 self._make_plan(self._profiler, cache)
-                cache.held.recent_peak = 0
                 self._exposed_before_s = cache.exposed_wait_s()
+
+    def _follow(self, cache: Any) -> None:
+        """Notes what a step under the plan took, if it is one like those the plan was made from."""
+        exposed_s = cache.exposed_wait_s()
+        if not self.likeness.usual:
+            self._num_others += self.likeness.trains
+            self._exposed_before_s += exposed_s - self._exposed_begin_s
+            return
+        self._step_s.append(time.perf_counter() - self._start_s)
+        # Of all such steps together: a device comes to the waits of one after the host has left it.
+        self._exposed_s = exposed_s - self._exposed_before_s
+        self._peak = max(self._peak, cache.held.recent_peak)
 
     def _begin_trials(self, cache: Any) -> None:
         self._saved = {
@@ -165,7 +189,7 @@ class AutoPolicy:
         if self._profiler is not None:
             self._profiler.remove()
 
-    def explain(self, recent_peak: int) -> str:
+    def explain(self) -> str:
         """The plan as a table, and what was measured since."""
         if self.plan is None:
             return (
@@ -184,11 +208,13 @@ class AutoPolicy:
         step_s = self.measured_step_s
         if step_s is not None:
             lines.append(
-                f"measured since: peak {recent_peak / 2**20:.1f} MiB "
-                f"({_percent(recent_peak, forecast.seen_bytes)}), "
+                f"measured since: peak {self._peak / 2**20:.1f} MiB "
+                f"({_percent(self._peak, forecast.seen_bytes)}), "
                 f"step {1e3 * step_s:.1f} ms ({_percent(step_s, forecast.step_s)}; "
                 f"median of {len(self._step_s)})"
             )
+        if self._num_others:
+            lines.append(f"not counted: {self._num_others} steps with inputs of other sizes")
         return "\n".join(lines)
 
     def _make_plan(self, profiler: BlockProfiler, cache: Any) -> None:

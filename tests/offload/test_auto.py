@@ -51,6 +51,42 @@ def test_bits_do_not_change_whatever_is_planned(
     assert all("forward" not in vars(block) for block in model.blocks)
 
 
+def test_evaluation_and_batches_of_other_sizes_are_not_measured(gradients, assert_same, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(4)])
+    batch, last, held_out = torch.randn(512, 64), torch.randn(64, 64), torch.randn(4096, 64)
+    offload = ActivationOffload(model, tmp_path, policy="auto", min_bytes=0)
+
+    def step(x):
+        with offload:
+            model(x).square().mean().backward()
+
+    def evaluate():
+        with offload, torch.no_grad():
+            model(held_out)
+
+    num_steps = 0
+    while offload.plan is None:
+        evaluate()  # before each: were it counted, half of what is measured would be nothing
+        assert offload.plan is None
+        step(batch)
+        num_steps += 1
+    assert num_steps == 12
+    assert all(p.saved_bytes >= 512 * 64 * 4 and p.backward_s > 0 for p in offload.plan.profiles)
+    step(last)
+    evaluate()
+    assert offload.measured is None
+    expected = gradients(model, lambda: model(batch).square().mean().backward())
+    assert_same(gradients(model, lambda: step(batch)), expected)
+    peak = offload.measured.peak_bytes
+    assert 0 < peak < 4096 * 64 * 4
+    step(torch.randn(1024, 64))
+    assert offload.measured.peak_bytes == peak
+    assert "median of 1)" in offload.explain()
+    assert "not counted: 2 steps with inputs of other sizes" in offload.explain()
+    offload.close()
+
+
 def test_plan_with_a_hopeless_disk_recomputes(gpt_and_loss, gradients, assert_same, late_streams):
     # A host tier of one page: nothing can go there, so within the budget only recomputing is left.
     model, loss = gpt_and_loss
