@@ -33,6 +33,19 @@ def test_all_providers_compute_the_same(model, training):
         torch.testing.assert_close(result, next(iter(results.values())), rtol=1e-4, atol=1e-6)
 
 
+def test_sums_agree_by_their_largest_element():
+    case = rgnn._case(Options(quick=True), "RGATConv", SMALL, 16, training=True)
+    y, k = torch.ones(3), torch.tensor([20.0, 0.01])
+    case.assert_same({"y": y, "k": k}, {"y": y, "k": k + 1e-3})
+    for wrong in ({"y": y + 3e-3, "k": k}, {"y": y, "k": k + torch.tensor([0.0, 3e-3])}):
+        with pytest.raises(AssertionError, match="^[yk]: "):
+            case.assert_same({"y": y, "k": k}, wrong)
+    with pytest.raises(AssertionError, match="instead of"):
+        case.assert_same({"y": y, "k": k}, {"y": y})
+    with pytest.raises(AssertionError):
+        case.assert_same(y, y * float("nan"))
+
+
 def test_figures_of_ours_are_counted():
     case = rgnn._case(Options(quick=True), "RGCNConv", SMALL, 16, training=True)
     step = ours.kept(case.inputs())
