@@ -38,7 +38,7 @@ def test_sums_agree_by_their_largest_element():
     y, k = torch.ones(3), torch.tensor([20.0, 0.01])
     case.assert_same({"y": y, "k": k}, {"y": y, "k": k + 1e-3})
     for wrong in ({"y": y + 3e-3, "k": k}, {"y": y, "k": k + torch.tensor([0.0, 3e-3])}):
-        with pytest.raises(AssertionError, match="^[yk]: "):
+        with pytest.raises(AssertionError, match=r"^[yk]: "):
             case.assert_same({"y": y, "k": k}, wrong)
     with pytest.raises(AssertionError, match="instead of"):
         case.assert_same({"y": y, "k": k}, {"y": y})
