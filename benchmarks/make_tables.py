@@ -1,7 +1,8 @@
 """Writes the tables of README.md and docs/benchmarks.md from benchmarks/results/*.json.
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands the table of the workload NAME, from the
-latest day's runs on a CPU and on a GPU; `<!-- summary: NAME -->` is the table over all sizes.
+latest records of each size on a CPU and on a GPU; `<!-- summary: NAME -->` is the table over all
+sizes.
 `--check` changes nothing and fails when something would change. The curves of recomputing,
 offloading and keeping are drawn beside them: docs/rok-cpu.svg, docs/rok-cuda.svg.
 
@@ -29,12 +30,19 @@ def load(results: Path) -> list[Record]:
 
 
 def latest(records: list[Record], workload: str) -> list[Record]:
-    """The records of the workload's last day on each kind of device."""
+    """Of each kind of device the one measured last, and there each size's records of its last day.
+
+    A run of a part of the sizes leaves the others as they were.
+    """
     chosen: list[Record] = []
     for kind in KINDS:
         found = [r for r in records if r.workload == workload and r.device.startswith(kind)]
-        last = max((record.time for record in found), default="")
-        chosen += [record for record in found if record.time[:10] == last[:10]]
+        device = max(found, key=lambda record: record.time).device if found else ""
+        found = [record for record in found if record.device == device]
+        days: dict[str, str] = {}
+        for record in found:
+            days[record.size] = max(days.get(record.size, ""), record.time[:10])
+        chosen += [record for record in found if record.time[:10] == days[record.size]]
     return chosen
 
 

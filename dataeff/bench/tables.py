@@ -206,8 +206,14 @@ def provenance(kind: str, records: Sequence[Record]) -> str:
     )
     return (
         f"{label}: {last.device.partition(': ')[2]}, {_threads(last)}, {packages}, "
-        f"{_commits(records)}, {last.time[:10]}.{busy}"
+        f"{_commits(records)}, {_days(records)}.{busy}"
     )
+
+
+def _days(records: Sequence[Record]) -> str:
+    """The day of the records, or the first and the last."""
+    days = sorted({record.time[:10] for record in records})
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
 def _commits(records: Sequence[Record]) -> str:

@@ -66,10 +66,14 @@ def test_tables_replace_what_is_between_the_markers():
     assert "| torch |" in filled and "| torch |" not in summary and "2.00x torch" in summary
 
 
-def test_the_last_run_counts():
+def test_the_last_run_of_each_size_on_the_last_device_counts():
     later = replace(RECORD, value=0.001, time="2026-02-02T00:00:00+00:00")
     other = replace(RECORD, device="cuda: H100")
-    assert script("make_tables").latest([later, RECORD, other], "gather") == [later, other]
+    latest = script("make_tables").latest
+    assert latest([later, RECORD, other], "gather") == [later, other]
+    left = replace(RECORD, size="rows=2")  # of a run before, in which `later` had no part
+    assert latest([RECORD, left, later], "gather") == [left, later]
+    assert latest([later, left, replace(left, device="cpu: Xeon")], "gather") == [later, left]
 
 
 def test_committed_results_can_be_read():

@@ -68,9 +68,10 @@ def test_markdown_has_empty_gpu_columns_and_says_so():
     assert "CPU: some CPU, 2 threads, torch 2.13.0, triton 3.9.0, commit abc, 2026-01-02." in text
 
 
-def test_every_commit_that_was_measured_is_named():
+def test_every_commit_that_was_measured_is_named_and_the_days():
     later = [replace(r, commit="def", time="2026-02-03T04:05:06+00:00") for r in records()]
-    assert ", commits abc, def, 2026-02-03." in markdown_table([*later, *records(size="rows=9")])
+    text = markdown_table([*later, *records(size="rows=9")])
+    assert ", commits abc, def, 2026-01-02 to 2026-02-03." in text
 
 
 def test_markdown_puts_both_devices_side_by_side():
