@@ -305,7 +305,10 @@ def test_a_queued_write_is_cancelled_when_backward_comes_first(offload_of, late_
     tiers = offload_of(nn.Identity(), faults=faults)._tiers
     storages = [torch.zeros(1 << 16, dtype=torch.uint8).untyped_storage() for _ in range(2)]
     weak = weakref.ref(storages[1])
-    alive = lambda: weak() is not None  # noqa: E731
+
+    def alive():
+        return weak() is not None
+
     first, second = (tiers.store(storage) for storage in storages)
     del storages
     assert second.cancel() and not first.cancel()

@@ -5,8 +5,8 @@ planner's prediction beside measurement, `ssdtrain` the cases of the paper (on a
 curve of recomputing, offloading and keeping (`dataeff bench offload --rok`). What the disk and the
 engine do by themselves stands beside them; `dataeff bench storage` has more of it.
 
-All of it takes twenty minutes on two idle cores, half of that the large step. `--only TEXT` runs a
-part: `small step`, `middle step`, `large step`, `planned: layers`, `planned: mlp`, `growth`,
+All of it takes half an hour on two idle cores, more than half of that the large step. `--only TEXT`
+runs a part: `small step`, `middle step`, `large step`, `planned: layers`, `planned: mlp`, `growth`,
 `past the page cache`, `ssdtrain`; of the curve, `--rok --only batch=8`.
 """
 

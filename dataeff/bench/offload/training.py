@@ -86,7 +86,7 @@ class Inputs:
 def cases(options: Options) -> Iterator[Case]:
     """A small model beside all peers, a middle one, and a large one beside keeping it all.
 
-    On two idle cores of a server: about a minute, a minute and a half, and ten.
+    On two idle cores of a server: about a minute, a minute and a half, and ten to seventeen.
     """
     small, middle, large = Shape(4, 256, 4, 128), Shape(8, 512, 8, 256), Shape(12, 768, 8, 512)
     moved = Provider("dataeff disk", partial(disk, compared=True), role="ours")
