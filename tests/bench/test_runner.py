@@ -10,6 +10,7 @@ from dataeff.bench import (
     Provider,
     Step,
     Unavailable,
+    lane,
     run_case,
     runner,
 )
@@ -42,7 +43,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(runner, "time", clock)
+    for module in (runner, lane):
+        monkeypatch.setattr(module, "time", clock)
     return clock
 
 
