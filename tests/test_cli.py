@@ -32,15 +32,6 @@ def test_help_lists_the_commands(capsys):
     assert code == 0 and all(command in out for command in COMMANDS)
 
 
-def test_only_installed_commands_are_offered(monkeypatch):
-    from dataeff.cli import app
-
-    monkeypatch.setattr(app, "COMMANDS", {"absent": "dataeff.no_such_room"})
-    before = len(app.app.registered_commands)
-    app._add_commands()
-    assert len(app.app.registered_commands) == before
-
-
 def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch, capsys):
     real_import = builtins.__import__
 

@@ -1,4 +1,4 @@
-"""The command line: `dataeff doctor`, `dataeff bench` and what else is installed."""
+"""The command line: `dataeff doctor`, `dataeff demo`, `dataeff bench` and the others."""
 
 from __future__ import annotations
 

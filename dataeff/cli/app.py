@@ -1,24 +1,15 @@
-"""Assembles the commands whose implementation is installed."""
+"""Assembles the commands; the command line of each is the module of its name here."""
 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from dataeff._version import __version__
 
-# command -> the package that does the work; its command line is the module of the same name here
-COMMANDS = {
-    "doctor": "dataeff.doctor",
-    "demo": "dataeff.demo",
-    "bench": "dataeff.bench",
-    "convert": "dataeff.features.conversion",
-    "plan": "dataeff.offload.capacity",
-    "rgnn": "dataeff.rgnn",
-}
+COMMANDS = ("doctor", "demo", "bench", "convert", "plan", "rgnn")
 
 app = typer.Typer(
     name="dataeff",
@@ -49,9 +40,7 @@ def _root(
 
 
 def _add_commands() -> None:
-    for name, implementation in COMMANDS.items():
-        if find_spec(implementation) is None:
-            continue
+    for name in COMMANDS:
         found = import_module(f"dataeff.cli.{name}").command
         if isinstance(found, typer.Typer):
             app.add_typer(found, name=name)

@@ -1,20 +1,6 @@
-import importlib.util
-
 import pytest
 
 from dataeff import bench
-
-
-def test_only_importable_workloads_are_offered(monkeypatch):
-    real = importlib.util.find_spec
-
-    def only_gather(name, package=None):
-        if name.startswith("dataeff.bench."):
-            return object() if name == "dataeff.bench.gather" else None
-        return real(name, package)
-
-    monkeypatch.setattr(importlib.util, "find_spec", only_gather)
-    assert list(bench.workloads()) == ["gather"]
 
 
 @pytest.mark.parametrize("name", list(bench.workloads()))
