@@ -14,6 +14,7 @@ the figures behind it) and pass `torch.get_num_threads()` as their number of thr
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -84,6 +85,7 @@ def compile_cpp(source: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
 @functools.cache
 def find_compiler(wish: str | None, path: str | None) -> Compiler:
     """The compiler in $CXX, which may hold flags as well, else the first usual name on the PATH."""
+    wish = (wish or "").strip()
     for name in [wish] if wish else ["c++", "g++", "clang++"]:
         words = name.split()
         program = shutil.which(words[0], path=path)
@@ -99,14 +101,17 @@ def find_compiler(wish: str | None, path: str | None) -> Compiler:
     )
 
 
-def cache_dir() -> Path:
-    """Where sources and objects are kept: DATAEFF_CACHE_DIR, else ~/.cache/dataeff, in cpp/."""
-    return _writable(os.environ.get("DATAEFF_CACHE_DIR") or _user_cache())
-
-
-def _user_cache() -> str:
+def cache_root() -> str:
+    """DATAEFF_CACHE_DIR, else dataeff/ in XDG_CACHE_HOME or ~/.cache; it need not exist."""
+    if named := os.environ.get("DATAEFF_CACHE_DIR"):
+        return named
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return os.path.join(base, "dataeff")
+
+
+def cache_dir() -> Path:
+    """Where sources and objects are kept, in cpp/ of `cache_root()`; made when it is missing."""
+    return _writable(cache_root())
 
 
 @functools.cache
@@ -117,13 +122,16 @@ def _writable(root: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        private = Path(tempfile.mkdtemp(prefix="dataeff-cpp-"))
+        private = Path(tempfile.mkdtemp(prefix="dataeff-cache-"))
+        atexit.register(shutil.rmtree, private, ignore_errors=True)
         warnings.warn(
             f"{folder} cannot be written ({error.strerror}), so compiled kernels go to {private} "
-            "and are compiled again by the next process; set DATAEFF_CACHE_DIR to keep them",
+            "until this process ends; set DATAEFF_CACHE_DIR to keep them",
             stacklevel=3,
         )
-        return private
+        folder = private / "cpp"
+        folder.mkdir()
+        return folder
 
 
 @functools.cache

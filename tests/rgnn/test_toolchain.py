@@ -89,16 +89,30 @@ def test_missing_compiler_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(CompilerMissing, match="apt-get install"):
         compile_cpp(ANSWER % 1)
+    monkeypatch.setenv("CXX", " ")  # as if it were not set
+    with pytest.raises(CompilerMissing, match="apt-get install"):
+        compile_cpp(ANSWER % 1)
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(CompilerMissing, match="no-such-compiler"):
         compile_cpp(ANSWER % 1)
 
 
-def test_unwritable_cache_warns_and_compiles(tmp_path, monkeypatch):
+def test_unwritable_cache_warns_and_compiles_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DATAEFF_CACHE_DIR", str(tmp_path / "file" / "below"))
-    with pytest.warns(UserWarning, match="DATAEFF_CACHE_DIR"):
-        assert compile_cpp(ANSWER % 3).answer() == 3
+    code = (
+        f"from dataeff.rgnn.toolchain import cache_dir, compile_cpp\n"
+        f"assert compile_cpp({ANSWER % 3!r}).answer() == 3\n"
+        f"assert [p.name for p in cache_dir().parent.iterdir()] == ['cpp']"
+    )
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    here = {"DATAEFF_CACHE_DIR": str(tmp_path / "file" / "below"), "TMPDIR": str(scratch)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | here
+    )
+    assert done.returncode == 0, done.stderr
+    assert "set DATAEFF_CACHE_DIR" in done.stderr and str(scratch) in done.stderr
+    assert list(scratch.iterdir()) == []
 
 
 def twice(library, size, grain, num_threads):
