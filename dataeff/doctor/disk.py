@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from dataeff.doctor.finding import Finding
+from dataeff.doctor.kernel_files import text_of
 
 AREA = "files"
 PROC = Path("/proc")
@@ -43,8 +44,7 @@ def io_uring_error() -> int:
 def io_uring(proc: Path) -> Finding:
     """The kernel lets this process use io_uring."""
     error = io_uring_error()
-    setting = proc / "sys/kernel/io_uring_disabled"
-    disabled = setting.read_text().strip() if setting.exists() else "0"
+    disabled = (text_of(proc / "sys/kernel/io_uring_disabled") or "0").strip()
     remedies = {
         errno.ENOSYS: "use Linux 5.6 or later, or a sandbox that passes io_uring through",
         errno.EPERM: "sudo sysctl kernel.io_uring_disabled=0"

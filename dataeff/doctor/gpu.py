@@ -11,6 +11,7 @@ import torch
 
 from dataeff.bench import ceilings
 from dataeff.doctor.finding import Finding
+from dataeff.doctor.kernel_files import text_of
 from dataeff.doctor.software import output_of
 
 AREA = "GPU"
@@ -123,13 +124,11 @@ def pci_address() -> str:
 def link_from_sysfs(sysfs: Path, address: str) -> tuple[int, int, int] | None:
     """(fastest generation, width, largest width), or None where sysfs does not tell."""
     names = ("max_link_speed", "current_link_width", "max_link_width")
-    paths = [sysfs / address / name for name in names]
-    if not all(path.exists() for path in paths):
-        return None
-    speed, width, widest = (path.read_text().split()[0] for path in paths)
+    told = [text_of(sysfs / address / name) for name in names]
     try:
+        speed, width, widest = ((text or "").split()[0] for text in told)
         return GENERATIONS[float(speed)], int(width), int(widest)
-    except (KeyError, ValueError):  # "Unknown" behind some virtual bridges
+    except (IndexError, KeyError, ValueError):  # hidden, or "Unknown" behind some virtual bridges
         return None
 
 

@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 from dataeff.doctor.finding import Finding
+from dataeff.doctor.kernel_files import text_of
 
 AREA = "host memory"
 PROC = Path("/proc")
@@ -33,15 +34,18 @@ def kernel() -> Finding:
         "kernel",
         ok="microsoft" not in release.lower(),
         value=f"{platform.system()} {release}",
-        cost="WSL cannot register memory in place: host tables are gathered through staged copies",
-        remedy="run on native Linux",
+        cost="WSL cannot register memory in place: a GPU refuses to gather from host tables",
+        remedy="run on native Linux, or give tables pinned memory: FeatureTable(x.pin_memory())",
         area=AREA,
     )
 
 
 def memory(proc: Path) -> Finding:
     """How much host memory there is, and how much of it is free for tables."""
-    rows = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines())
+    text = text_of(proc / "meminfo")
+    if text is None:
+        return _hidden("memory", proc / "meminfo")
+    rows = dict(line.split(":", 1) for line in text.splitlines())
     total_gib, available_gib = (
         int(rows[name].split()[0]) / (1 << 20) for name in ("MemTotal", "MemAvailable")
     )
@@ -58,7 +62,8 @@ def memory(proc: Path) -> Finding:
 
 def may_lock_anything(proc: Path) -> bool:
     """Whether this process has CAP_IPC_LOCK, which lifts the limit on locked memory."""
-    rows = (line.split(":", 1) for line in (proc / "self" / "status").read_text().splitlines())
+    text = text_of(proc / "self" / "status") or ""
+    rows = (line.split(":", 1) for line in text.splitlines())
     effective = next((value for name, value in rows if name == "CapEff"), "0")
     return bool(int(effective, 16) >> CAP_IPC_LOCK & 1)
 
@@ -73,7 +78,7 @@ def locked_memory(proc: Path) -> Finding:
         "lockable memory",
         ok=unlimited or privileged,
         value=value + (" (lifted: CAP_IPC_LOCK)" if privileged and not unlimited else ""),
-        cost="io_uring cannot register larger buffers, nor can mlock hold larger tables",
+        cost="larger tables may be refused when a GPU registers them, and io_uring on old kernels",
         remedy="ulimit -l unlimited, or `* - memlock unlimited` in /etc/security/limits.conf; "
         "in a container --ulimit memlock=-1",
         area=AREA,
@@ -84,8 +89,8 @@ def locked_memory(proc: Path) -> Finding:
 def huge_pages(sys: Path) -> Finding:
     """Transparent huge pages can be asked for."""
     path = sys / "kernel/mm/transparent_hugepage/enabled"
-    text = path.read_text() if path.exists() else "[never] (not in this kernel)"
-    chosen = text.partition("[")[2].partition("]")[0]
+    text = text_of(path)
+    chosen = "not told" if text is None else text.partition("[")[2].partition("]")[0]
     return Finding(
         "transparent huge pages",
         ok=chosen in ("always", "madvise"),
@@ -98,7 +103,11 @@ def huge_pages(sys: Path) -> Finding:
 
 def map_count(proc: Path) -> Finding:
     """A process may have as many memory mappings as Linux allows by default."""
-    count = int((proc / "sys/vm/max_map_count").read_text())
+    path = proc / "sys/vm/max_map_count"
+    text = text_of(path)
+    if text is None:
+        return _hidden("vm.max_map_count", path)
+    count = int(text)
     return Finding(
         "vm.max_map_count",
         ok=count >= DEFAULT_MAX_MAP_COUNT,
@@ -108,3 +117,7 @@ def map_count(proc: Path) -> Finding:
         area=AREA,
         figures={"count": count},
     )
+
+
+def _hidden(name: str, path: Path) -> Finding:
+    return Finding(name, ok=True, value=f"not told: {path} cannot be read", area=AREA)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +20,17 @@ from dataeff.doctor.finding import Finding
 AREA = "software"
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_TORCH = (2, 10)
+# What dataeff and its build read -> a pattern of its values.
+VARIABLES = {
+    "DATAEFF_BENCH_FULL": r"[01]?",
+    "DATAEFF_BUILD_DIR": r".*",
+    "DATAEFF_CACHE_DIR": r".*",
+    "DATAEFF_COMMIT": r".*",
+    "DATAEFF_CUDA": r"auto|0|1",
+    "DATAEFF_CUDA_ARCHS": r"\d+[a-z]?([;, ]\d+[a-z]?)*",
+    "DATAEFF_RGNN_BACKEND": r"auto|reference|cpp|triton",
+    "DATAEFF_UPDATE_GOLDEN": r".*",
+}
 
 
 def findings() -> list[Finding]:
@@ -34,6 +46,8 @@ def findings() -> list[Finding]:
         package("matplotlib", "plots in `dataeff bench --plot` and in the demo's report", "demo"),
         compiler(),
         nvcc(),
+        kernel_cache(),
+        variables(),
     ]
 
 
@@ -113,39 +127,49 @@ def installed(name: str) -> str | None:
 
 
 def compiler() -> Finding:
-    """A C++ compiler is there and takes C++20."""
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
-    found = next((path for name in names if name and (path := shutil.which(name))), None)
-    if found is None:
-        value, ok = "not found", False
+    """A C++ compiler is there and takes C++20; looked for as the layers' compiler does."""
+    from dataeff.rgnn.toolchain import CompilerMissing, find_compiler
+
+    try:
+        found = find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
+    except CompilerMissing as missing:
+        value, ok = str(missing), False
     else:
-        version = first_line([found, "--version"])
-        ok = compiles_cpp20(found)
-        value = f"{version} ({found})" if ok else f"{version} does not compile C++20 ({found})"
+        ok = compiles_cpp20(found.command)
+        version = found.version.partition("\n")[0]
+        does = "" if ok else " does not compile C++20"
+        value = f"{version}{does} ({' '.join(found.command)})"
     return Finding(
         "C++ compiler",
         ok=ok,
         value=value,
-        cost="dataeff cannot be built from source here, nor can torch.compile make CPU code",
+        cost="relational layers run in plain PyTorch on a CPU, and dataeff cannot be built here",
         remedy="apt install g++ (11 or later), or point CXX at a compiler that knows C++20",
         area=AREA,
     )
 
 
-def compiles_cpp20(compiler: str) -> bool:
-    """Whether it takes a small program in C++20."""
+def compiles_cpp20(command: Sequence[str]) -> bool:
+    """Whether a compiler, its command in words, takes a small program in C++20."""
     program = "#include <span>\nint main() { std::span<int> s; return static_cast<int>(s.size()); }"
-    command = [compiler, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"]
-    done = subprocess.run(command, input=program, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "-std=c++20", "-fsyntax-only", "-x", "c++", "-"],
+        input=program,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.returncode == 0
 
 
 def nvcc() -> Finding:
     """The CUDA compiler is there, where setup.py looks for it."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
-    on_path = shutil.which("nvcc")
-    found = next((path for path in candidates if path.exists()), Path(on_path) if on_path else None)
+    if on_path := shutil.which("nvcc"):
+        candidates.append(Path(on_path))
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    found = next((path for path in candidates if path.exists()), None)
     release = ""
     if found is not None:
         match = re.search(r"release ([\d.]+)", output_of([str(found), "--version"]))
@@ -160,6 +184,41 @@ def nvcc() -> Finding:
     )
 
 
+def kernel_cache() -> Finding:
+    """Compiled layers can be kept for the next process."""
+    from dataeff.rgnn.toolchain import cache_root
+
+    folder = Path(cache_root()).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    return Finding(
+        "kernel cache",
+        ok=writable,
+        value=f"{folder}" if writable else f"{folder} cannot be written",
+        cost="every process compiles its layers anew: seconds at the first call of each",
+        remedy="set DATAEFF_CACHE_DIR to a folder that you can write to",
+        area=AREA,
+    )
+
+
+def variables() -> Finding:
+    """The environment variables of dataeff's own that are set have a name and a value it knows."""
+    there = {name: value for name, value in os.environ.items() if name.startswith("DATAEFF_")}
+    wrong = [
+        f"{name}={value} " + (f"is not {VARIABLES[name]}" if name in VARIABLES else "is unknown")
+        for name, value in there.items()
+        if name not in VARIABLES or not re.fullmatch(VARIABLES[name], value)
+    ]
+    return Finding(
+        "variables",
+        ok=not wrong,
+        value="; ".join(wrong) or ", ".join(f"{n}={v}" for n, v in there.items()) or "none set",
+        cost="an unknown variable changes nothing, and a wrong value is refused where it is used",
+        remedy="unset them, or correct them: " + ", ".join(VARIABLES),
+        area=AREA,
+    )
+
+
 def output_of(command: list[str]) -> str:
     """What a program prints, or why it does not run."""
     try:
@@ -168,8 +227,3 @@ def output_of(command: list[str]) -> str:
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-
-
-def first_line(command: list[str]) -> str:
-    """The first line of what a program prints."""
-    return output_of(command).partition("\n")[0]

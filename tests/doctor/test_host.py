@@ -62,6 +62,12 @@ def test_map_count(proc):
     assert not found.ok and found.figures == {"count": 1000} and "sysctl" in found.remedy
 
 
+def test_a_kernel_that_hides_its_files_is_no_failure(tmp_path):
+    for found in (host.memory(tmp_path), host.map_count(tmp_path)):
+        assert found.ok and "cannot be read" in found.value
+    assert not host.may_lock_anything(tmp_path)
+
+
 def test_wsl_cannot_pin_in_place(monkeypatch):
     monkeypatch.setattr(platform, "release", lambda: "5.15.0-microsoft-standard-WSL2")
     assert not host.kernel().ok
