@@ -124,7 +124,7 @@ def build_code_graph(
     num_nodes = len(table.definitions) + len(names)
     mask = WordMask(labels.class_names)
     x = hashed_ngrams(list(_texts(table, names, mask)), dim)
-    edge_index, edge_type = _with_inverses(edges, num_nodes)
+    edge_index, edge_type = _with_inverses(edges)
     kinds = [KINDS.index(definition.kind) for definition in table.definitions]
     return CodeGraph(
         edge_index=torch.from_numpy(edge_index),
@@ -190,9 +190,7 @@ def _uses(table: SymbolTable, facts: Sequence[Facts], number: dict[str, int]) ->
             yield from ((node, name_node(p), takes) for p in parameters)
 
 
-def _with_inverses(
-    edges: NDArray[np.int64], num_nodes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _with_inverses(edges: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     inverse = edges[:, [1, 0, 2]] + np.array([0, 0, len(_FORWARD)])
     both = np.concatenate([edges, inverse])
     order = np.lexsort((both[:, 2], both[:, 0], both[:, 1]))

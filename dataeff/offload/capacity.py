@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SECONDS_PER_DAY = 86_400.0
-DAYS_PER_YEAR = 365.0
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,6 @@ class HeldBytes:
         """Bytes of memory held for backward now, host memory of the tiers included."""
         return self._nbytes + self._tiers.used_nbytes
 
-    @property
-    def num_cached(self) -> int:
-        """Storages that are cached."""
-        return len(self._cached)
-
     def add(self, nbytes: int) -> None:
         """Notes that `nbytes` more (fewer, when negative) are held."""
         self._nbytes += nbytes

@@ -49,7 +49,7 @@ def fold_types(program: Program, rows: dict[str, int]) -> Program:
         original = program[program[op.args[0]].args[0]]
         alone = users[original.id] == [op.args[0]] and users[op.args[0]] == [op.id]
         alone = alone and not {original.id, op.args[0]} & set(program.outputs)
-        if equation is None or not _pays(op, gather, inner, weight, rows, alone):
+        if equation is None or not _pays(op, inner, weight, rows, alone):
             return None
         return _fold(b, op, gather, inner, weight, equation, end)
 
@@ -70,9 +70,7 @@ def _projection(b: Builder, value: Op) -> _Projection | None:
     return None
 
 
-def _pays(
-    op: Op, gather: Op, inner: _Projection, weight: Op, rows: dict[str, int], alone: bool
-) -> bool:
+def _pays(op: Op, inner: _Projection, weight: Op, rows: dict[str, int], alone: bool) -> bool:
     """Compare multiply-adds with and without folding."""
     width_in = inner.x.type.shape[-1]
     folded_size = width_in * op.type.numel
