@@ -103,9 +103,12 @@ class Ledger:
             self.span(track, name, start_ns, time.perf_counter_ns(), nbytes)
 
     def chrome_trace(self, path: str | Path) -> None:
-        """Writes the timeline in Chrome's trace-event format (`chrome://tracing`, Perfetto)."""
+        """Writes the timeline in Chrome's trace-event format (`chrome://tracing`, Perfetto).
+
+        `otherData` in it says how many spans were dropped.
+        """
         with self._lock:
-            spans = list(self.spans)
+            spans, metadata = list(self.spans), {"num_dropped_spans": self.num_dropped_spans}
         tracks = {track: i for i, track in enumerate(dict.fromkeys(span.track for span in spans))}
         events: list[dict[str, object]] = [
             {"ph": "M", "name": "thread_name", "pid": 0, "tid": tid, "args": {"name": track}}
@@ -124,4 +127,4 @@ class Ledger:
             }
             for span in spans
         ]
-        Path(path).write_text(json.dumps({"traceEvents": events}))
+        Path(path).write_text(json.dumps({"traceEvents": events, "otherData": metadata}))

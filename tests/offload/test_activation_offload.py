@@ -539,7 +539,9 @@ def test_trace_holds_stores_loads_and_bytes(offload_of, tmp_path):
         offload._cache.drain()
         out.sum().backward()
     offload.trace(tmp_path / "trace.json")
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    written = json.loads((tmp_path / "trace.json").read_text())
+    events = written["traceEvents"]
+    assert written["otherData"] == {"num_dropped_spans": 0}
     stores = [e for e in events if e.get("cat") == "store"]
     assert sum(e["args"]["nbytes"] for e in stores) == offload.report().bytes_written
     assert any(e.get("cat") == "load" for e in events)
