@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -39,8 +40,13 @@ class Console:
         self.rich.rule(f"[bold]{text}", align="left")
 
     def print(self, text: str) -> None:
-        """A line of text."""
+        """A line of text; rich's markup holds in it."""
         self.rich.print(text)
+
+    def paths(self, *paths: Path) -> None:
+        """One path a line, as it is: neither marked up nor folded."""
+        for path in paths:
+            self.rich.print(str(path), markup=False, soft_wrap=True)
 
     def summary(self, rows: list[tuple[str, list[tuple[str, str]]]]) -> None:
         """The headline figures: groups of (what, value)."""

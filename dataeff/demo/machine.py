@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from dataeff._version import __version__
+from dataeff.bench.record import processor_name
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """The processor, its usable cores, memory, and the GPU when one is used."""
     machine: dict[str, Any] = {
         "system": platform.platform(terse=True),
-        "processor": _processor(),
+        "processor": processor_name(),
         "num_cores": len(os.sched_getaffinity(0)),
         "num_threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -39,14 +40,3 @@ def describe_versions() -> dict[str, str]:
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda
     return versions
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not every system has it, and a name is all that is lost
-    return platform.processor() or platform.machine()

@@ -89,7 +89,8 @@ def _print_results(console: Console, report: dict[str, Any], paths: tuple[Path, 
             f"[yellow]{report['lm']['num_store_errors']} writes to disk failed, and those tensors "
             "stayed in memory: is the disk full?[/]"
         )
-    console.print(f"\n{paths[0]}\n{paths[1]}   (open it in a browser)")
+    console.print("\nEvery figure, and a page for a browser:")
+    console.paths(*paths)
 
 
 def _writable(directory: Path) -> Path:
