@@ -153,6 +153,15 @@ def test_the_first_wrong_index_is_named_and_out_is_untouched(dtype, bad):
     assert torch.equal(table, kept)
 
 
+@pytest.mark.parametrize("dtype", INDEX_DTYPES)
+@pytest.mark.parametrize("bad", [10, -11, 2**31 - 1, -(2**31)])
+def test_a_wrong_index_is_found_among_right_ones(dtype, bad):
+    index = torch.arange(-10, 10, dtype=dtype).repeat(10)
+    index[123] = bad
+    with pytest.raises(IndexError, match=f"index {bad} at position 123 "):
+        gather(torch.rand(10, 4), index)
+
+
 def test_a_table_without_rows_has_no_valid_index():
     empty = torch.zeros(0, 3)
     assert gather(empty, torch.zeros(0, dtype=torch.long)).shape == (0, 3)
