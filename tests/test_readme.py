@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -29,6 +30,18 @@ def test_there_is_a_block_for_each_system():
     text = "\n".join(BLOCKS)
     for name in ("FeatureTable", "NeighborSampler", "rgnn.layer", "ActivationOffload"):
         assert name in text
+
+
+def test_messages_in_troubleshooting_are_those_that_are_shown():
+    paths = [ROOT / "setup.py", *ROOT.glob("dataeff/**/*.py"), *ROOT.glob("csrc/**/*.*")]
+    # A message that goes over several lines of source, or around a value, is several literals.
+    shown = re.sub(r'"\s*f?"', "", "\n".join(path.read_text() for path in paths))
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs/troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [text for row in rows for text in re.findall("`(.*?)`", row) if "c++" not in text]
+    parts = [part for text in quoted for part in re.split(r"\.\.\.|\bN\b|\btyper\b", text)]
+    parts = [part.strip() for part in parts if len(part.strip()) > 3]
+    assert len(parts) >= 10
+    assert [part for part in parts if part not in shown] == []
 
 
 def test_links_point_at_files_that_exist():
