@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -47,3 +47,10 @@ def test_messages_in_troubleshooting_are_those_that_are_shown():
 def test_links_point_at_files_that_exist():
     for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README.read_text()):
         assert (README.parent / target).exists(), target
+
+
+def test_files_that_contributing_names_exist():
+    text = CONTRIBUTING.read_text()
+    named = re.findall(r"`((?:csrc|dataeff|tests|benchmarks)/[\w/]+\.\w+)`", text)
+    assert len(named) > 5
+    assert [name for name in named if not (ROOT / name).exists()] == []
