@@ -162,6 +162,19 @@ def test_a_wrong_index_is_found_among_right_ones(dtype, bad):
         gather(torch.rand(10, 4), index)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_many_wrong_indices_the_first_is_named(threads):
+    index = torch.zeros(400_000, dtype=torch.long)
+    index[[70_000, 150_000, 399_999]] = torch.tensor([11, 12, 13])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(IndexError, match="index 11 at position 70000 "):
+            gather(torch.rand(10, 1), index)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_table_without_rows_has_no_valid_index():
     empty = torch.zeros(0, 3)
     assert gather(empty, torch.zeros(0, dtype=torch.long)).shape == (0, 3)
