@@ -157,7 +157,7 @@ class TestRefusals:
 
         with pytest.raises(rgnn.LayerTypeError, match=r"test_layer.py:\d+: return g.src") as error:
             bad(small, torch.randn(20, 3))
-        assert "dst[3]" in str(error.value) or "edge" in str(error.value)
+        assert "dst[3]" in str(error.value) and "an edge value" in str(error.value)
 
     def test_wrong_shape_names_both(self, small):
         with pytest.raises(rgnn.LayerTypeError, match=r"edge\[7\].*etype\[3x4\]"):

@@ -19,10 +19,10 @@ def called(call, **limit):
 
 
 def test_a_step_that_takes_too_long_is_declined():
-    start = time.perf_counter()
+    slept = []
     with pytest.raises(Unavailable, match="one step did not finish in 1 s"):
-        called(lambda: [time.sleep(0.05) for _ in range(1000)], seconds=1)
-    assert time.perf_counter() - start < 30
+        called(lambda: [slept.append(time.sleep(0.05)) for _ in range(1000)], seconds=1)
+    assert len(slept) < 1000
 
 
 def test_a_backward_that_takes_too_long_is_interrupted():
