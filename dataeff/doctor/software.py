@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -133,7 +134,7 @@ def compiler() -> Finding:
     try:
         found = find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
     except CompilerMissing as missing:
-        value, ok = str(missing), False
+        value, ok = str(missing).partition(". ")[0], False  # the rest of it is the remedy
     else:
         ok = compiles_cpp20(found.command)
         version = found.version.partition("\n")[0]
@@ -190,11 +191,15 @@ def kernel_cache() -> Finding:
 
     folder = Path(cache_root()).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+        refused = ""
+    except OSError as error:
+        refused = f" cannot be written: {error.strerror}"
     return Finding(
         "kernel cache",
-        ok=writable,
-        value=f"{folder}" if writable else f"{folder} cannot be written",
+        ok=not refused,
+        value=f"{folder}{refused}",
         cost="every process compiles its layers anew: seconds at the first call of each",
         remedy="set DATAEFF_CACHE_DIR to a folder that you can write to",
         area=AREA,
