@@ -117,7 +117,11 @@ def _of_array(array: np.ndarray[Any, Any]) -> RowSource:
 def _of_file(path: Path, name: str | None) -> RowSource:
     if path.suffix == ".npy":
         # NumPy's own reader: it also takes what a table is not opened from (Fortran order, ...).
-        return _of_array(np.load(path, mmap_mode="r", allow_pickle=False))
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:  # NumPy names no file, and advises to unpickle it
+            raise ValueError(f"{path} is damaged, or no .npy file of numbers") from error
+        return _of_array(array)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: rows are read from {', '.join((*SUFFIXES, '.parquet'))}")
     table = FeatureTable.open(path, name=name, cache_bytes=0)

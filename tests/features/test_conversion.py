@@ -296,3 +296,12 @@ def test_the_index_is_text_a_person_can_read(tmp_path):
     fields = json.loads((tmp_path / "x.json").read_text())
     assert (fields["dtype"], fields["shape"]) == ("float32", [3, 2])
     assert (tmp_path / fields["files"][0]).is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"\x93NUMPY\x01\x00"])
+def test_a_file_that_is_no_npy_is_named(tmp_path, content):
+    source = tmp_path / "x.npy"
+    source.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npy is damaged, or no \.npy file of numbers"):
+        dataeff.convert(source, tmp_path / "y.npy")
+    assert list(tmp_path.iterdir()) == [source]
