@@ -41,4 +41,4 @@ bench: install
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
 clean:
-	rm -rf build dist $(VENV) demo-report
+	rm -rf build dist $(VENV) demo-report dataeff.egg-info dataeff/_core.*.so

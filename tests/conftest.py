@@ -1,9 +1,13 @@
 """Fixtures that every room's tests share."""
 
 import gc
+import getpass
 import multiprocessing
+import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,28 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long a draw or an example takes says how busy the machine is, not whether a test passes.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_configure(config):
+    """Gives the run a temporary folder of its own: PyG and torchrun leave files in theirs.
+
+    What pytest keeps of the last runs, and what Inductor keeps for the next one, stay where they
+    were.
+    """
+    if hasattr(config, "workerinput"):  # a process of xdist's: it has the folder of the first
+        return
+    usual = tempfile.gettempdir()
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", usual)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{usual}/torchinductor_{getpass.getuser()}")
+    own = tempfile.mkdtemp(prefix="dataeff-")
+    os.environ["TMPDIR"], tempfile.tempdir = own, own
+
+    def remove():
+        os.environ["TMPDIR"], tempfile.tempdir = usual, usual
+        shutil.rmtree(own, ignore_errors=True)
+
+    config.add_cleanup(remove)
+
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
