@@ -125,7 +125,7 @@ def test_bytes_are_readable():
 
 
 def test_ctrl_c_ends_the_program_and_leaves_nothing(tmp_path):
-    command = [sys.executable, "-m", "dataeff.demo", "--tiny"]
+    command = [sys.executable, "-m", "dataeff", "demo", "--tiny"]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
