@@ -179,6 +179,13 @@ def test_demo_that_cannot_write_says_so_in_one_line(capsys, tmp_path):
     assert code == 2 and "cannot write the report" in err and err.count("\n") == 1
 
 
+def test_demo_refuses_a_spill_directory_before_it_trains(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("dataeff.demo.run.run_gnn", None)  # would fail, were it called
+    typed = ("demo", "--spill", "/proc", "--report-dir", str(tmp_path), "--tiny")
+    code, _, err = run(capsys, *typed)
+    assert code == 2 and "cannot spill activations to /proc" in err and err.count("\n") == 1
+
+
 def test_plan_prints_what_the_capacity_functions_compute(capsys):
     from dataeff.offload.capacity import MODELS, Disks, Gpu, plan_capacity
 
@@ -212,6 +219,7 @@ def test_plan_of_what_fits_wears_no_disk(capsys):
     ("typed", "message"),
     [
         (["--model", "nope"], "unknown model 'nope': choose from llama-8b"),
+        (["--model", "llama-8b", "--sequence", "0"], "--sequence: 0 is not a positive number"),
         (["--model", "llama-8b", "--disks", "0"], "--disks: 0 is not a positive number"),
         (["--model", "llama-8b", "--disk-tb", "inf"], "--disk-tb: inf is not a positive number"),
         (["--model", "llama-8b", "--utilization", "40"], "utilization=40.0 is no share"),
@@ -234,4 +242,13 @@ def test_convert(capsys, tmp_path):
     code, _, err = run(capsys, *arguments)
     assert code == 2 and "exists" in err and str(target) in err
     code, _, err = run(capsys, "convert", "no.npy", str(tmp_path / "y.npy"))
-    assert code == 2 and "no.npy" in err
+    assert code == 2 and err == "dataeff: no.npy: No such file or directory\n"
+
+
+def test_convert_names_the_tensors_of_a_file_without_quotes_of_python(capsys, tmp_path):
+    dataeff.convert(torch.zeros(2, 3), tmp_path / "x.safetensors")
+    typed = ("convert", str(tmp_path / "x.safetensors"), str(tmp_path / "x.npy"), "--name", "y")
+    assert run(capsys, *typed)[::2] == (
+        2,
+        f"dataeff: {tmp_path}/x.safetensors holds no tensor 'y', but one of 'x'\n",
+    )

@@ -15,6 +15,18 @@ _ENDS = (signal.SIGTERM, signal.SIGHUP)
 class UserError(Exception):
     """A mistake in what was typed: shown as one line, exit code 2."""
 
+    @classmethod
+    def of(cls, error: Exception, option: str = "") -> UserError:
+        """`error` without its number or the quotes of a KeyError, after the option it is about."""
+        text = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            text = (
+                error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+            )
+        elif isinstance(error, KeyError):
+            text = str(error.args[0])
+        return cls(f"{option}: {text}" if option else text)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command and exits; the console entry point.

@@ -1,7 +1,8 @@
-"""What several commands take: a device, a directory."""
+"""What several commands take: a device, a directory, a file to write."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,3 +37,16 @@ def existing_directory(option: str, path: Path | None) -> Path:
     if not directory.is_dir():
         raise UserError(f"{option}: {directory} is not a directory")
     return directory
+
+
+def check_writable(option: str, path: Path | None) -> None:
+    """Says so before minutes are spent on results that could not be kept."""
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{option}: the folder {folder} does not exist")
+    if path.is_dir():
+        raise UserError(f"{option}: {path} is a folder, not a file")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UserError(f"{option}: {path} is not writable")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from dataeff.bench import Options, workloads, write
 from dataeff.cli import UserError
-from dataeff.cli.arguments import Device, existing_directory, torch_device
+from dataeff.cli.arguments import Device, check_writable, existing_directory, torch_device
 
 if TYPE_CHECKING:
     from dataeff.bench import Record
@@ -55,7 +54,7 @@ def command(
     )
     plots = _plot_paths(plot, chosen)
     for option, path in (("--json", json), *(("--plot", path) for path in plots.values())):
-        _check_writable(option, path)
+        check_writable(option, path)
     records: list[Record] = []
 
     def keep(found: list[Record]) -> None:
@@ -87,19 +86,6 @@ def _plot_paths(plot: Path | None, chosen: list[str]) -> dict[str, Path]:
     if len(chosen) == 1:
         return {chosen[0]: plot}
     return {one: plot.with_name(f"{plot.stem}-{one}{plot.suffix}") for one in chosen}
-
-
-def _check_writable(option: str, path: Path | None) -> None:
-    """Says so before minutes are spent on records that could not be kept."""
-    if path is None:
-        return
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"{option}: the folder {folder} does not exist")
-    if path.is_dir():
-        raise UserError(f"{option}: {path} is a folder, not a file")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise UserError(f"{option}: {path} is not writable")
 
 
 def _show(workload: str, records: list[Record]) -> None:

@@ -29,8 +29,10 @@ def command(
     from dataeff.features import convert
 
     columns = (BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
     try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        with Progress(*columns, console=console, transient=True, disable=quiet) as bar:
             task = bar.add_task("rows", total=None)
             written = convert(
                 source,
@@ -42,5 +44,5 @@ def command(
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
     except (OSError, ValueError, KeyError, ModuleNotFoundError) as mistake:
-        raise UserError(str(mistake)) from mistake
+        raise UserError.of(mistake) from mistake
     typer.echo(str(written))

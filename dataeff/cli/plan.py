@@ -52,6 +52,10 @@ def command(
     if from_report is None and model not in MODELS:
         raise UserError(f"--model: unknown model {model!r}: choose from {', '.join(MODELS)}")
     positive = {
+        "--gpus": gpus,
+        "--tensor-parallel": tensor_parallel,
+        "--microbatch": microbatch,
+        "--sequence": sequence,
         "--gpu-memory-gb": gpu_memory_gb,
         "--gpu-tflops": gpu_tflops,
         "--utilization": utilization,
@@ -81,7 +85,7 @@ def command(
             disks=disk,
         )
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError.of(error) from error
     _show(f"{model} on {gpus} GPUs, one GPU's share of a step", plan, as_json)
 
 
@@ -92,7 +96,7 @@ def _from_report(path: Path, disks: Disks) -> CapacityPlan:
     try:
         report = OffloadReport.load(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"--from-report: {error}") from error
+        raise UserError.of(error, "--from-report") from error
     if not report.num_steps or not report.step_s:
         raise UserError(f"--from-report: {path} holds no finished step")
     return plan_from_measurement(report.bytes_per_step, report.step_s, disks=disks)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dataeff.cli import UserError
+from dataeff.cli.arguments import check_writable
 
 if TYPE_CHECKING:
     from dataeff.rgnn import Graph, Layer
@@ -81,8 +82,7 @@ def build(
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
-    if json is not None and not json.absolute().parent.is_dir():
-        raise UserError(f"--json: the folder {json.absolute().parent} does not exist")
+    check_writable("--json", json)
     published, sizes, shapes, choice = _what_to_build(layer, num_in, num_out, heads)
     reports: list[StepReport] = []
     for one in target or TARGETS:

@@ -7,6 +7,7 @@ bits.
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import tempfile
@@ -126,7 +127,7 @@ class _Offload:
     """An `ActivationOffload` whose files are gone at the end, with errors a user can act on."""
 
     def __init__(self, trainer: Trainer, settings: TextSettings, spill: Path) -> None:
-        self._directory = self._make_directory(spill)
+        self._directory = _make_directory(spill)
         try:
             self.saving = ActivationOffload(
                 trainer.model, spill=[self._directory], min_bytes=settings.min_bytes
@@ -136,22 +137,27 @@ class _Offload:
             raise SpillError(f"cannot spill activations to {spill}: {error}") from error
         trainer.ledger = self.saving.ledger  # transfers and compute on one timeline
 
-    @staticmethod
-    def _make_directory(spill: Path) -> str:
-        try:
-            return tempfile.mkdtemp(prefix="spill-", dir=spill)
-        except OSError as error:
-            raise SpillError(
-                f"cannot spill activations to {spill}: {error.strerror}. Name a directory that can "
-                "be written to, on a disk with some free gigabytes"
-            ) from error
-
     def __enter__(self) -> _Offload:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.saving.close()
         shutil.rmtree(self._directory)
+
+
+def _make_directory(spill: Path) -> str:
+    try:
+        return tempfile.mkdtemp(prefix="spill-", dir=spill)
+    except OSError as error:
+        raise SpillError(
+            f"cannot spill activations to {spill}: {error.strerror}. Name a directory that can "
+            "be written to, on a disk with some free gigabytes"
+        ) from error
+
+
+def check_spill(spill: Path) -> None:
+    """Raises SpillError when a directory cannot be written to."""
+    os.rmdir(_make_directory(spill))
 
 
 def _check_room(spill: Path, nbytes: int) -> None:

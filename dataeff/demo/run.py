@@ -16,7 +16,7 @@ import torch
 
 from dataeff.demo.console import Console, headline
 from dataeff.demo.gnn import run_gnn
-from dataeff.demo.lm import SpillError, run_lm
+from dataeff.demo.lm import SpillError, check_spill, run_lm
 from dataeff.demo.machine import describe_machine, describe_versions
 from dataeff.demo.report import write_report
 from dataeff.demo.settings import choose_settings
@@ -61,6 +61,8 @@ def run_demo(
     text = replace(settings.text, max_seconds=min(settings.text.max_seconds, max_seconds / 3))
     console = Console(quiet)
     directory = _writable(Path(report_dir))
+    if spill is not None:
+        check_spill(Path(spill))  # before minutes of the part that does not need it
     started = time.perf_counter()
     with _deterministic(where), _spill_directory(spill, directory) as spill_path:
         console.heading("Relational GNN, features in host memory")

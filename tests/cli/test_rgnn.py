@@ -115,6 +115,7 @@ def test_build_fails_when_a_kernel_spills(capsys, monkeypatch):
         (("build", "--layer", "gcn"), "none of rgcn, rgat, hgt, simple_hgn, comp_gcn"),
         (("build", "--layer", "rgat", "--heads", "3"), "--heads 3"),
         (("build", "--layer", "rgat", "--dtype", "int8"), "'int8' is none of float32"),
+        (("build", "--layer", "rgat", "--json", "/tmp"), "/tmp is a folder, not a file"),
         (("build", "--layer", "rgat", "--target", "hopper"), "sm_90, got 'hopper'"),
         (("explain", "nowhere.py"), "nowhere.py is not a file"),
         (("explain", __file__), "needs a function example()"),
