@@ -145,7 +145,8 @@ class HotTier:
         if device.type == "cuda":
             ids = torch.arange(self.num_hot, device="cpu") if chosen is None else chosen
             with torch.cuda.device(device):
-                self.rows = gather_stored(source, ids.to(device), source.table.dtype)
+                codes = Source(source.table)  # as they are kept: scales have no part in it
+                self.rows = gather_stored(codes, ids.to(device), source.table.dtype)
                 # Once: the next gather may be on another stream, which knows nothing of this one.
                 torch.cuda.current_stream(device).synchronize()
 

@@ -1,9 +1,11 @@
 """Hot rows: the choice, the account, the adaptive policy and the cost model, on the CPU."""
 
+import contextlib
 import pickle
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dataeff
@@ -12,6 +14,7 @@ from dataeff.features.adaptive import AdaptivePlacement
 from dataeff.features.gather_stored import Source
 from dataeff.features.hot import HotTier
 from dataeff.features.hot_cost import hit_rate_curve, suggest_hot_rows
+from dataeff.features.quantised import quantise
 
 ROWS = 50
 
@@ -44,6 +47,21 @@ def test_rows_are_the_same_and_hits_are_counted(x, store, device_index):
     assert stats.nbytes == {"host->host": 2 * plain.stats().nbytes["host->host"]}
     table.close()
     assert table.stats() == stats
+
+
+@pytest.mark.parametrize("store", ["int8", "fp8", "fp16"])
+@pytest.mark.parametrize("policy", ["static", "adaptive"])
+def test_copies_on_a_gpu_are_the_rows_as_they_are_kept(x, store, policy, cuda_double, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(cuda_double.current, "synchronize", lambda: None, raising=False)
+    codes, scales = quantise(x, store)
+    hot = HotRows(10, torch.rand(ROWS), policy=policy)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        device = torch.device("cuda", 0)
+        source = Source(codes, None if scales is None else scales.to(device))
+        tier = HotTier(hot, source, device)
+        assert tier.rows.shape == (10, 6) and tier.rows.dtype == codes.dtype
+        assert tier.source().scales is source.scales
 
 
 def test_without_a_score_the_first_rows_are_hot(x):
