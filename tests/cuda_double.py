@@ -13,6 +13,9 @@ class Event:
         self.stream = stream
         self.log.append(("record", stream.name))
 
+    def synchronize(self):
+        self.log.append(("host waits for event of", self.stream.name))
+
 
 class Stream:
     def __init__(self, log, name):

@@ -66,28 +66,23 @@ def prefetch_in_thread_on_stream(
 ) -> Prefetch:
     """Runs `gather`, which keeps the host busy, in a thread whose copies to the GPU use `stream`.
 
-    The stream waits for what the current stream has queued (it may make the index, and may still
-    read rows whose memory comes round again); the reader's stream waits for the copy.
+    The rows' memory is of the current stream, as in `prefetch_on_stream`. Nobody can let that one
+    wait for a copy that is yet to be queued, so the thread waits for it: rows that are dropped
+    unseen are whole when their memory goes back.
     """
     made = torch.cuda.Event()
     made.record(torch.cuda.current_stream(index.device))
 
-    def run() -> tuple[Tensor, torch.cuda.Event]:
+    def run() -> Tensor:
         with torch.cuda.stream(stream):
             stream.wait_event(made)
             rows = gather()
             done = torch.cuda.Event()
             done.record(stream)
-        return rows, done
-
-    future = executor.submit(run)
-
-    def finish() -> Tensor:
-        rows, done = _result(future)
-        torch.cuda.current_stream(index.device).wait_event(done)
+        done.synchronize()
         return rows
 
-    return Prefetch(finish)
+    return prefetch_in_thread(executor, run)
 
 
 def prefetch_on_stream(
@@ -95,9 +90,9 @@ def prefetch_on_stream(
 ) -> Prefetch:
     """Runs `gather` on `stream`, after what the current stream has queued (it may make the index).
 
-    The rows are allocated on `stream`; whoever waits lets their own stream wait for the event, and
-    the side stream in turn waits for the current stream at the next prefetch, so a block that is
-    freed and taken again is never written while it is still read.
+    `gather` writes into memory that was allocated on the current stream: were it the side stream's,
+    rows that a reader lets go could be taken for the next gather while kernels still read them.
+    That memory goes back only behind the gather, which whoever waits, or abandons, sees to.
     """
     made_on = torch.cuda.current_stream(index.device)
     stream.wait_stream(made_on)
@@ -108,7 +103,11 @@ def prefetch_on_stream(
 
     def finish() -> Tensor:
         # The index lives in this closure until the gather has been ordered before its reader.
-        torch.cuda.current_stream(index.device).wait_event(done)
+        reader = torch.cuda.current_stream(index.device)
+        reader.wait_event(done)
+        if reader != made_on:  # which would take the rows' memory back without waiting for either
+            made_on.wait_event(done)
+            rows.record_stream(reader)
         return rows
 
     # Or whoever gets the memory of the index next would write into it before it is read.

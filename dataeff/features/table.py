@@ -369,12 +369,15 @@ class FeatureTable:
         index = checked_tensor(index)
         with self._lock:
             rows, account = self._open_rows(), self._account
-            gather = partial(rows.gather, index, None, account)
-            if index.device.type != "cpu" and rows.asynchronous:
+            on_host, out = index.device.type == "cpu", None
+            if not on_host:  # on the stream of whoever asks, in whose order it will be let go
+                out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=rows.dtype)
+            gather = partial(rows.gather, index, out, account)
+            if not on_host and rows.asynchronous:
                 return prefetch_on_stream(self._stream(index), index, gather)
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
-            if index.device.type == "cpu":
+            if on_host:
                 return prefetch_in_thread(self._executor, gather)
             stream = self._stream(index)
             return prefetch_in_thread_on_stream(self._executor, stream, index, gather)
