@@ -1,5 +1,8 @@
 """The order of streams when threads bring batches to a GPU."""
 
+import warnings
+
+import pytest
 import torch
 
 from dataeff.integrations.pyg.delivery import Delivery
@@ -18,3 +21,30 @@ def test_results_are_made_beside_the_reader_and_in_order_with_it(cuda_double):
         ("side", "waits for", "another"),
         ("record", "side"),
     ]
+
+
+class Held(torch.Tensor):
+    """A tensor on a GPU that says for which streams it stays."""
+
+    is_cuda = True
+    stays_for = None
+
+    def record_stream(self, stream):
+        self.stays_for = stream.name
+
+
+@pytest.mark.parametrize("kind", ["tensors", "Data", "HeteroData"])
+def test_what_the_reader_lets_go_is_not_taken_while_its_kernels_run(cuda_double, kind):
+    """Also by work that began before the reader queued them."""
+    made = [torch.ones(3).as_subclass(Held), torch.ones(2).as_subclass(Held)]
+    result = {"x": made[0], "rest": [made[1], torch.ones(1), "name"]}
+    if kind != "tensors":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data_module = pytest.importorskip("torch_geometric.data")
+        result = data_module.Data(x=made[0], edge_index=made[1], note="name")
+        if kind == "HeteroData":
+            result = data_module.HeteroData(a={"x": made[0]}, b={"y": made[1]})
+    delivery = Delivery(torch.device("cuda"))
+    assert delivery.take(delivery.run(lambda task: result, 7)) is result
+    assert [tensor.stays_for for tensor in made] == ["reader", "reader"]

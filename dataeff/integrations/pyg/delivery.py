@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -16,8 +17,9 @@ class Delivery:
 
     A thread begins on the default stream of the first GPU, whatever its starter has chosen: there
     the work would wait for the reader's kernels, or race with them. Memory of a result that the
-    reader lets go comes round to this stream again, which therefore first waits for what the reader
-    has queued.
+    reader lets go comes round to this stream again: it first waits for what the reader has queued,
+    and work under way at that moment, which is past this wait, does not get the memory before the
+    reader's kernels are done (`record_stream`: no event of ours comes after all of them).
 
     Args:
         device: a CUDA device; without a number the current one.
@@ -40,4 +42,18 @@ class Delivery:
         result, done = delivered
         self._reader = torch.cuda.current_stream(self._stream.device)
         self._reader.wait_event(done)
+        _each_tensor(result, self._stays_for_reader)
         return result
+
+    def _stays_for_reader(self, tensor: Any) -> None:
+        if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+            tensor.record_stream(self._reader)
+
+
+def _each_tensor(result: Any, visit: Callable[[Any], None]) -> None:
+    """`visit` for the tensors of a batch of PyG's, or of any tree of them and of others."""
+    for part in tree_leaves(result):
+        if hasattr(part, "apply_") and not isinstance(part, torch.Tensor):
+            part.apply_(visit)  # Data, HeteroData
+        else:
+            visit(part)
