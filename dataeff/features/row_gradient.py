@@ -27,6 +27,10 @@ def sparse_row_gradient(
 
     Returns:
         A coalesced sparse COO tensor of that shape, one sparse dimension, on the CPU.
+
+    Raises:
+        IndexError: an index on CUDA is out of range. The gather made its row zero; here it would be
+            written to memory of others.
     """
     flat = index.reshape(-1).long()
     flat = torch.where(flat < 0, flat + shape[0], flat)
@@ -34,11 +38,22 @@ def sparse_row_gradient(
     if padding_idx is not None:
         kept = flat != padding_idx
         flat, values = flat[kept], values[kept]
-    if flat.device.type == "cuda":
+    if flat.is_cuda:
         flat, values = sum_rows_by_segments(flat, values)
         flat, values = flat.cpu(), values.cpu()
+        _check_ends(flat, shape[0])
         return sparse_rows(flat, values, shape, is_coalesced=True)
     return sparse_rows(flat, values, shape).coalesce()
+
+
+def _check_ends(ascending: Tensor, num_rows: int) -> None:
+    for row in ascending[[0, -1]].tolist() if len(ascending) else ():
+        if not 0 <= row < num_rows:
+            wrong = row if row >= 0 else row - num_rows  # as it was before it was counted from 0
+            raise IndexError(
+                f"index {wrong} is out of range for a table of {num_rows} rows: its gradient goes "
+                "nowhere"
+            )
 
 
 def sparse_rows(

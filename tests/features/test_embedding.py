@@ -73,6 +73,21 @@ def test_segments_sum_what_coalescing_sums(index, dtype):
     assert torch.equal(sums, sum_rows_by_segments(index, rows)[1])
 
 
+class OnGpu(torch.Tensor):
+    """Ids whose sums are made as on a GPU, where a wrong one has not been refused before."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("wrong", [6, 2**40, -7, -(2**40)])
+@pytest.mark.parametrize("padding_idx", [None, 2])
+def test_a_wrong_index_writes_no_gradient_beside_the_table(wrong, padding_idx):
+    rows, shape = torch.rand(4, 3), torch.Size((6, 3))
+    index = torch.tensor([0, wrong, 5, -6]).as_subclass(OnGpu)
+    with pytest.raises(IndexError, match=rf"index {wrong} is out of range .* 6 rows"):
+        sparse_row_gradient(index, rows, shape, padding_idx)
+
+
 def test_threads_do_not_change_a_bit():
     index = torch.randint(0, 50, (4000,))
     rows = torch.randn(4000, 33)
