@@ -115,7 +115,7 @@ class Graph:
         self._id = next(_TOKENS)
         _LIVE[self._id] = self
         with torch.inference_mode(False):  # autograd saves it, of graphs made in validation too
-            self.token = torch.tensor([self._id])
+            self.token = torch.tensor([self._id], device="cpu")
 
     @classmethod
     def from_typed(

@@ -115,3 +115,11 @@ def test_a_dead_graph_is_reported(small):
     assert graph_of(small.token) is small
     with pytest.raises(RuntimeError, match="no longer exists"):
         graph_of(torch.tensor([-1]))
+
+
+def test_a_graph_is_found_again_whatever_the_default_device_is():
+    """Its token is looked at by the host at every call: it is never to be on a GPU."""
+    edges = torch.tensor([[0, 1], [1, 0]])
+    with torch.device("meta"):
+        graph = rgnn.Graph(edges, num_nodes=2)
+    assert graph.token.device.type == "cpu"
