@@ -41,10 +41,25 @@ TABLES = {
 }
 
 
+def test_a_test_of_waits_leaves_no_mode_behind(monkeypatch, waits_are_errors):
+    """torch says once that the mode is a prototype, and warnings are errors."""
+    modes = []
+
+    def set_mode(mode):
+        modes.append(mode)
+        if mode == "error":
+            warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    with pytest.raises(KeyError), waits_are_errors():
+        raise KeyError
+    assert modes == ["error", "default"]
+
+
 @needs_cuda
 @pytest.mark.parametrize("kind", TABLES)
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_gather_never_makes_the_host_wait(x, kind, ahead):
+def test_a_gather_never_makes_the_host_wait(x, kind, ahead, waits_are_errors):
     indices = [torch.randint(NODES, (700,), device="cuda") for _ in range(6)]
     with FeatureTable(x, **TABLES[kind]) as table:
         expected = [table[index.cpu()] for index in indices]
@@ -54,11 +69,8 @@ def test_a_gather_never_makes_the_host_wait(x, kind, ahead):
 
         gather(indices[0])
         torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waits_are_errors():
             found = [gather(index) for index in indices]
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
         for rows, right in zip(found, expected, strict=True):
             assert torch.equal(rows.cpu(), right)
 

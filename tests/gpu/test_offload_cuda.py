@@ -156,19 +156,15 @@ def test_device_memory_is_given_up_while_forward_runs(tmp_path, tier):
 
 
 @needs_cuda
-def test_the_host_tier_never_makes_the_host_wait(tmp_path):
+def test_the_host_tier_never_makes_the_host_wait(tmp_path, waits_are_errors):
     model, x = make_model("cuda"), make_batch("cuda")
     offload = offload_of(model, tmp_path, **TIERS["host"])
     for _ in range(2):
         with offload:
             model(x).square().mean().backward()
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with offload:
-            model(x).square().mean().backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with waits_are_errors(), offload:
+        model(x).square().mean().backward()
     offload.close()
 
 

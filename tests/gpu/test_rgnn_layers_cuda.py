@@ -57,14 +57,11 @@ def test_equals_the_cpu(name, dtype):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_nothing_waits_for_the_device_once_the_graph_is_built(name):
+def test_nothing_waits_for_the_device_once_the_graph_is_built(name, waits_are_errors):
     graph, args = make_graph("cuda"), make_arguments(name, "cuda")
     step(name, graph, args)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_are_errors():
         step(name, graph, args)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

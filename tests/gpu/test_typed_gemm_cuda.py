@@ -56,17 +56,14 @@ def test_equals_reference(dtype, num_in, num_out, heads, gather):
     assert relative_error(dw, expected_dw) < TOLERANCE[dtype]
 
 
-def test_nothing_waits_for_the_device():
+def test_nothing_waits_for_the_device(waits_are_errors):
     inputs, seg_ptr, options = make_case(torch.float32, 64, 64)
     x, weight, dy = inputs.values()
     typed_gemm(x, weight, seg_ptr, **options)  # compiles
     typed_gemm_dw(x, dy, seg_ptr, **options)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waits_are_errors():
         typed_gemm(x, weight, seg_ptr, **options)
         typed_gemm_dw(x, dy, seg_ptr, **options)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_captured_in_a_cuda_graph_with_other_segments_later():
