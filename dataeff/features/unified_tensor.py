@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
@@ -35,7 +36,7 @@ class UnifiedTensor(torch.Tensor):
     | in place: `u.add_(y)`, `u[i] = y`, `out=u` | as above | written into `u`'s host memory |
     | `u.clone()`, `deepcopy(u)` | - | unified, memory of its own |
     | `u.cpu()`, `u.numpy()` | - | a plain tensor, an array, over the same memory |
-    | `u.cuda()`, `u.to(device)` | - | a copy in GPU memory |
+    | `u.cuda()`, `u.to(device)`, `torch.load(map_location=device)` | - | a copy in GPU memory |
 
     A result on the GPU is a plain CUDA tensor, on the CPU a plain CPU tensor. CPU scalars decide
     nothing. Gradients of a unified leaf are plain CPU tensors, as its memory is on the host. The
@@ -107,11 +108,12 @@ class UnifiedTensor(torch.Tensor):
             if not self.is_leaf:
                 raise RuntimeError("only leaves of autograd's graph are deep-copied: u.detach()")
             memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
+            memo[id(self)].__dict__.update(deepcopy(_attributes(self), memo))
         copy: UnifiedTensor = memo[id(self)]
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (_plain(self).detach(), self.requires_grad, self.propagate)
+        return _rebuild, (_plain(self).detach(), *_kind_of(self))
 
 
 class PropagatingTensor(UnifiedTensor):
@@ -380,20 +382,33 @@ def _own_memory(
 # --- between processes and into files -------------------------------------------------------------
 
 
-def _rebuild(x: Tensor, requires_grad: bool, propagate: bool) -> UnifiedTensor:
-    u = unified(x, propagate=propagate)
+def _attributes(u: UnifiedTensor) -> dict[str, Any]:
+    """What was set on the tensor; `_is_param` is how PyTorch knows a parameter of a subclass."""
+    return {name: value for name, value in u.__dict__.items() if name != "_memory"}
+
+
+def _kind_of(u: UnifiedTensor) -> tuple[bool, bool, dict[str, Any]]:
+    return u.requires_grad, u.propagate, _attributes(u)
+
+
+def _rebuild(
+    x: Tensor, requires_grad: bool, propagate: bool, attributes: dict[str, Any] | None = None
+) -> Tensor:
+    # torch.load may have been told to bring it elsewhere.
+    u = unified(x, propagate=propagate) if x.device == CPU else x
     u.requires_grad_(requires_grad)
+    u.__dict__.update(attributes or {})
     return u
 
 
-def _receive(shared: SharedTensor, requires_grad: bool, propagate: bool) -> UnifiedTensor:
-    return _rebuild(shared.tensor(), requires_grad, propagate)
+def _receive(shared: SharedTensor, *kind: Any) -> Tensor:
+    return _rebuild(shared.tensor(), *kind)
 
 
-def _send(u: UnifiedTensor) -> tuple[Callable[..., UnifiedTensor], tuple[Any, ...]]:
+def _send(u: UnifiedTensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
     with torch._C.DisableTorchFunctionSubclass():
         shared = SharedTensor(u)
-    return _receive, (shared, u.requires_grad, u.propagate)
+    return _receive, (shared, *_kind_of(u))
 
 
 for _kind in (UnifiedTensor, PropagatingTensor):

@@ -9,6 +9,7 @@ import io
 import pickle
 import sys
 import weakref
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -385,6 +386,34 @@ def test_pickle_copies_and_keeps_the_kind(x):
     assert type(loaded) is type(u) and loaded.data_ptr() != u.data_ptr()
     with pytest.raises(RuntimeError, match="leaves"):
         copy.deepcopy(u.view(-1))
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.deepcopy,
+        copy.copy,
+        lambda u: pickle.loads(pickle.dumps(u)),
+        lambda u: pickle.loads(ForkingPickler.dumps(u)),
+    ],
+    ids=["deepcopy", "copy", "pickle", "sent"],
+)
+def test_a_copy_of_a_parameter_is_a_parameter(x, copied):
+    module = torch.nn.Module()
+    module.u = torch.nn.Parameter(dataeff.unified(x))
+    again = copied(module.u)
+    assert isinstance(again, torch.nn.Parameter) and isinstance(again, UnifiedTensor)
+    module.u = again  # which takes parameters alone
+    assert not isinstance(copied(dataeff.unified(x)), torch.nn.Parameter)
+
+
+def test_a_file_loads_to_another_device(x):
+    file = io.BytesIO()
+    torch.save({"u": torch.nn.Parameter(dataeff.unified(x))}, file)
+    file.seek(0)
+    loaded = torch.load(file, map_location="meta")["u"]
+    assert type(loaded) is torch.Tensor and isinstance(loaded, torch.nn.Parameter)
+    assert loaded.device == META and loaded.shape == x.shape
 
 
 def test_a_module_with_one_round_trips_its_state(x):
