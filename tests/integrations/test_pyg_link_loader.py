@@ -137,3 +137,30 @@ def test_times_bound_both_neighbourhoods():
         assert (batch.time <= bound).all()
     with pytest.raises(ValueError, match="edge_label_time"):
         LinkNeighborLoader(data, [4], time_attr="time")
+
+
+@pytest.mark.parametrize(
+    "named",
+    [None, make_hetero()[CITES].edge_index, ("paper", "likes", "paper"), (WRITES[1:], None), []],
+)
+def test_edges_of_a_typed_graph_name_their_type(named):
+    with pytest.raises(ValueError, match=r"an edge type of the graph, one of \[\('paper', 'cites'"):
+        LinkNeighborLoader(make_hetero(), [2], edge_label_index=named)
+
+
+@pytest.mark.parametrize("named", [WRITES, ("author", "paper"), (list(WRITES), None)])
+def test_edge_types_go_by_pyg_s_short_forms(named):
+    loader = LinkNeighborLoader(make_hetero(), [2], edge_label_index=named, batch_size=10)
+    assert len(loader) == 10 and "input_id" in next(iter(loader))[WRITES]
+
+
+@pytest.mark.parametrize("num_values", [NUM_EDGES - 1, NUM_EDGES + 1])
+def test_there_is_one_label_and_one_time_for_each_edge(num_values):
+    values = torch.zeros(num_values, dtype=torch.int64)
+    said = f"has {num_values} values for {NUM_EDGES} edges"
+    with pytest.raises(ValueError, match=f"edge_label {said}"):
+        LinkNeighborLoader(make_data(), [2], edge_label=values)
+    data = make_data()
+    data.time = torch.zeros(NUM_NODES, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"edge_label_time {said}"):
+        LinkNeighborLoader(data, [2], edge_label_time=values, time_attr="time")

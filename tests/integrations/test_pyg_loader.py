@@ -292,6 +292,13 @@ def test_times_of_edges_ask_for_those_of_seeds():
         next(iter(loader))
 
 
+def test_there_is_one_time_for_each_seed():
+    data = make_data()
+    data.time = torch.zeros(NUM_NODES, dtype=torch.int64)
+    with pytest.raises(ValueError, match=f"input_time has {NUM_NODES} values for 3 input_nodes"):
+        NeighborLoader(data, [2], input_nodes=[4, 5, 6], input_time=data.time, time_attr="time")
+
+
 def test_an_error_in_a_thread_reaches_the_caller():
     def broken(batch):
         if 40 in batch.input_id:

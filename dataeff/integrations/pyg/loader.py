@@ -148,11 +148,28 @@ def _named_seeds(data: Any, input_nodes: Any) -> Any:
 
 def _check_link_type(data: Any, edge_label_index: Any) -> None:
     """ValueError unless the edges of a typed graph name their type."""
-    if edge_label_index is None and not isinstance(data, Data):
+    if isinstance(data, Data):
+        return
+    stores = not isinstance(data, HeteroData)
+    types = [e.edge_type for e in data[1].get_all_edge_attrs()] if stores else data.edge_types
+    name = edge_label_index
+    if isinstance(name, (tuple, list)) and len(name) == 2 and not isinstance(name[0], str):
+        name = name[0]
+    if isinstance(name, (tuple, list)):
+        name = tuple(name) if stores else data._to_canonical(*name)
+    # Stores without types have the one type None, which does not do alone.
+    if isinstance(name, torch.Tensor) or edge_label_index is None or name not in types:
         raise ValueError(
-            "edge_label_index must name an edge type of the graph, alone or with edges, as in "
-            "(edge_type, edge_index)"
+            f"edge_label_index must name an edge type of the graph, one of {types}, alone or with "
+            f"edges, as in ({types[0]}, edge_index); got {name!r}"
         )
+
+
+def _check_one_for_each(seeds: str, num_seeds: int, **values: torch.Tensor | None) -> None:
+    """ValueError unless there are as many of each as seeds: others would go to wrong ones."""
+    for name, value in values.items():
+        if value is not None and len(value) != num_seeds:
+            raise ValueError(f"{name} has {len(value)} values for {num_seeds} {seeds}")
 
 
 def _make_sampler(
@@ -259,6 +276,7 @@ class NeighborLoader(_PipelinedLoader, pyg_loader.NeighborLoader):  # type: igno
             ),
             **kwargs,
         )
+        _check_one_for_each("input_nodes", len(self.input_data.node), input_time=input_time)
 
     @property
     def _sampler(self) -> PyGNeighborSampler:
@@ -356,6 +374,12 @@ class LinkNeighborLoader(_PipelinedLoader, pyg_loader.LinkNeighborLoader):  # ty
                 weight_attr=weight_attr,
             ),
             **kwargs,
+        )
+        _check_one_for_each(
+            "edges of edge_label_index",
+            len(self.input_data.row),
+            edge_label=edge_label,
+            edge_label_time=edge_label_time,
         )
 
     @property
