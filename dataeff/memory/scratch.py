@@ -6,8 +6,8 @@ machine, and 1.8 ms where the pages were there, against 12 ms for the product th
 the host has taken back what was free for two seconds it is worse: 427 MiB then took 1.05 s on one
 core, and 0.05 s otherwise.
 
-Blocks for intermediate values are taken and given; one for a result is lent, and comes back when no
-tensor uses it any more.
+What a run needs for all its intermediate values together is taken and given; a block for a result
+is lent, and comes back when no tensor uses it any more.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ class Scratch:
 
     Args:
         kept_nbytes: the most that blocks which are not in use may take.
+        roomy: a larger block does as well, however large, and a new one takes the place of all idle
+            ones: for users that take one block at a time, of sizes that differ.
     """
 
-    def __init__(self, kept_nbytes: int) -> None:
+    def __init__(self, kept_nbytes: int, *, roomy: bool = False) -> None:
         self.kept_nbytes = kept_nbytes
+        self.roomy = roomy
         self._idle: list[Tensor] = []
         self._used_nbytes = self._most_nbytes = 0  # in use now, and at most since `clear`
         self.forked()
@@ -60,18 +63,22 @@ class Scratch:
             return sum(b.nbytes for b in self._idle)
 
     def take(self, nbytes: int) -> Tensor:
-        """A block of at least `nbytes`, and at most a quarter more; uint8, of any content.
+        """A block of at least `nbytes`; uint8, of any content.
 
-        Idle blocks make room for a new one, so that all take at most a quarter more memory than was
-        in use at once. A step whose blocks have several sizes needs more than it uses at any time:
-        with none to spare, training HGT on a graph of am's sizes made 2.5 GB anew at every step.
+        It is at most a quarter larger, if not roomy. Idle blocks make room for a new one, so that
+        all take at most a quarter more memory than was in use at once.
         """
         with self._lock:
-            fits = [b for b in self._idle if nbytes <= b.nbytes <= nbytes * 5 // 4]
+            fits = [
+                b
+                for b in self._idle
+                if nbytes <= b.nbytes and (self.roomy or b.nbytes <= nbytes * 5 // 4)
+            ]
             best = min(fits, key=lambda b: b.nbytes, default=None)
             if best is None:
                 used = self._used_nbytes + nbytes
-                self._shrink(max(used, self._most_nbytes) * 5 // 4 - used)
+                spare = max(used, self._most_nbytes) * 5 // 4 - used
+                self._shrink(0 if self.roomy else spare)
                 best = on_huge_pages(torch.empty(nbytes, dtype=torch.uint8, device="cpu"))
             else:
                 self._idle = [b for b in self._idle if b is not best]
@@ -139,6 +146,13 @@ def kept_share() -> int:
 
 _all: weakref.WeakSet[Scratch] = weakref.WeakSet()
 SCRATCH = Scratch(kept_share())
+ARENAS = Scratch(kept_share(), roomy=True)
+
+
+def clear_idle() -> None:
+    """Give all idle blocks of this process back to the system."""
+    for scratch in list(_all):
+        scratch.clear()
 
 
 def _forked() -> None:

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-import torch
 from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
-from dataeff.memory.scratch import SCRATCH, SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
+from dataeff.memory.scratch import ARENAS, SCRATCH, SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
+from dataeff.rgnn.arena import Places, lives, place
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_gemm_sum, typed_sum
 from dataeff.rgnn.interpret import run_op
-from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
-from dataeff.rgnn.memory_plan import last_uses, makes, overwritten
+from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
+from dataeff.rgnn.memory_plan import last_uses, overwritten, passing
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.tiles import GemmSchedule
 from dataeff.rgnn.view import View
 
+NO_PLACES = Places({}, 0)
+KEPT_PLACES = 64  # plans of memory, one for each size of graphs that a program has run on
 RunTraversal = Callable[[int, Traversal, View, dict[int, Tensor]], None]
 
 
@@ -26,30 +28,30 @@ class Memory:
     """What one run's values stand in.
 
     Args:
-        passing: values that are gone after a step, by its number. Large ones share `SCRATCH`, which
-            lends memory to those that stay.
+        places: where large values that pass stand in one block, which the next run takes again.
+            Those that stay are lent memory.
     """
 
-    def __init__(self, passing: dict[int, int]) -> None:
-        self.passing = passing
-        self.blocks: dict[int, Tensor] = {}
+    def __init__(self, places: Places) -> None:
+        self.places = places
+        self.block: Tensor | None = None
 
-    def tensor(self, value: int, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def tensor(self, value: int, shape: tuple[int, ...], like: Tensor, *, stays: bool) -> Tensor:
         """Memory of any content for a value, in the dtype and on the device of `like`."""
         nbytes = prod(shape) * like.element_size()
-        passing = value in self.passing
-        smallest = SMALLEST_NBYTES if passing else SMALLEST_LENT_NBYTES
-        if like.device.type != "cpu" or nbytes < smallest:
-            return on_huge_pages(like.new_empty(shape))
-        if not passing:
+        if (offset := self.places.offsets.get(value)) is not None:
+            if self.block is None:
+                self.block = ARENAS.take(self.places.nbytes)
+            return self.block[offset : offset + nbytes].view(like.dtype).view(shape)
+        if stays and like.device.type == "cpu" and nbytes >= SMALLEST_LENT_NBYTES:
             return SCRATCH.lend(nbytes).view(like.dtype).view(shape)
-        block = self.blocks[value] = SCRATCH.take(nbytes)
-        return block[:nbytes].view(like.dtype).view(shape)
+        return on_huge_pages(like.new_empty(shape))
 
-    def after(self, step: int) -> None:
-        """Return the blocks of values that nothing uses after a step."""
-        for value in [v for v in self.blocks if self.passing[v] <= step]:
-            SCRATCH.give(self.blocks.pop(value))
+    def close(self) -> None:
+        """Return the block."""
+        if self.block is not None:
+            ARENAS.give(self.block)
+            self.block = None
 
 
 class Executor:
@@ -76,28 +78,22 @@ class Executor:
             if isinstance(step, Traversal)
         }
         self.overwrites = overwritten(schedule)
-        self.passing = self._passing()
+        self.passing = passing(schedule)
+        self._placed: dict[tuple[tuple[int, ...], int], Places] = {}
 
-    def _passing(self) -> dict[int, int]:
-        """Values whose memory no result of a run can share, with the step that ends its use.
-
-        A dense step may return a view of its operand. A result in an operand's memory ends with it.
-        """
-        kept = set(self.program.outputs)
-        own: set[int] = set()
-        for number, step in enumerate(self.schedule.steps):
-            if not isinstance(step, Dense):
-                own.update(makes(self.schedule, number))
-            elif self.program[step.op].kind != "sum":
-                kept.update(self.program[step.op].args)
-        ends = {v: n for v, n in self.last_use.items() if v in own}
-        for number, operand in sorted(self.overwrites.items(), reverse=True):
-            (result,) = makes(self.schedule, number)
-            if result in kept or result not in ends:
-                kept.add(operand)
-            elif operand not in kept:
-                ends[operand] = ends[result]
-        return {v: n for v, n in ends.items() if v not in kept}
+    def _places(self, view: View, like: Tensor) -> Places:
+        """Where large values that pass stand in one block of host memory."""
+        if like.device.type != "cpu":
+            return NO_PLACES
+        item_size = like.element_size()
+        key = view.sizes, item_size
+        places = self._placed.get(key)
+        if places is None:
+            found = lives(self.schedule, view.sizes, item_size, SMALLEST_NBYTES)
+            while len(self._placed) >= KEPT_PLACES:
+                self._placed.pop(next(iter(self._placed)), None)
+            places = self._placed[key] = place(found)
+        return places
 
     def __call__(self, view: View, inputs: dict[str, Tensor]) -> list[Tensor]:
         """Outputs of the program, [rows, *row shape] each."""
@@ -106,16 +102,15 @@ class Executor:
         for op in self.program.inputs:
             tensor = inputs[str(op.attrs[0])].contiguous()
             values[op.id] = tensor.unsqueeze(0) if op.type.domain == "one" else tensor
-        memory = Memory(self.passing)
+        memory = Memory(self._places(view, like))
         try:
             for number, step in enumerate(self.schedule.steps):
                 self._run(number, step, view, values, like, memory)
                 for value, last in self.last_use.items():
                     if last == number:
                         values.pop(value, None)
-                memory.after(number)
         finally:  # a step that failed keeps no block
-            memory.after(len(self.schedule.steps))
+            memory.close()
         return [self._result(o, values, like) for o in self.program.outputs]
 
     def _result(self, output: int, values: dict[int, Tensor], like: Tensor) -> Tensor:
@@ -137,9 +132,7 @@ class Executor:
                 if number in self.overwrites:
                     values[sink] = values[self.overwrites[number]]
                     continue
-                kind = self.program[sink].type
-                shape = (view.num_rows(kind.domain), *kind.shape)
-                values[sink] = memory.tensor(sink, shape, like)
+                values[sink] = self._memory_of(sink, view, memory, like)
             self.run_traversal(number, step, view, values)
         elif isinstance(step, Gemm):
             run = self._gemm if step.scatter is None else self._added_up
@@ -156,6 +149,11 @@ class Executor:
                 values[step.op] = _sum_by_type(args[0], op.map, view)
             else:
                 values[step.op] = run_op(op, args, types, view, {}, like).contiguous()
+
+    def _memory_of(self, value: int, view: View, memory: Memory, like: Tensor) -> Tensor:
+        kind = self.program[value].type
+        shape = (view.num_rows(kind.domain), *kind.shape)
+        return memory.tensor(value, shape, like, stays=value not in self.passing)
 
     def _operand(self, value: int, values: dict[int, Tensor], like: Tensor) -> Tensor:
         if value in values:
@@ -182,7 +180,7 @@ class Executor:
         overwrite = order is None and number in self.overwrites
         out = None
         if order is None and not overwrite and rows.device.type == "cpu":
-            out = memory.tensor(step.op, (view.num_rows(domain), *op.type.shape), rows)
+            out = self._memory_of(step.op, view, memory, rows)
         result = _linear(
             *(rows, other, types, gather, batch, op.kind == "linear_t"),
             overwrite_x=overwrite,
@@ -192,14 +190,14 @@ class Executor:
         result = result.reshape(result.shape[0], *op.type.shape)
         if order is None:
             return result
-        unsorted = torch.empty_like(result)
+        unsorted = self._memory_of(step.op, view, memory, rows)
         return unsorted.index_copy_(0, order.long(), result)
 
     def _added_up(
         self, number: int, step: Gemm, view: View, values: dict[int, Tensor], memory: Memory
     ) -> Tensor:
         """Products of pairs, added up at their node."""
-        op, product = self.program[step.op], self.schedule.product(step)
+        product = self.schedule.product(step)
         assert step.scatter is not None
         rows, weight = values[step.rows], values[product.args[1]]
         heads = len(product.type.shape) - 1 if product.kind == "linear_t" else rows.dim() - 2
@@ -208,8 +206,7 @@ class Executor:
         if number in self.overwrites:
             out = values[self.overwrites[number]]
         else:
-            shape = (view.num_rows(op.type.domain), *op.type.shape)
-            out = memory.tensor(step.op, shape, rows)
+            out = self._memory_of(step.op, view, memory, rows)
             if onto is not None:
                 out.copy_(values[onto])
         typed_gemm_sum(

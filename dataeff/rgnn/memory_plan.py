@@ -180,6 +180,28 @@ def overwritten(schedule: Schedule) -> dict[int, int]:
     return found
 
 
+def passing(schedule: Schedule) -> dict[int, int]:
+    """Values of kernels whose memory no result of a run can share, with the step that ends its use.
+
+    A dense step may return a view of its operand, and a result in an operand's memory ends with it.
+    """
+    program, over = schedule.program, overwritten(schedule)
+    until, kept = last_uses(schedule), set(program.outputs)
+    own: set[int] = set()
+    for number, step in reversed(list(enumerate(schedule.steps))):
+        if not isinstance(step, Dense):
+            own.update(makes(schedule, number))
+            operands = [over[number]] if number in over else []
+        else:
+            operands = [] if program[step.op].kind == "sum" else list(program[step.op].args)
+        for result, operand in ((r, o) for r in makes(schedule, number) for o in operands):
+            if result in kept or result not in until:
+                kept.add(operand)
+            else:
+                until[operand] = max(until.get(operand, number), until[result])
+    return {v: n for v, n in until.items() if v in own - kept}
+
+
 def moments(schedule: Schedule, sizes: tuple[int, ...], item_size: int) -> list[Moment]:
     """What is alive during each step."""
     prints = Footprints(schedule, sizes, item_size)

@@ -28,6 +28,7 @@ class View:
     def __init__(self, graph: Graph, sizes: tuple[int, ...]) -> None:
         self.graph = graph
         self.device = graph.device
+        self.sizes = sizes
         self._rows = {**dict(zip(SIZE_ORDER, sizes, strict=True)), "one": 1}
         self._rows["given"] = self._rows["edge"]
 

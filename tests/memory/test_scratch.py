@@ -204,3 +204,16 @@ def test_a_forked_child_does_not_wait_for_a_thread_that_is_not_there(kept):
     finally:
         done.set()
         thread.join()
+
+
+def test_a_roomy_scratch_takes_any_larger_block_and_leaves_none_idle_for_a_new_one():
+    kept = Scratch(64 * MB, roomy=True)
+    small, large = kept.take(4 * MB), kept.take(32 * MB)
+    kept.give(large)
+    kept.give(small)
+    assert kept.take(3 * MB) is small
+    assert kept.take(5 * MB) is large
+    for block in (small, large):
+        kept.give(block)
+    kept.take(40 * MB)
+    assert kept.nbytes == 0

@@ -135,9 +135,9 @@ def peak_host_bytes(call: Callable[[], object]) -> int:
     Every allocation of torch's CPU allocator is counted, as its profiler reports them; what a
     library takes from `malloc` itself is not.
     """
-    from dataeff.memory.scratch import SCRATCH
+    from dataeff.memory.scratch import clear_idle
 
-    SCRATCH.clear()  # memory that calls of our layers hand on is the step's
+    clear_idle()  # memory that calls of our layers hand on is the step's
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profiler:
