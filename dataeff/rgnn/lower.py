@@ -138,7 +138,27 @@ def _stored(program: Program, dense: tuple[str, ...]) -> set[int]:
     for op in program.ops:
         if op.kind == "gather" and op.args[0] in costly:
             found.add(op.args[0])
+    return found | _partial_products(program, found)
+
+
+def _partial_products(program: Program, stored: set[int]) -> set[int]:
+    """Inner products that are added to those of other wide rows: one wide value at a time."""
+    found: set[int] = set()
+    for op in program.ops:
+        if op.kind != "add" or op.type.domain != "edge" or op.type.numel > SMALL_PRODUCT:
+            continue
+        reads = {a: _wide_reads(program, stored, a) for a in op.args}
+        together = set().union(*reads.values())
+        found |= {
+            a for a, r in reads.items() if program[a].kind == "reduce" and r and r != together
+        }
     return found
+
+
+def _wide_reads(program: Program, stored: set[int], value: int) -> set[int]:
+    if value in stored:
+        return set()
+    return {v for v in _stored_reads(program, stored, value) if is_wide(program[v])}
 
 
 def gemm_rows(program: Program, op: Op) -> tuple[int, str | None]:

@@ -16,10 +16,13 @@ from torch import Tensor
 from dataeff.rgnn.autodiff import differentiate, gradient_input
 from dataeff.rgnn.backend import Runner, choose
 from dataeff.rgnn.ir import Program
+from dataeff.rgnn.passes.dce import eliminate_dead_code
+from dataeff.rgnn.passes.narrow import narrow
 from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint
 from dataeff.rgnn.profile import NUM_COUNTS, counts_of, nearby
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.split import split
+from dataeff.rgnn.split import Halves, split
+from dataeff.rgnn.step_memory import MOST_SHARE, is_large, share_of_step
 from dataeff.rgnn.text import render
 from dataeff.rgnn.tracer import RowCounts
 from dataeff.rgnn.view import View
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
 
 LAYERS: list[Layer] = []
+NARROWER = (2, 4)  # parts of the columns of wide products, until a step takes little enough memory
 
 
 @dataclass(frozen=True)
@@ -154,17 +158,67 @@ class Compiled:
         program = optimise(traced, sizes, self.stages, disabled)
         used = [str(op.attrs[0]) for op in program.inputs]
         self.wanted = [name for name in used if name in wanted]
-        joint = program
-        if self.wanted:
-            joint = differentiate(program, [name for name in wanted if name in used])
-            self.stages.append(("differentiate", joint))
-            joint = optimise_joint(joint, sizes, self.stages, disabled)
-        halves = split(joint, len(program.outputs))
+        grads = [name for name in wanted if name in used]
+        self._how = (dtype, device, backend, choice, sizes, disabled)
+        found = self._halves(program, grads, sizes, disabled)
+        for parts in NARROWER if "narrow" not in disabled else ():
+            if found.share <= MOST_SHARE:
+                break
+            narrower = eliminate_dead_code(narrow(program, parts))
+            if narrower == program:
+                break
+            other = self._halves(narrower, grads, sizes, disabled, ("narrow", narrower))
+            found = min(found, other, key=lambda f: f.share)
+        self.stages += found.stages
+        halves = found.halves
         self.num_outputs = halves.num_outputs
         self.forward, self.backward = halves.forward, halves.backward
-        how = (dtype, device, backend, choice, sizes, disabled)
-        self.forward_runner = Runner(self.forward, *how)
-        self.backward_runner = Runner(self.backward, *how) if self.backward else None
+        self.forward_runner, self.backward_runner = found.runners
+
+    def _halves(
+        self,
+        program: Program,
+        grads: Sequence[str],
+        sizes: tuple[int, ...],
+        disabled: frozenset[str],
+        *stages: tuple[str, Program],
+    ) -> _Step:
+        """A program with its gradients, cut in two and scheduled."""
+        joint, recorded = program, list(stages)
+        if grads:
+            joint = differentiate(program, grads)
+            recorded.append(("differentiate", joint))
+            joint = optimise_joint(joint, sizes, recorded, disabled)
+        halves = split(joint, len(program.outputs))
+        forward = Runner(halves.forward, *self._how)
+        backward = Runner(halves.backward, *self._how) if halves.backward else None
+        return _Step(
+            halves, (forward, backward), recorded, _share(halves, forward, backward, sizes)
+        )
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One way to carry out a training step, and the memory it takes over that of its tensors."""
+
+    halves: Halves
+    runners: tuple[Runner, Runner | None]
+    stages: list[tuple[str, Program]]
+    share: float
+
+
+def _share(
+    halves: Halves, forward: Runner, backward: Runner | None, sizes: tuple[int, ...]
+) -> float:
+    """The share of a step on the CPU that is large enough to ask; else none."""
+    if forward.name != "cpp" or backward is None:
+        return 0.0
+    schedules, item_size = (forward.schedule, backward.schedule), forward.dtype.itemsize
+    if schedules[0] is None or schedules[1] is None:
+        return 0.0
+    if not any(is_large(s, sizes, item_size) for s in schedules if s is not None):
+        return 0.0
+    return share_of_step(halves, schedules[0], schedules[1], sizes, item_size)
 
 
 _WATCHING: ContextVar[list[Plan] | None] = ContextVar("plans run", default=None)

@@ -96,6 +96,18 @@ def _sub_neg(b: Builder, op: Op, args: tuple[int, ...]) -> int | None:
     return b.emit("add", x, b[y].args[0], line=op.line) if b[y].kind == "neg" else None
 
 
+def _beside(b: Builder, op: Op, args: tuple[int, ...]) -> int | None:
+    """Columns that stand apart and fill the row are concatenated, rather than added to zeros."""
+    for first, last in (args, args[::-1]):
+        left, right = b[first], b[last]
+        if left.kind == right.kind == "embed" and left.attrs[0] == 0 and left.type == right.type:
+            parts = left.args[0], right.args[0]
+            widths = [b[p].type.shape[-1] for p in parts]
+            if right.attrs[0] == widths[0] and sum(widths) == left.type.shape[-1]:
+                return b.emit("concat", *parts, line=op.line)
+    return None
+
+
 def _constant(b: Builder, value: int) -> float | None:
     op = b[value]
     while op.kind in ("gather", "expand"):
@@ -127,7 +139,7 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
     "outer": (_neg_outwards,),
     "einsum": (_neg_outwards,),
     "neg": (_neg_of_neg,),
-    "add": (_drop_expand, _add_neg, _unit(0.0)),
+    "add": (_drop_expand, _add_neg, _beside, _unit(0.0)),
     "sub": (_drop_expand, _sub_neg, _unit(0.0)),
     "mul": (_drop_expand, _neg_outwards, _unit(1.0)),
     "div": (_drop_expand, _neg_outwards, _unit(1.0)),

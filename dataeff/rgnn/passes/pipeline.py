@@ -24,7 +24,7 @@ Stages = list[tuple[str, Program]]
 # What can be left out, to see what it is worth: passes over programs, and what `lower` does.
 PASSES = (
     *("canonicalise", "cse", "dce", "compact", "reorder", "fold_types", "aggregate_first"),
-    *("spread", "reassociate"),
+    *("spread", "reassociate", "narrow"),
 )
 OPTIONAL = (*PASSES, "fuse", "memory_plan")
 
