@@ -108,7 +108,8 @@ def ninja_file(target: Path, build_dir: Path, nvcc: Path | None) -> str:
     lines = [
         "ninja_required_version = 1.5",
         "rule cxx",
-        f"  command = {cxx} {CXX_FLAGS} {define} {includes} {cxx_extra} "
+        # The same objects wherever the sources lie: debug information names them from here.
+        f"  command = {cxx} {CXX_FLAGS} -ffile-prefix-map={ROOT}=. {define} {includes} {cxx_extra} "
         "-MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
@@ -175,7 +176,7 @@ def packages() -> list[str]:
 setup(
     packages=packages(),
     package_dir={"dataeff.kernels": "kernels"},
-    package_data={"dataeff": ["py.typed", "**/*.pyi", "**/*.html"]},
+    package_data={"dataeff": ["py.typed", "_core.pyi"]},
     ext_modules=[Extension("dataeff._core", sources=[])],
     cmdclass={"build_ext": NinjaBuild},
 )
