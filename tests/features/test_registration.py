@@ -83,6 +83,17 @@ def test_memory_that_the_tensor_gives_up_stays_until_it_is_registered_no_more(re
     assert registered[1].closed
 
 
+def test_a_release_waits_for_the_devices_that_read_the_memory(registered, monkeypatch):
+    awaited = []
+    monkeypatch.setattr(
+        torch.cuda, "synchronize", lambda device: awaited.append((device, registered[0].closed))
+    )
+    memory = RegisteredMemory(torch.ones(3))
+    memory.register(GPU)
+    memory.release()
+    assert awaited == [(GPU, False)] and registered[0].closed
+
+
 class OnGpu:
     """An index on a GPU, as far as rows look at it before they gather."""
 

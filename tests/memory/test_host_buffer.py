@@ -77,6 +77,19 @@ def test_closing_gives_the_memory_back():
     assert resident_bytes() - before < 48 << 20
 
 
+def test_closing_leaves_no_descriptor_and_no_mapping():
+    def left():
+        with open("/proc/self/maps") as maps:
+            return len(os.listdir("/proc/self/fd")), sum("memfd:dataeff" in line for line in maps)
+
+    before = left()
+    for _ in range(3):
+        with HostBuffer(8192, shared=True) as buffer:
+            HostBuffer.attach(buffer.fd, 8192).close()
+            assert left() != before
+    assert left() == before
+
+
 def test_shared_memory_is_seen_by_a_forked_child():
     buffer = HostBuffer(8192, shared=True)
     pid = os.fork()

@@ -93,6 +93,15 @@ def test_chunks_of_equal_shape_are_told_apart():
     assert len({View.of(q), View.of(k), View.of(v)}) == 3
 
 
+def test_a_storage_that_is_gone_is_not_found():
+    table, storage = StorageTable(), torch.ones(3).untyped_storage()
+    address = storage._cdata
+    known = table.lookup(storage)
+    assert table.find(address) is known
+    del storage
+    assert table.find(address) is None
+
+
 def test_a_reused_address_is_a_new_generation():
     table, seen = StorageTable(), set()
     for _ in range(1000):  # the allocator hands the same block out again and again

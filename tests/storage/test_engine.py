@@ -50,6 +50,22 @@ def test_round_trip_of_any_size_and_address(engine, spill, nbytes, shift):
     spill.free(extent)
 
 
+def test_a_part_of_a_block_is_filled_with_zeros_and_not_with_earlier_bytes(engine, tmp_path):
+    block = 4096
+    source, target = HostBuffer(block + 1), HostBuffer(block)
+    source.tensor().fill_(255)
+    at = source.data_ptr + 1  # by way of memory of the engine's that is aligned
+    with SpillFile(tmp_path) as spill:
+        if not spill.direct:
+            pytest.skip("no direct I/O here")
+        extent = spill.allocate(2 * block)
+        for transfer in [engine.write(spill.fd, at, block, extent.offset) for _ in range(64)]:
+            transfer.wait()
+        engine.write(spill.fd, at, 100, extent.offset + block).wait()
+        engine.read(spill.fd, target.data_ptr, block, extent.offset + block).wait()
+    assert target.tensor()[:100].eq(255).all() and target.tensor()[100:].eq(0).all()
+
+
 def test_many_transfers_at_once(engine, spill):
     sizes = [1 + 37_777 * i % (2 * PIECE) for i in range(60)]
     sources = [filled(size, i) for i, size in enumerate(sizes)]

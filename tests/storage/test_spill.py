@@ -98,6 +98,20 @@ def test_a_full_disk_is_found_by_allocate(tmp_path, monkeypatch, reason):
         assert spill.allocate(4 << 20) == extents[0]
 
 
+def test_what_a_failed_reservation_took_is_given_back(tmp_path, monkeypatch):
+    def takes_a_part(fd, offset, nbytes):
+        os.ftruncate(fd, offset + nbytes // 2)
+        raise OSError(errno.ENOSPC, "no room for the rest")
+
+    with SpillFile(tmp_path) as spill:
+        spill.allocate(4096)
+        before = os.fstat(spill.fd).st_size
+        monkeypatch.setattr(spill_module._core, "reserve_file", takes_a_part)
+        with pytest.raises(OSError, match="no room for the rest"):
+            spill.allocate(2 * before)
+        assert os.fstat(spill.fd).st_size == before
+
+
 def test_bad_directories(tmp_path):
     with pytest.raises(FileNotFoundError):
         SpillFile(tmp_path / "missing")
