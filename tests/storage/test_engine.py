@@ -209,7 +209,7 @@ def test_waiting_releases_the_interpreter_and_hears_signals(kind, spill):
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             transfer.wait()
-        assert len(ticks) == 20 and not transfer.done()
+        assert ticks and not transfer.done()  # how many says how busy the machine is
         ticker.join()
         timer.join()
         transfer.wait()
