@@ -70,6 +70,14 @@ def cuda_double(monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def cuda_kernels(tmp_path_factory):
+    """The core's CUDA kernels and their launches, compiled for the host."""
+    from cuda_kernels import build
+
+    return build(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="session")
 def cufile_path(tmp_path_factory):
     """Path of a libcufile that makes system calls."""
     from fake_cufile import build
