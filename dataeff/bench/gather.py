@@ -36,12 +36,12 @@ SETTLE_S = 4.0
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Rows of 64 to 4096 bytes; rows small, repeated, hot; requests by size; rows on disk."""
+    """Rows of 64 to 4096 bytes; rows repeated, hot, small; requests by size; rows on disk."""
     for case in (
         *_row_size_cases(options),
+        *gather_stored.power_law_cases(options),
         *gather_blocks.cases(options),
         *gather_stored.small_row_cases(options),
-        *gather_stored.power_law_cases(options),
         *gather_stored.request_cases(options),
         *gather_disk.cases(options),
         *gather_growth.cases(options),

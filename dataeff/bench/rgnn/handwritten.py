@@ -120,7 +120,7 @@ def aten(work: Workload) -> Step:
     p = parameters(work)
     rows = sources.node.numel() * (2 if work.model == "RGATConv" else 1)
     copies = 4 if work.training else 2  # gathered rows, products, and their gradients
-    require_memory(copies * rows * work.dim * 4, "products per pair would take")
+    require_memory(copies * rows * work.dim * 4, "products per pair would take", work.x.device)
 
     if work.model == "RGCNConv":
         share = prepared.mean_shares
@@ -149,7 +149,9 @@ def grouped(work: Workload) -> Step:
     if not hasattr(F, "grouped_mm"):
         raise Unavailable("this torch has no torch.nn.functional.grouped_mm")
     rows_per_edge = (3 if work.model == "RGCNConv" else 5) * (2 if work.training else 1)
-    require_memory(rows_per_edge * work.num_edges * work.dim * 4, "products per edge would take")
+    require_memory(
+        rows_per_edge * work.num_edges * work.dim * 4, "products per edge would take", work.x.device
+    )
     order = torch.argsort(work.edges.edge_type, stable=True)
     src, dst = work.edges.edge_index[:, order]
     counts = work.edges.edge_type.bincount(minlength=work.relations)

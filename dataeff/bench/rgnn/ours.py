@@ -72,7 +72,9 @@ def without_passes(work: Workload) -> Step:
     from dataeff.rgnn.plan import disabled_passes
 
     rows_per_edge = 4 if work.training else 2
-    require_memory(rows_per_edge * work.num_edges * work.dim * 4, "values per edge would take")
+    require_memory(
+        rows_per_edge * work.num_edges * work.dim * 4, "values per edge would take", work.x.device
+    )
     conv, graph = _layer(work), _graph(work)
     step = work.step(_forward(conv, graph, work), dict(conv.named_parameters()))
 

@@ -45,7 +45,9 @@ class GatedConv(torch.nn.Module):
 def formula(work: Workload) -> Step:
     """The same in plain PyTorch: one `mm` per relation over its edges, and operators per edge."""
     copies = 12 if work.training else 5
-    require_memory(copies * work.num_edges * work.dim * 2, "values per edge would take")
+    require_memory(
+        copies * work.num_edges * work.dim * 2, "values per edge would take", work.x.device
+    )
     order = torch.argsort(work.edges.edge_type, stable=True)
     (src, dst), kind = work.edges.edge_index[:, order], work.edges.edge_type[order]
     counts = kind.bincount(minlength=work.relations).tolist()

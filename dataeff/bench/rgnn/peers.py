@@ -43,13 +43,17 @@ def _pyg_layer(name: str, work: Workload) -> torch.nn.Module:
         largest = int(work.edges.edge_type.bincount().max())
         rows = work.num_edges if work.training else largest
         rows += 3 * work.nodes * (work.relations if work.training else 1)
-        require_memory(rows * work.dim * 4, "outputs per relation would take")
+        require_memory(rows * work.dim * 4, "outputs per relation would take", work.x.device)
     elif name == "HGTConv":  # keys and values of every relation's source nodes, and of edges
         rows = 3 * work.num_edges + 2 * work.relations * work.nodes
-        require_memory(rows * work.dim * 4, "keys and values per relation would take")
+        require_memory(
+            rows * work.dim * 4, "keys and values per relation would take", work.x.device
+        )
     else:
         copies = 4 if work.training else 2
-        require_memory(copies * work.num_edges * work.dim**2 * 4, "a weight per edge would take")
+        require_memory(
+            copies * work.num_edges * work.dim**2 * 4, "a weight per edge would take", work.x.device
+        )
     kinds: object = work.relations
     if name == "HGTConv":
         kinds = typed.metadata(work.edges, work.relations)
@@ -63,7 +67,9 @@ def dgl(work: Workload) -> Step:
     """DGL's RelGraphConv with PyTorch Geometric's normalisation."""
     library = import_dgl()
     copies = 6 if work.training else 3
-    require_memory(copies * work.num_edges * work.dim * 4, "messages per edge would take")
+    require_memory(
+        copies * work.num_edges * work.dim * 4, "messages per edge would take", work.x.device
+    )
     src, dst = work.edges.edge_index
     graph = library.graph((src, dst), num_nodes=work.nodes)
     conv = library.nn.RelGraphConv(work.dim, work.dim, work.relations)

@@ -154,18 +154,21 @@ def peak_host_bytes(call: Callable[[], object]) -> int:
     return peak
 
 
-def require_memory(nbytes: int, what: str) -> None:
-    """Declines work that this machine's free memory does not hold.
+def require_memory(nbytes: int, what: str, device: torch.device | None = None) -> None:
+    """Declines work that the free memory of `device`, of the host if None, does not hold.
 
     Raises:
         Unavailable: `what`, as a part of the sentence, and both numbers.
     """
-    if nbytes > 0.8 * (free := available_bytes()):
+    if nbytes > 0.8 * (free := available_bytes(device)):
         raise Unavailable(f"{what} {nbytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
-def available_bytes() -> int:
-    """Host memory that can be had without swapping."""
+def available_bytes(device: torch.device | None = None) -> int:
+    """Memory of a device that can be had, of the host if None, there without swapping."""
+    if device is not None and device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
