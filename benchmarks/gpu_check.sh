@@ -4,7 +4,8 @@
 # Leaves one results file, benchmarks/results/<device>-<date>.json, within ten minutes.
 #
 # Needs no network: Python with torch, triton, numpy, setuptools, pybind11, ninja, pytest (with
-# pytest-timeout, hypothesis), typer, rich; nvcc on the PATH or in CUDA_HOME. Nothing is installed
+# pytest-timeout, hypothesis), typer, rich; nvcc on the PATH or in CUDA_HOME (and, for a check of
+# every access, compute-sanitizer). Nothing is installed
 # into that Python: a scratch environment borrows its packages. Without a GPU everything runs on the
 # CPU and the summary says so. Every part has a time limit and a log of its own; one that fails, or
 # is cut off, does not stop the next, and keeps the records of the cases it has ended. The exit code
@@ -106,11 +107,12 @@ jobs=()
 if "$bin/python" -c 'import xdist' 2>/dev/null; then
   jobs=(-n "${JOBS:-$((cores < 12 ? cores : 12))}" --dist worksteal)
 fi
-# tests PART LIMIT_S SELECTION: each process gets its share of the cores.
+# tests PART LIMIT_S SELECTION: each process gets its share of the cores. A warning of this
+# machine's libraries is shown, and is no failure: elsewhere warnings are errors.
 tests() {
   part "$1" "$2" env OMP_NUM_THREADS=$((cores > 24 ? cores / 12 : 2)) PYTHONFAULTHANDLER=1 \
     "$bin/python" -m pytest "${TESTS:-tests}" -k "$3" "${jobs[@]}" \
-    -p no:cacheprovider --timeout 120 --max-worker-restart 20 -rfE
+    -p no:cacheprovider -W default --timeout 120 --max-worker-restart 20 -rfE
 }
 # bench PART LIMIT_S WORKLOAD OPTIONS...: keeps the records of every case that has ended.
 bench() {
@@ -121,13 +123,26 @@ bench() {
 
 # What a GPU alone can show comes first, and of that what is worth most, lest time run out.
 part doctor 40 "$bin/python" -m dataeff doctor --json
-tests tests-cuda 200 cuda
+compiling=
+if [ -n "$gpu" ] && [[ -z "${PARTS:-}" || "$PARTS" == *rgnn-* ]]; then
+  # Beside the tests, which nobody times: one after another these take longer than what they do.
+  timeout 170 "$bin/python" benchmarks/compile_kernels.py {RGCN,RGAT,HGT}"Conv training biokg " \
+    {RGCN,RGAT,HGT}"Conv training am " >"$logs/compile.log" 2>&1 </dev/null &
+  compiling=$!
+fi
+tests tests-cuda 170 cuda
 if [ -n "$gpu" ]; then
+  [ -z "$compiling" ] || wait "$compiling" || summary+=("FAILED  compile, exit code $?: what it lacks is compiled later")
   bench gather 110 gather
+  bench rgnn-biokg 45 rgnn --only ' training biokg '
   bench offload 90 offload --quick --only ssdtrain
-  bench rgnn-biokg 45 rgnn --only ' biokg '
-  bench rgnn-am 45 rgnn --only ' am '
-  bench epoch 70 sample --only 'GraphSAGE epoch'
+  bench epoch 60 sample --only 'GraphSAGE epoch'
+  bench rgnn-am 45 rgnn --only ' training am '
+  if command -v compute-sanitizer >/dev/null; then
+    part sanitizer 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 9 \
+      "$bin/python" -m pytest tests/gpu/test_feature_table_cuda.py tests/gpu/test_sampling_cuda.py \
+      -k "alignment and 353 or wrong or weighted" -p no:cacheprovider -W default -x
+  fi
 fi
 tests tests-others 240 "not cuda"
 for name in $("$bin/python" -c 'from dataeff.bench import workloads; print(*workloads())'); do

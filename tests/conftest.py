@@ -46,6 +46,19 @@ def pytest_configure(config):
     config.add_cleanup(remove)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish():
+    """Ends a worker whose CUDA context an error has ended, for xdist to start another.
+
+    Every later test of that process would fail with the same error, whatever it tests.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            os._exit(70)
+
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

@@ -3,6 +3,7 @@
 What needs no GPU runs on the CPU too.
 """
 
+import contextlib
 import gc
 import sys
 import warnings
@@ -54,6 +55,30 @@ def test_a_test_of_waits_leaves_no_mode_behind(monkeypatch, waits_are_errors):
     with pytest.raises(KeyError), waits_are_errors():
         raise KeyError
     assert modes == ["error", "default"]
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_lost_context_ends_the_worker_and_no_other(monkeypatch, request, lost):
+    def synchronize():
+        if lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def leave(code):
+        raise SystemExit(code)
+
+    (conftest,) = (
+        plugin
+        for plugin in request.config.pluginmanager.get_plugins()
+        if getattr(plugin, "__file__", None) == str(Path(__file__).parents[1] / "conftest.py")
+    )
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr("os._exit", leave)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    conftest.pytest_runtest_logfinish()  # of a run in one process
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")
+    with pytest.raises(SystemExit) if lost else contextlib.nullcontext():
+        conftest.pytest_runtest_logfinish()
 
 
 @needs_cuda
