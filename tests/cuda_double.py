@@ -10,11 +10,15 @@ class Event:
         self.log, self.stream = log, None
 
     def record(self, stream):
-        self.stream = stream
+        self.stream, self.reached = stream, False
         self.log.append(("record", stream.name))
+
+    def query(self):
+        return self.reached
 
     def synchronize(self):
         self.log.append(("host waits for event of", self.stream.name))
+        self.reached = True
 
 
 class Stream:

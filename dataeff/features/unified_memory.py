@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
@@ -37,6 +39,7 @@ class UnifiedMemory:
         self.begin, self.end = flat.data_ptr(), flat.data_ptr() + nbytes
         self._read: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         self._written: dict[torch.cuda.Stream, torch.cuda.Event] = {}
+        self._lock = threading.Lock()  # no event may go that another thread has just recorded
 
     def covers(self, x: Tensor) -> bool:
         """Whether a CPU tensor lies in it."""
@@ -65,19 +68,21 @@ class UnifiedMemory:
             return
         stream = torch.cuda.current_stream(device)
         events = self._written if wrote else self._read
-        if stream not in events:
-            events[stream] = torch.cuda.Event()
-        events[stream].record(stream)
+        with self._lock:
+            if stream not in events:
+                events[stream] = torch.cuda.Event()
+            events[stream].record(stream)
 
     def wait(self, to_write: bool) -> None:
         """Waits until the CPU may read, or write, what the GPUs have been given to do."""
-        for event in self._written.values():
-            event.synchronize()
-        self._written.clear()
-        if to_write:
-            for event in self._read.values():
+        for events in (self._written, self._read) if to_write else (self._written,):
+            with self._lock:
+                recorded = list(events.items())
+            for stream, event in recorded:
                 event.synchronize()
-            self._read.clear()
+                with self._lock:  # kept where a thread has recorded it anew meanwhile
+                    if event.query() and events.get(stream) is event:
+                        del events[stream]
 
 
 def byte_alias(x: Tensor, device_type: int, device_id: int, owner: object) -> Tensor:

@@ -436,3 +436,28 @@ def test_registering_says_that_there_is_no_gpu(x, monkeypatch):
     with pytest.raises(RuntimeError, match="no CUDA device"):
         dataeff.unified(x).register()
     dataeff.unified(x).synchronize()  # nothing is under way
+
+
+def test_the_host_waits_for_what_another_thread_queues_meanwhile(cuda_double, monkeypatch):
+    """An event that is recorded anew while the host waits for it is waited for again."""
+    cuda, device = cuda_double, torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    memory = unified_memory.UnifiedMemory(torch.zeros(4))
+    memory.used(device, wrote=True)
+    (event,) = memory._written.values()
+    synchronize = event.synchronize
+
+    def and_then_another_thread_writes():
+        synchronize()
+        memory.used(device, wrote=True)
+        cuda.current = cuda.stream("another")
+        memory.used(device, wrote=True)
+
+    event.synchronize = and_then_another_thread_writes
+    memory.wait(to_write=False)
+    event.synchronize = synchronize
+    cuda.log.clear()
+    memory.wait(to_write=False)
+    names = {"reader", "another"}
+    assert set(cuda.log) == {("host waits for event of", name) for name in names}
+    assert not memory._written
