@@ -112,6 +112,31 @@ def test_the_first_gather_on_one_stream_serves_the_next_on_another(x, kind):
 
 
 @needs_cuda
+@pytest.mark.parametrize("where", ["memory", "disk"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_rows_that_are_let_go_while_they_are_read_stay(x, tmp_path, where, elsewhere):
+    """The next gather, under way already, does not get their memory before the reader is done."""
+    np.save(tmp_path / "x.npy", x.numpy())
+    table = FeatureTable(x) if where == "memory" else FeatureTable.open(tmp_path / "x.npy")
+    reader = torch.cuda.Stream() if elsewhere else torch.cuda.current_stream()
+    with table:
+        for _ in range(20):
+            index, other = (torch.randint(NODES, (2000,), device="cuda") for _ in range(2))
+            pending = table.prefetch(index)
+            following = table.prefetch(other)
+            with torch.cuda.stream(reader):
+                rows = pending.wait()
+                torch.cuda._sleep(5_000_000)  # what is queued behind it is late
+                seen = rows.clone()
+                del rows, pending
+            if elsewhere:
+                torch.cuda.current_stream().wait_event(reader.record_event())
+                torch.full((2000, WIDTH), float("nan"), device="cuda")
+            assert torch.equal(following.wait().cpu(), x[other.cpu()])
+            assert torch.equal(seen.cpu(), x[index.cpu()])
+
+
+@needs_cuda
 def test_abandoned_prefetches_read_no_wrong_index(x):
     with FeatureTable(x) as table:
         for _ in range(50):

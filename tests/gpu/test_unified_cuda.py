@@ -148,3 +148,15 @@ def test_gradients_of_host_rows_are_the_same_bits_every_time():
         (host(index) * weights).sum().backward()
         found.append(host.weight.grad.to_dense())
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_wrong_index_has_no_gradient_and_harms_nobody(sparse):
+    host = dataeff.HostEmbedding(50, 16, sparse=sparse)
+    rows = host(torch.tensor([3, 50, -1], device="cuda"))
+    assert not rows[1].any() and torch.equal(rows[2].cpu(), host.weight[49])
+    with pytest.raises(IndexError, match=r"50|wrong indices"):
+        rows.sum().backward()
+    with pytest.raises(IndexError, match="1 wrong indices"):
+        host(torch.tensor([0], device="cuda"))
+    assert torch.equal(host(torch.tensor([4], device="cuda")).cpu(), host.weight[4:5])
