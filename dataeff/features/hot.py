@@ -159,7 +159,7 @@ class HotTier:
 
     def before(self, index: Tensor) -> None:
         """Orders a gather on the current stream behind the last change of the hot rows."""
-        if self.placement is not None and self._ready is not None and not _capturing():
+        if self.placement is not None and self._ready is not None and not _capturing(index):
             torch.cuda.current_stream(index.device).wait_event(self._ready)
 
     def after(self, index: Tensor) -> int:
@@ -167,7 +167,7 @@ class HotTier:
         with self._lock:
             if self.rows is None:
                 self.hits += self._found(index)
-            if self.placement is None or not self.num_hot or not index.numel() or _capturing():
+            if self.placement is None or not self.num_hot or not index.numel() or _capturing(index):
                 return 0
             self._num_gathers += 1
             moved = self._follow(index) if self._num_gathers % self._every == 0 else 0
@@ -213,5 +213,6 @@ class HotTier:
         self.rows[found[here].to(self.rows.device)] = fresh
 
 
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+def _capturing(index: Tensor) -> bool:
+    # Of an index on the CPU no question is put to CUDA: a forked child may not ask it.
+    return index.is_cuda and torch.cuda.is_current_stream_capturing()

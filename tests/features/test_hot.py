@@ -64,6 +64,19 @@ def test_copies_on_a_gpu_are_the_rows_as_they_are_kept(x, store, policy, cuda_do
         assert tier.source().scales is source.scales
 
 
+@pytest.mark.parametrize("policy", ["static", "adaptive"])
+def test_an_index_on_the_cpu_asks_nothing_of_cuda(x, policy, monkeypatch):
+    """In a child that was forked after CUDA was initialised every question is an error."""
+
+    def refused():
+        raise RuntimeError("CUDA error: initialization error")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", refused)
+    table = dataeff.FeatureTable(x, hot=HotRows(5, policy=policy, every=1), huge_pages=False)
+    assert torch.equal(table[[3, 0, -1]], x[[3, 0, -1]])
+
+
 def test_without_a_score_the_first_rows_are_hot(x):
     table = dataeff.FeatureTable(x, hot=HotRows(5))
     table[[0, 4, 5, -1, -ROWS]]
