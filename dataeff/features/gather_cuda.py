@@ -63,6 +63,8 @@ def bad_indices(device: torch.device) -> BadIndices:
 
 def check_devices() -> None:
     """Waits for every device that has gathered and raises the wrong indices they met."""
+    if torch.cuda._is_in_bad_fork():  # what has gathered was the parent, who is told
+        return
     for bad in list(_bad_indices.values()):
         torch.cuda.synchronize(bad.device)
         bad.check()

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from dataeff import FeatureTable
 from dataeff.features import gather_cuda
 from dataeff.features.gather_cuda import BadIndices
 
@@ -46,6 +47,24 @@ def test_what_another_gather_meets_during_a_check_is_not_lost(bad, monkeypatch):
     meet(bad, 1)
     with pytest.raises(IndexError, match="1 wrong indices"):
         bad.check()
+
+
+def test_a_forked_child_leaves_what_the_parent_s_gathers_met(bad, monkeypatch):
+    """It may not even ask a device: a table that it closes would raise."""
+
+    def refused(device):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+
+    meet(bad, 1)
+    monkeypatch.setattr(gather_cuda, "_bad_indices", {bad.device: bad})
+    monkeypatch.setattr(torch.cuda, "synchronize", refused)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    with FeatureTable(torch.eye(3)) as table:
+        assert table[[1]].tolist() == [[0, 1, 0]]
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    with pytest.raises(IndexError, match="1 wrong indices"):
+        table.check()
 
 
 def test_threads_share_one_count(monkeypatch):
