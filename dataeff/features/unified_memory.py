@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import torch
@@ -37,6 +38,10 @@ class UnifiedMemory:
             flat.set_(x.untyped_storage(), offset, (nbytes,), (1,))
         self.registered = RegisteredMemory(flat)
         self.begin, self.end = flat.data_ptr(), flat.data_ptr() + nbytes
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         self._read: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         self._written: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         self._lock = threading.Lock()  # no event may go that another thread has just recorded
@@ -75,6 +80,9 @@ class UnifiedMemory:
 
     def wait(self, to_write: bool) -> None:
         """Waits until the CPU may read, or write, what the GPUs have been given to do."""
+        if self._pid != os.getpid():  # the parent's events, which a forked child may not ask
+            self._parents = self._read, self._written  # nor let go
+            self._begin()
         for events in (self._written, self._read) if to_write else (self._written,):
             with self._lock:
                 recorded = list(events.items())

@@ -461,3 +461,13 @@ def test_the_host_waits_for_what_another_thread_queues_meanwhile(cuda_double, mo
     names = {"reader", "another"}
     assert set(cuda.log) == {("host waits for event of", name) for name in names}
     assert not memory._written
+
+
+def test_a_forked_child_does_not_wait_for_the_parent_s_events(cuda_double, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    memory = unified_memory.UnifiedMemory(torch.zeros(4))
+    memory.used(torch.device("cuda"), wrote=True)
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    cuda_double.log.clear()
+    memory.wait(to_write=True)
+    assert cuda_double.log == []
