@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from dataeff.rgnn.graph import Graph
 
 # Maps that are made of two others, when they are asked for: compacted layers read few of them, and
-# all together would be half of what a graph takes.
+# all together, with those of destinations and their pairs, would be half of what a graph takes.
 _COMPOSED = {
     "edge.src": ("edge.src_pair", "src_pair.src"),
-    "edge.dst": ("edge.dst_pair", "dst_pair.dst"),
     "edge.etype": ("edge.src_pair", "src_pair.etype"),
 }
 
@@ -118,7 +117,6 @@ class Structure:
         self.num_dst_pairs = runs.a.numel()
         by_type = sort_ids(runs.b, self.graph.num_relations)
         number, order = rank_ids(runs.b, self.graph.num_relations), by_type.order
-        self._index["edge.dst_pair"] = number.index_select(0, runs.run_of)
         self._index["dst_pair.dst"] = runs.a.index_select(0, order)
         self._index["dst_pair.etype"] = runs.b.index_select(0, order)
         begin, end = (p.index_select(0, order) for p in (runs.ptr[:-1], runs.ptr[1:]))
@@ -146,6 +144,9 @@ class Structure:
             refuse_capture(self.graph.device, f"the index of {name}")
             first, second = (self._index[part] for part in _COMPOSED[name])
             self._index[name] = second.index_select(0, first)
+        if name in ("edge.dst", "edge.dst_pair") and name not in self._index:
+            refuse_capture(self.graph.device, f"the index of {name}")
+            self._index[name] = self._numbers_of_ranges(name)
         if name not in self._index:
             if name not in ("node.ntype", "dst.ntype"):
                 raise ValueError(f"map {name!r} has no index")
@@ -157,6 +158,16 @@ class Structure:
             rows = self.graph.num_rows(name.partition(".")[0])
             self._index[name] = self._cast(types[:rows], self.graph.num_node_types)
         return self._index[name]
+
+    def _numbers_of_ranges(self, name: str) -> Tensor:
+        """The destination, or the destination's pair, of each edge, which stand in that order."""
+        ranges, edges = self._segments[name], self.graph.num_edges
+        counts = ranges.end - ranges.begin
+        if name == "edge.dst":
+            return torch.repeat_interleave(counts, output_size=edges)
+        number = self._segments["dst_pair.dst"].items
+        assert number is not None
+        return torch.repeat_interleave(number, counts.index_select(0, number), output_size=edges)
 
     def segments(self, name: str) -> Segments:
         """For each row of the map's target, the rows that lead to it."""
