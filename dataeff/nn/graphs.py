@@ -17,7 +17,7 @@ FROM_SPARSE_TENSOR = (
     "a torch_sparse SparseTensor becomes one by to_torch_sparse_coo_tensor(), its values the types"
     " of edges by storage.value()"
 )
-_KEPT = 8  # a mini-batch trainer makes new edges at each step; old entries must not pile up
+_KEPT = 8  # of edges that are still there: graphs of others are let go with them
 
 _graphs: OrderedDict[tuple[Any, ...], tuple[tuple[weakref.ref[Tensor], ...], Graph]] = OrderedDict()
 
@@ -59,8 +59,8 @@ def graph_for(
 
     def build() -> Graph:
         return Graph(
-            _indices(edge_index),
-            edge_type,
+            _indices(edge_index).detach(),  # others of the same memory, for these to be let go
+            edge_type.detach(),
             num_src_nodes=num_src_nodes,
             num_dst_nodes=num_dst_nodes,
             num_relations=num_relations,
@@ -147,7 +147,11 @@ def _remembered(
         _graphs.move_to_end(key)
         return found[1]
     graph = build()
-    _graphs[key] = (tuple(weakref.ref(t) for t in tensors), graph)
+
+    def forget(_: object) -> None:  # ids that are gone make no graph again
+        _graphs.pop(key, None)
+
+    _graphs[key] = (tuple(weakref.ref(t, forget) for t in tensors), graph)
     while len(_graphs) > _KEPT:
         _graphs.popitem(last=False)
     return graph

@@ -181,6 +181,23 @@ def test_graph_instead_of_edges_and_reuse_of_structures():
     assert graph_for(index, etype, 30, 30, 5) is not first
 
 
+@pytest.mark.parametrize("typed", [False, True])
+def test_the_graph_of_edges_that_are_gone_is_let_go(typed):
+    from dataeff.nn import graphs
+
+    index, etype = edges(30, 5, 120)
+    conv = nn.HGTConv(6, 6, (["n"], [("n", "to", "n")])) if typed else nn.RGCNConv(6, 4, 5)
+    x = torch.randn(30, 6).requires_grad_()
+    graphs._graphs.clear()
+    ids = index.clone(), etype.clone()
+    y = conv({"n": x}, {("n", "to", "n"): ids[0]})["n"] if typed else conv(x, *ids)
+    assert len(graphs._graphs) == 1
+    del ids
+    assert not graphs._graphs
+    y.sum().backward()  # which kept what it needs
+    assert x.grad.abs().sum() > 0
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="exclude"):
         nn.RGCNConv(4, 4, 2, num_bases=2, num_blocks=2)
