@@ -235,7 +235,9 @@ def _check_tensors(name: str, tensors: dict[str, Tensor], graph: Graph) -> None:
 def _returned(name: str, result: Any) -> Iterator[Value]:
     for value in result if isinstance(result, tuple) else (result,):
         if not isinstance(value, Symbol):
-            raise LayerTypeError(f"layer {name} returned {value!r} instead of a value")
+            raise LayerTypeError(
+                f"layer {name} returned {value!r}; a layer returns a value, or a tuple of values"
+            )
         if not isinstance(value, Value):
             raise LayerTypeError(f"layer {name} returned {value!r} unchanged")
         yield value
