@@ -6,9 +6,10 @@ never alive together may share bytes, so that the block is about as large as wha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from dataeff.rgnn.ir import Type
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule
 from dataeff.rgnn.memory_plan import makes, overwritten, passing
 from dataeff.rgnn.view import View
@@ -56,19 +57,39 @@ def _aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def lives(
-    schedule: Schedule, sizes: tuple[int, ...], item_size: int, smallest: int
-) -> dict[int, Life]:
-    """Values that pass, of at least so many bytes, that kernels are given memory for."""
-    over, until, found = overwritten(schedule), passing(schedule), {}
+@dataclass(frozen=True)
+class Passing:
+    """A value that passes, made by a kernel in memory that it is given; steps as in `Life`."""
+
+    value: int
+    type: Type
+    first: int
+    last: int
+
+
+def passing_values(schedule: Schedule) -> list[Passing]:
+    """The values of a schedule that can stand in its block."""
+    over, until, found = overwritten(schedule), passing(schedule), []
     program = schedule.program
     for number, step in enumerate(schedule.steps):
         outer = isinstance(step, Gemm) and program[step.op].kind == "outer"
         if outer or isinstance(step, Dense) or number in over:
             continue
-        for value in makes(schedule, number):
-            kind = program[value].type
-            nbytes = View.rows_of(sizes, kind.domain) * kind.numel * item_size
-            if value in until and nbytes >= smallest:
-                found[value] = Life(number, until[value], nbytes)
+        found += [
+            Passing(v, program[v].type, number, until[v])
+            for v in makes(schedule, number)
+            if v in until
+        ]
+    return found
+
+
+def lives(
+    values: Iterable[Passing], sizes: tuple[int, ...], item_size: int, smallest: int
+) -> dict[int, Life]:
+    """Those of at least so many bytes on a graph of these sizes."""
+    found = {}
+    for v in values:
+        nbytes = View.rows_of(sizes, v.type.domain) * v.type.numel * item_size
+        if nbytes >= smallest:
+            found[v.value] = Life(v.first, v.last, nbytes)
     return found

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
 from dataeff.memory.scratch import ARENAS, SCRATCH, SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
-from dataeff.rgnn.arena import Places, lives, place
+from dataeff.rgnn.arena import Places, lives, passing_values, place
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_gemm_sum, typed_sum
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
@@ -79,6 +79,7 @@ class Executor:
         }
         self.overwrites = overwritten(schedule)
         self.passing = passing(schedule)
+        self.passing_values = passing_values(schedule)
         self._placed: dict[tuple[tuple[int, ...], int], Places] = {}
 
     def _places(self, view: View, like: Tensor) -> Places:
@@ -89,9 +90,9 @@ class Executor:
         key = view.sizes, item_size
         places = self._placed.get(key)
         if places is None:
-            found = lives(self.schedule, view.sizes, item_size, SMALLEST_NBYTES)
-            while len(self._placed) >= KEPT_PLACES:
-                self._placed.pop(next(iter(self._placed)), None)
+            found = lives(self.passing_values, view.sizes, item_size, SMALLEST_NBYTES)
+            if len(self._placed) >= KEPT_PLACES:
+                self._placed.clear()
             places = self._placed[key] = place(found)
         return places
 
