@@ -236,3 +236,12 @@ def test_a_parameter_used_first_stays_one(typed):
     src, dst = typed.edge_index
     plain = torch.zeros_like(x).index_add(0, dst, s * x[src]) * s.exp()
     torch.testing.assert_close(layer(typed, s, x), plain)
+
+
+def test_a_list_of_results_is_refused_and_told_what_may_be_returned(small):
+    @rgnn.layer
+    def listed(g, x):
+        return [g.sum(g.src(x))]
+
+    with pytest.raises(rgnn.LayerTypeError, match=r"listed returned \[.*\]; .* a tuple of values"):
+        listed(small, torch.randn(20, 4))
