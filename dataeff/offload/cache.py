@@ -181,6 +181,8 @@ class TensorCache:
             return self._keep(tensor, storage, version, nbytes)
         known = self._table.find(storage._cdata) if self._moves else None
         saved = None if known is None else known.find(version)
+        if _counts_for_itself(tensor, nbytes if saved is None else saved.nbytes):
+            return self._keep(tensor, storage, version, nbytes)
         if known is not None and saved is not None and _is_plain(tensor):
             self._kept.again.append(nbytes)
             return Handle(saved, tensor, known.shift)
@@ -361,6 +363,18 @@ def _is_part_of_data(tensor: torch.Tensor, nbytes: int) -> bool:
         return False
     # Inside of an autograd function no tensor needs a gradient, but what it is a view of may.
     return tensor._is_view() and tensor._base is not None and not tensor._base.requires_grad
+
+
+def _counts_for_itself(tensor: torch.Tensor, nbytes: int) -> bool:
+    """Whether the tensor was changed in place, and its version tells nothing of its whole storage.
+
+    The parts that `torch.unsafe_chunk` makes have a version each. An LSTM cell changes one gate in
+    place and saves it, then the next: at the same version, in a storage that has changed since.
+    """
+    if tensor._version == 0:
+        return False
+    whole = tensor._base if tensor._is_view() else tensor
+    return whole is None or whole.numel() * whole.element_size() < nbytes
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

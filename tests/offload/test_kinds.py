@@ -241,3 +241,48 @@ def test_channels_last_convolutions(tmp_path, gradients, assert_same):
     assert_same(gradients(model, step), expected)
     assert offload.report().bytes_read > 0
     offload.close()
+
+
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell])
+def test_recurrent_networks(tmp_path, gradients, assert_same, kind, checksum):
+    """Their gates are parts of one storage; each is changed in place and saved, then the next."""
+    torch.manual_seed(0)
+    model, x = kind(64, 96), torch.randn(8, 64, 64)
+
+    def forward():
+        if not kind.__name__.endswith("Cell"):
+            return model(x)[0].square().mean()
+        state, total = None, 0.0
+        for row in x:
+            state = model(row, state)
+            total = total + (state[0] if isinstance(state, tuple) else state).square().mean()
+        return total
+
+    expected = gradients(model, lambda: forward().backward())
+    offload = ActivationOffload(model, tmp_path, min_bytes=0, checksum=checksum)
+
+    def step():
+        with offload:
+            value = forward()
+            offload._cache.drain()
+            value.backward()
+
+    for _ in range(3):
+        assert_same(gradients(model, step), expected)
+    assert offload.report().bytes_read > 0
+    offload.close()
+
+
+def test_parts_with_a_version_each_that_are_changed_in_turn(offload):
+    def run(context):
+        x = torch.linspace(-1, 1, 128 * 128).view(128, 128).requires_grad_()
+        with context:
+            parts = (x * 1).unsafe_chunk(4, 1)
+            out = torch.cat([part.sigmoid_() for part in parts], 1)
+            del parts
+            offload._cache.drain()
+        out.square().sum().backward()
+        return x.grad
+
+    assert torch.equal(run(offload), run(warnings.catch_warnings()))
