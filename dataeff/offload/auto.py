@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,9 @@ from dataeff.offload.passes import Budgets
 from dataeff.offload.planner import Action, Plan, TierRate, plan
 from dataeff.offload.policy import SavedTensorInfo
 from dataeff.offload.profile import BlockProfiler, find_blocks, trials
-from dataeff.offload.recompute import checkpoint
+from dataeff.offload.recompute import checkpoint, state_of
 from dataeff.offload.report import ModuleBytes
+from dataeff.offload.scopes import is_compiled
 from dataeff.offload.simulate import Forecast, simulate
 from dataeff.offload.tiers import Tiers
 
@@ -60,6 +62,7 @@ class AutoPolicy:
         self._step_s: list[float] = []
         self._exposed_s = self._exposed_before_s = self._exposed_begin_s = 0.0
         self._peak = self._num_others = 0
+        self._changed = ""  # kind of what a block changed: it cannot be run again
         self.likeness = Likeness()
         self._wrapped: list[tuple[torch.nn.Module, Any]] = []
         self._trials: list[dict[str, Action]] = []
@@ -107,9 +110,13 @@ class AutoPolicy:
             assert self._profiler is not None
             self._trial = self._trials[self._profiler.num_steps]
             self._profiler.begin()
+        if self._num_steps < _WARM_UP_STEPS and self._budget is not None:
+            for block in self._blocks.values():
+                if not is_compiled(block):  # which would be compiled anew
+                    self._wrap(block, self._watch(block))
         for name, action in self._actions().items():
             if action is Action.RECOMPUTE:
-                self._recompute(self._blocks[name])
+                self._wrap(self._blocks[name], checkpoint)
         self.likeness.begin()
         cache.held.recent_peak = 0
         self._exposed_begin_s = cache.exposed_wait_s()
@@ -156,7 +163,7 @@ class AutoPolicy:
             if _treated(dict.fromkeys(self._blocks, Action.KEEP), scope) is not None
         )
         self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - inside
-        num, recompute = len(self._blocks), self._budget is not None
+        num, recompute = len(self._blocks), self._budget is not None and not self._changed
         num_kept = num // (2 if recompute else 4)
         if self._budget is not None and inside:
             block = inside / num
@@ -219,6 +226,8 @@ class AutoPolicy:
 
     def _make_plan(self, profiler: BlockProfiler, cache: Any) -> None:
         profiles = profiler.profiles(self._saved)
+        if self._changed:
+            profiles = [replace(profile, input_bytes=None) for profile in profiles]
         budget = None if self._budget is None else max(0.0, self._budget - self.other_bytes)
         rates = self._tiers.measure(next(iter(self._devices()), torch.device("cpu")))
         self.plan = plan(
@@ -250,14 +259,36 @@ class AutoPolicy:
     def _devices(self) -> set[torch.device]:
         return {p.device for p in self._model.parameters()}
 
-    def _recompute(self, block: torch.nn.Module) -> None:
+    def _wrap(self, block: torch.nn.Module, run: Callable[..., Any]) -> None:
+        """Has `run(forward, *args, **kwargs)` called for the block's forward, until `leave`."""
         forward, own = block.forward, vars(block).get("forward")
-
-        def recomputed(*args: Any, **kwargs: Any) -> Any:
-            return checkpoint(forward, *args, **kwargs)
-
-        block.forward = recomputed
+        block.forward = lambda *args, **kwargs: run(forward, *args, **kwargs)
         self._wrapped.append((block, own))
+
+    def _watch(self, block: torch.nn.Module) -> Callable[..., Any]:
+        """Runs the forward of `block`; notes what it changes and would change again if run again.
+
+        Keys and values in a cache that it is called with, say, its input, or running statistics.
+        """
+
+        def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            given = [*args, *kwargs.values(), *block.buffers()]
+            before = [state_of(value) for value in given]
+            result = forward(*args, **kwargs)
+            changed = [v for v, state in zip(given, before, strict=True) if state_of(v) != state]
+            if changed and not self._changed:
+                self._changed = type(changed[0]).__name__
+                warnings.warn(
+                    f"activation offload: {type(block).__name__} changes in its forward a "
+                    f"{self._changed} that it is called with, or a buffer, and would change it "
+                    "again if it were recomputed: the plan recomputes nothing. A model that caches "
+                    "keys and values does not with use_cache=False.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            return result
+
+        return run
 
 
 def _treated(trial: Mapping[str, Action], scope: str) -> Action | None:

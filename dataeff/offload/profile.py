@@ -45,7 +45,8 @@ def trials(
 def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """The modules to plan for: the children of the list that holds most of the parameters.
 
-    The layers of a transformer are such a list. A model without one is planned by its children.
+    The layers of a transformer are such a list. A model without one is planned by its children, and
+    one without children as a whole.
     """
     lists: list[tuple[str, torch.nn.Module]] = [
         (name, module)
@@ -56,7 +57,8 @@ def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         [*lists] or [("", model)], key=lambda pair: sum(p.numel() for p in pair[1].parameters())
     )
     prefix = f"{name}." if name else ""
-    return {prefix + child: module for child, module in parent.named_children()}
+    children = {prefix + child: module for child, module in parent.named_children()}
+    return children or {"": model}
 
 
 class BlockProfiler:

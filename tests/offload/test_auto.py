@@ -1,5 +1,7 @@
 """`policy="auto"`: measured, planned, carried out, and the same bits."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ def test_blocks_are_the_list_with_most_parameters(gpt_and_loss):
     plain = nn.Module()
     plain.a, plain.b = nn.Linear(2, 2), nn.Linear(2, 2)
     assert list(find_blocks(plain)) == ["a", "b"]
+    assert find_blocks(plain.a) == {"": plain.a}
 
 
 @pytest.mark.parametrize("share", [None, 2.0, 0.6, 0.1])
@@ -122,3 +125,107 @@ def test_measured_rates_are_of_the_tiers_there_are(tmp_path, late_streams):
     assert [tier.value for tier in rates] == ["disk"]  # host memory is no tier for host tensors
     assert all(rate.write > 0 and rate.read > 0 for rate in rates.values())
     assert offload._cache._tiers._spills.files[0].used_nbytes == 0
+
+
+class Cache:
+    def __init__(self):
+        self.values = []
+
+
+class Adding(nn.Module):
+    """A block that adds to what it is called with, as attention does to a cache."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x, cache):
+        values = cache.values if isinstance(cache, Cache) else cache
+        values.append(self.linear(x).tanh())
+        return x + torch.stack(list(values)).sum(0)
+
+
+class Caching(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.blocks = kind, nn.ModuleList(Adding() for _ in range(4))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x, cache := self.kind())
+            x = x + (cache.values if isinstance(cache, Cache) else cache)[-1]
+        return x.square().mean()
+
+
+@pytest.mark.parametrize("kind", [list, Cache])
+def test_blocks_that_change_their_arguments_are_not_recomputed(
+    gradients, assert_same, tmp_path, kind
+):
+    torch.manual_seed(0)
+    model, x = Caching(kind), torch.randn(128, 64)
+    expected = gradients(model, lambda: model(x).backward())
+    with pytest.warns(RuntimeWarning, match=f"changes in its forward a {kind.__name__} "):
+        offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1, min_bytes=0)
+        for got in train(offload, lambda: model(x), model, gradients, 18):
+            assert_same(got, expected)
+    assert offload.plan is not None and Action.RECOMPUTE not in offload.plan.actions
+    offload.close()
+
+
+class Normed(nn.Module):
+    """Statistics that every forward moves on, and an input that the next block changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            [nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(inplace=True), nn.Linear(64, 64)]
+        )
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x.square().mean()
+
+
+def test_statistics_move_on_once_a_step_and_inputs_may_be_changed(gradients, assert_same, tmp_path):
+    def states(around):
+        torch.manual_seed(0)
+        model, x = Normed(), torch.randn(256, 64)
+        found = []
+        with around(model) as step:
+            for _ in range(18):
+                found += gradients(model, lambda: step(model, x))
+                found += [buffer.clone() for buffer in model.buffers()]
+        return found
+
+    @contextlib.contextmanager
+    def plain(model):
+        yield lambda model, x: model(x).backward()
+
+    @contextlib.contextmanager
+    def offloaded(model):
+        offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1, min_bytes=0)
+
+        def step(model, x):
+            with offload:
+                model(x).backward()
+
+        yield step
+        assert Action.RECOMPUTE not in offload.plan.actions
+        offload.close()
+
+    expected = states(plain)
+    with pytest.warns(RuntimeWarning, match="recomputes nothing"):
+        assert_same(states(offloaded), expected)
+
+
+def test_a_model_of_one_module_is_planned_as_a_whole(gradients, assert_same, tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Linear(256, 256), torch.randn(256, 256)
+    loss = lambda: model(x).exp().mean()  # noqa: E731
+    expected = gradients(model, lambda: loss().backward())
+    offload = ActivationOffload(model, tmp_path, policy="auto", min_bytes=0)
+    for got in train(offload, loss, model, gradients, 18):
+        assert_same(got, expected)
+    assert [profile.name for profile in offload.plan.profiles] == [""]
+    offload.close()
