@@ -13,7 +13,6 @@ the transfer never takes it, so that wait always ends.
 from __future__ import annotations
 
 import threading
-import weakref
 
 import torch
 
@@ -208,7 +207,7 @@ class TensorCache:
         module.bytes_saved += nbytes
         known = self._table.lookup(storage)
         saved = SavedStorage(known.generation, tensor._version, storage, self._grave)
-        known.saved[saved.version] = weakref.ref(saved)
+        known.add(saved)
         known.shift = 0
         saved.tape = self.passes.saving()
         saved.position = saved.tape.append(saved)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 
 from dataeff.offload.report import Counters
 from dataeff.offload.saved import SavedStorage
@@ -20,7 +21,7 @@ class HeldBytes:
     def __init__(self, counters: Counters, tiers: Tiers) -> None:
         self._counters, self._tiers = counters, tiers
         self._nbytes = 0
-        self._cached: dict[int, weakref.ref[SavedStorage]] = {}
+        self._cached: OrderedDict[int, weakref.ref[SavedStorage]] = OrderedDict()
         self.cached_nbytes = 0  # cached, or being read
         self.last_nbytes = 0  # what stayed because backward wants it first
         self.recent_peak = 0  # like `peak_saved_bytes`, since somebody last set it to 0
@@ -56,12 +57,13 @@ class HeldBytes:
         del self._cached[id(saved)]
         self.cached_nbytes -= saved.nbytes
         self.add(-saved.nbytes)
+        if saved.tape is not None:
+            saved.tape.given_up(saved.position)
 
     def evict(self, wanted_nbytes: int, limit: int) -> None:
         """Drops cached bytes, oldest first, until `wanted_nbytes` more fit `limit`."""
-        for key, ref in list(self._cached.items()):
-            if self.cached_nbytes + wanted_nbytes <= limit:
-                return
+        while self._cached and self.cached_nbytes + wanted_nbytes > limit:
+            key, ref = next(iter(self._cached.items()))
             saved = ref()
             if saved is None:
                 del self._cached[key]

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from dataeff.offload.saved import SavedStorage
 
 
+_MOST_VERSIONS = 8
+
+
 class View(NamedTuple):
     """How a tensor lies over its storage; `offset`, `size` and `stride` count elements."""
 
@@ -92,6 +95,12 @@ class KnownStorage:
         ref = self.saved.get(version)
         return None if ref is None else ref()
 
+    def add(self, saved: SavedStorage) -> None:
+        """Notes what is saved of this storage, and forgets what is needed no more."""
+        if len(self.saved) >= _MOST_VERSIONS:  # one for every step that changes it in place
+            self.saved = {v: ref for v, ref in self.saved.items() if ref() is not None}
+        self.saved[saved.version] = weakref.ref(saved)
+
 
 class StorageTable:
     """Every storage seen whose memory, or whose saved bytes, are still in use."""
@@ -121,7 +130,7 @@ class StorageTable:
         """Enters `storage` as holding `saved` from `shift` on: saving it again moves nothing."""
         known = self._add(storage, saved.generation)
         known.shift = shift
-        known.saved[saved.version] = weakref.ref(saved)
+        known.add(saved)
 
     def _add(self, storage: torch.UntypedStorage, generation: int) -> KnownStorage:
         if len(self._known) >= self._sweep_at:

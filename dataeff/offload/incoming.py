@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 
 from dataeff.offload.account import Account
@@ -11,6 +13,7 @@ from dataeff.offload.outgoing import Outgoing
 from dataeff.offload.passes import Passes
 from dataeff.offload.saved import SavedStorage
 from dataeff.offload.schedule import Tape
+from dataeff.offload.transfer import over
 
 
 class Incoming:
@@ -38,7 +41,7 @@ class Incoming:
     ) -> None:
         self._table, self._held, self._outgoing = table, held, outgoing
         self._passes, self.budget, self._account = passes, budget, account
-        self._loading: list[SavedStorage] = []
+        self._loading: OrderedDict[SavedStorage, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._loading)
@@ -48,7 +51,7 @@ class Incoming:
         assert saved.copy is not None
         self._held.evict(saved.nbytes, self._passes.limit(self.budget, saved.tape))
         saved.load = saved.copy.load()
-        self._loading.append(saved)
+        self._loading[saved] = None
         self._held.add(saved.nbytes)
         self._held.cached_nbytes += saved.nbytes
 
@@ -67,6 +70,7 @@ class Incoming:
                 # What is wanted this soon need not be written: the disk is free for reads.
                 if saved.writing and not self._outgoing.cancel(saved):
                     break
+                tape.fetched(saved.position)
                 continue
             if self._held.cached_nbytes + self._held.last_nbytes + saved.nbytes > limit:
                 break
@@ -75,10 +79,11 @@ class Incoming:
                     self.begin(saved)
                 except torch.OutOfMemoryError:
                     break  # it is not wanted yet; when it is, more will have been given up
+            tape.fetched(saved.position)
 
     def settle(self) -> None:
         """Settles the loads that have ended."""
-        for saved in [s for s in self._loading if s.load is not None and s.load.done()]:
+        for saved in over(self._loading, _is_over):
             self._settle(saved)
 
     def drain(self) -> None:
@@ -99,7 +104,7 @@ class Incoming:
     def _end(self, saved: SavedStorage) -> None:
         assert saved.load is not None and saved.copy is not None
         load, saved.load = saved.load, None
-        self._loading.remove(saved)
+        del self._loading[saved]
         self._held.cached_nbytes -= saved.nbytes
         try:
             times = load.finish()
@@ -112,3 +117,8 @@ class Incoming:
         self._account.counters.bytes_read += saved.nbytes
         self._account.moved("load", times, saved.nbytes)
         self._account.ledger.transfer(saved.copy.tier, saved.home, saved.nbytes)
+
+
+def _is_over(saved: SavedStorage) -> bool:
+    assert saved.load is not None
+    return saved.load.done()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
+from collections import OrderedDict
 
 import torch
 
@@ -12,7 +12,7 @@ from dataeff.offload.account import Account
 from dataeff.offload.held import HeldBytes
 from dataeff.offload.passes import Passes
 from dataeff.offload.saved import SavedStorage
-from dataeff.offload.transfer import Tiers, WriteCapError
+from dataeff.offload.transfer import Tiers, WriteCapError, over
 from dataeff.storage.spill import FULL
 
 
@@ -32,7 +32,7 @@ class Outgoing:
     ) -> None:
         self._tiers, self._held, self._passes = tiers, held, passes
         self.budget, self._account = budget, account
-        self._queue: deque[SavedStorage] = deque()
+        self._queue: OrderedDict[SavedStorage, None] = OrderedDict()
         self._nbytes = 0
         self._warned: set[str] = set()
 
@@ -46,7 +46,7 @@ class Outgoing:
         limit = self._passes.limit(self.budget, saved.tape)
         while self._queue and self._nbytes + self._held.last_nbytes + saved.nbytes > limit:
             with self._account.exposed("wait for store", saved.device):
-                self._end(self._queue.popleft())
+                self._end_oldest()
         try:
             saved.copy = self._tiers.store(storage, prefer, self._account.exposed)
         except WriteCapError:
@@ -62,7 +62,7 @@ class Outgoing:
         assert saved.copy is not None
         if not saved.copy.cancel():
             return False
-        self._queue.remove(saved)
+        del self._queue[saved]
         saved.writing = False
         self._nbytes -= saved.nbytes
         self._account.counters.bytes_cancelled += saved.nbytes
@@ -74,7 +74,7 @@ class Outgoing:
         assert saved.copy is not None
         self._held.add(saved.copy.host_nbytes)
         saved.writing = True
-        self._queue.append(saved)
+        self._queue[saved] = None
         self._nbytes += saved.nbytes
 
     def settle(self) -> None:
@@ -85,18 +85,20 @@ class Outgoing:
                 self._account.counters.bytes_cancelled += nbytes
             else:
                 self._failed(nbytes, error)
-        if not self._queue:
-            return
-        for saved in [s for s in self._queue if s.copy.done()]:  # type: ignore[union-attr]
-            self._queue.remove(saved)
-            self._end(saved)
-        for saved in [s for s in self._queue if not s.wanted]:
-            self.cancel(saved)
+        for saved in over(self._queue, _is_over) if self._queue else ():
+            if saved.copy is not None and saved.copy.done():
+                del self._queue[saved]
+                self._end(saved)
+            else:
+                self.cancel(saved)
 
     def drain(self) -> None:
         """Waits for every store."""
         while self._queue:
-            self._end(self._queue.popleft())
+            self._end_oldest()
+
+    def _end_oldest(self) -> None:
+        self._end(self._queue.popitem(last=False)[0])
 
     def _end(self, saved: SavedStorage) -> None:
         """Settles a store that was taken off the queue, waiting for it if need be."""
@@ -152,3 +154,9 @@ class Outgoing:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _is_over(saved: SavedStorage) -> bool:
+    """Whether the store has ended, or nobody wants what it stores."""
+    assert saved.copy is not None
+    return saved.copy.done() or not saved.wanted

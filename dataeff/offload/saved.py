@@ -88,9 +88,10 @@ class SavedStorage:
     writing = False
     tape: Tape | None = None
     position = -1
-    _num_handles = 0
+    _num_handles = 0  # whose death is not yet noticed
     _pass = 0
     _num_seen = 0  # handles unpacked in this pass
+    _num_spent = 0  # of these, handles that died in it
 
     def __init__(
         self, generation: int, version: int, storage: torch.UntypedStorage, grave: Grave
@@ -146,6 +147,11 @@ class SavedStorage:
         """Whether any handle is alive."""
         return len(self._dead) < self._num_handles
 
+    def _notice_deaths(self) -> None:
+        while self._dead:
+            self._num_spent += self._dead.popleft() == self._pass
+            self._num_handles -= 1
+
     @property
     def in_use(self) -> bool:
         """Whether backward has unpacked some handle in this pass."""
@@ -160,10 +166,11 @@ class SavedStorage:
         if handle.last_pass != self._pass:
             handle.last_pass = self._pass
             self._num_seen += 1
-        if self._num_seen - self._dead.count(self._pass) < self._num_handles - len(self._dead):
+        self._notice_deaths()
+        if self._num_seen - self._num_spent < self._num_handles:
             return False
         self._pass += 1
-        self._num_seen = 0
+        self._num_seen = self._num_spent = 0
         return True
 
     def restore(self, load: Load) -> None:

@@ -56,6 +56,7 @@ class Tape:
         self._expected: list[int] = []
         self._rank: dict[int, int] = {}
         self._cursor = 0
+        self._ahead = 0  # of what is expected before this, all that is needed was fetched
         self.num_replans = 0
         self.nbytes = 0  # of all storages of the pass
         self.largest = 0  # bytes of the largest
@@ -108,7 +109,9 @@ class Tape:
         if rank != self._cursor:
             self.num_replans += 1
         if rank is not None:
+            back = rank < self._cursor
             self._cursor = rank + 1
+            self._ahead = self._cursor if back else max(self._ahead, self._cursor)
 
     def announce(self) -> bool:
         """Backward is about to read this tape; true when that is news."""
@@ -118,11 +121,24 @@ class Tape:
         return True
 
     def upcoming(self) -> Iterator[SavedStorage]:
-        """The storages expected next, nearest first, that are still needed."""
-        for position in self._expected[self._cursor :]:
-            saved = self._saved[position]()
-            if saved is not None and position not in self._asked:
+        """The storages expected next, nearest first, that are still needed and not `fetched`."""
+        expected, near = self._expected, True
+        for rank in range(self._ahead, len(expected)):
+            saved = self._saved[expected[rank]]()
+            if saved is not None and expected[rank] not in self._asked:
+                near = False
                 yield saved
+            elif near:
+                self._ahead = rank + 1
+
+    def fetched(self, position: int) -> None:
+        """The storages expected up to the one at `position` are in memory, or on their way."""
+        self._ahead = max(self._ahead, self._rank[position] + 1)
+
+    def given_up(self, position: int) -> None:
+        """The storage at `position` is not in memory any more."""
+        if position not in self._asked:
+            self._ahead = min(self._ahead, max(self._rank.get(position, 0), self._cursor))
 
     def finish(self) -> None:
         """The pass is over: the order in which backward asked is expected of the next one."""
@@ -135,7 +151,7 @@ class Tape:
             return
         self._expected = self._memory.recall(self._sizes)
         self._rank = {position: rank for rank, position in enumerate(self._expected)}
-        self._cursor = 0
+        self._cursor = self._ahead = 0
 
 
 class Orders:

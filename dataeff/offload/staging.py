@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -21,6 +22,7 @@ from dataeff.memory import BufferPool, PooledBuffer
 from dataeff.offload.disk import ALIGNMENT, SpillSet, Written, flat_bytes
 from dataeff.offload.moments import Span, Times
 from dataeff.offload.streams import Event, Streams
+from dataeff.offload.transfer import over
 from dataeff.storage import StripedRead
 
 
@@ -33,7 +35,9 @@ class PinnedPool:
     def __init__(self, nbytes: int, streams: Streams) -> None:
         self._pool = BufferPool(nbytes)
         self._streams = streams
-        self._cooling: list[tuple[Event, PooledBuffer, torch.UntypedStorage | None]] = []
+        self._cooling: OrderedDict[PooledBuffer, tuple[Event, torch.UntypedStorage | None]] = (
+            OrderedDict()
+        )
         self._lock = threading.Lock()
         self.used_nbytes = self.peak_nbytes = 0
         streams.pin(self._pool.buffer)
@@ -65,18 +69,17 @@ class PinnedPool:
     ) -> None:
         """Takes a buffer back once `event` is reached, and keeps `source` until then."""
         with self._lock:
-            self._cooling.append((event, buffer, source))
+            self._cooling[buffer] = event, source
         self.sweep()
 
     def sweep(self) -> None:
         """Takes back the buffers whose copies have ended."""
         with self._lock:
-            reached = [event.query() for event, *_ in self._cooling]
-            pairs = list(zip(self._cooling, reached, strict=True))
-            self._cooling = [entry for entry, cold in pairs if not cold]
-        for (_, buffer, _), cold in pairs:
-            if cold:
-                self.release(buffer)
+            cold = over(self._cooling, lambda buffer: self._cooling[buffer][0].query())
+            entries = [self._cooling.pop(buffer) for buffer in cold]
+        for buffer in cold:
+            self.release(buffer)
+        entries.clear()  # the sources go after the lock is given back
 
     def acquire_anyway(self, nbytes: int) -> PooledBuffer:
         """A buffer of the pool, or of pageable memory: a load must not fail for want of room."""
@@ -90,8 +93,8 @@ class PinnedPool:
     def wait_for_copies(self) -> None:
         """Waits for the copies that buffers were handed in with."""
         with self._lock:
-            cooling = list(self._cooling)
-        for event, *_ in cooling:
+            cooling = list(self._cooling.values())
+        for event, _ in cooling:
             event.synchronize()
         self.sweep()
 
@@ -176,21 +179,26 @@ class DeviceCopy:
         """Whether a write to disk is not settled yet."""
         return self._spilled is not None
 
+    def written(self) -> bool:
+        """Whether the write to disk, if there is one, has ended, well or not."""
+        spilled = self._spilled
+        if spilled is None:
+            return True
+        return spilled.done() and (spilled.exception() is not None or spilled.result().done())
+
     def settle(self, wait: bool = False) -> OSError | None:
         """Ends a write that has ended, or waits for it; returns why it failed, if it did.
 
         The error has no traceback: its frames end in those that keep the error, a cycle that would
         keep the tensors of all of them until the next collection.
         """
-        if self._spilled is None or not (wait or self._spilled.done()):
+        if self._spilled is None or not (wait or self.written()):
             return None
         try:
             written = self._spilled.result()
         except OSError as error:
             self._stay()
             return error.with_traceback(None)
-        if not (wait or written.done()):
-            return None
         try:
             self._write_end_ns = written.finish()[1]
         except OSError as error:

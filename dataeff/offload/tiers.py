@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from dataeff.offload.planner import TierRate
 from dataeff.offload.report import Peaks
 from dataeff.offload.staging import DeviceCopy, PinnedPool
 from dataeff.offload.streams import CudaStreams, Streams
-from dataeff.offload.transfer import Copy, Exposed, WriteCapError
+from dataeff.offload.transfer import Copy, Exposed, WriteCapError, over
 from dataeff.offload.wear import Endurance, Wear
 
 _PROBE_BYTES = 32 << 20
@@ -66,7 +67,7 @@ class Tiers:
         self._host: PinnedPool | None = None
         self._staging: PinnedPool | None = None
         self._writer: ThreadPoolExecutor | None = None
-        self._trailing: list[DeviceCopy] = []
+        self._trailing: OrderedDict[DeviceCopy, None] = OrderedDict()
         self._unwritten: list[tuple[int, OSError | None]] = []
 
     @property
@@ -162,7 +163,7 @@ class Tiers:
         """
         if self._host is None and self._staging is None:
             return []  # bytes went nowhere yet, or straight from their pages to disk
-        for copy in list(self._trailing):
+        for copy in over(self._trailing, DeviceCopy.written):
             self._settle(copy, wait=False)
         for pool in self._pools():
             pool.sweep()
@@ -173,7 +174,7 @@ class Tiers:
         error = copy.settle(wait)
         if copy.trailing:
             return
-        self._trailing.remove(copy)
+        del self._trailing[copy]
         if copy.stayed:
             self.not_written(copy.nbytes)
             self._unwritten.append((copy.nbytes, error))
@@ -253,10 +254,10 @@ class Tiers:
                 if not self._trailing:
                     raise
                 with exposed("wait for store", storage.device):
-                    self._settle(self._trailing[0], wait=True)
+                    self._settle(next(iter(self._trailing)), wait=True)
                     self._staging.wait_for_copies()
                 continue
-            self._trailing.append(copy)
+            self._trailing[copy] = None
             return copy
 
     def _pools(self) -> list[PinnedPool]:

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from dataeff.ledger import Tier
 from dataeff.offload.moments import Moment, Times
+
+T = TypeVar("T")
+
+_MOST_UNDER_WAY = 16
+
+
+def over(transfers: Iterable[T], is_over: Callable[[T], bool]) -> list[T]:
+    """Those of `transfers`, oldest first, that are over, up to the 16th that is not.
+
+    They end in nearly the order in which they began. Looking at all of them at every hook would
+    take a pass of many small storages time that grows with the square of their number.
+    """
+    found, num_under_way = list[T](), 0
+    for transfer in transfers:
+        if is_over(transfer):
+            found.append(transfer)
+        elif (num_under_way := num_under_way + 1) == _MOST_UNDER_WAY:
+            break
+    return found
 
 
 class WriteCapError(OSError):
