@@ -60,8 +60,11 @@ class ActivationOffload:
     model and gives the files back. Backward may also run after the `with` block.
 
     When two steps had nothing to move, those that follow are not looked at, and cost nothing, while
-    the model is called with tensors of the sizes that those steps had; every 64th is. A callable
-    `policy` may change its mind: steps in which it is asked about anything are looked at.
+    the model is called with tensors of the sizes that those steps had and as many of its parameters
+    are frozen; every 64th is. A callable `policy` may change its mind: steps in which it is asked
+    about anything are looked at.
+
+    `torch.func.grad` and its kin refuse to run where saved tensors are hooked: call them outside.
 
     With `torch.compile`, compile the blocks of the model one by one: the backward of a compiled
     region asks for everything that region saved at once. A model compiled as a whole is warned of.
@@ -277,7 +280,7 @@ class ActivationOffload:
         """The model is called: for the hooks on it."""
         if self._auto is not None:
             self._auto.likeness.called(args, kwargs)
-        wakes = self._rest.wakes(self._model, args, kwargs)
+        wakes = self._rest.wakes(self._model, self._exclusions.num_trained, args, kwargs)
         if wakes:
             self._look()
         return wakes or not self._rest.resting

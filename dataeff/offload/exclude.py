@@ -7,7 +7,8 @@ replaced since (`model.to(...)`, sharded training) are recognised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ _CASTS_AND_VIEWS = (
 
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+_REQUIRES_GRAD: Callable[[torch.Tensor], bool] = attrgetter("requires_grad")
 
 
 class Exclusions:
@@ -74,6 +76,10 @@ class Exclusions:
                 own.update(_weak_storages([tensor]))
         self.own, self.parameters, self._held = own, parameters, held
         self._lengths = {tensor.numel() for tensor in held}
+
+    def num_trained(self) -> int:
+        """How many of the parameters last looked up need a gradient now."""
+        return sum(map(_REQUIRES_GRAD, self._held))
 
     def add_module(self, module: torch.nn.Module) -> None:
         """Looks up one module again, whose parameters may have been gathered just now."""

@@ -7,14 +7,14 @@ is watched instead, with one hook on the model: what it is called with.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 QUIET_STEPS = 2  # with nothing to move, one after another, before the first is not looked at
-LOOK_EVERY = 64  # steps: sizes may also hang on values, frozen weights, or code around the model
+LOOK_EVERY = 64  # steps: sizes may also hang on values, or on code around the model
 _MOST_CALLS = 1024
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -42,11 +42,20 @@ class Rest:
         self._allowed = allowed
         self.resting = allowed and self._num_quiet >= QUIET_STEPS and self._since < LOOK_EVERY
 
-    def wakes(self, model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
-        """The model is called: whether this, in a step at rest, has to be looked at after all."""
+    def wakes(
+        self, model: torch.nn.Module, num_trained: Callable[[], int], args: Any, kwargs: Any
+    ) -> bool:
+        """The model is called: whether this, in a step at rest, has to be looked at after all.
+
+        Args:
+            model: it.
+            num_trained: tells how many of its parameters are not frozen.
+            args: what it is called with.
+            kwargs: the same, by name.
+        """
         if not self._allowed:
             return False
-        call = _looks_of(model, args, kwargs)
+        call = num_trained(), _looks_of(model, args, kwargs)
         self._calls.add(call)
         self._woken |= self.resting and call not in self._quiet
         return self._woken

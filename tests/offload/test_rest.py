@@ -116,6 +116,18 @@ def test_other_states_are_looked_at(offload, net, what):
     assert offload._rest.num_steps == before
 
 
+def test_a_model_that_thaws_is_looked_at_at_once(tmp_path):
+    body = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 16)).requires_grad_(False)
+    model, x = nn.Sequential(body, nn.Linear(16, 16)), torch.ones(LARGE, 64)
+    offload = ActivationOffload(model, tmp_path, min_bytes=1 << 16)
+    for _ in range(3):
+        looked = step(offload, model, x)[0]
+    assert looked == 0
+    body.requires_grad_(True)
+    assert step(offload, model, x)[1] > 0
+    offload.close()
+
+
 def test_it_looks_again_now_and_then(offload, net):
     """What grows without a trace in the inputs is found within so many steps."""
     rest(offload, net)
