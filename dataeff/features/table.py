@@ -354,11 +354,12 @@ class FeatureTable:
         self._open_rows().scatter_(index, rows)
         return self
 
-    def prefetch(self, index: Tensor) -> Prefetch:
+    def prefetch(self, index: Tensor, *, unique: bool = False) -> Prefetch:
         """Starts a gather that runs beside the caller: in a thread, or on a CUDA stream of its own.
 
         Args:
             index: as in `gather`; not to be changed before `wait()`.
+            unique: as in `gather`; on CUDA a thread waits for the number of different rows.
 
         Returns:
             A `Prefetch`; its `wait()` gives the rows or raises what the gather raised.
@@ -372,8 +373,10 @@ class FeatureTable:
             on_host, out = index.device.type == "cpu", None
             if not on_host:  # on the stream of whoever asks, in whose order it will be let go
                 out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=rows.dtype)
-            gather = partial(rows.gather, index, out, account)
-            if not on_host and rows.asynchronous:
+            unique = unique and index.numel() > 0
+            gather = partial(gather_once, rows) if unique else rows.gather
+            gather = partial(gather, index, out, account)
+            if not on_host and rows.asynchronous and not unique:
                 return prefetch_on_stream(self._stream(index), index, gather)
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")

@@ -461,3 +461,13 @@ def test_fake_tensors_have_the_shape_alone(x, options):
         rows = table[torch.zeros(7, 2, dtype=torch.int64)]
     assert rows.shape == (7, 2, 3, 5) and rows.dtype == torch.float32
     assert type(rows).__name__ == "FakeTensor"
+
+
+def test_a_prefetch_fetches_repeated_rows_once():
+    x = torch.arange(12.0).view(4, 3)
+    index = torch.tensor([[3, 0], [-1, 3]])
+    with dataeff.FeatureTable(x) as table:
+        assert torch.equal(table.prefetch(index, unique=True).wait(), x[index])
+        assert table.stats().num_rows == 3  # 3 and -1 are not told apart before they are read
+        empty = table.prefetch(index[:0], unique=True).wait()
+        assert empty.shape == (0, 2, 3)
