@@ -70,8 +70,9 @@ def prefetch_in_thread_on_stream(
     wait for a copy that is yet to be queued, so the thread waits for it: rows that are dropped
     unseen are whole when their memory goes back.
     """
+    made_on = torch.cuda.current_stream(index.device)
     made = torch.cuda.Event()
-    made.record(torch.cuda.current_stream(index.device))
+    made.record(made_on)
 
     def run() -> Tensor:
         with torch.cuda.stream(stream):
@@ -82,7 +83,16 @@ def prefetch_in_thread_on_stream(
         done.synchronize()
         return rows
 
-    return prefetch_in_thread(executor, run)
+    future = executor.submit(run)
+
+    def finish() -> Tensor:
+        rows = _result(future)
+        reader = torch.cuda.current_stream(index.device)
+        if reader != made_on:
+            rows.record_stream(reader)
+        return rows
+
+    return Prefetch(finish)
 
 
 def prefetch_on_stream(
@@ -105,7 +115,7 @@ def prefetch_on_stream(
         # The index lives in this closure until the gather has been ordered before its reader.
         reader = torch.cuda.current_stream(index.device)
         reader.wait_event(done)
-        if reader != made_on:  # which would take the rows' memory back without waiting for either
+        if reader != made_on:  # which takes the rows' memory back, and knows nothing of the reader
             made_on.wait_event(done)
             rows.record_stream(reader)
         return rows

@@ -103,3 +103,16 @@ def test_rows_are_in_the_memory_of_whoever_asked(cuda_double, asynchronous):
     else:
         assert ("side", "waits for event of", "reader") in cuda.log[1:ordered]
         assert cuda.log[-1] == ("host waits for event of", "side")
+
+
+def test_rows_of_a_thread_stay_for_another_reader_too(cuda_double, monkeypatch):
+    cuda = cuda_double
+    with FeatureTable._over(LoggedRows(cuda, asynchronous=False)) as table:
+        with FakeTensorMode():
+            pending = table.prefetch(torch.zeros(7, dtype=torch.int64, device="cuda"))
+        table._executor.submit(lambda: None).result()  # the rows are there
+        cuda.current = cuda.stream("another")
+        monkeypatch.setattr(
+            torch.Tensor, "record_stream", lambda rows, stream: cuda.log.append(stream.name)
+        )
+        assert pending.wait().shape == (7, 2) and cuda.log[-1] == "another"

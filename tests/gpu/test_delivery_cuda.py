@@ -130,8 +130,8 @@ def test_rows_that_are_let_go_while_they_are_read_stay(x, tmp_path, where, elsew
                 seen = rows.clone()
                 del rows, pending
             if elsewhere:
+                torch.full((2000, WIDTH), float("nan"), device="cuda")  # where the rows were
                 torch.cuda.current_stream().wait_event(reader.record_event())
-                torch.full((2000, WIDTH), float("nan"), device="cuda")
             assert torch.equal(following.wait().cpu(), x[other.cpu()])
             assert torch.equal(seen.cpu(), x[index.cpu()])
 
