@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> torch.nn.Module:
     starts = torch.randint(len(corpus) - tokens, (args.steps * batch,))
     rows = [corpus[start : start + tokens].long() for start in starts]
 
-    callback = OffloadCallback(spill=[args.spill], min_bytes=1 << 14)
-    with tempfile.TemporaryDirectory() as folder:
+    offloaded = OffloadCallback(spill=[args.spill], min_bytes=1 << 14)
+    with tempfile.TemporaryDirectory() as folder, offloaded as callback:
         training = TrainingArguments(
             output_dir=folder, max_steps=args.steps, per_device_train_batch_size=batch,
             report_to=[], save_strategy="no", logging_steps=max(args.steps // 5, 1),

@@ -35,7 +35,7 @@ class OffloadCallback(Callback):  # type: ignore[misc,unused-ignore]
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Forward and backward follow."""
-        self.stop()  # a hook that skips the rest of an epoch has no end of its batch
+        self._stop()  # a hook that skips the rest of an epoch has no end of its batch
         assert self.offload is not None
         self.offload.__enter__()
         self._active = True
@@ -49,21 +49,21 @@ class OffloadCallback(Callback):  # type: ignore[misc,unused-ignore]
         batch_idx: int,
     ) -> None:
         """The batch is done."""
-        self.stop()
+        self._stop()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Leaves no hook behind."""
-        self.stop()
+        self._stop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the files back; `offload.report()` can still be read."""
-        self.stop()
+        self._stop()
         if self.offload is not None:
             self.offload.close()
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Ends the batch under way, if one is."""
         if self._active and self.offload is not None:
             self._active = False
