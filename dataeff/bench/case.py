@@ -140,8 +140,8 @@ class Case:
         budget_s: seconds of timing, where they are fewer than the options say.
         settle_s: seconds for which rounds go on beyond their number while times are unsettled:
             fewer than a second of them, or a spread of more than a tenth.
-        long_call_s: a peer whose first call takes longer, or ours at ten times as long, is called
-            in the first round only.
+        long_call_s: a peer whose first call takes longer, or ours at thirty times as long, is
+            called in the first round only.
         num_calls: how often each provider is called in all, where that matters; else the options
             say how many rounds there are.
         group: what the case is one size of, for summaries; the workload's name by default.

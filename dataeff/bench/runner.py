@@ -35,7 +35,7 @@ MAX_CALLS_PER_SAMPLE = 1000
 LONG_CALL_S = 1.0
 SETTLED_S = 1.0
 SETTLED_SPREAD = 0.1  # of the median
-OURS_LONGER = 10  # times a case's `long_call_s`: what is reported of ours rests on several rounds
+OURS_LONGER = 30  # times a case's `long_call_s`: what is reported of ours rests on several rounds
 
 
 class DisagreementError(RuntimeError):
