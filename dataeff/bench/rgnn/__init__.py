@@ -50,6 +50,7 @@ MANY_EDGES = 10**6
 # Seconds of rounds for a case, and of a call from which on it is made twice in all.
 BUDGET_S, SHORT_BUDGET_S = 4.0, 1.0
 LONG_CALL_S = 0.5
+KINKED_SHARE = 1e-5  # of elements that may hang on which slope of a kink a rounded score is on
 
 
 @dataclass(frozen=True)
@@ -191,13 +192,19 @@ def _assert_close(expected: Any, actual: Any) -> None:
     """Raises AssertionError unless float32 sums agree that were taken in any order.
 
     A gradient of a parameter adds terms of every edge, large ones that cancel too: what its small
-    elements are off by hangs on the largest.
+    elements are off by hangs on the largest. Where the score of an edge is nothing but rounding,
+    `leaky_relu` has either slope: gradients of its two nodes may differ.
     """
     if isinstance(expected, Tensor):
-        largest = float(expected.abs().max()) if expected.numel() else 0.0
-        torch.testing.assert_close(
-            actual, expected, rtol=2e-3, atol=1e-4 * max(1.0, largest), check_device=False
-        )
+        largest = max(1.0, float(expected.abs().max()) if expected.numel() else 0.0)
+        near = partial(torch.testing.assert_close, check_device=False)
+        try:
+            near(actual, expected, rtol=2e-3, atol=1e-4 * largest)
+        except AssertionError:
+            off = (actual - expected).abs() > 2e-3 * expected.abs() + 1e-4 * largest
+            if int(off.sum()) > KINKED_SHARE * expected.numel():
+                raise
+            near(actual, expected, rtol=0, atol=1e-2 * largest)
         return
     assert expected.keys() == actual.keys(), f"{list(actual)} instead of {list(expected)}"
     for name, value in expected.items():
