@@ -48,7 +48,7 @@ def test_sums_agree_by_their_largest_element():
 
 
 @pytest.mark.parametrize(
-    ("num_off", "by", "agree"), [(2, 5e-3, True), (5, 5e-3, False), (2, 2e-2, False)]
+    ("num_off", "by", "agree"), [(20, 5e-3, True), (40, 5e-3, False), (20, 2e-2, False)]
 )
 def test_few_elements_may_be_off_by_a_kink(num_off, by, agree):
     case = rgnn._case(Options(quick=True), "RGATConv", SMALL, 16, training=True)
@@ -81,7 +81,7 @@ def test_peak_memory_counts_what_is_held_at_once():
 
 
 def test_what_memory_does_not_hold_is_declined_with_both_numbers(monkeypatch):
-    monkeypatch.setattr(workload, "available_bytes", lambda: 10**9)
+    monkeypatch.setattr(workload, "available_bytes", lambda device=None: 10**9)
     require_memory(7 * 10**8, "it takes")
     with pytest.raises(Unavailable, match=r"it takes 0.9 GB, and 1.0 GB are free"):
         require_memory(9 * 10**8, "it takes")
@@ -97,7 +97,7 @@ def test_what_memory_does_not_hold_is_declined_with_both_numbers(monkeypatch):
 def test_a_weight_per_edge_is_not_attempted_without_memory(monkeypatch):
     pytest.importorskip("torch_geometric")
     work = rgnn._case(Options(quick=True), "RGCNConv", SMALL, 16, training=True).inputs()
-    monkeypatch.setattr(workload, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(workload, "available_bytes", lambda device=None: 1000)
     with pytest.raises(Unavailable, match="a weight per edge would take"):
         peers.pyg("FastRGCNConv", work)
 
