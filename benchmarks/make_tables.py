@@ -80,7 +80,7 @@ def main() -> int:
             print(f"{path} is not what the records give: run benchmarks/make_tables.py")
         else:
             path.write_text(fill(texts[path], records))
-    if stale and not arguments.check:
+    if not arguments.check:
         draw(records)
     return int(arguments.check and bool(stale))
 

@@ -94,7 +94,9 @@ def plot(records: Sequence[Record], path: str | Path) -> None:
         f"recompute, offload, keep on {records[0].device}\nat each point: the batch size"
     )
     figure.legend(loc="outside right upper")
+    undated = {"Date": None} if Path(path).suffix == ".svg" else None
     try:
-        figure.savefig(path)
+        with matplotlib.rc_context({"svg.hashsalt": "dataeff"}):  # the same records, the same file
+            figure.savefig(path, metadata=undated)
     finally:
         pyplot.close(figure)
