@@ -64,6 +64,6 @@ def test_every_provider_trains_on_every_seed(cases):
 
 def test_a_cpu_trains_a_shorter_epoch():
     on_cpu, on_gpu = (
-        list(epoch.cases(Options(device=torch.device(kind))))[0].size for kind in ("cpu", "cuda")
+        next(epoch.cases(Options(device=torch.device(kind)))).size for kind in ("cpu", "cuda")
     )
     assert "trained" in on_cpu and "seeds=8192 " in on_cpu and "seeds=100000 " in on_gpu
