@@ -374,8 +374,8 @@ class FeatureTable:
             if not on_host:  # on the stream of whoever asks, in whose order it will be let go
                 out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=rows.dtype)
             unique = unique and index.numel() > 0
-            gather = partial(gather_once, rows) if unique else rows.gather
-            gather = partial(gather, index, out, account)
+            fetch = partial(gather_once, rows) if unique else rows.gather
+            gather = partial(fetch, index, out, account)
             if not on_host and rows.asynchronous and not unique:
                 return prefetch_on_stream(self._stream(index), index, gather)
             if self._executor is None:
