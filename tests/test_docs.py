@@ -1,4 +1,4 @@
-"""The README's Python runs as written."""
+"""The Python of the README and of the guides runs as written, and what they name exists."""
 
 import re
 import subprocess
@@ -7,12 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from dataeff import rgnn
+from dataeff.offload.report import OffloadReport
+from dataeff.rgnn.graph_symbol import GraphSymbol, PerRelation
+
 ROOT = Path(__file__).resolve().parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("features", "layers", "offload")]
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def blocks_of(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks_of(README)
+ALL_BLOCKS = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in (README, *GUIDES)
+    for number, code in enumerate(blocks_of(page))
+]
+
+
+@pytest.mark.parametrize("code", ALL_BLOCKS)
 def test_block_runs(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
@@ -21,7 +37,7 @@ def test_block_runs(code, tmp_path):
     assert list(tmp_path.glob("*")) == []
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("code", ALL_BLOCKS)
 def test_block_is_short(code):
     assert len([line for line in code.splitlines() if line.strip()]) <= 16
 
@@ -44,9 +60,27 @@ def test_messages_in_troubleshooting_are_those_that_are_shown():
     assert [part for part in parts if part not in shown] == []
 
 
-def test_links_point_at_files_that_exist():
-    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README.read_text()):
-        assert (README.parent / target).exists(), target
+@pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
+def test_links_point_at_files_that_exist(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_guide_to_layers_has_every_operation():
+    text = (ROOT / "docs/layers.md").read_text()
+    functions = [name for name in rgnn.__all__ if name.islower()]
+    of_graph = [name for owner in (GraphSymbol, PerRelation) for name in vars(owner)]
+    missing = [name for name in functions + of_graph if not re.search(rf"\b{name}\b", text)]
+    assert [name for name in missing if not name.startswith("_")] == []
+
+
+def test_the_guide_to_offloading_names_fields_of_the_report():
+    first_columns = re.findall(
+        r"^\| (`.*?) \|", (ROOT / "docs/offload.md").read_text(), re.MULTILINE
+    )
+    named = set(re.findall(r"`([a-z_]+)`", "\n".join(first_columns)))
+    assert len(named) > 8
+    assert named <= set(OffloadReport.__dataclass_fields__)
 
 
 def test_files_that_contributing_names_exist():
