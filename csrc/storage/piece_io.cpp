@@ -1,5 +1,7 @@
 #include "storage/piece_io.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -63,6 +65,14 @@ PieceIo::Attempt PieceIo::next() {
     attempt.nbytes = std::min(attempt.nbytes, asked);
   }
   return attempt;
+}
+
+int64_t PieceIo::call(const Attempt& attempt) const {
+  const int fd = transfer().fd;
+  const int64_t result = transfer().op == Op::kRead
+                             ? pread(fd, attempt.data, attempt.nbytes, attempt.offset)
+                             : pwrite(fd, attempt.data, attempt.nbytes, attempt.offset);
+  return result < 0 ? -errno : result;
 }
 
 bool PieceIo::advance(const Attempt& attempt, int64_t result) {

@@ -44,6 +44,9 @@ class PieceIo {
   // and its transfer told, successfully or not.
   bool advance(const Attempt& attempt, int64_t result);
 
+  // Makes the attempt here and now, with pread or pwrite; returns what `advance` takes.
+  int64_t call(const Attempt& attempt) const;
+
   const Transfer& transfer() const { return *piece_.transfer; }
 
  private:

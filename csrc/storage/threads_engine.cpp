@@ -1,27 +1,16 @@
 #include "storage/threads_engine.h"
 
-#include <unistd.h>
-
-#include <cerrno>
 #include <stdexcept>
 #include <utility>
 
 namespace dataeff {
 namespace {
 
-int64_t system_call(const Transfer& transfer, const PieceIo::Attempt& attempt) {
-  const int64_t result = transfer.op == Op::kRead
-                             ? pread(transfer.fd, attempt.data, attempt.nbytes, attempt.offset)
-                             : pwrite(transfer.fd, attempt.data, attempt.nbytes, attempt.offset);
-  return result < 0 ? -errno : result;
-}
-
 void run_blocking(PieceIo& io, const Mover& mover) {
   for (;;) {
     const PieceIo::Attempt attempt = io.next();
     if (attempt.pause.count() > 0) std::this_thread::sleep_for(attempt.pause);
-    const int64_t result =
-        attempt.fault.error ? -attempt.fault.error : mover(io.transfer(), attempt);
+    const int64_t result = attempt.fault.error ? -attempt.fault.error : mover(io, attempt);
     if (io.advance(attempt, result)) return;
   }
 }
@@ -87,7 +76,7 @@ void ThreadsEngine::serve(int index, int num_threads) {
 }
 
 std::shared_ptr<Engine> make_threads_engine(int num_threads, std::shared_ptr<FaultPlan> faults) {
-  return std::make_shared<ThreadsEngine>("threads", num_threads, std::move(faults), system_call,
+  return std::make_shared<ThreadsEngine>("threads", num_threads, std::move(faults), &PieceIo::call,
                                          /*any_memory=*/false);
 }
 

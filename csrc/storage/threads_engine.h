@@ -15,7 +15,7 @@
 namespace dataeff {
 
 // Makes one attempt at a piece: a byte count, or a negative errno.
-using Mover = std::function<int64_t(const Transfer&, const PieceIo::Attempt&)>;
+using Mover = std::function<int64_t(const PieceIo&, const PieceIo::Attempt&)>;
 
 class ThreadsEngine final : public Engine {
  public:

@@ -78,6 +78,7 @@ void Uring::map_rings(const io_uring_params& params) {
   rings_[1] = map(fd_, ring_nbytes_[1], IORING_OFF_CQ_RING);
   sqes_nbytes_ = params.sq_entries * sizeof(io_uring_sqe);
   sqes_ = static_cast<io_uring_sqe*>(map(fd_, sqes_nbytes_, IORING_OFF_SQES));
+  sq_head_ = at<unsigned>(rings_[0], params.sq_off.head);
   sq_tail_ = at<unsigned>(rings_[0], params.sq_off.tail);
   sq_array_ = at<unsigned>(rings_[0], params.sq_off.array);
   sq_mask_ = *at<unsigned>(rings_[0], params.sq_off.ring_mask);
@@ -117,6 +118,15 @@ void Uring::submit_and_wait() {
       throw OsError(errno, "submitting to io_uring");
     }
   }
+}
+
+bool Uring::take_back(uint64_t& user_data) {
+  // Outside of io_uring_enter nobody else moves the two ends.
+  const unsigned head = std::atomic_ref(*sq_head_).load(std::memory_order_acquire);
+  if (head == *sq_tail_) return false;
+  user_data = sqes_[sq_array_[head & sq_mask_]].user_data;
+  std::atomic_ref(*sq_head_).store(head + 1, std::memory_order_release);
+  return true;
 }
 
 bool Uring::reap(uint64_t& user_data, int32_t& result) {

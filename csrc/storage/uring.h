@@ -25,8 +25,13 @@ class Uring {
   // A cleared request to fill in; it is sent by the next `submit_and_wait`.
   io_uring_sqe& prepare();
 
-  // Sends what was prepared and waits until something is complete.
+  // Sends what was prepared and waits until something is complete. Throws OsError when the kernel
+  // takes no more; `take_back` then says what it did not take.
   void submit_and_wait();
+
+  // The user_data of a request that the kernel has not taken, oldest first, which is then
+  // withdrawn; false when there is none.
+  bool take_back(uint64_t& user_data);
 
   // The next completion, if there is one.
   bool reap(uint64_t& user_data, int32_t& result);
@@ -42,6 +47,7 @@ class Uring {
   io_uring_sqe* sqes_ = nullptr;
   uint64_t sqes_nbytes_ = 0;
   // Inside the rings, shared with the kernel.
+  unsigned* sq_head_ = nullptr;
   unsigned* sq_tail_ = nullptr;
   unsigned* sq_array_ = nullptr;
   unsigned sq_mask_ = 0;

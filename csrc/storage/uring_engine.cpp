@@ -60,7 +60,12 @@ class Loop {
     for (;;) {
       fill();
       if (idle_.size() == slots_.size() && !listening_) return;
-      uring_.submit_and_wait();
+      try {
+        uring_.submit_and_wait();
+      } catch (const OsError&) {
+        go_on_without_ring();
+        return;
+      }
       uint64_t user_data;
       int32_t result;
       while (uring_.reap(user_data, result)) complete(user_data, result);
@@ -87,11 +92,37 @@ class Loop {
     // One slot in four looks for writes first, so that reads cannot starve them.
     for (Piece piece; !idle_.empty();) {
       if (!queue.try_take(idle_.size() % 4 == 0 ? Op::kWrite : Op::kRead, piece)) return;
-      const int index = idle_.back();
-      idle_.pop_back();
-      Slot& slot = slots_[index];
-      slot.io.emplace(std::move(piece), slot.bounce, faults_);
-      attempt(index);
+      begin(std::move(piece));
+    }
+  }
+
+  // Moves the piece in a slot that is idle.
+  void begin(Piece piece) {
+    const int index = idle_.back();
+    idle_.pop_back();
+    Slot& slot = slots_[index];
+    slot.io.emplace(std::move(piece), slot.bounce, faults_);
+    attempt(index);
+  }
+
+  // The kernel takes no more requests (its descriptor was closed by somebody, say). What it has
+  // taken ends without being asked for; the rest is moved here by blocking calls.
+  void go_on_without_ring() {
+    lost_ = true;
+    uint64_t user_data;
+    int32_t result;
+    while (uring_.take_back(user_data)) {
+      if (user_data != kBell) send(static_cast<int>(user_data & ~kPause));
+    }
+    while (idle_.size() < slots_.size()) {
+      // Its completions are handed over whenever this thread returns from a system call.
+      std::this_thread::sleep_for(std::chrono::microseconds{100});
+      while (uring_.reap(user_data, result)) complete(user_data, result);
+    }
+    Op preferred = Op::kRead;
+    for (Piece piece; queue.take(preferred, piece);) {
+      begin(std::move(piece));
+      preferred = preferred == Op::kRead ? Op::kWrite : Op::kRead;
     }
   }
 
@@ -100,7 +131,8 @@ class Loop {
     Slot& slot = slots_[index];
     slot.attempt = slot.io->next();
     const int64_t pause_ns = slot.attempt.pause.count();
-    if (pause_ns == 0) {
+    if (pause_ns > 0 && lost_) std::this_thread::sleep_for(slot.attempt.pause);
+    if (pause_ns == 0 || lost_) {
       send(index);
       return;
     }
@@ -116,6 +148,10 @@ class Loop {
     Slot& slot = slots_[index];
     if (slot.attempt.fault.error) {
       advance(index, -slot.attempt.fault.error);
+      return;
+    }
+    if (lost_) {
+      advance(index, slot.io->call(slot.attempt));
       return;
     }
     const Transfer& transfer = slot.io->transfer();
@@ -134,7 +170,7 @@ class Loop {
   void complete(uint64_t user_data, int32_t result) {
     if (user_data == kBell) {
       listening_ = false;
-      if (!queue.closed()) listen();
+      if (!queue.closed() && !lost_) listen();
     } else if (user_data & kPause) {
       send(static_cast<int>(user_data & ~kPause));
     } else {
@@ -158,6 +194,7 @@ class Loop {
   FaultPlan* const faults_;
   uint64_t num_rings_ = 0;
   bool listening_ = false;
+  bool lost_ = false;  // the ring takes no more
 };
 
 class UringEngine final : public Engine {

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataeff.memory import HostBuffer
-from dataeff.storage import FaultPlan, SpillFile, open_engine
+from dataeff.storage import FaultPlan, SpillFile, open_engine, uring_refusal
 
 PIECE = 1 << 20
 
@@ -256,7 +256,7 @@ def test_the_interpreter_exits_with_work_in_flight(kind, tmp_path):
     script = f"""
     import torch
     from dataeff.memory import HostBuffer
-    from dataeff.storage import FaultPlan, SpillFile, open_engine
+    from dataeff.storage import FaultPlan, SpillFile, open_engine, uring_refusal
     spill = SpillFile({str(tmp_path)!r})
     engine = open_engine({kind!r}, faults=FaultPlan().add("any", delay_s=0.002))
     tensors = [torch.ones(300_000) for _ in range(50)]
@@ -326,3 +326,44 @@ def run_without_io_uring(code, directory):
         text=True,
         timeout=60,
     )
+
+
+@pytest.mark.skipif(uring_refusal() is not None, reason="no io_uring here")
+def test_a_ring_that_the_kernel_refuses_gives_way_to_blocking_calls(tmp_path):
+    script = f"""
+    import os, threading
+    import torch
+    from dataeff.memory import HostBuffer
+    from dataeff.storage import SpillFile, open_engine
+
+    engine = open_engine("io_uring", queue_depth=4)
+    source, target = HostBuffer(64 << 20), HostBuffer(64 << 20)
+    source.tensor().random_(256)
+    spill = SpillFile({str(tmp_path)!r})
+    extents = [spill.allocate(4 << 20) for _ in range(16)]
+
+    def each(call, buffer):
+        places = enumerate(extents)
+        return [call(spill.fd, buffer.data_ptr + i * (4 << 20), 4 << 20, e.offset) for i, e in places]
+
+    writes = each(engine.write, source)
+    writes[0].wait()
+    rings = [fd for fd in os.listdir("/proc/self/fd")
+             if os.path.islink(f"/proc/self/fd/{{fd}}")
+             and "io_uring" in os.readlink(f"/proc/self/fd/{{fd}}")]
+    nothing = os.open("/dev/null", os.O_RDWR)
+    for fd in rings:
+        os.dup2(nothing, int(fd))  # from now on io_uring_enter answers EOPNOTSUPP
+    assert rings
+    for transfer in writes:
+        transfer.wait(30)
+    for transfer in each(engine.read, target):
+        transfer.wait(30)
+    assert torch.equal(source.tensor(), target.tensor())
+    engine.close()
+    print("same bytes")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "same bytes\n", (done.returncode, done.stderr)
