@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dataeff.storage import filesystem_of
@@ -20,16 +20,21 @@ def spill_directories(spill: Sequence[PathLike] | PathLike | None) -> list[Path]
     person. One that lies in memory is warned of: what is spilled there frees nothing.
 
     Raises:
-        ValueError: a placeholder is neither `{rank}` nor `{local_rank}`.
+        TypeError: `spill` is neither a path nor a list of them.
+        ValueError: an empty name, or a placeholder is neither `{rank}` nor `{local_rank}`.
         OSError: a directory of a rank cannot be made.
     """
     if spill is None:
         return []
-    names = [spill] if isinstance(spill, (str, os.PathLike)) else list(spill)
+    names = [spill] if isinstance(spill, (str, os.PathLike)) else spill
+    if isinstance(names, bytes) or not isinstance(names, Iterable):
+        raise TypeError(f"spill={spill!r}: a directory, or a list of them, is needed")
     return [_directory(os.fspath(name)) for name in names]
 
 
 def _directory(name: str) -> Path:
+    if not name:
+        raise ValueError("spill='': name a directory; the working one is '.'")
     path = Path(_of_this_rank(name))
     if str(path) != str(Path(name)):
         path.mkdir(parents=True, exist_ok=True)

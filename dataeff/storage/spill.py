@@ -59,7 +59,10 @@ class SpillFile:
     ) -> None:
         self.path_hint = Path(directory)
         self.capacity_bytes = capacity_bytes
-        self.fd, self.direct = _open_unnamed(self.path_hint, direct)
+        try:
+            self.fd, self.direct = _open_unnamed(self.path_hint, direct)
+        except OSError as error:
+            raise _refused(self.path_hint, error) from error
         _, memory_alignment, block = _core.direct_alignment(self.fd)
         self.alignment = max(BLOCK_BYTES, memory_alignment, block)
         self.reserved = True
@@ -164,6 +167,18 @@ class SpillFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _refused(directory: Path, error: OSError) -> OSError:
+    """`error` again, with the directory that was asked for in it and what to do."""
+    why, remedy = error.strerror or str(error), "name a directory on an SSD"
+    if error.errno in FULL:
+        remedy = "free some of it, or name another directory"
+    elif not directory.exists():
+        remedy = "make it first"
+    elif directory.is_dir():
+        why = f"no file can be made there: {why}"
+    return OSError(error.errno, f"{why} ({remedy})", str(directory))
 
 
 def _open_unnamed(directory: Path, direct: bool) -> tuple[int, bool]:

@@ -79,3 +79,28 @@ def test_a_read_only_folder_is_refused(tmp_path):
         if user == 0:
             os.seteuid(0)
         tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "remedy"),
+    [
+        ("/proc", FileNotFoundError, "no file can be made there.*name a directory on an SSD"),
+        ("/sys", PermissionError, "no file can be made there.*name a directory on an SSD"),
+        ("fifo", NotADirectoryError, "name a directory on an SSD"),
+        ("file", NotADirectoryError, "name a directory on an SSD"),
+        ("missing", FileNotFoundError, "make it first"),
+    ],
+)
+def test_a_place_where_nothing_can_be_spilled_is_named_with_a_remedy(tmp_path, kind, error, remedy):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").touch()
+    place = tmp_path / kind  # itself where `kind` is absolute
+    with pytest.raises(error, match=remedy) as refused:
+        ActivationOffload(nn.Linear(4, 4), place)
+    assert refused.value.filename == str(place)
+
+
+@pytest.mark.parametrize(("spill", "error"), [("", ValueError), (5, TypeError), (b"x", TypeError)])
+def test_what_names_no_directory(spill, error):
+    with pytest.raises(error, match="spill="):
+        ActivationOffload(nn.Linear(4, 4), spill)
