@@ -252,3 +252,12 @@ def test_convert_names_the_tensors_of_a_file_without_quotes_of_python(capsys, tm
         2,
         f"dataeff: {tmp_path}/x.safetensors holds no tensor 'y', but one of 'x'\n",
     )
+
+
+@pytest.mark.parametrize("arguments", [["--json"], [], ["--help"]])
+def test_output_that_cannot_be_written_is_one_line(arguments):
+    command = [sys.executable, "-m", "dataeff", "plan", "--model", "llama-8b", *arguments]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.stderr == "dataeff: the output cannot be written: No space left on device\n"
+    assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -52,6 +53,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("dataeff: interrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if not _output_is_refused():
+            raise
+        print(f"dataeff: the output cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _output_is_refused() -> bool:
+    """Whether standard output does not take what it was given; it is thrown away then."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except OSError:  # what a program has put in its place has none
+        return False
+    try:
+        os.write(descriptor, b"\n")  # a flush has nothing left to write, and says so
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)  # or Python tries once more on its way out
+        os.close(nowhere)
+        return True
+    return False
 
 
 @contextmanager
