@@ -17,7 +17,7 @@ from dataeff.offload.passes import Budgets
 from dataeff.offload.planner import Action, Plan, TierRate, plan
 from dataeff.offload.policy import SavedTensorInfo
 from dataeff.offload.profile import BlockProfiler, find_blocks, trials
-from dataeff.offload.recompute import checkpoint, state_of
+from dataeff.offload.recompute import Changes, checkpoint
 from dataeff.offload.report import ModuleBytes
 from dataeff.offload.scopes import is_compiled
 from dataeff.offload.simulate import Forecast, simulate
@@ -38,7 +38,7 @@ class AutoPolicy:
     which the model is called with gradients; blocks of evaluation are not counted.
 
     Args:
-        model: the model; its largest list of blocks is planned (`find_blocks`).
+        model: the model; its largest lists of blocks are planned (`find_blocks`).
         tiers: whose rates are measured.
         memory_budget: bytes that may be held for backward at once; without one, what hides behind
             compute is moved.
@@ -62,7 +62,8 @@ class AutoPolicy:
         self._step_s: list[float] = []
         self._exposed_s = self._exposed_before_s = self._exposed_begin_s = 0.0
         self._peak = self._num_others = 0
-        self._changed = ""  # kind of what a block changed: it cannot be run again
+        self._changes = Changes()
+        self._changed: dict[str, str] = {}  # blocks that cannot be run again, and what changes
         self.likeness = Likeness()
         self._wrapped: list[tuple[torch.nn.Module, Any]] = []
         self._trials: list[dict[str, Action]] = []
@@ -100,6 +101,7 @@ class AutoPolicy:
     def begin_step(self, cache: Any) -> None:
         """A `with` block begins."""
         self.leave()  # what an interrupt in the middle of a beginning left on
+        self._changes.forget()
         cache.poll()
         modules = cache.account.by_module
         if self._num_steps == _WARM_UP_STEPS - 1:
@@ -111,9 +113,9 @@ class AutoPolicy:
             self._trial = self._trials[self._profiler.num_steps]
             self._profiler.begin()
         if self._num_steps < _WARM_UP_STEPS and self._budget is not None:
-            for block in self._blocks.values():
+            for name, block in self._blocks.items():
                 if not is_compiled(block):  # which would be compiled anew
-                    self._wrap(block, self._watch(block))
+                    self._wrap(block, self._changes.watching(name, block))
         for name, action in self._actions().items():
             if action is Action.RECOMPUTE:
                 self._wrap(self._blocks[name], checkpoint)
@@ -127,6 +129,7 @@ class AutoPolicy:
         if self.plan is not None:
             self._follow(cache)
             return
+        self._changed |= self._changes.found()
         if not self.likeness.trains:
             return
         self._num_steps += 1
@@ -163,14 +166,17 @@ class AutoPolicy:
             if _treated(dict.fromkeys(self._blocks, Action.KEEP), scope) is not None
         )
         self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - inside
-        num, recompute = len(self._blocks), self._budget is not None and not self._changed
-        num_kept = num // (2 if recompute else 4)
+        if self._changed:
+            self._warn_of_changes()
+        num = len(self._blocks)
+        again = set(self._blocks) - set(self._changed) if self._budget is not None else set[str]()
+        num_kept = num // (2 if again else 4)
         if self._budget is not None and inside:
             block = inside / num
             room = self._budget - self.other_bytes - _IN_FLIGHT_BLOCKS * block
             num_kept = max(0, min(num_kept, int(room / block)))
-        num_steps = (3 if recompute else 2) * _STEPS_OF_A_KIND
-        self._trials = trials(list(self._blocks), num_kept, recompute, num_steps)
+        num_steps = (3 if again else 2) * _STEPS_OF_A_KIND
+        self._trials = trials(list(self._blocks), num_kept, again, num_steps)
         device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
         self._profiler = BlockProfiler(self._blocks, device)
         self._profiler.install(cache.exposed_wait_s)
@@ -226,8 +232,9 @@ class AutoPolicy:
 
     def _make_plan(self, profiler: BlockProfiler, cache: Any) -> None:
         profiles = profiler.profiles(self._saved)
-        if self._changed:
-            profiles = [replace(profile, input_bytes=None) for profile in profiles]
+        for i, profile in enumerate(profiles):
+            if profile.name in self._changed:
+                profiles[i] = replace(profile, input_bytes=None)
         budget = None if self._budget is None else max(0.0, self._budget - self.other_bytes)
         rates = self._tiers.measure(next(iter(self._devices()), torch.device("cpu")))
         self.plan = plan(
@@ -265,30 +272,16 @@ class AutoPolicy:
         block.forward = lambda *args, **kwargs: run(forward, *args, **kwargs)
         self._wrapped.append((block, own))
 
-    def _watch(self, block: torch.nn.Module) -> Callable[..., Any]:
-        """Runs the forward of `block`; notes what it changes and would change again if run again.
-
-        Keys and values in a cache that it is called with, say, its input, or running statistics.
-        """
-
-        def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            given = [*args, *kwargs.values(), *block.buffers()]
-            before = [state_of(value) for value in given]
-            result = forward(*args, **kwargs)
-            changed = [v for v, state in zip(given, before, strict=True) if state_of(v) != state]
-            if changed and not self._changed:
-                self._changed = type(changed[0]).__name__
-                warnings.warn(
-                    f"activation offload: {type(block).__name__} changes in its forward a "
-                    f"{self._changed} that it is called with, or a buffer, and would change it "
-                    "again if it were recomputed: the plan recomputes nothing. A model that caches "
-                    "keys and values does not with use_cache=False.",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            return result
-
-        return run
+    def _warn_of_changes(self) -> None:
+        name, kind = next(iter(self._changed.items()))
+        warnings.warn(
+            f"activation offload: {len(self._changed)} of {len(self._blocks)} blocks are not "
+            f"recomputed, {name} for one: a {kind} that it is called with, or a buffer of it, "
+            "changes during the step, and running the block again would see, or make, another "
+            "change. A model that caches keys and values does not with use_cache=False.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _treated(trial: Mapping[str, Action], scope: str) -> Action | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -19,21 +19,24 @@ Trial = Mapping[str, Action]  # what was done with each block in a step; DISK: m
 Times = dict[str, tuple[float, float]]  # seconds of forward and backward by block
 
 
+_LEAST_SHARE = 0.1  # of the parameters of the largest list, for one beside it to be planned
+
+
 def trials(
-    names: Sequence[str], num_kept: int, recompute: bool, num_steps: int
+    names: Sequence[str], num_kept: int, again: Set[str], num_steps: int
 ) -> list[dict[str, Action]]:
     """What to do with the blocks in each measured step: one thing with all of them, in turn.
 
-    Moved, recomputed (if `recompute`), and kept: only as many of them as `num_kept` says, others
-    each time; the rest is recomputed then, or moved. In a step of all kinds the transfers of one
-    block would be charged to the next.
+    Moved, recomputed (those in `again`, if there are any; the others are moved meanwhile), and
+    kept: only as many of them as `num_kept` says, others each time; the rest is recomputed then, or
+    moved. In a step of all kinds the transfers of one block would be charged to the next.
     """
-    rest = Action.RECOMPUTE if recompute else Action.DISK
-    kinds = [Action.DISK, *([Action.RECOMPUTE] if recompute else []), Action.KEEP]
+    rest = {name: Action.RECOMPUTE if name in again else Action.DISK for name in names}
+    kinds = [Action.DISK, *([Action.RECOMPUTE] if again else []), Action.KEEP]
     found = []
     for step in range(num_steps):
         kind = kinds[step % len(kinds)]
-        trial = dict.fromkeys(names, rest if kind is Action.KEEP else kind)
+        trial = dict.fromkeys(names, Action.DISK) if kind is Action.DISK else dict(rest)
         if kind is Action.KEEP:
             first = step * len(names) // num_steps
             for i in range(num_kept):
@@ -45,20 +48,32 @@ def trials(
 def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """The modules to plan for: the children of the list that holds most of the parameters.
 
-    The layers of a transformer are such a list. A model without one is planned by its children, and
-    one without children as a whole.
+    The layers of a transformer are such a list; an encoder and a decoder are two: a list beside it
+    with at least a tenth as many parameters counts as well. A model without a list is planned by
+    its children, and one without children as a whole.
     """
-    lists: list[tuple[str, torch.nn.Module]] = [
-        (name, module)
+    sizes: dict[str, tuple[int, torch.nn.Module]] = {
+        name: (sum(p.numel() for p in module.parameters()), module)
         for name, module in model.named_modules()
         if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)) and len(module) > 1
-    ]
-    name, parent = max(
-        [*lists] or [("", model)], key=lambda pair: sum(p.numel() for p in pair[1].parameters())
-    )
-    prefix = f"{name}." if name else ""
-    children = {prefix + child: module for child, module in parent.named_children()}
+    }
+    largest = max((size for size, _ in sizes.values()), default=0)
+    chosen: list[str] = []
+    for name in sorted(sizes, key=lambda name: -sizes[name][0]):
+        beside = not any(_nested(name, other) or _nested(other, name) for other in chosen)
+        if beside and (not chosen or sizes[name][0] >= _LEAST_SHARE * largest):
+            chosen.append(name)
+    parents = {name: parent for name, (_, parent) in sizes.items() if name in chosen} or {"": model}
+    children = {
+        f"{name}.{child}" if name else child: module
+        for name, parent in parents.items()
+        for child, module in parent.named_children()
+    }
     return children or {"": model}
+
+
+def _nested(name: str, outer: str) -> bool:
+    return not outer or name.startswith(f"{outer}.")
 
 
 class BlockProfiler:
@@ -117,9 +132,12 @@ class BlockProfiler:
         moved, again = self._times(Action.DISK), self._times(Action.RECOMPUTE)
         base = self._kept(again or moved, Action.RECOMPUTE if again else Action.DISK)
         moving = _ratio(moved, base)
+        for name, (forward_s, backward_s) in moved.items():  # of those that are never recomputed
+            base.setdefault(name, (forward_s / moving, backward_s / moving))
         times_again = _added_per_forward(again, base)
         found = []
-        for name in self._blocks:
+        # In the order of forward, which that of registration need not be.
+        for name in dict.fromkeys([*self._input_bytes, *self._blocks]):
             forward_s, backward_s = base.get(name, (0.0, 0.0))
             inside = [account for scope, account in saved.items() if _inside(scope, name)]
             saved_bytes = sum(account.bytes_saved for account in inside)

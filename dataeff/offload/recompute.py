@@ -14,7 +14,11 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from dataeff.offload.identity import VersionProbe
+
 T = TypeVar("T")
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def checkpoint(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -40,6 +44,50 @@ def checkpoint(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
     result: T = torch_checkpoint(run, *tensors, use_reentrant=False)
     return result
+
+
+class Changes:
+    """Notices which blocks cannot be run again, because what they are given does not stay as it is.
+
+    A block that adds keys and values to a cache that it is called with, or moves running statistics
+    on, would do so twice. One that only reads such a cache would read more than the first time, if
+    another block adds to it later. What is looked at are arguments and buffers.
+    """
+
+    def __init__(self) -> None:
+        self._given: list[tuple[str, Any, object]] = []  # what it was when the block was called
+
+    def watching(self, name: str, block: torch.nn.Module) -> Callable[..., Any]:
+        """`run(forward, *args, **kwargs)`, which notes what the block `name` is called with."""
+
+        def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if torch.is_grad_enabled():
+                for value in (*args, *kwargs.values(), *block.buffers()):
+                    self._note(name, value)
+            return forward(*args, **kwargs)
+
+        return run
+
+    def _note(self, name: str, value: Any) -> None:
+        if type(value) in _PLAIN and not value.is_inference():
+            probe = VersionProbe(value)  # holds none of its memory
+            self._given.append((name, probe, probe.version))
+        elif not isinstance(value, (bool, int, float, complex, str, type(None))):
+            self._given.append((name, value, state_of(value)))
+
+    def found(self) -> dict[str, str]:
+        """The blocks whose arguments or buffers have changed; the kind of the first of these."""
+        changed: dict[str, str] = {}
+        for name, value, before in self._given:
+            probed = isinstance(value, VersionProbe)
+            if before != (value.current if probed else state_of(value)):
+                changed.setdefault(name, "Tensor" if probed else type(value).__name__)
+        self.forget()
+        return changed
+
+    def forget(self) -> None:
+        """Lets go of what was noted."""
+        self._given.clear()
 
 
 def state_of(value: Any, depth: int = 8) -> object:

@@ -1,10 +1,13 @@
 """`policy="auto"`: measured, planned, carried out, and the same bits."""
 
 import contextlib
+import types
 
 import pytest
 import torch
+import transformers
 from torch import nn
+from torch.nn import functional as F
 
 from dataeff.offload import ActivationOffload
 from dataeff.offload.planner import Action
@@ -26,6 +29,19 @@ def test_blocks_are_the_list_with_most_parameters(gpt_and_loss):
     plain.a, plain.b = nn.Linear(2, 2), nn.Linear(2, 2)
     assert list(find_blocks(plain)) == ["a", "b"]
     assert find_blocks(plain.a) == {"": plain.a}
+
+
+def test_an_encoder_and_a_decoder_are_both_planned():
+    config = transformers.T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_decoder_layers=2, num_heads=4
+    )
+    found = find_blocks(transformers.T5Model(config))
+    encoder, decoder = ([f"{side}.block.{i}" for i in range(4)] for side in ("encoder", "decoder"))
+    assert list(found) == encoder[:3] + decoder[:2]
+    small = nn.Module()
+    small.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+    small.head = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert list(find_blocks(small)) == [f"layers.{i}" for i in range(4)]
 
 
 @pytest.mark.parametrize("share", [None, 2.0, 0.6, 0.1])
@@ -164,11 +180,76 @@ def test_blocks_that_change_their_arguments_are_not_recomputed(
     torch.manual_seed(0)
     model, x = Caching(kind), torch.randn(128, 64)
     expected = gradients(model, lambda: model(x).backward())
-    with pytest.warns(RuntimeWarning, match=f"changes in its forward a {kind.__name__} "):
+    with pytest.warns(RuntimeWarning, match=f"4 of 4 blocks.*: a {kind.__name__} that"):
         offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1, min_bytes=0)
         for got in train(offload, lambda: model(x), model, gradients, 18):
             assert_same(got, expected)
     assert offload.plan is not None and Action.RECOMPUTE not in offload.plan.actions
+    offload.close()
+
+
+class Reading(nn.Module):
+    """Four blocks; what the third adds to a list the second has read by then, and has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(64, 64) for _ in range(4))
+        for place, forward in ((1, self.read), (2, self.add)):
+            self.blocks[place].forward = types.MethodType(forward, self.blocks[place])
+
+    @staticmethod
+    def read(block, x, seen):
+        return F.linear(x + len(seen), block.weight, block.bias).tanh()
+
+    @staticmethod
+    def add(block, x, seen):
+        seen.append(x.detach())
+        return F.linear(x, block.weight, block.bias).tanh()
+
+    def forward(self, x):
+        first, second, third, fourth = self.blocks
+        seen = []
+        x = third(second(first(x), seen), seen)
+        return fourth(x).square().mean()
+
+
+def test_one_block_that_changes_its_arguments_leaves_the_others_to_be_recomputed(
+    gradients, assert_same, tmp_path
+):
+    torch.manual_seed(0)
+    model, x = Reading(), torch.randn(4096, 64)
+    expected = gradients(model, lambda: model(x).backward())
+    with pytest.warns(RuntimeWarning, match="2 of 4 blocks are not recomputed, blocks.1 for one"):
+        offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1, min_bytes=0)
+        for got in train(offload, lambda: model(x), model, gradients, 18):
+            assert_same(got, expected)
+    profiles = offload.plan.profiles
+    assert [p.input_bytes is not None for p in profiles] == [True, False, False, True]
+    assert all(p.forward_s > 0 and p.backward_s > 0 for p in profiles)
+    # Recomputed in the steps that measured it; so were the two.
+    tried = [trial for trial in offload._auto._trials if Action.RECOMPUTE in trial.values()]
+    assert tried
+    assert all(trial["blocks.1"] is not Action.RECOMPUTE for trial in tried)
+    assert all(trial["blocks.2"] is not Action.RECOMPUTE for trial in tried)
+    offload.close()
+
+
+def test_an_encoder_and_a_decoder_under_a_budget(gradients, assert_same, tmp_path):
+    """Its decoder blocks add to a cache of keys and values; its encoder blocks can run again."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=3, num_decoder_layers=2, num_heads=4,
+        dropout_rate=0.0, decoder_start_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config)
+    tokens = torch.arange(4 * 64).view(4, 64) * 7 % 64
+    loss = lambda: model(input_ids=tokens, labels=tokens, use_cache=True).loss  # noqa: E731
+    expected = gradients(model, lambda: loss().backward())
+    with pytest.warns(RuntimeWarning, match="2 of 5 blocks are not recomputed, decoder"):
+        offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1, min_bytes=0)
+        for got in train(offload, loss, model, gradients, 18):
+            assert_same(got, expected)
+    assert [p.input_bytes is not None for p in offload.plan.profiles] == 3 * [True] + 2 * [False]
     offload.close()
 
 
@@ -211,11 +292,13 @@ def test_statistics_move_on_once_a_step_and_inputs_may_be_changed(gradients, ass
                 model(x).backward()
 
         yield step
-        assert Action.RECOMPUTE not in offload.plan.actions
+        again = [a is Action.RECOMPUTE for a in offload.plan.actions]
+        # Statistics would move on twice, and the input of ReLU is not there any more.
+        assert not again[1] and not again[2]
         offload.close()
 
     expected = states(plain)
-    with pytest.warns(RuntimeWarning, match="recomputes nothing"):
+    with pytest.warns(RuntimeWarning, match="2 of 4 blocks are not recomputed, blocks.1 for one"):
         assert_same(states(offloaded), expected)
 
 

@@ -16,7 +16,7 @@ NAMES = ["a", "b", "c", "d"]
 @pytest.mark.parametrize("num_kept", [0, 1, 2, 4])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_trials_are_of_one_kind_and_keep_no_more_than_fits(num_kept, recompute):
-    found = trials(NAMES, num_kept, recompute, 6)
+    found = trials(NAMES, num_kept, set(NAMES) if recompute else set(), 6)
     assert len(found) == 6 and all(list(trial) == NAMES for trial in found)
     kinds = [set(trial.values()) for trial in found]
     assert {DISK} in kinds and ({RECOMPUTE} in kinds or not recompute)
