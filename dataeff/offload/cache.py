@@ -20,7 +20,7 @@ from dataeff.ledger import Ledger, Tier
 from dataeff.offload.account import Account
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.held import HeldBytes
-from dataeff.offload.identity import StorageTable, revive
+from dataeff.offload.identity import StorageTable, VersionProbe, revive
 from dataeff.offload.incoming import Incoming
 from dataeff.offload.kept import MOST_NOTES, Alive, Direct, Kept, KeptBooks, KeptRef
 from dataeff.offload.lifetime import Process, close_at_exit
@@ -181,7 +181,7 @@ class TensorCache:
         known = self._table.find(storage._cdata) if self._moves else None
         saved = None if known is None else known.find(version)
         if _counts_for_itself(tensor, nbytes if saved is None else saved.nbytes):
-            return self._keep(tensor, storage, version, nbytes)
+            return self._admit_alone(tensor, storage, version, nbytes)
         if known is not None and saved is not None and _is_plain(tensor):
             self._kept.again.append(nbytes)
             return Handle(saved, tensor, known.shift)
@@ -192,6 +192,23 @@ class TensorCache:
         if not wanted:
             return self._keep(tensor, storage, version, nbytes)
         return self._move(tensor, storage, nbytes, wanted)
+
+    def _admit_alone(
+        self, tensor: torch.Tensor, storage: torch.UntypedStorage, version: int, nbytes: int
+    ) -> Packed:
+        """A tensor whose version tells nothing of the rest of its storage: moved as a clone.
+
+        What the storage holds beside it may change before it is written, without a trace.
+        """
+        own = tensor.numel() * tensor.element_size()
+        if own >= self._wants.min_bytes and _is_plain(tensor):
+            wanted = self._wants(tensor, own, self._scopes.current)
+            if wanted:
+                alone = tensor.detach().clone()
+                handle = self._move(alone, alone.untyped_storage(), own, wanted)
+                handle.probe = VersionProbe(tensor)
+                return handle
+        return self._keep(tensor, storage, version, nbytes)
 
     def _move(
         self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int, to: bool | Tier

@@ -64,8 +64,7 @@ class OffloadReport:
         bytes_deduplicated: of these, bytes in storages that were already saved.
         bytes_excluded: bytes of parameters, buffers and inputs, which are alive anyway.
         bytes_kept: bytes left in memory on purpose: too small, kept by the policy, the last of a
-            pass, or of a kind that is not moved (sparse, quantised, tensor subclasses, the gates of
-            a recurrent network on a CPU, which it changes in place one by one).
+            pass, or of a kind that is not moved (sparse, quantised, tensor subclasses).
         bytes_unmovable: of these, bytes for which there is no tier: in host memory already, with
             only a host tier to go to.
         bytes_written: bytes written to disk.
