@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dataeff.storage import filesystem_of
 from dataeff.storage.bandwidth import MEMORY_FILE_SYSTEMS
@@ -26,7 +27,7 @@ def spill_directories(spill: Sequence[PathLike] | PathLike | None) -> list[Path]
     """
     if spill is None:
         return []
-    names = [spill] if isinstance(spill, (str, os.PathLike)) else spill
+    names: Any = [spill] if isinstance(spill, (str, os.PathLike)) else spill
     if isinstance(names, bytes) or not isinstance(names, Iterable):
         raise TypeError(f"spill={spill!r}: a directory, or a list of them, is needed")
     return [_directory(os.fspath(name)) for name in names]

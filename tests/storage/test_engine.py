@@ -343,8 +343,9 @@ def test_a_ring_that_the_kernel_refuses_gives_way_to_blocking_calls(tmp_path):
     extents = [spill.allocate(4 << 20) for _ in range(16)]
 
     def each(call, buffer):
+        start, nbytes = buffer.data_ptr, 4 << 20
         places = enumerate(extents)
-        return [call(spill.fd, buffer.data_ptr + i * (4 << 20), 4 << 20, e.offset) for i, e in places]
+        return [call(spill.fd, start + i * nbytes, nbytes, e.offset) for i, e in places]
 
     writes = each(engine.write, source)
     writes[0].wait()
