@@ -248,7 +248,10 @@ class ActivationOffload:
         self._look_away()
         self._scopes.active = False
         self._scopes.reset()
-        self._cache.poll()
+        if error is None:
+            self._cache.poll()
+        else:
+            self._cache.recount()
         self._tiers.end_step()
         self._clock.end()
         self._wear.foresee(self._tiers.disk_nbytes)

@@ -251,7 +251,7 @@ class TensorCache:
         ref.key, ref.nbytes, ref.held = (storage._cdata, version), nbytes, False
         ref.scope, ref.device = self._scopes.current, tensor.device
         books.known[ref.key] = ref
-        books.notes.append(ref)
+        books.notes.append((ref,))
         if len(books.notes) > MOST_NOTES:
             self._poll()
         return kept
@@ -316,6 +316,13 @@ class TensorCache:
         with self._lock:
             self._poll()
             self.account.settle()
+
+    def recount(self) -> None:
+        """Counts anew what is held: an interrupt may have come between a change and its entry."""
+        with self._lock:
+            self._poll()
+            self.held.recount(self._grave, self._kept.held_nbytes, self._incoming.loading_nbytes)
+            self._outgoing.recount()
 
     def exposed_wait_s(self) -> float:
         """The counter, with what a device has done by now."""

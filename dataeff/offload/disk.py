@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -200,6 +201,13 @@ class DiskLoad:
         self._written, self._crc = written, crc
         self._transfer = written.begin_read(self._body)
         self.done: Callable[[], bool] = self._transfer.done
+
+    def __del__(self) -> None:
+        # Lost before anybody held it, by an interrupt: its memory must outlast the read.
+        transfer = getattr(self, "_transfer", None)
+        if transfer is not None and not transfer.done():
+            with suppress(OSError, EOFError):  # nobody wants to know
+                transfer.wait()
 
     def order(self) -> None:
         """Host memory has no streams: `finish` was all."""

@@ -6,7 +6,7 @@ import weakref
 from collections import OrderedDict
 
 from dataeff.offload.report import Counters
-from dataeff.offload.saved import SavedStorage
+from dataeff.offload.saved import Grave, SavedStorage
 from dataeff.offload.transfer import Tiers
 
 
@@ -43,6 +43,15 @@ class HeldBytes:
         if held > self.recent_peak:
             self.recent_peak = held
             counters.peak_saved_bytes = max(counters.peak_saved_bytes, held)
+
+    def recount(self, grave: Grave, kept_nbytes: int, loading_nbytes: int) -> None:
+        """Counts anew, from what `grave` watches and what is kept or being read."""
+        moved = grave.watched()
+        copies = sum(one.copy.host_nbytes for one in moved if one.copy is not None)
+        in_memory = sum(one.held_nbytes for one in moved)
+        self._nbytes = in_memory + copies + kept_nbytes + loading_nbytes
+        self.cached_nbytes = sum(one.cached_nbytes for one in moved) + loading_nbytes
+        self.last_nbytes = sum(one.last_nbytes for one in moved)
 
     def cache(self, saved: SavedStorage) -> None:
         """Notes that `saved` is in memory beside a complete copy."""

@@ -46,6 +46,11 @@ class Incoming:
     def __len__(self) -> int:
         return len(self._loading)
 
+    @property
+    def loading_nbytes(self) -> int:
+        """Bytes being brought back."""
+        return sum(saved.nbytes for saved in self._loading)
+
     def begin(self, saved: SavedStorage) -> None:
         """Begins to bring `saved` back, dropping cached bytes that the budget has no room for."""
         assert saved.copy is not None

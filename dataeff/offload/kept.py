@@ -88,7 +88,7 @@ class KeptBooks:
 
     Attributes:
         known: what is kept, by address and version; may hold the dead for a while.
-        notes: each `KeptRef` when it is made, and again (by itself) when it has died.
+        notes: each `KeptRef`, in a tuple when it is made, and by itself when it has died.
         again: bytes of a storage for each further tensor saved of it.
         excluded: bytes of a storage for each tensor of it that is alive anyway.
     """
@@ -96,7 +96,7 @@ class KeptBooks:
     def __init__(self, tiers: Tiers, account: Account, held: HeldBytes) -> None:
         self._tiers, self._account, self._held = tiers, account, held
         self.known: dict[tuple[int, int], KeptRef] = {}
-        self.notes: deque[KeptRef] = deque()
+        self.notes: deque[KeptRef | tuple[KeptRef]] = deque()
         self.again: deque[int] = deque()
         self.excluded: deque[int] = deque()
 
@@ -104,14 +104,18 @@ class KeptBooks:
         """Enters what was noted, in its order; guarded by the cache's lock."""
         counters, again, excluded = self._account.counters, self.again, self.excluded
         while self.notes:
-            ref = self.notes.popleft()
-            if ref.held:
-                self._held.add(-ref.nbytes)
-                if self.known.get(ref.key) is ref:
-                    del self.known[ref.key]
-            else:
-                ref.held = True
-                self._enter(ref)
+            note = self.notes.popleft()
+            if isinstance(note, tuple):
+                note[0].held = True
+                self._enter(note[0])
+                continue
+            # An interrupt may have come before it was complete, and entered.
+            if getattr(note, "held", False):
+                note.held = False
+                self._held.add(-note.nbytes)
+            key = getattr(note, "key", None)
+            if key is not None and self.known.get(key) is note:
+                del self.known[key]
         while again:
             nbytes = again.popleft()
             counters.num_packed += 1
@@ -119,6 +123,11 @@ class KeptBooks:
             counters.bytes_deduplicated += nbytes
         while excluded:
             counters.bytes_excluded += excluded.popleft()
+
+    @property
+    def held_nbytes(self) -> int:
+        """Bytes of the storages that are kept now and are in the books."""
+        return sum(ref.nbytes for ref in self.known.values() if ref.held)
 
     def _enter(self, ref: KeptRef) -> None:
         nbytes, counters = ref.nbytes, self._account.counters

@@ -92,6 +92,10 @@ class Outgoing:
             else:
                 self.cancel(saved)
 
+    def recount(self) -> None:
+        """Counts anew what is under way."""
+        self._nbytes = sum(saved.nbytes for saved in self._queue)
+
     def drain(self) -> None:
         """Waits for every store."""
         while self._queue:

@@ -61,11 +61,14 @@ class Grave:
         self._alive.add(remains)
         return remains
 
+    def watched(self) -> list[Remains]:
+        """What the living, and the dead that are not buried, leave or will leave."""
+        return list(self._alive)
+
     def bury(self) -> Remains:
         """Takes the first of the dead."""
-        remains = self.dead.popleft()
-        self._alive.discard(remains)
-        return remains
+        self._alive.discard(self.dead[0])  # first: an interrupt between the two does no harm then
+        return self.dead.popleft()
 
 
 class SavedStorage:
@@ -186,11 +189,11 @@ class Handle:
     __slots__ = ("last_pass", "probe", "saved", "view")
 
     def __init__(self, saved: SavedStorage, tensor: torch.Tensor, shift: int) -> None:
-        saved.add_handle()
-        self.saved = saved
         self.view = View.of(tensor, shift)
         self.probe = VersionProbe(tensor)
         self.last_pass = -1
+        saved.add_handle()
+        self.saved = saved
 
     def check_version(self) -> None:
         """Raises RuntimeError when the tensor was changed in place after it was saved."""
@@ -202,4 +205,6 @@ class Handle:
         return self.probe.attach(self.view.over(storage, self.saved.shift))
 
     def __del__(self) -> None:
-        self.saved._dead.append(self.last_pass)
+        saved = getattr(self, "saved", None)
+        if saved is not None:  # else an interrupt came before it was complete
+            saved._dead.append(self.last_pass)

@@ -174,6 +174,8 @@ def _refused(directory: Path, error: OSError) -> OSError:
     why, remedy = error.strerror or str(error), "name a directory on an SSD"
     if error.errno in FULL:
         remedy = "free some of it, or name another directory"
+    elif error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "close some, or raise the limit: ulimit -n"
     elif not directory.exists():
         remedy = "make it first"
     elif directory.is_dir():

@@ -207,6 +207,14 @@ class Stripe:
         self._failure: OSError | None = None
         self._lock = threading.Lock()
 
+    def __del__(self) -> None:
+        # Lost before anybody held it, by an interrupt: its space must not be lost with it.
+        if hasattr(self, "_lock") and self.parts:
+            for transfer in self._transfers.values():
+                if not transfer.cancel():
+                    _outcome(transfer, None)
+            self.free()
+
     def start(self) -> None:
         """Submits every part; called by `StripedSpill.write`."""
         for part in self.parts:
@@ -299,11 +307,11 @@ class Stripe:
         """Gives the extents back; no transfer may be under way."""
         with self._lock:
             self._settle()
-            for part in self.parts:
+            while self.parts:
+                part = self.parts.pop()
                 if part not in self._transfers:  # placed, never submitted
                     self._owner._forget(part)
                 part.lane.spill.free(part.extent)
-            self.parts.clear()
 
     def _settle(self) -> None:
         for part in self._open:

@@ -1,5 +1,6 @@
 """Ctrl-C and skipped steps: what breaks a step off leaves an offload that serves the next one."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -171,5 +172,59 @@ def test_an_interrupt_while_a_graph_is_freed_loses_nothing(net, tmp_path):
     assert place > 1
     offload._cache.drain()
     assert offload.report().saved_bytes == 0
+    assert offload._cache._tiers._spills.files[0].used_nbytes == 0
+    offload.close()
+
+
+def test_an_interrupt_at_any_line_of_a_step_loses_nothing(tmp_path, gradients, assert_same):
+    """Of the offload's own Python: the next step has the right bits, and nothing is left over."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 96), nn.Tanh())
+    x = torch.randn(96, 96)
+    expected = gradients(model, lambda: model(x).sum().backward())
+    offload = ActivationOffload(model, tmp_path, min_bytes=1 << 15, in_flight_bytes=1 << 16)
+
+    def step():
+        with offload:
+            loss = model(x).sum()
+            offload._cache.drain()
+            loss.backward()
+
+    package = os.path.dirname(sys.modules["dataeff.offload"].__file__)
+    ends = (ActivationOffload.__enter__.__code__, ActivationOffload.__exit__.__code__)
+    place = num_lines = num_left = 0
+
+    def interrupt(frame, event, arg):
+        nonlocal num_lines
+        if not frame.f_code.co_filename.startswith(package):
+            return None
+        if frame.f_code in ends:  # cut off there, a block has not begun, or has not ended
+            return interrupt
+        num_lines += 1
+        if num_lines == place:
+            raise KeyboardInterrupt
+        return interrupt
+
+    ignored, sys.unraisablehook = sys.unraisablehook, lambda error: None
+    try:
+        while place == 0 or num_lines >= place:
+            place, num_lines = place + 11, 0  # most lines run several times in a step
+            try:
+                sys.settrace(interrupt)
+                step()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                sys.settrace(None)
+            assert_same(gradients(model, step), expected)
+            with contextlib.suppress(ValueError), offload:
+                raise ValueError  # what an interrupt outside of the block has left is counted too
+            offload._cache.drain()
+            num_left += offload.report().saved_bytes + offload._cache._outgoing._nbytes
+            assert num_left == 0, place
+    finally:
+        sys.settrace(None)
+        sys.unraisablehook = ignored
+    assert place > 700
     assert offload._cache._tiers._spills.files[0].used_nbytes == 0
     offload.close()
