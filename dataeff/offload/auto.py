@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 
 from dataeff.ledger import Tier
 from dataeff.offload.likeness import Likeness
+from dataeff.offload.moments import HostMoment, Moment, span_of
 from dataeff.offload.passes import Budgets
 from dataeff.offload.planner import Action, Plan, TierRate, plan
 from dataeff.offload.policy import SavedTensorInfo
@@ -58,8 +58,9 @@ class AutoPolicy:
         self._profiler: BlockProfiler | None = None
         self._before: dict[str, ModuleBytes] = {}
         self._num_steps = 0
-        self._start_s = 0.0
+        self._begin: Moment = HostMoment()
         self._step_s: list[float] = []
+        self._under_way: list[tuple[Moment, Moment]] = []  # steps that a device is in the midst of
         self._exposed_s = self._exposed_before_s = self._exposed_begin_s = 0.0
         self._peak = self._num_others = 0
         self._changes = Changes()
@@ -82,12 +83,14 @@ class AutoPolicy:
         step_s = self.measured_step_s
         if step_s is None:
             return None
+        # Of what was held where the model is: what the budget is for.
         exposed_s, peak = self._exposed_s / len(self._step_s), float(self._peak)
         return Forecast(step_s, exposed_s, peak, peak)
 
     @property
     def measured_step_s(self) -> float | None:
-        """Median seconds of the steps since the plan was made."""
+        """Median seconds of the steps since the plan was made, of a device by its own clock."""
+        self._settle_steps()
         return statistics.median(self._step_s) if self._step_s else None
 
     def __call__(self, info: SavedTensorInfo) -> bool | Tier:
@@ -122,7 +125,7 @@ class AutoPolicy:
         self.likeness.begin()
         cache.held.recent_peak = 0
         self._exposed_begin_s = cache.exposed_wait_s()
-        self._start_s = time.perf_counter()
+        self._begin = self._tiers.moment(self._device())
 
     def end_step(self, cache: Any) -> None:
         """A `with` block ends, with its backward."""
@@ -150,10 +153,20 @@ class AutoPolicy:
             self._num_others += self.likeness.trains
             self._exposed_before_s += exposed_s - self._exposed_begin_s
             return
-        self._step_s.append(time.perf_counter() - self._start_s)
+        self._under_way.append((self._begin, self._tiers.moment(self._device())))
+        self._settle_steps()
         # Of all such steps together: a device comes to the waits of one after the host has left it.
         self._exposed_s = exposed_s - self._exposed_before_s
         self._peak = max(self._peak, cache.held.recent_peak)
+
+    def _settle_steps(self) -> None:
+        """Enters the steps that the device has come to the end of: the host runs ahead of it."""
+        while self._under_way:
+            span = span_of(*self._under_way[0])
+            if span is None:
+                return
+            self._step_s.append((span[1] - span[0]) / 1e9)
+            del self._under_way[0]
 
     def _begin_trials(self, cache: Any) -> None:
         self._saved = {
@@ -177,8 +190,7 @@ class AutoPolicy:
             num_kept = max(0, min(num_kept, int(room / block)))
         num_steps = (3 if again else 2) * _STEPS_OF_A_KIND
         self._trials = trials(list(self._blocks), num_kept, again, num_steps)
-        device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
-        self._profiler = BlockProfiler(self._blocks, device)
+        self._profiler = BlockProfiler(self._blocks, self._device())
         self._profiler.install(cache.exposed_wait_s)
 
     def _actions(self) -> Mapping[str, Action]:
@@ -236,7 +248,7 @@ class AutoPolicy:
             if profile.name in self._changed:
                 profiles[i] = replace(profile, input_bytes=None)
         budget = None if self._budget is None else max(0.0, self._budget - self.other_bytes)
-        rates = self._tiers.measure(next(iter(self._devices()), torch.device("cpu")))
+        rates = self._tiers.measure(self._device())
         self.plan = plan(
             profiles, host=rates.get(Tier.HOST), disk=rates.get(Tier.DISK), memory_budget=budget
         )
@@ -263,8 +275,9 @@ class AutoPolicy:
             other_bytes=self.other_bytes,
         )
 
-    def _devices(self) -> set[torch.device]:
-        return {p.device for p in self._model.parameters()}
+    def _device(self) -> torch.device:
+        """Where the model begins."""
+        return next((p.device for p in self._model.parameters()), torch.device("cpu"))
 
     def _wrap(self, block: torch.nn.Module, run: Callable[..., Any]) -> None:
         """Has `run(forward, *args, **kwargs)` called for the block's forward, until `leave`."""

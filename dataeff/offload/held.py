@@ -24,7 +24,7 @@ class HeldBytes:
         self._cached: OrderedDict[int, weakref.ref[SavedStorage]] = OrderedDict()
         self.cached_nbytes = 0  # cached, or being read
         self.last_nbytes = 0  # what stayed because backward wants it first
-        self.recent_peak = 0  # like `peak_saved_bytes`, since somebody last set it to 0
+        self.recent_peak = 0  # like `peak_held_bytes`, since somebody last set it to 0
 
     @property
     def nbytes(self) -> int:
@@ -37,12 +37,12 @@ class HeldBytes:
         if nbytes <= 0:
             return
         counters, held = self._counters, self._nbytes
-        if held > counters.peak_held_bytes:
-            counters.peak_held_bytes = held
-        held += self._tiers.used_nbytes
         if held > self.recent_peak:
             self.recent_peak = held
-            counters.peak_saved_bytes = max(counters.peak_saved_bytes, held)
+            counters.peak_held_bytes = max(counters.peak_held_bytes, held)
+        held += self._tiers.used_nbytes
+        if held > counters.peak_saved_bytes:
+            counters.peak_saved_bytes = held
 
     def recount(self, grave: Grave, kept_nbytes: int, loading_nbytes: int) -> None:
         """Counts anew, from what `grave` watches and what is kept or being read."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -311,4 +312,26 @@ def test_a_model_of_one_module_is_planned_as_a_whole(gradients, assert_same, tmp
     for got in train(offload, loss, model, gradients, 18):
         assert_same(got, expected)
     assert [profile.name for profile in offload.plan.profiles] == [""]
+    offload.close()
+
+
+def test_a_device_s_steps_are_timed_by_its_clock_and_its_peak_is_of_its_own_memory(
+    gpt_and_loss, gradients, late_streams
+):
+    class Reached:  # the device is ten seconds further at each look; the host takes milliseconds
+        def __init__(self, ns):
+            self.ns = lambda: ns
+
+    moments = iter(range(10**9))
+    late_streams.moment = lambda: Reached(next(moments) * 10**10)
+    model, loss = gpt_and_loss
+    options = {"min_bytes": 0, "streams_of": lambda device: late_streams}
+    offload = ActivationOffload(model, host_bytes=1 << 26, policy="auto", **options)
+    train(offload, loss, model, gradients, 12)
+    offload._auto.plan = replace(offload.plan, actions=[Action.HOST] * 3)
+    train(offload, loss, model, gradients, 1)
+    assert offload.measured.step_s >= 10
+    report = offload.report()
+    assert report.peak_host_bytes > 0
+    assert offload.measured.peak_bytes <= report.peak_held_bytes
     offload.close()
