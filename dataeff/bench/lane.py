@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -55,6 +56,16 @@ class Lane:
             self.step.call()
         synchronize(device)
         return (time.perf_counter_ns() - start_ns) / 1e9 / self.num_calls
+
+
+def peak_device_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """The most memory of a GPU that one call takes at once, beyond what was held before it."""
+    synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.cuda.memory_allocated(device)
+    call()
+    synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - held
 
 
 def synchronize(device: torch.device) -> None:

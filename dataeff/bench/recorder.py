@@ -7,7 +7,7 @@ import statistics
 import torch
 
 from dataeff.bench.case import Case, Provider
-from dataeff.bench.lane import Lane, synchronize
+from dataeff.bench.lane import Lane, peak_device_bytes
 from dataeff.bench.record import Record, Run
 
 CALM_SHARE = 0.05
@@ -104,10 +104,5 @@ class Recorder:
             return []
         if lane.step.before is not None:
             lane.step.before()
-        synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        held = torch.cuda.memory_allocated(device)
-        lane.step.call()
-        synchronize(device)
-        peak = torch.cuda.max_memory_allocated(device) - held
+        peak = peak_device_bytes(lane.step.call, device)
         return [self._record(lane.provider, "peak_device_bytes", float(peak), "bytes")]

@@ -1,7 +1,10 @@
 """The offload's benchmarks at sizes of no interest but correctness."""
 
+import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
@@ -100,14 +103,53 @@ def test_every_provider_of_the_paper_s_cases_does_the_same(options, kind):
     shape = replace(TINY, layers=3, kind=kind)
     inputs = ssdtrain.shared_inputs(shape, options)
     steps = {
-        "keep": ssdtrain._step(inputs, ssdtrain.nullcontext),
-        "recompute": ssdtrain._step(inputs, ssdtrain.nullcontext, recompute=True),
+        "keep": ssdtrain._step(inputs, ssdtrain._nothing),
+        "recompute": ssdtrain._step(inputs, ssdtrain._nothing, recompute=True),
         "disk": ssdtrain._ours(inputs, on_disk=True),
     }
+    assert steps["keep"].metrics()["peak_saved_bytes"][0] > 0 and not steps["recompute"].metrics()
     found = {name: step.call() for name, step in steps.items()}
     for loss, gradients in found.values():
         assert torch.equal(loss, found["keep"][0]) and torch.equal(gradients, found["keep"][1])
     steps["disk"].close()
+
+
+def test_a_batch_twice_over_has_the_same_loss_and_gradients(options):
+    inputs = ssdtrain.shared_inputs(TINY, options)
+    keep, doubled = ssdtrain._step(inputs, ssdtrain._nothing), ssdtrain._ours(inputs, times=2)
+    torch.testing.assert_close(doubled.call(), keep.call(), rtol=1e-4, atol=0)
+    doubled.close()
+
+
+def test_a_plan_is_made_before_the_clock_starts(options):
+    pytest.importorskip("scipy")
+    inputs = ssdtrain.shared_inputs(TINY, options)
+    keep, planned_step = ssdtrain._step(inputs, ssdtrain._nothing), ssdtrain._planned(inputs)
+    torch.testing.assert_close(planned_step.call(), keep.call(), rtol=0, atol=0)
+    planned_step.close()
+
+
+def test_peers_are_made_once_and_told_of_the_model(options, monkeypatch):
+    made = []
+
+    def offload(model=None):
+        made.append(model)
+        return nullcontext()
+
+    monkeypatch.setitem(sys.modules, "torchtune", ModuleType("torchtune"))
+    for name, attribute in (
+        ("torchtune.training", "OffloadActivations"),
+        ("trl.models.activation_offloading", "get_act_offloading_ctx_manager"),
+    ):
+        module = ModuleType(name)
+        setattr(module, attribute, offload)
+        monkeypatch.setitem(sys.modules, name, module)
+    inputs = ssdtrain.shared_inputs(TINY, options)
+    for around in (ssdtrain._torchtune, ssdtrain._trl):
+        step = ssdtrain._step(inputs, around)
+        for _ in range(3):
+            step.call()
+    assert len(made) == 2 and made[0] is None and isinstance(made[1], Transformer)
 
 
 def test_a_t5_s_decoder_is_half_rounded_down():
@@ -128,7 +170,7 @@ def test_the_paper_s_cases_are_skipped_with_a_reason_on_a_cpu(options):
     }
     assert any("CUDA" in record.note for record in records)
     full = [case.size for case in ssdtrain.cases(replace(options, quick=False))]
-    assert len(full) == 9
+    assert sum("doubled" in size for size in full) == len(full) - 9 == 9
 
 
 def test_the_curve_has_a_point_per_batch(options, tmp_path):

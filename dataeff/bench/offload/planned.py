@@ -21,6 +21,7 @@ from typing import Any
 
 from dataeff import ActivationOffload
 from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.bench.lane import synchronize
 from dataeff.bench.offload.model import Shape
 from dataeff.bench.offload.training import (
     Inputs,
@@ -115,6 +116,8 @@ def _against(training: Training, offload: ActivationOffload) -> Metrics:
 
 
 def _plain_s(training: Training) -> float:
+    synchronize(training.tokens.device)
     start_s = time.perf_counter()
     training.step(nullcontext())
+    synchronize(training.tokens.device)
     return time.perf_counter() - start_s
