@@ -124,8 +124,9 @@ def _whole_graph(inputs: Inputs) -> Step:
     import pylibwholegraph.torch as wgth
     from torch._C._distributed_c10d import HashStore
 
-    # It asks for a process group even of one GPU.
-    torch.distributed.init_process_group("nccl", store=HashStore(), rank=0, world_size=1)
+    # It asks for a process group even of one GPU, and some versions leave it when they finish.
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl", store=HashStore(), rank=0, world_size=1)
     wgth.init(0, 1, 0, 1, wm_log_level="error")
     group = wgth.comm.get_global_communicator("nccl")
     table = wgth.create_wholememory_tensor(
@@ -137,5 +138,7 @@ def _whole_graph(inputs: Inputs) -> Step:
     def close() -> None:
         wgth.destroy_wholememory_tensor(table)
         wgth.finalize()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
     return Step(inputs.each_call(table.gather), close=close)

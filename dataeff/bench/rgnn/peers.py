@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dataeff.bench.case import Step
+from dataeff.bench.case import Step, Unavailable
 from dataeff.bench.dgl import import_dgl
 from dataeff.bench.rgnn import typed
 from dataeff.bench.rgnn.handwritten import mean_shares
@@ -65,6 +65,8 @@ def _pyg_layer(name: str, work: Workload) -> torch.nn.Module:
 
 def dgl(work: Workload) -> Step:
     """DGL's RelGraphConv with PyTorch Geometric's normalisation."""
+    if work.x.is_cuda:
+        raise Unavailable("the wheel of DGL that loads beside this torch is for CPUs")
     library = import_dgl()
     copies = 6 if work.training else 3
     require_memory(

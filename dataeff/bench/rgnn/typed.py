@@ -18,8 +18,9 @@ EdgeType = tuple[str, str, str]
 def metadata(edges: Edges, relations: int) -> tuple[list[str], list[EdgeType]]:
     """Node types, and (source type, relation, destination type) of each relation."""
     names = [f"n{t}" for t in range(edges.type_ptr.numel() - 1)]
-    one_edge = torch.zeros(relations, dtype=torch.long)
-    one_edge[edges.edge_type] = torch.arange(edges.edge_type.numel())
+    kind = edges.edge_type
+    one_edge = torch.zeros(relations, dtype=torch.long, device=kind.device)
+    one_edge[kind] = torch.arange(kind.numel(), device=kind.device)
     ends = torch.bucketize(edges.edge_index[:, one_edge].cpu(), edges.type_ptr[1:], right=True)
     pairs = ends.t().tolist()
     return names, [(names[s], f"r{r}", names[d]) for r, (s, d) in enumerate(pairs)]

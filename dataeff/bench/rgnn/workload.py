@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dataeff.bench.case import Step, Unavailable
+from dataeff.bench.lane import peak_device_bytes
 from dataeff.bench.rgnn.datasets import Edges
 
 Metrics = Callable[[], Mapping[str, tuple[float, str]]]
@@ -82,14 +83,14 @@ class Workload:
         return Step(call, metrics=measured, nbytes=nbytes, flops=flops, kernels=kernels)
 
     def _memory(self, call: Callable[[], object]) -> dict[str, tuple[float, str]]:
-        if self.x.is_cuda:
-            return {}
-        peak = peak_host_bytes(call)
+        on_gpu = self.x.is_cuda
+        peak = peak_device_bytes(call, self.x.device) if on_gpu else peak_host_bytes(call)
         held = self._given_nbytes + self._ids_nbytes
         if self.training:
             held += self.nodes * self.dim * 4  # the gradient that is given
         share = (held + peak) / self.tensors_nbytes if self.tensors_nbytes else 0.0
-        return {"peak_host_bytes": (float(peak), "bytes"), "peak_over_tensors": (share, "1")}
+        found = {"peak_over_tensors": (share, "1")}
+        return found if on_gpu else {"peak_host_bytes": (float(peak), "bytes"), **found}
 
 
 def _training(
