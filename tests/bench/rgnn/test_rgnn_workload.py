@@ -3,6 +3,7 @@ from functools import partial
 
 import pytest
 import torch
+from pretended_gpu import GPU, PretendedGpu
 
 import dataeff.rgnn.graph
 import dataeff.rgnn.structure
@@ -17,19 +18,44 @@ SMALL = rgnn.Size(
 )
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("model", ["RGCNConv", "RGATConv", "HGTConv", "GatedConv"])
-def test_all_providers_compute_the_same(model, training):
-    case = rgnn._case(Options(quick=True), model, SMALL, 16, training=training)
+MODELS = ["RGCNConv", "RGATConv", "HGTConv", "GatedConv"]
+
+
+def results_of(case, providers):
     torch.manual_seed(0)
-    inputs = case.inputs()
-    results = {}
-    for provider in case.providers:
+    inputs, results = case.inputs(), {}
+    for provider in providers:
         try:
-            results[provider.name] = provider.prepare(inputs).call()
+            step = provider.prepare(inputs)
+            results[provider.name] = step.call()
+            assert step.metrics is None or "peak_over_tensors" in step.metrics()
         except Unavailable as reason:
             assert provider.name == "DGL RelGraphConv", reason
+    return results
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("model", MODELS)
+def test_all_providers_compute_the_same(model, training):
+    case = rgnn._case(Options(quick=True), model, SMALL, 16, training=training)
+    results = results_of(case, case.providers)
     assert "dataeff" in results and len(results) >= (2 if model == "GatedConv" else 3)
+    for result in results.values():
+        torch.testing.assert_close(result, next(iter(results.values())), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("model", MODELS)
+def test_peers_compute_the_same_on_a_gpu(model, training, monkeypatch):
+    ours._kept.clear()  # graphs of the host
+    with PretendedGpu(monkeypatch) as gpu:
+        options = Options(quick=True, device=torch.device("cuda"))
+        case = rgnn._case(options, model, SMALL, 16, training=training)
+        results = results_of(case, [p for p in case.providers if p.role == "peer"])
+        assert ours._built(case.inputs()).device == GPU
+        for result in results.values():
+            for value in result.values() if training else [result]:
+                assert gpu.place(value) == GPU
     for result in results.values():
         torch.testing.assert_close(result, next(iter(results.values())), rtol=1e-4, atol=1e-6)
 
