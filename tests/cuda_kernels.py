@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).parent / "cuda_on_host"
-SOURCES = ("gather/gather.cu", "sampling/frontier.cu")
+SOURCES = ("gather/gather.cu", "sampling/frontier.cu", "memory/register.cu")
 LAUNCH = re.compile(r"(\w+)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
 SANITIZED = ("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 
@@ -16,13 +16,14 @@ SANITIZED = ("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 def translated(text: str) -> str:
     """`kernel<<<how>>>(what);` as a call of a function."""
     found, count = LAUNCH.subn(r"cuda_on_host::launch(\2, [=] { \1(\3); });", text)
-    assert count == text.count("<<<") > 0
+    assert count == text.count("<<<")
     return found
 
 
 def build(folder: Path) -> ctypes.CDLL:
     """The library; undefined behaviour, misaligned words among it, ends the process."""
-    paths = [HERE / "kernels.cpp"]
+    paths = [HERE / "kernels.cpp", HERE / "registration.cpp"]
+    paths.append(ROOT / "csrc/memory/page_registry.cpp")
     for source in SOURCES:
         paths.append(folder / f"{Path(source).stem}.cpp")
         paths[-1].write_text(translated((ROOT / "csrc" / source).read_text()))

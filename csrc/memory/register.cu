@@ -14,9 +14,9 @@
 namespace dataeff {
 namespace {
 
-// Far below the 512 GiB at which cudaHostRegister fails, and few enough entries for the largest
-// hosts (a driver holds some tens of thousands of them).
-constexpr int64_t kChunkNbytes = int64_t{16} << 30;
+// Below the 512 GiB at which cudaHostRegister fails, and beyond any pool that is copied from and
+// to: that a copy may cross from one registration into the next CUDA does not say.
+constexpr int64_t kChunkNbytes = int64_t{256} << 30;
 
 bool mapped_read_only(uintptr_t address) {
   std::ifstream maps("/proc/self/maps");
