@@ -135,7 +135,7 @@ if [ -n "$gpu" ]; then
   [ -z "$compiling" ] || wait "$compiling" || summary+=("FAILED  compile, exit code $?: what it lacks is compiled later")
   bench gather 110 gather
   bench rgnn-biokg 45 rgnn --only ' training biokg '
-  bench offload 90 offload --quick --only ssdtrain
+  bench offload 120 offload --quick --only ssdtrain
   bench epoch 60 sample --only 'GraphSAGE epoch'
   bench rgnn-am 45 rgnn --only ' training am '
   if command -v compute-sanitizer >/dev/null; then

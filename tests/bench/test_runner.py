@@ -165,6 +165,19 @@ def test_a_first_call_may_decline(clock):
     assert ("b", "time_ratio") not in found and found["d", "time_ratio"].value == pytest.approx(1)
 
 
+def test_a_peer_whose_memory_does_not_suffice_takes_no_other_along():
+    def call():
+        raise torch.OutOfMemoryError("CUDA out of memory.\nmore of it")
+
+    providers = (provider("keep", call), provider("other", lambda: 1))
+    found = run(Case(size="", inputs=lambda: None, providers=providers))
+    assert found["keep", "skipped"].note == "CUDA out of memory."
+    assert ("other", "time_s") in found
+    ours = Provider("ours", lambda inputs: Step(call), role="ours")
+    with pytest.raises(torch.OutOfMemoryError):
+        run(Case(size="", inputs=lambda: None, providers=(ours,)))
+
+
 def test_a_ceiling_s_rate_is_its_best_round(clock):
     durations = iter([9.0, 9.0, 4.0, 1.0, 4.0])  # warmed up, then rounds until the budget ends
 
