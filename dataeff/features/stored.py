@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,10 +15,13 @@ from dataeff.features.gather_stored import Source, gather_stored
 from dataeff.features.hot import HotRows, HotTier
 from dataeff.features.quantised import STORED_DTYPES, Store, quantise
 from dataeff.features.registration import RegisteredMemory
-from dataeff.features.rows import HostRows, Rows
+from dataeff.features.rows import HostRows, Rows, check_source
 from dataeff.features.stats import Account
 from dataeff.ledger import Tier
-from dataeff.memory import SharedTensor, share_
+from dataeff.memory import SharedTensor, share_, share_all_among_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Sort: TypeAlias = Literal["auto"] | bool
 
@@ -55,6 +59,28 @@ class StoredRows(Rows):
         table, scales = (plain, None) if store is None or not narrow else quantise(plain, store)
         self._begin(table, scales, x.dtype, hot, sort, store)
 
+    @classmethod
+    def among_ranks(
+        cls,
+        make: Callable[[], Tensor],
+        group: ProcessGroup | None,
+        store: Store,
+        hot: HotRows | None,
+    ) -> StoredRows:
+        """Rows that the first rank of each machine makes small and its other ranks map."""
+
+        def parts() -> tuple[Tensor, ...]:
+            x = make()
+            check_source(x)
+            table, scales, dtype, *_ = cls(x, store, None, huge_pages=False)._parts()
+            of_x = torch.empty(0, dtype=dtype, device="cpu")  # only its dtype counts
+            return (table, of_x) if scales is None else (table, of_x, scales)
+
+        table, of_x, *scales = share_all_among_ranks(parts, group)
+        rows = cls.__new__(cls)
+        rows._begin(table, scales[0] if scales else None, of_x.dtype, hot, "auto", store)
+        return rows
+
     def _begin(
         self,
         table: Tensor,
@@ -65,6 +91,8 @@ class StoredRows(Rows):
         store: Store | None,
     ) -> None:
         if hot is not None:
+            if not isinstance(hot, HotRows):
+                raise TypeError(f"hot={hot!r} is no HotRows: dataeff.HotRows(n, score)")
             hot.chosen(table.shape[0])  # a score of another length is refused here
         self._memory = RegisteredMemory(table)
         self._scales, self._hot, self._sort, self._store = scales, hot, sort, store
@@ -264,9 +292,13 @@ class StoredRows(Rows):
         self._parents = (self._sources, self._tiers)  # freed here, they would call CUDA
         self._forget_devices()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def _parts(self) -> tuple[Any, ...]:
+        """What `_begin` takes."""
         table, hot, sort, store = self._memory.x, self._hot, self._sort, self._store
-        return {"rows": (table, self._scales, self.dtype, hot, sort, store)}
+        return table, self._scales, self.dtype, hot, sort, store
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"rows": self._parts()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._begin(*state["rows"])
@@ -281,7 +313,7 @@ def _receive(table: SharedTensor, scales: SharedTensor | None, rest: list[Any]) 
 
 def _send(rows: StoredRows) -> tuple[Any, ...]:
     rows.share_()
-    table, scales, *rest = rows.__getstate__()["rows"]
+    table, scales, *rest = rows._parts()
     return _receive, (
         SharedTensor(table),
         None if scales is None else SharedTensor(scales),

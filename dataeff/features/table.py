@@ -101,8 +101,6 @@ class FeatureTable:
     ) -> None:
         if sort not in ("auto", True, False):
             raise ValueError(f"sort={sort!r} is not one of 'auto', True, False")
-        if hot is not None and not isinstance(hot, HotRows):
-            raise TypeError(f"hot={hot!r} is no HotRows: dataeff.HotRows(n, score)")
         check_source(x)
         plain = store is None and hot is None
         if plain and sort is not True and not (sort == "auto" and sorting_could_pay(x)):
@@ -121,7 +119,12 @@ class FeatureTable:
 
     @classmethod
     def shared(
-        cls, x: Tensor | Callable[[], Tensor], group: ProcessGroup | None = None
+        cls,
+        x: Tensor | Callable[[], Tensor],
+        group: ProcessGroup | None = None,
+        *,
+        store: Store | None = None,
+        hot: HotRows | None = None,
     ) -> FeatureTable:
         """A table whose rows the processes of this machine hold once between them.
 
@@ -134,13 +137,20 @@ class FeatureTable:
         Args:
             x: features as in `FeatureTable`, or what loads them.
             group: default: all ranks.
+            store: as in `FeatureTable`; the first rank makes the rows small, and what it holds
+                besides them then (`x` itself) is its own affair.
+            hot: as in `FeatureTable`: the rows that this rank's GPU keeps.
 
         Raises:
-            RuntimeError: `x` failed in the machine's first rank (which raises what it was).
+            RuntimeError: `x` or `store` failed in the machine's first rank (which raises what it
+                was).
             TimeoutError: a rank of this machine did not take part.
             OSError: the kernel has no such memory.
         """
-        return cls(share_among_ranks(x if callable(x) else lambda: x, group))
+        make = x if callable(x) else lambda: x
+        if store is None:
+            return cls(share_among_ranks(make, group), hot=hot)
+        return cls._over(StoredRows.among_ranks(make, group, store, hot))
 
     def share_(self) -> FeatureTable:
         """Moves the rows into memory that other processes of the machine can map, in place.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataeff.memory.host_buffer import HostBuffer
 from dataeff.memory.pool import BufferPool, PooledBuffer
-from dataeff.memory.ranks import share_among_ranks
+from dataeff.memory.ranks import share_all_among_ranks, share_among_ranks
 from dataeff.memory.shared import SharedTensor, new_shared, share_
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "SharedTensor",
     "new_shared",
     "share_",
+    "share_all_among_ranks",
     "share_among_ranks",
 ]

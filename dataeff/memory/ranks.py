@@ -1,4 +1,4 @@
-"""One copy of a tensor for all ranks of a machine, whoever started them."""
+"""One copy of tensors for all ranks of a machine, whoever started them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from dataeff.memory.shared import attach_shared, share_, shared_buffer
 
 TIMEOUT_S = 600.0
+MAX_FDS = 253  # what Linux passes in one message
 
 
 def share_among_ranks(
@@ -45,8 +46,17 @@ def share_among_ranks(
         RuntimeError: `make` failed in the machine's first rank (that rank raises what it was).
         TimeoutError: a rank of this machine did not come for the memory, or was not given it.
     """
+    return share_all_among_ranks(lambda: [make()], group, timeout_s)[0]
+
+
+def share_all_among_ranks(
+    make: Callable[[], Sequence[Tensor]],
+    group: dist.ProcessGroup | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> list[Tensor]:
+    """The tensors that the first rank of each machine makes; `share_among_ranks` of several."""
     if not (dist.is_available() and dist.is_initialized()):
-        return share_(make())
+        return [share_(x) for x in make()]
     rank = dist.get_rank(group)
     with _listening_socket() as listener:
         offers: list[Any] = [None] * dist.get_world_size(group)
@@ -72,24 +82,34 @@ def _listening_socket() -> socket.socket:
 
 
 def _make_and_send(
-    make: Callable[[], Tensor], listener: socket.socket, num_others: int, timeout_s: float
-) -> Tensor:
+    make: Callable[[], Sequence[Tensor]],
+    listener: socket.socket,
+    num_others: int,
+    timeout_s: float,
+) -> list[Tensor]:
     try:
-        x = share_(make())
+        tensors = [share_(x) for x in make()]
     except BaseException as error:
-        _answer_all(listener, num_others, timeout_s, f"{type(error).__name__}: {error}", None)
+        _answer_all(listener, num_others, timeout_s, f"{type(error).__name__}: {error}", [])
         raise
-    _answer_all(listener, num_others, timeout_s, "", x)
-    return x
+    _answer_all(listener, num_others, timeout_s, "", tensors)
+    return tensors
 
 
 def _answer_all(
-    listener: socket.socket, num_others: int, timeout_s: float, failure: str, x: Tensor | None
+    listener: socket.socket,
+    num_others: int,
+    timeout_s: float,
+    failure: str,
+    tensors: Sequence[Tensor],
 ) -> None:
-    buffer = None if x is None else shared_buffer(x)
-    layout = None if x is None else (x.dtype, tuple(x.shape), x.stride(), x.storage_offset())
-    message = pickle.dumps((failure, layout, 0 if buffer is None else buffer.nbytes))
-    fds = [] if buffer is None else [buffer.fd]
+    buffers = [shared_buffer(x) for x in tensors]  # none for a tensor without elements
+    layouts = [
+        (x.dtype, tuple(x.shape), x.stride(), x.storage_offset(), buffer and buffer.nbytes)
+        for x, buffer in zip(tensors, buffers, strict=True)
+    ]
+    message = pickle.dumps((failure, layouts))
+    fds = [buffer.fd for buffer in buffers if buffer is not None]
     deadline = time.monotonic() + timeout_s
     answered = 0
     while answered < num_others:
@@ -115,7 +135,7 @@ def _peer_uid(connection: socket.socket) -> int:
     return int(uid)
 
 
-def _receive_from(address: bytes, leader: int, timeout_s: float) -> Tensor:
+def _receive_from(address: bytes, leader: int, timeout_s: float) -> list[Tensor]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
         connection.connect(address)
@@ -128,24 +148,34 @@ def _receive_from(address: bytes, leader: int, timeout_s: float) -> Tensor:
                 f"rank {leader} of this machine did not share its tensor within {timeout_s:g} s"
             ) from None
     try:
-        failure, layout, nbytes = pickle.loads(message) if message else ("it ended", None, 0)
-        if layout is None:
+        failure, layouts = pickle.loads(message) if message else ("it ended", [])
+        if failure:
             raise RuntimeError(
                 f"rank {leader}, which makes the tensor for this machine, failed: {failure}"
             )
-        dtype, shape, stride, offset = layout
-        if not fds:
-            return torch.empty_strided(shape, stride, dtype=dtype, device="cpu")
-        flat = attach_shared(fds[0], nbytes).tensor(dtype)
-        return flat.as_strided(shape, stride, offset)
+        left = iter(fds)
+        return [_mapped(left, *layout) for layout in layouts]
     finally:
         for fd in fds:
             os.close(fd)
 
 
+def _mapped(
+    fds: Iterator[int],
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int,
+    nbytes: int | None,
+) -> Tensor:
+    if nbytes is None:
+        return torch.empty_strided(shape, stride, dtype=dtype, device="cpu")
+    return attach_shared(next(fds), nbytes).tensor(dtype).as_strided(shape, stride, offset)
+
+
 def _read_answer(connection: socket.socket) -> tuple[bytes, list[int]]:
     """The message, empty when the sender ended before it was whole, and its descriptors."""
-    data, fds, _, _ = socket.recv_fds(connection, 1 << 16, 1)
+    data, fds, _, _ = socket.recv_fds(connection, 1 << 16, MAX_FDS)
     while len(data) < 8 or len(data) < 8 + struct.unpack("<q", data[:8])[0]:
         more = connection.recv(1 << 16)
         if not more:

@@ -57,6 +57,46 @@ def prefetch_in_child(table, answers):
     answers.put(table.prefetch(torch.tensor([1])).wait().tolist())
 
 
+def load_in_child(table, answers):
+    """Every row of a table through a `FeatureLoader`, and one written."""
+    items = torch.arange(len(table)).split(3)
+    answers.put([rows.tolist() for _, rows in dataeff.FeatureLoader(items, table, num_threads=2)])
+    table.scatter_(torch.tensor([0]), torch.full((1, *table.shape[1:]), 96.0))
+
+
+def proportional_bytes():
+    """This process's share of the memory it maps: a page of n processes counts 1/n."""
+    with open("/proc/self/smaps_rollup") as rollup:
+        return next(int(line.split()[1]) << 10 for line in rollup if line.startswith("Pss:"))
+
+
+def small_rows_of_rank(rank, store, barrier, answers, shape, kind):
+    """One rank of three: the table it shares, and by how much its share of memory grew."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
+    made = []
+
+    def make():
+        made.append(rank)
+        return (torch.arange(shape[0]) % 97.0).half()[:, None].expand(shape).contiguous()
+
+    table = dataeff.FeatureTable.shared(make, store=kind)
+    rows = table[torch.tensor([3, -1])][:, 0].tolist()
+    barrier.wait()
+    before = proportional_bytes()
+    barrier.wait()
+    codes = table._rows._memory.x.view(torch.uint8).numpy()
+    codes.max()  # touches every page, and nothing else
+    barrier.wait()
+    grown = proportional_bytes() - before
+    barrier.wait()
+    if rank == 1:
+        table.scatter_(torch.tensor([5]), torch.full((1, *shape[1:]), 55.0, dtype=torch.half))
+    barrier.wait()
+    answers.put((rank, made, table.dtype, rows, grown, table[5][0].item()))
+    dist.destroy_process_group()
+
+
 class Ranker(torch.nn.Module):
     """Rows and a dense layer over them."""
 

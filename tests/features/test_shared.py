@@ -36,6 +36,79 @@ def test_shared_takes_a_tensor_or_what_makes_it():
             assert shared_buffer(table.x) is not None
 
 
+@pytest.mark.parametrize("store", ["fp16", "bf16", "int8", "fp8"])
+def test_shared_rows_are_kept_as_a_table_keeps_them(store):
+    x = torch.randn(9, 5)
+    plain = dataeff.FeatureTable(x, store=store)
+    for source in (x, x.clone):
+        with dataeff.FeatureTable.shared(source, store=store) as table:
+            assert (table.dtype, table.shape) == (x.dtype, x.shape)
+            assert torch.equal(table[:], plain[:])
+            assert shared_buffer(table._rows._memory.x) is not None
+    half = x.half()  # small already
+    with dataeff.FeatureTable.shared(half, store="fp16") as table:
+        assert torch.equal(table[:], half) and table.x.dtype == torch.float16
+
+
+def test_shared_takes_hot_rows():
+    x = torch.arange(12.0).view(6, 2)
+    hot = dataeff.HotRows(2, torch.arange(6.0))
+    for store in (None, "int8"):
+        with dataeff.FeatureTable.shared(x, store=store, hot=hot) as table:
+            torch.testing.assert_close(table[:], x, rtol=0, atol=0.05)
+            table[torch.tensor([5])]
+            assert table.stats().num_hot_rows == 3
+        with pytest.raises(TypeError, match=r"hot=7 is no HotRows"):
+            dataeff.FeatureTable.shared(x, store=store, hot=7)
+    for wrong, error, words in [(x.int(), TypeError, "int32"), ([1.0], TypeError, "as_tensor")]:
+        with pytest.raises(error, match=words):
+            dataeff.FeatureTable.shared(lambda wrong=wrong: wrong, store="int8")
+
+
+@pytest.mark.parametrize("store", ["int8", "fp8"])
+def test_ranks_hold_small_rows_once(tmp_path, store, rank_context):
+    shape = (1 << 15, 1 << 10)  # 32 MiB as bytes
+    answers, barrier = rank_context.Queue(), rank_context.Barrier(3, timeout=100)
+    ranks = [
+        rank_context.Process(
+            daemon=True,
+            target=processes.small_rows_of_rank,
+            args=(rank, tmp_path / "store", barrier, answers, shape, store),
+        )
+        for rank in range(3)
+    ]
+    for rank in ranks:
+        rank.start()
+    found = sorted((answers.get(timeout=100) for _ in ranks), key=lambda answer: answer[0])
+    for rank in ranks:
+        rank.join(timeout=100)
+    assert [made for _, made, *_ in found] == [[0], [], []]
+    for _, _, dtype, rows, _, written in found:
+        assert dtype == torch.float16  # of what the first rank made, which the others never saw
+        torch.testing.assert_close(
+            torch.tensor(rows), torch.tensor([3.0, 32767 % 97]), rtol=0.07, atol=0
+        )
+        assert written == pytest.approx(55, rel=0.07)
+    # The others map a third of the codes each; a copy would be all of them.
+    assert all(8 << 20 < grown < 20 << 20 for *_, grown, _ in found[1:]), found
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("store", [None, "int8"])
+def test_a_feature_loader_in_another_process_reads_shared_rows(method, store):
+    x = torch.arange(14.0).view(7, 2)
+    context = multiprocessing.get_context(method)
+    with dataeff.FeatureTable.shared(x, store=store) as table:
+        here = [rows.tolist() for _, rows in dataeff.FeatureLoader(torch.arange(7).split(3), table)]
+        answers = context.Queue()
+        child = context.Process(target=processes.load_in_child, args=(table, answers), daemon=True)
+        child.start()
+        assert answers.get(timeout=60) == here
+        child.join()
+        assert child.exitcode == 0
+        assert table[0].tolist() == pytest.approx([96, 96])  # the memory is one
+
+
 def test_pickle_alone_copies():
     table = dataeff.FeatureTable.shared(torch.zeros(3, 2))
     copy = pickle.loads(pickle.dumps(table))

@@ -175,7 +175,7 @@ def test_a_rank_that_does_not_come_is_named():
 
     with _listening_socket() as listener:
         with pytest.raises(TimeoutError, match=r"1 of this machine's 1 other ranks"):
-            _answer_all(listener, 1, 0.05, "", torch.ones(1))
+            _answer_all(listener, 1, 0.05, "", [torch.ones(1)])
         with pytest.raises(TimeoutError, match="rank 4 of this machine"):
             _receive_from(listener.getsockname(), 4, 0.05)
 
