@@ -52,7 +52,8 @@ def convert(
         target: `.npy`; `.safetensors`, for bfloat16 and float8 too; or, with `stripes`, `.json`.
         name: which tensor of a `.safetensors` source; a `.safetensors` target holds it under this
             name, or `x`.
-        columns: of a Parquet source, numbers or fixed-size lists of one dtype; all by default.
+        columns: of a Parquet source, numbers, booleans or lists of one length, all of one dtype; all
+            by default.
         stripes: directories, best on different disks, that take extents of about 1 MiB by turns;
             `target` becomes their index.
         overwrite: replaces a target that is there.
@@ -65,6 +66,7 @@ def convert(
         FileExistsError: the target is there and `overwrite` is false.
         FileNotFoundError: the source is missing, or the target's folder.
         OSError: no space, or the target cannot be written.
+        EOFError: the source was cut off meanwhile.
         TypeError: a source of another kind; one name or directory where a list of them goes.
         ValueError: a target of another suffix; a dtype that `.npy` lacks; a damaged source, a
             sparse tensor, a masked array; `name` or `columns` for a source that has none.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from dataeff.features.table_files import SUFFIXES, torch_dtype
 
 if TYPE_CHECKING:
     import pyarrow
+    import pyarrow.parquet
 
 CHUNK_NBYTES = 16 << 20
 
@@ -121,7 +124,8 @@ def _of_file(path: Path, name: str | None) -> RowSource:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:  # NumPy names no file, and advises to unpickle it
             raise ValueError(f"{path} is damaged, or no .npy file of numbers") from error
-        return _of_array(array)
+        rows = _of_array(array)
+        return replace(rows, chunks=_npy_chunks(path, array)) if array.size else rows
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: rows are read from {', '.join((*SUFFIXES, '.parquet'))}")
     table = FeatureTable.open(path, name=name, cache_bytes=0)
@@ -131,6 +135,34 @@ def _of_file(path: Path, name: str | None) -> RowSource:
             yield from _slices(table)
 
     return RowSource(tuple(table.shape), table.dtype, chunks())
+
+
+def _npy_chunks(path: Path, array: np.memmap[Any, Any]) -> Iterator[Tensor]:
+    """What the mapping shows, by reads: a file cut off meanwhile is an error, not a SIGBUS."""
+    step = _rows_per_chunk(array.shape, array.itemsize)
+    fortran = not array.flags.c_contiguous
+    with path.open("rb", buffering=0) as file:
+        for begin in range(0, len(array), step):
+            shape = (min(step, len(array) - begin), *array.shape[1:])
+            rows = np.empty(shape, array.dtype, order="F" if fortran else "C")
+            # In Fortran order a chunk has a piece in every column.
+            pieces = rows.reshape(len(rows), -1, order="F").T if fortran else rows.reshape(1, -1)
+            apart = len(array) * array.itemsize
+            for number, piece in enumerate(pieces):
+                first = begin if fortran else begin * rows[:1].size
+                file.seek(array.offset + number * apart + first * array.itemsize)
+                _read_all(path, file, piece)
+            native = rows.dtype.newbyteorder("=")
+            yield torch.from_numpy(np.asarray(rows, dtype=native, order="C"))
+
+
+def _read_all(path: Path, file: FileIO, into: np.ndarray[Any, Any]) -> None:
+    left = into.view(np.uint8).data
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise EOFError(f"{path} was cut off: it has nothing at byte {file.tell()}")
+        left = left[count:]
 
 
 # --- Parquet ------------------------------------------------------------------------------------
@@ -151,52 +183,112 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> RowSource:
     chosen = list(schema.names if columns is None else columns)
     if missing := [column for column in chosen if column not in schema.names]:
         raise ValueError(f"{path} has no column {missing[0]!r}, but {', '.join(schema.names)}")
+    if twice := [column for column in chosen if schema.names.count(column) > 1]:
+        raise ValueError(
+            f"{path} has several columns {twice[0]!r}: rename them, or choose others with columns="
+        )
     if not chosen:
         raise ValueError(f"{path}: no column was chosen")
-    widths, dtype = _columns(path, [schema.field(column) for column in chosen])
+    with _reading(path):
+        widths, dtype = _columns(path, file, chosen)
     # A lone column of single numbers is a vector, a lone column of lists their matrix.
-    shape = (file.metadata.num_rows, *((sum(widths),) if len(chosen) > 1 or widths[0] else ()))
+    lone = len(chosen) == 1
+    width = sum(1 if one is None else one for one in widths)
+    shape = (file.metadata.num_rows, *(() if lone and widths[0] is None else (width,)))
     rows = _rows_per_chunk(shape, dtype.itemsize)
 
     def chunks() -> Iterator[Tensor]:
-        with file:
+        begin = 0
+        with file, _reading(path):
             for batch in file.iter_batches(rows, columns=chosen):
-                arrays = [_column(path, batch.column(column), column) for column in chosen]
-                joined = arrays[0] if len(arrays) == 1 else np.column_stack(arrays)
+                arrays = [
+                    _column(path, batch.column(column), column, width, begin)
+                    for column, width in zip(chosen, widths, strict=True)
+                ]
+                begin += len(batch)
+                joined = arrays[0] if lone else np.column_stack(arrays)
                 yield torch.from_numpy(np.array(joined, order="C")).reshape(-1, *shape[1:])
 
     return RowSource(shape, torch_dtype(dtype, str(path)), chunks())
 
 
-def _columns(path: Path, fields: list[pyarrow.Field]) -> tuple[list[int], np.dtype[Any]]:
-    """Numbers per row of each column (0 for single ones, that count 1), and the common dtype."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Arrow's own errors name no file."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is damaged or cannot be read: {error}") from error
+
+
+def _columns(
+    path: Path, file: pyarrow.parquet.ParquetFile, chosen: list[str]
+) -> tuple[list[int | None], np.dtype[Any]]:
+    """Numbers per row of each column, None for those that are no lists, and the common dtype."""
     import pyarrow.types
 
-    widths, dtypes = [], []
+    fields = [file.schema_arrow.field(column) for column in chosen]
+    dtypes = []
     for field in fields:
-        listed = pyarrow.types.is_fixed_size_list(field.type)
-        value = field.type.value_type if listed else field.type
-        if not (pyarrow.types.is_integer(value) or pyarrow.types.is_floating(value)):
+        value = field.type.value_type if _is_list(field.type) else field.type
+        kinds = pyarrow.types
+        if not (kinds.is_integer(value) or kinds.is_floating(value) or kinds.is_boolean(value)):
             raise ValueError(
-                f"{path}: column {field.name!r} is {field.type}: a table takes numbers and "
-                "fixed-size lists of them; choose others with columns="
+                f"{path}: column {field.name!r} is {field.type}: a table takes numbers, booleans "
+                "and lists of them that have one length; choose others with columns="
             )
-        widths.append(field.type.list_size if listed else 0)
         dtypes.append(np.dtype(value.to_pandas_dtype()))
     if len(set(dtypes)) > 1:
         named = ", ".join(f"{f.name} {t}" for f, t in zip(fields, dtypes, strict=True))
         raise ValueError(f"{path}: the columns have several dtypes ({named}): cast them to one")
-    if len(fields) > 1:
-        widths = [width or 1 for width in widths]
-    return widths, dtypes[0]
+    return [_width(path, file, field) for field in fields], dtypes[0]
 
 
-def _column(path: Path, column: pyarrow.Array, name: str) -> np.ndarray[Any, Any]:
+def _is_list(kind: pyarrow.DataType) -> bool:
     import pyarrow.types
 
-    listed = pyarrow.types.is_fixed_size_list(column.type)
-    values = column.flatten() if listed else column
+    return bool(
+        pyarrow.types.is_fixed_size_list(kind)
+        or pyarrow.types.is_list(kind)
+        or pyarrow.types.is_large_list(kind)
+    )
+
+
+def _width(path: Path, file: pyarrow.parquet.ParquetFile, field: pyarrow.Field) -> int | None:
+    import pyarrow.types
+
+    if not _is_list(field.type):
+        return None
+    if pyarrow.types.is_fixed_size_list(field.type):
+        return int(field.type.list_size)
+    # The type of other lists says no length: the first row does, and the rest must follow it.
+    for batch in file.iter_batches(1, columns=[field.name]):
+        return len(batch.column(0)[0].as_py() or ())
+    raise ValueError(
+        f"{path}: column {field.name!r} is {field.type} and has no rows that would say its length: "
+        "write it as a fixed_size_list"
+    )
+
+
+def _column(
+    path: Path, column: pyarrow.Array, name: str, width: int | None, begin: int
+) -> np.ndarray[Any, Any]:
+    """The numbers of some rows, the first of which is row `begin` of the file."""
+    values = column if width is None else column.flatten()
     if column.null_count or values.null_count:
-        raise ValueError(f"{path}: column {name!r} has nulls, which a table cannot hold")
+        raise ValueError(
+            f"{path}: column {name!r} ({column.type}) has nulls, which a table cannot hold: fill "
+            "them or drop their rows"
+        )
     numbers: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False)
-    return numbers.reshape(len(column), -1) if listed else numbers
+    if width is None:
+        return numbers
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    if (other := np.flatnonzero(lengths != width)).size:
+        raise ValueError(
+            f"{path}: column {name!r} ({column.type}) has lists of {width} and, in row "
+            f"{begin + other[0]}, of {lengths[other[0]]}: pad or cut them to one length"
+        )
+    return numbers.reshape(len(column), width)

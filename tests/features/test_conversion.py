@@ -271,7 +271,7 @@ def test_parquet_columns_and_lists(tmp_path, small_chunks):
 def test_parquet_that_makes_no_table(tmp_path):
     path = parquet(tmp_path / "x.parquet", a=[1.0, None], b=["s", "t"], c=[1, 2], d=[1.5, 2.5])
     for columns, words in [
-        (["a"], "column 'a' has nulls"),
+        (["a"], r"column 'a' \(double\) has nulls.*fill them or drop their rows"),
         (["b"], "'b' is string"),
         (["c", "d"], "several dtypes"),
         (["e"], "no column 'e'"),
@@ -283,6 +283,126 @@ def test_parquet_that_makes_no_table(tmp_path):
     path.write_bytes(b"PAR1")
     with pytest.raises(ValueError, match=r"x\.parquet is damaged or no Parquet"):
         dataeff.convert(path, tmp_path / "x.npy")
+
+
+@pytest.mark.parametrize("kind", ["bool", "uint16", "uint32", "uint64", "float16", "int8"])
+@pytest.mark.parametrize("compression", ["NONE", "zstd"])
+def test_parquet_numbers_of_every_kind(tmp_path, small_chunks, kind, compression):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    values = (np.arange(400) % 2).astype(kind).reshape(200, 2)
+    columns = {"a": values[:, 0], "b": arrow.array(values[:, 1]).dictionary_encode()}
+    for name, column in {"wide": list(values), "a": values[:, 0]}.items():
+        columns[name] = arrow.array(column)
+    path = tmp_path / "x.parquet"
+    write_table(arrow.table(columns), path, row_group_size=7, compression=compression)
+    for chosen, expected in [(["a"], values[:, 0]), (["b"], values[:, 1]), (["wide"], values)]:
+        rows = table_of(dataeff.convert(path, tmp_path / "x.npy", columns=chosen, overwrite=True))
+        assert same(rows, torch.from_numpy(expected.copy()))
+
+
+def test_parquet_lists_of_one_length(tmp_path, small_chunks):
+    """What pandas writes of a column of vectors is lists whose type says no length."""
+    arrow = pytest.importorskip("pyarrow")
+    x = torch.arange(600.0).view(200, 3)
+    for kind in (arrow.list_(arrow.float32()), arrow.large_list(arrow.float32())):
+        path = parquet(tmp_path / "x.parquet", v=arrow.array(x.tolist(), kind), s=x[:, 0].numpy())
+        alone = dataeff.convert(path, tmp_path / "x.npy", columns=["v"], overwrite=True)
+        assert torch.equal(table_of(alone), x)
+        beside = dataeff.convert(path, tmp_path / "x.npy", columns=["s", "v"], overwrite=True)
+        assert torch.equal(table_of(beside), torch.cat([x[:, :1], x], 1))
+        rows = x.tolist()
+        rows[170] = [1.0]
+        path = parquet(tmp_path / "y.parquet", v=arrow.array(rows, kind))
+        with pytest.raises(ValueError, match=r"'v' .*lists of 3 and, in row 170, of 1: pad"):
+            dataeff.convert(path, tmp_path / "y.npy")
+        path = parquet(tmp_path / "z.parquet", v=arrow.array([], kind))
+        with pytest.raises(ValueError, match=r"'v' .*no rows that would say its length"):
+            dataeff.convert(path, tmp_path / "z.npy")
+        for rows in ([None, [1.0]], [[1.0], None], [[1.0], [None]]):
+            path = parquet(tmp_path / "n.parquet", v=arrow.array(rows, kind))
+            with pytest.raises(ValueError, match=r"'v' .*(has nulls|lists of 0)"):
+                dataeff.convert(path, tmp_path / "n.npy")
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    twice = arrow.Table.from_arrays([arrow.array([float(i)]) for i in range(3)], ["a", "a", "b"])
+    write_table(twice, tmp_path / "x.parquet")
+    for columns in (None, ["a"]):
+        with pytest.raises(ValueError, match=r"x\.parquet has several columns 'a': rename"):
+            dataeff.convert(tmp_path / "x.parquet", tmp_path / "x.npy", columns=columns)
+    assert table_of(
+        dataeff.convert(tmp_path / "x.parquet", tmp_path / "x.npy", columns=["b"])
+    ).tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[{"x": 1.0}], [np.datetime64("2020-01-01", "us")], [b"a"], [None], [[[1.0]]]],
+    ids=["struct", "timestamp", "binary", "null", "nested list"],
+)
+def test_parquet_columns_that_are_no_numbers_are_named_with_their_type(tmp_path, values):
+    arrow = pytest.importorskip("pyarrow")
+    path = parquet(tmp_path / "x.parquet", odd=arrow.array(values))
+    kind = str(arrow.array(values).type)
+    with pytest.raises(ValueError, match=r"column 'odd' is .*choose others") as refused:
+        dataeff.convert(path, tmp_path / "x.npy")
+    assert kind.split("<")[0] in str(refused.value)
+
+
+@pytest.mark.parametrize("damage", ["zeros", "cut off meanwhile"])
+def test_damaged_parquet_is_named(tmp_path, damage):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    path = tmp_path / "x.parquet"
+    write_table(arrow.table({"a": np.random.default_rng(1).random(4 << 20)}), path, 1 << 16)
+    data = bytearray(path.read_bytes())
+
+    def cut(done, total):
+        os.truncate(path, len(data) // 4)
+
+    if damage == "zeros":
+        data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+        path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.parquet is damaged or cannot be read"):
+        row_sources_small(path, tmp_path / "x.npy", cut if damage != "zeros" else None)
+    assert sorted(os.listdir(tmp_path)) == ["x.parquet"]
+
+
+def row_sources_small(source, target, progress):
+    """Converts by chunks that are shorter than what the file readers fetch ahead."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_sources, "CHUNK_NBYTES", 1 << 16)
+        dataeff.convert(source, target, progress=progress)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_npy_cut_off_meanwhile_is_an_error(tmp_path, order):
+    """Read by a mapping it would end the process, with what was half written left behind."""
+    source = tmp_path / "x.npy"
+    np.save(source, np.asarray(np.ones((1000, 100)), order=order))
+
+    def cut(done, total):
+        os.truncate(source, 5000)
+
+    with pytest.raises(EOFError, match=r"x\.npy was cut off: it has nothing at byte \d+"):
+        row_sources_small(source, tmp_path / "y.npy", cut)
+    assert sorted(os.listdir(tmp_path)) == ["x.npy"]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f4", ">i8", "|b1", "<f2", ">c8"])
+@pytest.mark.parametrize("shape", [(7,), (7, 3), (70, 3, 5), (1, 9), (7, 0), (0, 2)])
+def test_npy_of_every_layout(tmp_path, small_chunks, order, dtype, shape):
+    array = np.asarray(np.arange(np.prod(shape)).reshape(shape).astype(dtype), order=order)
+    np.save(tmp_path / "x.npy", array)
+    rows = table_of(dataeff.convert(tmp_path / "x.npy", tmp_path / "y.npy"))
+    assert np.array_equal(rows.numpy(), array) and rows.numpy().dtype.isnative
 
 
 def test_parquet_without_pyarrow_says_what_is_missing(tmp_path, monkeypatch):
