@@ -109,6 +109,8 @@ class UnifiedTensor(torch.Tensor):
                 raise RuntimeError("only leaves of autograd's graph are deep-copied: u.detach()")
             memo[id(self)] = self.detach().clone().requires_grad_(self.requires_grad)
             memo[id(self)].__dict__.update(deepcopy(_attributes(self), memo))
+            if self.grad is not None:
+                memo[id(self)].grad = deepcopy(self.grad, memo)
         copy: UnifiedTensor = memo[id(self)]
         return copy
 

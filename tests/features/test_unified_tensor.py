@@ -471,3 +471,12 @@ def test_a_forked_child_does_not_wait_for_the_parent_s_events(cuda_double, monke
     cuda_double.log.clear()
     memory.wait(to_write=True)
     assert cuda_double.log == []
+
+
+def test_deepcopy_copies_the_gradient_as_torch_does():
+    u = dataeff.unified(torch.ones(3)).requires_grad_()
+    (u * 2).sum().backward()
+    clone = copy.deepcopy(u)
+    assert clone.grad.tolist() == [2, 2, 2] and clone.grad is not u.grad
+    clone.grad.zero_()
+    assert u.grad.tolist() == [2, 2, 2]
