@@ -21,6 +21,7 @@ from dataeff.features.table_files import (
     SAFETENSORS_DTYPES,
     SUFFIXES,
     RowFiles,
+    local_path,
     read_header,
     stripes_text,
 )
@@ -52,8 +53,8 @@ def convert(
         target: `.npy`; `.safetensors`, for bfloat16 and float8 too; or, with `stripes`, `.json`.
         name: which tensor of a `.safetensors` source; a `.safetensors` target holds it under this
             name, or `x`.
-        columns: of a Parquet source, numbers, booleans or lists of one length, all of one dtype; all
-            by default.
+        columns: of a Parquet source, numbers, booleans or lists of one length, of one dtype; all by
+            default.
         stripes: directories, best on different disks, that take extents of about 1 MiB by turns;
             `target` becomes their index.
         overwrite: replaces a target that is there.
@@ -71,7 +72,7 @@ def convert(
         ValueError: a target of another suffix; a dtype that `.npy` lacks; a damaged source, a
             sparse tensor, a masked array; `name` or `columns` for a source that has none.
     """
-    target = Path(target).absolute()
+    target = local_path(target)
     _check_target(target, stripes, overwrite)
     rows = row_source(source, name=name, columns=columns)
     # Only now: the source may be the very file that is replaced.

@@ -18,7 +18,7 @@ from dataeff._ops import check_index, check_rows
 from dataeff.features.disk_to_gpu import DirectReads, gather_direct
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account, DiskStats
-from dataeff.features.table_files import RowFiles, read_header
+from dataeff.features.table_files import RowFiles, local_path, read_header
 from dataeff.ledger import Tier
 from dataeff.memory.scratch import new_on_host
 from dataeff.storage import open_engine, uring_refusal
@@ -71,7 +71,7 @@ class DiskRows(Rows):
             raise ValueError(f"engine={options.engine!r} is not one of {', '.join(ENGINES)}")
         if not paths:
             raise ValueError("no path was given: a table on disk has at least one file")
-        self._paths, self._name, self._options = [Path(p).absolute() for p in paths], name, options
+        self._paths, self._name, self._options = [local_path(p) for p in paths], name, options
         self._tables = [read_header(path, name) for path in self._paths]
         first = self._tables[0]
         for path, table in zip(self._paths, self._tables, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
@@ -214,6 +214,7 @@ class FeatureTable:
 
         Raises:
             FileNotFoundError: a file is missing.
+            TypeError: a path is none.
             ValueError: a file is no table, damaged, truncated, in Fortran order or of another byte
                 order; or files differ in dtype or row shape.
             KeyError: a `.safetensors` file has no tensor of that name.
@@ -224,9 +225,10 @@ class FeatureTable:
         for option, value in (("cache_bytes", cache_bytes), ("queue_depth", queue_depth)):
             if not isinstance(value, int):
                 raise TypeError(f"{option}={value!r} is no integer: int({value!r})")
-        some = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+        if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
+            paths = [paths]
         options = DiskOptions(cache_bytes, queue_depth, engine, faults)
-        return cls._over(DiskRows(some, name, options))
+        return cls._over(DiskRows(list(paths), name, options))
 
     # --- what it is ---------------------------------------------------------------------------
 

@@ -81,6 +81,16 @@ class RowFiles:
                 )
 
 
+def local_path(path: Any) -> Path:
+    """The absolute path; TypeError or ValueError, with what helps, for what names no local file."""
+    if not isinstance(path, (str, os.PathLike)):
+        remedy = ": os.fsdecode(path)" if isinstance(path, bytes) else ""
+        raise TypeError(f"a table's file is a str or pathlib path, got {path!r}{remedy}")
+    if "://" in str(path):
+        raise ValueError(f"{path} is a URL, and a table's files are local: download it first")
+    return Path(path).absolute()
+
+
 def read_header(path: str | os.PathLike[str], name: str | None = None) -> RowFiles:
     """Where the rows of a file are.
 
@@ -95,7 +105,7 @@ def read_header(path: str | os.PathLike[str], name: str | None = None) -> RowFil
             has; a file too short for its rows.
         KeyError: no tensor of that name.
     """
-    path = Path(path).absolute()
+    path = local_path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{path}: a table is opened from {', '.join(SUFFIXES)}; dataeff.convert makes one "
@@ -199,7 +209,9 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
 def _safetensors(path: Path, name: str | None) -> RowFiles:
     header, start = safetensors_header(path)
     if name is None:
-        if len(header) != 1:
+        if not header:
+            raise ValueError(f"{path} holds no tensor")
+        if len(header) > 1:
             raise ValueError(f"{path} holds {len(header)} tensors: give name=, {_some(header)}")
         name = next(iter(header))
     if name not in header:
@@ -207,11 +219,12 @@ def _safetensors(path: Path, name: str | None) -> RowFiles:
     try:
         entry = header[name]
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        valid = _is_shape(shape) and _is_shape((begin, end))
+        valid = isinstance(kind, str) and _is_shape(shape) and _is_shape((begin, end))
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"tensor {name!r}: {error!r}") from None
     if not valid:
-        raise _damaged(path, f"tensor {name!r} has shape {shape} and offsets {[begin, end]}")
+        what = f"dtype {kind}, shape {shape} and offsets {[begin, end]}"
+        raise _damaged(path, f"tensor {name!r} has {what}")
     if kind not in SAFETENSORS_DTYPES:
         raise ValueError(f"{path}: tensor {name!r} is {kind}, which no table holds")
     if not shape:
@@ -259,4 +272,19 @@ def _stripes(path: Path) -> RowFiles:
         raise _damaged(path, f"it is no index of a striped table ({error!r})") from None
     if not valid or not isinstance(dtype, torch.dtype):
         raise _damaged(path, f"dtype {dtype}, shape {shape}, rows_per_extent {extent}")
-    return RowFiles(tuple(shape), dtype, paths, 0, extent)
+    files = RowFiles(tuple(shape), dtype, paths, 0, extent)
+    _check_stripes(path, files)
+    return files
+
+
+def _check_stripes(index: Path, files: RowFiles) -> None:
+    """ValueError for a stripe that is another's: a table's own have one size to the byte."""
+    if len(set(files.paths)) < len(files.paths):
+        raise _damaged(index, f"a stripe is named twice: {[str(path) for path in files.paths]}")
+    for number, path in enumerate(files.paths):
+        needed = files.rows_in_file(number) * files.row_nbytes
+        if path.stat().st_size > needed:
+            raise ValueError(
+                f"{path} is no stripe of {index}: it has {path.stat().st_size} bytes, and the "
+                f"{files.rows_in_file(number)} rows there need {needed}"
+            )

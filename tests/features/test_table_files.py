@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import dataeff
 from dataeff.features.table_files import read_header
 
 
@@ -151,3 +152,63 @@ def test_other_mistakes(tmp_path):
         read_header(tmp_path / "x.npy")
     with pytest.raises(ValueError, match=r"only a \.safetensors file names tensors"):
         read_header(npy(tmp_path / "x.npy", np.zeros(3)), "x")
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        (None, TypeError, "got None"),
+        (3, TypeError, "got 3"),
+        (b"x.npy", TypeError, r"got b'x.npy': os.fsdecode\(path\)"),
+        ([b"x.npy"], TypeError, r"os.fsdecode\(path\)"),
+        ("https://host/x.npy", ValueError, "is a URL, and a table's files are local: download"),
+        ("s3://bucket/x.npy", ValueError, "s3://bucket/x.npy is a URL"),
+    ],
+)
+def test_what_is_no_local_path(path, error, words):
+    with pytest.raises(error, match=words):
+        dataeff.FeatureTable.open(path)
+    if not isinstance(path, list):
+        with pytest.raises(error, match=words):
+            dataeff.convert(torch.zeros(3), path)
+
+
+def test_more_safetensors_that_are_no_table(tmp_path):
+    path = tmp_path / "x.safetensors"
+    for header, words in [
+        ({}, r"x\.safetensors holds no tensor$"),
+        ({"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}, "damaged.*'a'"),
+    ]:
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+        with pytest.raises(ValueError, match=words):
+            read_header(path)
+
+
+def test_a_stripe_of_another_table_is_refused(tmp_path):
+    index = dataeff.convert(torch.zeros(6, 4), tmp_path / "x.json", stripes=[tmp_path])
+    fields = json.loads(index.read_text())
+    other = tmp_path / "other.rows"
+    other.write_bytes(bytes(6 * 16 + 1))
+    for files, words in [
+        ([other.name], r"other\.rows is no stripe of .*x\.json: it has 97 bytes.* 6 rows.* 96"),
+        (fields["files"] * 2, "a stripe is named twice"),
+    ]:
+        index.write_text(json.dumps(fields | {"files": files}))
+        with pytest.raises(ValueError, match=words):
+            read_header(index)
+
+
+def test_rows_past_two_to_the_31_bytes_and_elements(tmp_path):
+    path, shape = tmp_path / "x.npy", ((1 << 22) + 3, 1024)  # a sparse file of 4 GiB
+    np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
+    rows = [0, (1 << 21) - 1, 1 << 21, 1 << 22, (1 << 22) + 2]
+    with path.open("r+b") as file:
+        for row in rows:
+            file.seek(read_header(path).offset + row * 1024)
+            file.write(bytes([row % 251 + 1]) * 1024)
+    with dataeff.FeatureTable.open(path) as table:
+        for dtype in (torch.int32, torch.int64):
+            found = table[torch.tensor([*rows, 5, -1], dtype=dtype)]
+            expected = [*(row % 251 + 1 for row in rows), 0, rows[-1] % 251 + 1]
+            assert found.amin(1).tolist() == found.amax(1).tolist() == expected
