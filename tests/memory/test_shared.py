@@ -1,6 +1,7 @@
 """Tensors in shared memory: in place, one mapping, one copy, passed by descriptor."""
 
 import copy
+import fcntl
 import gc
 import multiprocessing
 import os
@@ -86,6 +87,9 @@ def test_nobody_can_shrink_it():
     for size in (0, 1 << 21):
         with pytest.raises(PermissionError):
             os.ftruncate(buffer.fd, size)
+    future_write = 0x10  # F_SEAL_FUTURE_WRITE of linux/fcntl.h
+    with pytest.raises(PermissionError):  # nor forbid writing to the others
+        fcntl.fcntl(buffer.fd, fcntl.F_ADD_SEALS, future_write)
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])  # which pickles as a spawn does
