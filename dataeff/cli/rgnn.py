@@ -46,6 +46,12 @@ def explain(
     """
     if backend not in BACKENDS:
         raise UserError(f"--backend: {backend!r} is none of {', '.join(BACKENDS)}")
+    from dataeff.rgnn.backend import choose
+
+    try:
+        choose("cpu")  # what DATAEFF_RGNN_BACKEND asks for, before example() runs anything
+    except ValueError as error:
+        raise UserError.of(error) from error
     layer, graph, arguments = load_example(file)
     args, kwargs = ((), arguments) if isinstance(arguments, Mapping) else (arguments, {})
     from dataeff.rgnn.explain import explain as text_of

@@ -215,10 +215,13 @@ class _Linears(torch.nn.Module):
         for name, x in x_dict.items():
             lin = self.lins[name]
             if isinstance(lin, torch.nn.LazyLinear):
+                weight: Any = lin.weight
                 bias: Any = lin.bias
+                if not isinstance(weight, UninitializedParameter):  # loaded from a state
+                    check_features("HGTConv", x, weight.shape[1], f"x of {name!r}")
                 # A state that PyTorch Geometric saved before the first run has biases of no value,
                 # and no weights: it makes both at that run, and so does LazyLinear.
-                if not isinstance(bias, UninitializedParameter):
+                elif not isinstance(bias, UninitializedParameter):
                     lin.bias = UninitializedParameter(device=bias.device, dtype=bias.dtype)  # type: ignore[call-arg]
                 lin(x[:0])  # its hook makes the parameters
 

@@ -42,6 +42,9 @@ def rgcn_table(g, table, *, aggr):  # type: ignore[no-untyped-def]  # noqa: ANN0
     return g.mean_per_relation(rows) if aggr == "mean" else g.sum(rows)
 
 
+ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
 class RGCNConv(torch.nn.Module):
     r"""Relational graph convolution.
 
@@ -168,6 +171,12 @@ class RGCNConv(torch.nn.Module):
         """Integer features: the message of node n along relation r is row n of weight r."""
         if self.num_blocks is not None:
             raise ValueError("block-diagonal weights need floating-point features, not node ids")
+        for x in (left,) if right.is_floating_point() else (left, right):
+            if x.dtype not in ID_DTYPES:
+                raise TypeError(
+                    "RGCNConv needs floating-point features, or integers that are node ids,"
+                    f" got {x.dtype}"
+                )
         relations, width, out_channels = weight.shape
         own = width if self.root is None else self.root.shape[0]
         columns = [_node_ids("x", left, width)]

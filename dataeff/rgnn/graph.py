@@ -20,7 +20,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from dataeff._ops import with_memory
 from dataeff.rgnn.capture import refuse_capture
-from dataeff.rgnn.id_range import IdColumn, check_ids
+from dataeff.rgnn.id_range import IdColumn, check_ids, refuse_meta
 from dataeff.rgnn.profile import profile_of
 from dataeff.rgnn.structure import Segments, Structure
 from dataeff.rgnn.typed import EdgeType, TypedLayout, hetero_parts, merge_edges, typed_layout
@@ -77,6 +77,7 @@ class Graph:
         self.num_dst_nodes = _first_given(num_dst_nodes, num_nodes, "num_dst_nodes or num_nodes")
         self.num_edges = int(edge_index.shape[1])
         self.device = edge_index.device
+        refuse_meta("edge_index", edge_index)
         if edge_type is None:
             edge_type = edge_index.new_zeros(self.num_edges)
             num_relations = num_relations or 1

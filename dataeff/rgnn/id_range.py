@@ -40,3 +40,16 @@ def check_ids(columns: Sequence[IdColumn]) -> None:
             wrong = low if low < 0 else high
             row = int((column.ids == wrong).nonzero()[0])
             raise IndexError(column.complaint(wrong, row))
+
+
+def refuse_meta(name: str, ids: Tensor) -> None:
+    """Refuse ids on the meta device: index structures hang on their values.
+
+    Raises:
+        ValueError: names the device.
+    """
+    if ids.device.type == "meta":
+        raise ValueError(
+            f"{name} is on the meta device, which holds no values; a graph is made of its edges:"
+            " keep them on a cpu or cuda device"
+        )

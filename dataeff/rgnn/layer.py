@@ -224,6 +224,8 @@ def _check_tensors(name: str, tensors: dict[str, Tensor], graph: Graph) -> None:
     for key, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise TypeError(f"{name}: argument {key} is {tensor.dtype}; layers compute with floats")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"{name}: argument {key} must be dense, got {tensor.layout}")
         if tensor.dtype != dtype:
             raise TypeError(f"{name}: argument {key} is {tensor.dtype}, but {first} is {dtype}")
         if tensor.device != graph.device:

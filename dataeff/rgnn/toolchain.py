@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -75,7 +76,12 @@ def compile_cpp(source: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
     key = _key(source, flags, compiler)
     if key not in _libraries:
         folder = cache_dir()
-        path = _kept(folder, key) or _build(folder, key, source, flags, compiler)
+        try:
+            path = _kept(folder, key) or _build(folder, key, source, flags, compiler)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            path = _build(_private(folder, str(error)), key, source, flags, compiler)
         library = ctypes.CDLL(str(path))
         cpp_parallel.bind(library)
         _libraries[key] = library
@@ -111,7 +117,9 @@ def cache_root() -> str:
 
 def cache_dir() -> Path:
     """Where sources and objects are kept, in cpp/ of `cache_root()`; made when it is missing."""
-    return _writable(cache_root())
+    folder = _writable(cache_root())
+    folder.mkdir(parents=True, exist_ok=True)  # a long process may outlive what cleans caches
+    return folder
 
 
 @functools.cache
@@ -122,16 +130,26 @@ def _writable(root: str) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
+        return _private(folder, str(error.strerror))
+
+
+_private_folders: dict[Path, Path] = {}
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _private(folder: Path, reason: str) -> Path:
+    """This process's own folder in the place of one that cannot be written; it warns once."""
+    if folder not in _private_folders:
         private = Path(tempfile.mkdtemp(prefix="dataeff-cache-"))
         atexit.register(shutil.rmtree, private, ignore_errors=True)
         warnings.warn(
-            f"{folder} cannot be written ({error.strerror}), so compiled kernels go to {private} "
+            f"{folder} cannot be written ({reason}), so compiled kernels go to {private} "
             "until this process ends; set DATAEFF_CACHE_DIR to keep them",
-            stacklevel=3,
+            stacklevel=4,
         )
-        folder = private / "cpp"
-        folder.mkdir()
-        return folder
+        _private_folders[folder] = private / "cpp"
+    _private_folders[folder].mkdir(parents=True, exist_ok=True)
+    return _private_folders[folder]
 
 
 @functools.cache
@@ -170,6 +188,8 @@ def _build(folder: Path, key: str, source: str, flags: Sequence[str], compiler: 
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         readable = written.replace(folder / written.name)
         if done.returncode != 0:
+            if os.strerror(errno.ENOSPC) in done.stderr:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
             raise CompileError(
                 f"{compiler.command[0]} refused {readable} (exit {done.returncode}):\n{done.stderr}"
             )

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from dataeff.rgnn.id_range import refuse_meta
+
 EdgeType = tuple[str, str, str]
 
 
@@ -136,6 +138,7 @@ def merge_edges(layout: TypedLayout, edges: Mapping[EdgeType, Tensor]) -> tuple[
         return torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     # All types together: a loop over hundreds of them took longer than sorting their edges.
     ids, keys = torch.cat(list(edges.values()), dim=1), list(edges)
+    refuse_meta("edges", ids)
     counts = torch.tensor([index.shape[1] for index in edges.values()], device=ids.device)
     key_of = torch.repeat_interleave(counts, output_size=ids.shape[1])
 

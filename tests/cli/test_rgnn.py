@@ -124,3 +124,11 @@ def test_build_fails_when_a_kernel_spills(capsys, monkeypatch):
 def test_mistakes_are_named(capsys, arguments, message):
     code, _, err = run(capsys, *arguments)
     assert code == 2 and message in err
+
+
+def test_a_backend_that_does_not_exist_in_the_environment_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "numpy")
+    code, out, err = run(capsys, "explain", str(EXAMPLE))
+    assert (code, out) == (2, "")
+    assert err.startswith("dataeff: DATAEFF_RGNN_BACKEND is 'numpy'; it must be one of ")
+    assert err.count("\n") == 1

@@ -46,3 +46,31 @@ def test_edges_in_pyg_s_own_types(name):
     expected = conv(x, edge_index, edge_type, *extra)
     actual = conv(x, wrapped, torch_geometric.Index(edge_type), *extra)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(3, 4).cfloat(), torch.ones(3, dtype=torch.bool)],
+    ids=["complex", "bool"],
+)
+@pytest.mark.parametrize("name", ["RGCNConv", "RGATConv"])
+def test_features_that_are_no_numbers_to_compute_with(name, x):
+    with pytest.raises(TypeError, match=rf"{name} needs floating-point features.*got {x.dtype}"):
+        LAYERS[name]()(x, *EDGES)
+
+
+@pytest.mark.parametrize("name", ["RGCNConv", "RGATConv"])
+def test_sparse_features_are_refused(name):
+    conv = {"RGCNConv": nn.RGCNConv, "RGATConv": nn.RGATConv}[name](4, 6, 2)
+    with pytest.raises(TypeError, match=r"argument x must be dense, got torch.sparse_coo"):
+        conv(torch.randn(3, 4).to_sparse(), *EDGES)
+
+
+def test_edges_without_values_are_refused():
+    edges = [each.to("meta") for each in EDGES]
+    with pytest.raises(ValueError, match="edge_index is on the meta device"):
+        nn.RGCNConv(4, 6, 2).to("meta")(torch.randn(3, 4, device="meta"), *edges)
+    key = ("a", "r", "a")
+    conv = nn.HGTConv(4, 6, (["a"], [key])).to("meta")
+    with pytest.raises(ValueError, match="is on the meta device"):
+        conv({"a": torch.randn(3, 4, device="meta")}, {key: edges[0]})

@@ -123,6 +123,19 @@ def test_a_state_from_before_the_first_run_is_loaded():
     compare(ours, theirs, x, edges, 1e-10)
 
 
+def test_a_trained_state_is_loaded_before_the_first_run():
+    x, edges = problem(1, (5, 4, 3), (6, 5, 4, 3), (7, 6, 5), torch.float64)
+    trained, fresh = (nn.HGTConv(-1, 8, METADATA, heads=2).double() for _ in range(2))
+    want = trained(x, edges)
+    fresh.load_state_dict(trained.state_dict())
+    wrong = {name: rows[:, 1:] for name, rows in x.items()}
+    with pytest.raises(ValueError, match=r"x of '.*' has shape .* the layer takes 7 features"):
+        fresh(wrong, edges)
+    found = fresh(x, edges)
+    assert found.keys() == want.keys() and all(torch.equal(found[k], want[k]) for k in want)
+    assert [lin.in_features for lin in fresh.kqv_lin.lins.values()] == [7, 6, 5]
+
+
 def test_width_from_the_first_input():
     x, edges = problem(1, (12, 20, 4), (40, 40, 60, 20), (5, 6, 7), torch.float32)
     ours, theirs = nn.HGTConv(-1, 8, METADATA), pyg.HGTConv(-1, 8, METADATA)

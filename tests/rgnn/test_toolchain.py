@@ -1,7 +1,11 @@
 import ctypes
+import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +117,44 @@ def test_unwritable_cache_warns_and_compiles_and_leaves_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "set DATAEFF_CACHE_DIR" in done.stderr and str(scratch) in done.stderr
     assert list(scratch.iterdir()) == []
+
+
+def test_a_cache_deleted_while_the_process_runs_is_made_again(cache):
+    assert compile_cpp(ANSWER % 1).answer() == 1
+    shutil.rmtree(cache.parent)
+    assert compile_cpp(ANSWER % 2).answer() == 2
+    assert compile_cpp(ANSWER % 1).answer() == 1  # still loaded
+    assert len(list(cache.glob("*.so"))) == 1
+
+
+@pytest.mark.parametrize("by", ["source", "linker"])
+def test_a_cache_that_filled_up_warns_once_and_compiles(cache, monkeypatch, tmp_path, by):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if by == "source":
+        write = Path.write_text
+
+        def write_text(path, text):
+            if cache in path.parents:
+                raise full
+            return write(path, text)
+
+        monkeypatch.setattr(Path, "write_text", write_text)
+    else:
+        run = subprocess.run
+
+        def linked(command, **options):
+            if str(cache) in command[-1]:
+                return subprocess.CompletedProcess(command, 1, "", f"ld: {full.strerror}")
+            return run(command, **options)
+
+        monkeypatch.setattr(subprocess, "run", linked)
+    with pytest.warns(UserWarning, match=rf"{cache} cannot be written .*No space left.*{scratch}"):
+        assert compile_cpp(ANSWER % 1).answer() == 1
+    assert compile_cpp(ANSWER % 2).answer() == 2  # without a second warning, which is an error here
+    assert not list(cache.glob("*.so")) and len(list(scratch.glob("*/cpp/*.so"))) == 2
 
 
 def twice(library, size, grain, num_threads):
