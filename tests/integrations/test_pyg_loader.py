@@ -470,3 +470,14 @@ def test_graphsage_learns_what_only_neighbours_tell(tabled):
     alone = (x[test].argmax(1) == y[test]).float().mean()
     assert alone < 0.55
     assert correct / test.numel() > 0.85
+
+
+@pytest.mark.parametrize("num", [NUM_NODES - 1, NUM_NODES + 1])
+def test_a_mask_of_another_length_is_refused(num):
+    edge_index = torch.randint(NUM_NODES, (2, 4 * NUM_NODES))
+    mask = torch.ones(num, dtype=torch.bool)
+    homogeneous = Data(x=torch.randn(NUM_NODES, 2), edge_index=edge_index)
+    typed = HeteroData({"a": {"x": homogeneous.x}, ("a", "to", "a"): {"edge_index": edge_index}})
+    for data, seeds in ((homogeneous, mask), (typed, ("a", mask))):
+        with pytest.raises(ValueError, match=rf"each of the {NUM_NODES} nodes.*\[{num}\]"):
+            NeighborLoader(data, [2], input_nodes=seeds)

@@ -130,11 +130,17 @@ class _PipelinedLoader:
 
 
 def _named_seeds(data: Any, input_nodes: Any) -> Any:
-    """`input_nodes` as PyG takes it; ValueError unless seeds of a typed graph name their type."""
+    """`input_nodes` as PyG takes it.
+
+    Raises:
+        ValueError: seeds of a typed graph that do not name their type; a mask of another length.
+    """
     if isinstance(data, Data):
+        _check_mask(input_nodes, data.num_nodes)
         return input_nodes
     counts = node_counts(data)
     if isinstance(counts, int):
+        _check_mask(input_nodes, counts)
         return torch.arange(counts, device="cpu") if input_nodes is None else input_nodes
     named = isinstance(input_nodes, (tuple, list)) and len(input_nodes) == 2
     name, ids = input_nodes if named else (input_nodes, None)
@@ -143,7 +149,16 @@ def _named_seeds(data: Any, input_nodes: Any) -> Any:
             f"input_nodes must name a node type of the graph, one of {list(counts)}, alone or "
             f"with ids or a mask, as in ({next(iter(counts))!r}, mask); got {name!r}"
         )
+    _check_mask(ids, counts[name])
     return name if ids is None else input_nodes
+
+
+def _check_mask(ids: Any, num_nodes: int | None) -> None:
+    if isinstance(ids, torch.Tensor) and ids.dtype == torch.bool and ids.shape != (num_nodes,):
+        raise ValueError(
+            f"a mask of input_nodes has an element for each of the {num_nodes} nodes, got one of"
+            f" shape {list(ids.shape)}"
+        )
 
 
 def _check_link_type(data: Any, edge_label_index: Any) -> None:
