@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import reprlib
 from ast import literal_eval
 from collections.abc import Callable, Iterator
 from math import isfinite
@@ -23,6 +25,8 @@ from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.symbols import Argument, Symbol, Value
 from dataeff.rgnn.tracer import LayerTypeError, RowCounts, Tracer
 from dataeff.rgnn.verify import verify
+
+_numbers = itertools.count()
 
 # Row counts; relations, node types and whether edges came by type; dtype; device.
 ChoiceKey = tuple[str, int, int, bool, str, str]
@@ -58,8 +62,11 @@ class Layer:
             if p.default is not inspect.Parameter.empty
         }
         self.choices: dict[ChoiceKey, Choice] = {}  # what `rgnn.tune` chose
-        self.id = len(LAYERS)
-        LAYERS.append(self)
+        self.id = next(_numbers)
+        LAYERS[self.id] = self
+
+    def __repr__(self) -> str:
+        return f"rgnn.layer {self.name}({', '.join(self.parameters)})"
 
     def __call__(self, graph: Graph, *args: Any, **kwargs: Any) -> Any:
         """Run the layer; [num_dst_nodes, ...] or whatever the function returns.
@@ -91,7 +98,7 @@ class Layer:
                 graph.token, self.id, spec, sizes, wanted, *inputs
             )  # type: ignore[no-untyped-call]
             outputs = result[: result[-1]]
-            _keep_until_backward(outputs[0], graph)
+            _keep_until_backward(outputs[0], graph, self)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def choice_for(self, graph: Graph, like: Tensor) -> Choice | None:
@@ -186,8 +193,8 @@ def _constant(layer: str, name: str, value: Any) -> Any:
     except (ValueError, SyntaxError):
         pass
     raise TypeError(
-        f"{layer}: argument {name} is {value!r}, of type {type(value).__name__}; what is no tensor"
-        " is None, text, a finite number, or a tuple, list or dictionary of those"
+        f"{layer}: argument {name} is {reprlib.repr(value)}, of type {type(value).__name__};"
+        " what is no tensor is None, text, a finite number, or a tuple, list or dictionary of those"
     )
 
 
@@ -209,11 +216,11 @@ def _in_forward_mode() -> bool:
     return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
-def _keep_until_backward(output: Tensor, graph: Graph) -> None:
-    """Backward finds the graph by its token, so the autograd node has to hold on to it."""
+def _keep_until_backward(output: Tensor, graph: Graph, layer: Layer) -> None:
+    """Backward finds graph and layer by their numbers, so the autograd node holds on to them."""
     if not torch.compiler.is_compiling() and output.grad_fn is not None:
         node: Any = output.grad_fn  # `metadata` is a dictionary, whatever the stub says
-        node.metadata["graph"] = graph
+        node.metadata["graph"], node.metadata["layer"] = graph, layer
 
 
 def _check_tensors(name: str, tensors: dict[str, Tensor], graph: Graph) -> None:

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from dataeff.rgnn.view import View
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
 
-LAYERS: list[Layer] = []
+LAYERS: WeakValueDictionary[int, Layer] = WeakValueDictionary()  # found by a call's number
 NARROWER = (2, 4)  # parts of the columns of wide products, until a step takes little enough memory
 
 

@@ -1,4 +1,5 @@
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from rgnn_layers import gated, graphs, rgat, rgat_dense, rgcn, rgcn_loop, rgcn_mean, rgcn_mean_dense
 
 from dataeff import rgnn
+from dataeff.rgnn import plan
 
 
 def leaf(*shape, dtype=torch.float64):
@@ -234,3 +236,36 @@ def test_an_argument_that_does_not_matter_has_no_gradient_but_zero(small):
     x, unused = leaf(20, 3), leaf(20, 3)
     ignores(small, x, unused).sum().backward()
     assert x.grad.any() and not unused.grad.any()
+
+
+def test_a_layer_goes_with_its_model_but_not_before_its_backward(small):
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(4, 3, 4))
+
+            @rgnn.layer
+            def scaled(g, x, W, factor=2.0):
+                return g.sum(rgnn.linear(g.src(x), W[g.etype]) * (factor * self.factor))
+
+            self.factor, self.scaled = 3.0, scaled
+
+    model, x = Scaled(), torch.randn(20, 3)
+    known, weight = weakref.ref(model), model.weight
+    result = model.scaled(small, x, weight)
+    expected = 6 * rgcn(small, x, weight)
+    del model
+    gc.collect()
+    plan._plan_for.cache_clear()
+    got, want = (torch.autograd.grad(y.square().sum(), weight)[0] for y in (result, expected))
+    torch.testing.assert_close(got, want)
+    del result
+    gc.collect()
+    assert known() is None
+
+
+def test_a_layer_is_named_when_printed_and_a_large_constant_is_cut_short(small):
+    assert repr(rgcn) == "rgnn.layer rgcn(x, W)"
+    with pytest.raises(TypeError, match=r"argument x is array\(.*ndarray") as caught:
+        rgcn(small, np.ones((200, 3)), torch.ones(4, 3, 4))
+    assert len(str(caught.value)) < 250
