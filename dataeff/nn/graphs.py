@@ -108,9 +108,8 @@ def typed_graph_for(
 
     def build() -> Graph:
         indices = {key: _edge_index(key, value) for key, value in edges.items()}
-        device = next(iter(x_dict.values())).device if x_dict else torch.device("cpu")
-        indices = indices or {edge_types[0]: torch.zeros(2, 0, dtype=torch.long, device=device)}
-        return Graph.from_typed(indices, counts, edge_types=edge_types)
+        device = next((x.device for x in x_dict.values()), None) if not indices else None
+        return Graph.from_typed(indices, counts, edge_types=edge_types, device=device)
 
     return _remembered(tuple(edges.values()), (*edges, *counts.items(), *edge_types), build)
 

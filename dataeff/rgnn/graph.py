@@ -98,6 +98,8 @@ class Graph:
                 raise ValueError(
                     f"node_type must be [{self.num_src_nodes}], got {list(node_type.shape)}"
                 )
+            if node_type.device != self.device:
+                raise ValueError(f"node_type is on {node_type.device}, edge_index on {self.device}")
             self.num_node_types = (
                 num_node_types if num_node_types is not None else _count(node_type)
             )
@@ -126,6 +128,7 @@ class Graph:
         *,
         num_dst_nodes: Mapping[str, int] | None = None,
         edge_types: Sequence[EdgeType] | None = None,
+        device: torch.device | str | None = None,
     ) -> Graph:
         """A graph of edges by type, as `HeteroData.edge_index_dict` has them.
 
@@ -137,6 +140,8 @@ class Graph:
                 destinations; all by default.
             edge_types: the relations in the order of their numbers, also those without an edge;
                 those of `edges` by default.
+            device: where the graph is to be; where the edges are by default, and without any on
+                the CPU.
 
         Returns:
             A graph with node types, whose `layout` brings features of each type to rows of one
@@ -147,7 +152,7 @@ class Graph:
             ValueError: edge types or sizes that are missing or do not fit.
         """
         layout = typed_layout(edges, num_nodes, num_dst_nodes, edge_types)
-        edge_index, edge_type = merge_edges(layout, edges)
+        edge_index, edge_type = merge_edges(layout, edges, device)
         graph = cls(
             edge_index,
             edge_type,
@@ -164,8 +169,12 @@ class Graph:
 
     @classmethod
     def from_hetero(cls, data: Any) -> Graph:
-        """The graph of a `torch_geometric.data.HeteroData`, whole or sampled."""
-        return cls.from_typed(*hetero_parts(data))
+        """The graph of a `torch_geometric.data.HeteroData`, whole or sampled.
+
+        It is where the edges are; without any, where the features are.
+        """
+        edges, counts, device = hetero_parts(data)
+        return cls.from_typed(edges, counts, device=device)
 
     @classmethod
     def from_block(
@@ -186,7 +195,7 @@ class Graph:
         edges = getattr(block, "edge_index", None)
         if isinstance(edges, Mapping):
             counts = {name: int(ids.numel()) for name, ids in block.n_id.items()}
-            return cls.from_typed({k: v.to(device) for k, v in edges.items()}, counts)
+            return cls.from_typed(edges, counts, device=device)
         if not isinstance(edges, Tensor):
             raise TypeError(f"a sampled block has edge_index and n_id, got {type(block).__name__}")
         types = getattr(block, "edge_type", None)

@@ -124,8 +124,14 @@ def typed_layout(
     return TypedLayout(names, known, counts, inner)
 
 
-def merge_edges(layout: TypedLayout, edges: Mapping[EdgeType, Tensor]) -> tuple[Tensor, Tensor]:
+def merge_edges(
+    layout: TypedLayout,
+    edges: Mapping[EdgeType, Tensor],
+    device: torch.device | str | None = None,
+) -> tuple[Tensor, Tensor]:
     """One `edge_index` [2, num_edges] over rows, and the relation of each edge; int32 if that fits.
+
+    They are on `device`; by default where the edges are, or on the CPU where there are none.
 
     Raises:
         IndexError: a node number that its type does not have.
@@ -135,9 +141,12 @@ def merge_edges(layout: TypedLayout, edges: Mapping[EdgeType, Tensor]) -> tuple[
         if index.dim() != 2 or index.shape[0] != 2:
             raise ValueError(f"edges of {key} must be [2, num_edges], got {list(index.shape)}")
     if not edges:
-        return torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+        none = torch.zeros(3, 0, dtype=torch.long, device=device or "cpu")
+        return none[:2], none[2]
     # All types together: a loop over hundreds of them took longer than sorting their edges.
     ids, keys = torch.cat(list(edges.values()), dim=1), list(edges)
+    if device is not None:
+        ids = ids.to(device)
     refuse_meta("edges", ids)
     counts = torch.tensor([index.shape[1] for index in edges.values()], device=ids.device)
     key_of = torch.repeat_interleave(counts, output_size=ids.shape[1])
@@ -174,8 +183,12 @@ def _refuse(key: EdgeType, row: int, edge: int, node: int, limit: int) -> NoRetu
     )
 
 
-def hetero_parts(data: Any) -> tuple[dict[EdgeType, Tensor], dict[str, int]]:
-    """Edges and node counts of a `torch_geometric.data.HeteroData`.
+def hetero_parts(
+    data: Any,
+) -> tuple[dict[EdgeType, Tensor], dict[str, int], torch.device | None]:
+    """Edges, node counts and, where there is no edge type, the device of what nodes have.
+
+    Of a `torch_geometric.data.HeteroData`.
 
     Raises:
         ValueError: a node type of unknown size.
@@ -187,4 +200,7 @@ def hetero_parts(data: Any) -> tuple[dict[EdgeType, Tensor], dict[str, int]]:
         if count is None:
             raise ValueError(f"node type {name!r} has neither features nor num_nodes")
         counts[name] = int(count)
-    return edges, counts
+    if edges:
+        return edges, counts, None
+    held = (v for name in data.node_types for v in data[name].values() if isinstance(v, Tensor))
+    return edges, counts, next((tensor.device for tensor in held), None)

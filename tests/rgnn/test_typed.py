@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from pretended_gpu import GPU, PretendedGpu
 
-from dataeff import rgnn
+from dataeff import nn, rgnn
 from dataeff.sampling import CSCGraph, HeteroNeighborSampler, NeighborSampler
 
 WRITES, CITES = ("author", "writes", "paper"), ("paper", "cites", "paper")
@@ -72,6 +75,33 @@ def test_sampled_hetero_block():
     assert graph.num_edges == 2 and graph.edge_type.tolist() == [0, 1]
     assert block.n_id["author"].tolist() == [1] and block.n_id["paper"].tolist() == [0, 3]
     assert graph.edge_index.tolist() == [[0, 2], [1, 1]]
+
+
+def test_graphs_without_an_edge_are_where_they_are_wanted(monkeypatch):
+    pyg = pytest.importorskip("torch_geometric.data")
+    with PretendedGpu(monkeypatch):
+        x = {"author": torch.ones(2, 4, device="cuda"), "paper": torch.ones(4, 4, device="cuda")}
+        data = pyg.HeteroData()
+        data["paper"].x = x["paper"]
+        block = SimpleNamespace(edge_index={}, n_id={"paper": torch.arange(3)})
+        graphs = [
+            rgnn.Graph.from_typed({}, NODES, device="cuda"),
+            rgnn.Graph.from_typed(EDGES, NODES, device="cuda"),
+            rgnn.Graph.from_block(block, device="cuda"),
+            rgnn.Graph.from_hetero(data),
+            nn.graphs.typed_graph_for({}, x, list(x), [WRITES]),
+        ]
+        for graph in graphs:
+            assert graph.device == graph.node_type.device == graph.edge_type.device == GPU
+        assert nn.graphs.typed_graph_for({}, x, list(x), []).num_edges == 0
+        with pytest.raises(ValueError, match=r"node_type is on cpu, edge_index on cuda"):
+            rgnn.Graph(
+                torch.zeros(2, 1, dtype=torch.long, device="cuda"),
+                num_nodes=1,
+                node_type=torch.zeros(1, dtype=torch.long, device="cpu"),
+                num_node_types=1,
+            )
+    assert rgnn.Graph.from_typed({}, NODES).device.type == "cpu"
 
 
 def test_refusals():
