@@ -184,8 +184,9 @@ def reduce_partials_kernel(
 
     SIZE = heads * IN * OUT elements per type. IN_PLACE: `Out` is `First`.
     """
-    row_type = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    num_blocks: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
+    row_type = (tl.program_id(0) // num_blocks).to(tl.int64)
+    at = (tl.program_id(0) % num_blocks) * BLOCK + tl.arange(0, BLOCK)
     mask = at < SIZE
     begin = tl.load(ExtraPtr + row_type)
     end = tl.load(ExtraPtr + row_type + 1)

@@ -112,7 +112,8 @@ def weight_gradient(
             BLOCK_I=schedule.block_m, BLOCK_O=schedule.block_n, BLOCK_R=schedule.block_k,
             **_options(schedule),
         )  # fmt: skip
-        reduce_partials_kernel[(num_types, -(-size // block))](
+        # All on the grid's first axis: the others have no more than 65,535 programs.
+        reduce_partials_kernel[(num_types * -(-size // block),)](
             first, extra, dw, seg_ptr, chunks.extra_ptr,
             SIZE=size, IN_PLACE=first is dw, BLOCK=block, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
@@ -142,7 +143,7 @@ def _constants(
         "OUT": num_out,
         "HAS_GATHER": gather is not None,
         "HAS_SCALE": row_scale is not None,
-        "INT64": any(_span(tensor) > INT32_MAX for tensor in rows),
+        "INT64": any(_span(t) > INT32_MAX for t in (*rows, row_scale) if t is not None),
         "PRECISION": float32_precision() if rows[0].dtype == torch.float32 else "ieee",
     }
 

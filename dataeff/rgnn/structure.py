@@ -34,6 +34,10 @@ _COMPOSED = {
 # Maps whose segments are ranges of rows: `Segments.items` is None for these and no others.
 CONTIGUOUS = ("edge.dst", "edge.dst_pair", "src_pair.etype", "dst_pair.etype")
 
+# A kernel counts on from a row number by a block of rows, or by those of one sum, before it asks
+# whether that is the end; so the largest numbers are left free. See `GemmSchedule.chunk_rows`.
+MOST_IN_INT32 = 2**31 - 2**24
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -81,7 +85,7 @@ class Structure:
         largest = max(
             graph.num_edges, graph.num_src_nodes, graph.num_dst_nodes, graph.num_relations
         )
-        self.dtype = torch.int32 if largest < 2**31 else torch.int64
+        self.dtype = torch.int32 if largest <= MOST_IN_INT32 else torch.int64
         self._index: dict[str, Tensor] = {}
         self._segments: dict[str, Segments] = {}
         self._long_rows: dict[str, Tensor] = {}

@@ -141,7 +141,8 @@ class _Writer:
             [
                 "",
                 f"# traversal over {self.kernel.center}{along}{kind}",
-                "@triton.jit",
+                # How many rows there are changes with each sampled block: one program for all.
+                '@triton.jit(do_not_specialize=["rows"])',
                 f"def {name}({names}):",
                 *(f"    {line}" for line in head),
                 "    i_mask = i < rows",

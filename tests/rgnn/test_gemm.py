@@ -3,6 +3,7 @@ import itertools
 from dataclasses import dataclass
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from dataeff.kernels import interpreter
@@ -21,6 +22,7 @@ from dataeff.rgnn.gemm import (
     typed_sum,
 )
 from dataeff.rgnn.gemm_triton import current_device, float32_precision
+from dataeff.rgnn.structure import MOST_IN_INT32
 from dataeff.rgnn.tilemap import build_tile_map
 from dataeff.rgnn.tiles import Product, ranked_tiles
 
@@ -462,3 +464,49 @@ def test_sums_of_products_refuse_what_does_not_fit():
         typed_gemm_sum(x, weight, seg_ptr, target, torch.zeros(3, 4))
     with pytest.raises(TypeError, match=r"gather is torch\.int64, but target torch\.int32"):
         typed_gemm_sum(x, weight, seg_ptr, target, out, gather=torch.arange(3))
+
+
+@pytest.mark.parametrize("far", ["x", "row_scale", "dy"])
+def test_rows_further_apart_than_32_bits_count(tmp_path, far):
+    """Offsets of more than 2^31 elements, over a file that holds next to nothing."""
+    case, step = make_case([25, 15], 16, 16, torch.float16, scale=True), 1 << 26
+    case.options["row_scale"] = case.options["row_scale"].half()
+    held = case.options if far == "row_scale" else vars(case)
+    width = held[far].stride(0)
+    size = 39 * step + width
+    memory = np.memmap(tmp_path / "far", dtype=np.float16, mode="w+", shape=(size,))
+    spread = torch.from_numpy(memory).as_strided(held[far].shape, (step, *held[far].stride()[1:]))
+    expected = typed_gemm_reference(case.x, case.weight, case.seg_ptr, **case.options)
+    gradient = typed_gemm_dw_reference(case.x, case.dy, case.seg_ptr, **case.options)
+    held[far] = spread.copy_(held[far])
+    with backend("triton"):
+        y = typed_gemm(case.x, case.weight, case.seg_ptr, **case.options)
+        dw = typed_gemm_dw(case.x, case.dy, case.seg_ptr, **case.options)
+    assert_close(y, expected, 1)
+    assert_close(dw, gradient, 10)
+
+
+def test_grids_stay_within_what_cuda_launches(monkeypatch):
+    """65,535 programs on all axes but the first."""
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **options: None
+
+    for name in ("typed_gemm_kernel", "typed_gemm_dw_kernel", "reduce_partials_kernel"):
+        monkeypatch.setattr(kernels, name, Kernel())
+    x, seg_ptr = torch.zeros(2, 8200), torch.tensor([0, 2])
+    weight = torch.empty(1, 8200, 8200)
+    gemm_triton.forward(x[:, None], weight[:, None], seg_ptr, 2, None, None)
+    gemm_triton.weight_gradient(x[:, None], x[:, None], seg_ptr, 2, None, None)
+    assert len(grids) == 3 and all(n < 1 << 16 for grid in grids for n in grid[1:])
+
+
+def test_32_bit_row_numbers_leave_room_for_what_kernels_add():
+    largest = MOST_IN_INT32
+    for dtype, precision in itertools.product(TOLERANCE, ("ieee", "tf32")):
+        product = Product(True, 1, 64, 64, largest, 1)
+        for tile in ranked_tiles(product, dtype, precision):
+            assert largest + tile.chunk_rows(largest) + tile.block_k < 2**31

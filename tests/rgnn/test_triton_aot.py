@@ -7,6 +7,8 @@ import pytest
 import torch
 from rgnn_layers import gated, heads
 
+from dataeff.rgnn import triton_backend
+from dataeff.rgnn.aot import load_kernels
 from dataeff.rgnn.build import TARGETS, traversal_reports
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.published import PUBLISHED
@@ -53,6 +55,26 @@ def test_layers_in_no_paper_fit(layer):
     }[layer]
     reports = list(traversals(layer, shapes, {}))
     assert reports and all(report.fits for report in reports), reports
+
+
+def test_blocks_of_every_size_share_their_kernels():
+    """A number that Triton specialises (by 1, by multiples of 16) would be compiled anew."""
+    for name, found in PUBLISHED.items():
+        shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], 32, 2, 16)
+        spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+        request = Request(
+            *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
+            (1 << len(shapes)) - 1,
+        )
+        compiled = Plan(request, backend="triton").compiled
+        for runner in (compiled.forward_runner, compiled.backward_runner):
+            kernels = triton_backend.kernels(runner.schedule, torch.float32)
+            module = load_kernels(triton_backend.generate(runner.schedule, torch.float32))
+            for kernel in kernels.values():
+                for text in (kernel.name, *([f"{kernel.name}_long"] if kernel.map else [])):
+                    *tensors, rows = getattr(module, text).params
+                    assert rows.name == "rows" and rows.do_not_specialize, name
+                    assert not any(p.is_constexpr for p in tensors)
 
 
 def test_targets_are_the_ones_promised():
