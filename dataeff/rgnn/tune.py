@@ -99,7 +99,8 @@ def tune(
 
     What is chosen holds for later calls of `layer` with this dtype, on this kind of device, on
     graphs with as many relations whose row counts round to the same sizes. Results do not change
-    but in their rounding. Interrupting it leaves the layer and the files as they were.
+    but in their rounding. Interrupting it leaves the layer and the files as they were. A choice
+    that takes more shared memory, registers or memory than the device has is passed over.
 
     Args:
         layer: a function decorated with `rgnn.layer`.
@@ -116,6 +117,7 @@ def tune(
 
     Raises:
         ValueError: `candidates` is less than one.
+        torch.OutOfMemoryError, triton.runtime.errors.OutOfResources: no set of passes fits.
     """
     if candidates < 1:
         raise ValueError(f"candidates is {candidates}; it must be at least 1")
@@ -148,6 +150,7 @@ class _Search:
         plain = self.plan(Choice())
         self.backend = plain.compiled.forward_runner.name
         self.dtype, self.device = self.inputs[0].dtype, self.inputs[0].device
+        self._too_large: BaseException | None = None
         self.tiles_for = self.dtype, float32_precision(), capability(self.device)
         what = (
             __version__,
@@ -205,6 +208,9 @@ class _Search:
                 seconds = self._time(candidate.choice, timer)
                 timed.append(replace(candidate, measured_s=seconds))
                 step()
+            if all(candidate.measured_s is None for candidate in timed):
+                assert self._too_large is not None
+                raise self._too_large
             kinds = self._sizes(min(timed, key=_measured).choice)
             expect(sum(len(kind[:at_most]) for kind in kinds))
             for kind in kinds:
@@ -260,7 +266,15 @@ class _Search:
                 )
         return sorted(times, key=times.__getitem__)
 
-    def _time(self, choice: Choice, timer: Timer) -> float:
+    def _time(self, choice: Choice, timer: Timer) -> float | None:
+        """Seconds of a choice; None where it does not fit the device."""
+        try:
+            return timer(choice, self._step(choice))
+        except _does_not_fit() as error:
+            self._too_large = error
+            return None
+
+    def _step(self, choice: Choice) -> Callable[[], None]:
         plan = self.plan(choice)
         view = View(self.graph, plan.sizes)
 
@@ -270,7 +284,7 @@ class _Search:
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)
 
-        return timer(choice, step)
+        return step
 
 
 def median_s(choice: Choice, step: Callable[[], None]) -> float:
@@ -282,6 +296,15 @@ def median_s(choice: Choice, step: Callable[[], None]) -> float:
         step()
         rounds.append(time.perf_counter() - start)
     return statistics.median(rounds)
+
+
+def _does_not_fit() -> tuple[type[Exception], ...]:
+    """What a choice raises that takes more shared memory, registers or memory than there is."""
+    try:
+        from triton.runtime.errors import OutOfResources, PTXASError
+    except ImportError:  # Triton has no build for this platform
+        return (torch.OutOfMemoryError,)
+    return torch.OutOfMemoryError, OutOfResources, PTXASError
 
 
 def _measured(candidate: Candidate) -> float:

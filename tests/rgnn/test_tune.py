@@ -165,6 +165,40 @@ def test_a_folder_that_cannot_be_made_leaves_the_choice(small, args, tmp_path):
     assert rgat.choices
 
 
+def out_of_memory():
+    return torch.OutOfMemoryError("CUDA out of memory")
+
+
+def out_of_shared_memory():
+    errors = pytest.importorskip("triton.runtime.errors")
+    return errors.OutOfResources(300_000, 232_448, "shared memory")
+
+
+@pytest.mark.parametrize("too_large", [out_of_memory, out_of_shared_memory])
+def test_a_choice_that_does_not_fit_the_device_is_passed_over(small, args, too_large):
+    def timer(choice, step):
+        if choice.parts_per_thread == 4 or "compact" in choice.disabled:
+            raise too_large()
+        return 1.0 - 0.1 * (choice.parts_per_thread == 64)
+
+    found = rgnn.tune(rgat, small, *args, candidates=32, timer=timer)
+    assert found.choice.parts_per_thread == 64 and "compact" not in found.choice.disabled
+    unmeasured = [c.choice for c in found.candidates if c.measured_s is None]
+    assert any(c.parts_per_thread == 4 for c in unmeasured)
+    assert any("compact" in c.disabled for c in unmeasured)
+    rgat.choices.clear()
+    assert rgnn.tune(rgat, small, *args, timer=timer).choice == found.choice
+
+
+def test_when_nothing_fits_the_reason_is_raised(small, args, tmp_path):
+    def timer(choice, step):
+        raise out_of_memory()
+
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        rgnn.tune(rgat, small, *args, timer=timer)
+    assert not rgat.choices and not list(tmp_path.glob("tune/*"))
+
+
 def test_bad_arguments(small, args):
     with pytest.raises(ValueError, match="candidates is 0"):
         rgnn.tune(rgat, small, *args, candidates=0)
