@@ -15,6 +15,13 @@ from torch import Tensor
 from dataeff import _core
 from dataeff._ops import row_span
 from dataeff.features.gather_cuda import bad_indices
+from dataeff.memory.capture import capturing
+
+# Devices, registration and storage of memory that was collected while a CUDA graph was captured,
+# with the process: a wait for a device, or a release of its pages, would end the capture.
+_put_off: list[
+    tuple[int, set[torch.device], _core.HostRegistration | None, torch.UntypedStorage | None]
+] = []
 
 
 class RegisteredMemory:
@@ -83,7 +90,8 @@ class RegisteredMemory:
         """Sees to it that kernels of `device` can read the memory.
 
         Raises:
-            RuntimeError: CUDA refuses, or is not there; says why and what helps.
+            RuntimeError: CUDA refuses, or is not there, or a CUDA graph is being captured; says why
+                and what helps.
         """
         if torch.cuda._is_in_bad_fork():
             raise RuntimeError(
@@ -93,6 +101,14 @@ class RegisteredMemory:
         self._forget_if_forked()
         with self._lock:
             span = row_span(self.x)
+            if span == self._span and device in self._devices:
+                return
+            if capturing():
+                raise RuntimeError(
+                    "host memory would be registered with CUDA while a CUDA graph is captured: "
+                    "gather once, or call register(), before the capture"
+                )
+            _release_put_off()
             if span != self._span:  # sharing a tensor with another process moves its storage
                 self.release()
                 with torch.cuda.device(device):
@@ -108,6 +124,8 @@ class RegisteredMemory:
 
     def release(self) -> None:
         """Waits for the devices that may be reading the memory and gives the registration back."""
+        if _put_off and not capturing():
+            _release_put_off()
         with self.unread():
             if self._registration is not None:
                 self._registration.close()
@@ -116,8 +134,24 @@ class RegisteredMemory:
 
     def __del__(self) -> None:
         # A compiler's trace makes one without its attributes.
-        if not sys.is_finalizing() and "_pid" in self.__dict__:
+        if sys.is_finalizing() or "_pid" not in self.__dict__:
+            return
+        if self._pid == os.getpid() and self._devices and capturing():
+            _put_off.append((self._pid, self._devices, self._registration, self._storage))
+        else:
             self.release()
+
+
+def _release_put_off() -> None:
+    """Releases what was collected during a capture that has ended."""
+    while _put_off:
+        pid, devices, registration, _storage = _put_off.pop()
+        if pid != os.getpid():  # the parent's
+            continue
+        for device in devices:
+            torch.cuda.synchronize(device)
+        if registration is not None:
+            registration.close()
 
 
 def mapped_read_only(address: int) -> bool:

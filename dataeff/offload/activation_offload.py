@@ -17,8 +17,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dataeff.ledger import Ledger
+from dataeff.memory.capture import capturing
 from dataeff.offload.auto import AutoPolicy
-from dataeff.offload.cache import TensorCache
+from dataeff.offload.cache import CAPTURED, TensorCache
 from dataeff.offload.disk import SMALLEST_NBYTES
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.live import LiveView
@@ -216,11 +217,8 @@ class ActivationOffload:
             raise RuntimeError("this ActivationOffload is already active: it cannot be nested")
         if self._cache.closed:
             raise RuntimeError("this ActivationOffload is closed")
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError(
-                "a CUDA graph is being captured: its replays would use the same memory again, but "
-                "not wait for the transfers. Capture outside of `with offload:`"
-            )
+        if capturing():
+            raise RuntimeError(CAPTURED)
         self._tiers.end_step()  # a backward behind the last block may have left memory to its loads
         if self._live is not None:
             self._live.start()

@@ -17,6 +17,7 @@ import threading
 import torch
 
 from dataeff.ledger import Ledger, Tier
+from dataeff.memory.capture import capturing
 from dataeff.offload.account import Account
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.held import HeldBytes
@@ -36,8 +37,13 @@ from dataeff.offload.wrapped import Wrapped, is_wrapper
 
 Packed = Handle | Alive | Direct | Wrapped
 
+CAPTURED = (
+    "a CUDA graph is being captured: its replays would use the same memory again, but not wait for "
+    "the transfers. Capture outside of `with offload:`"
+)
 _LEAST_PART = 8  # a view of less than this part of a storage does not say that it may go
 _plain_by_keys: dict[int, bool] = {}
+_put_off: list[TensorCache] = []  # collected while a CUDA graph was captured
 
 
 class TensorCache:
@@ -84,6 +90,8 @@ class TensorCache:
         self.num_moved = 0  # storages that were
         self.closed = False
         close_at_exit(self)
+        while _put_off and not capturing():
+            _put_off.pop().close()
 
     # ---- the two hooks ---------------------------------------------------------------------
 
@@ -349,7 +357,11 @@ class TensorCache:
 
     def __del__(self) -> None:
         # The engine reads and writes memory that the queues of this object keep alive.
-        if hasattr(self, "closed"):
+        if not hasattr(self, "closed"):
+            return
+        if not self.closed and capturing():
+            _put_off.append(self)  # to wait for its transfers would end the capture
+        else:
             self.close()
 
     def _poll(self) -> None:
@@ -359,6 +371,8 @@ class TensorCache:
             self._bury()
         if not self._moves:
             return
+        if capturing():  # what follows asks events, and queues copies that a replay would repeat
+            raise RuntimeError(CAPTURED)
         self._outgoing.settle()
         if len(self._incoming):
             self._incoming.settle()

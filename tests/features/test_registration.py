@@ -121,3 +121,53 @@ def test_a_release_waits_until_a_gather_is_under_way(registered, monkeypatch, ki
     rows.gather(OnGpu(), None, Account())
     other.join(30)
     assert not other.is_alive() and registered[0].closed and len(registered) == 1
+
+
+@pytest.fixture
+def capturing(monkeypatch):
+    """Whether the current stream is being captured, as torch is made to say."""
+    state = [False]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state[0])
+    return state
+
+
+def test_a_capture_registers_nothing(registered, capturing):
+    memory = RegisteredMemory(torch.ones(3))
+    capturing[0] = True
+    with pytest.raises(RuntimeError, match=r"call register\(\), before the capture"):
+        memory.register(GPU)
+    assert registered == []
+    capturing[0] = False
+    memory.register(GPU)
+    capturing[0] = True
+    memory.register(GPU)  # is there already
+    with pytest.raises(RuntimeError, match="before the capture"):
+        memory.register(torch.device("cuda", 1))  # which has no memory for its reports yet
+    capturing[0] = False
+    memory.release()
+
+
+def test_memory_collected_during_a_capture_is_released_after_it(registered, capturing, monkeypatch):
+    """A wait for the device in `__del__` would end the capture that the collector fell into."""
+    awaited = []
+
+    def synchronize(device):
+        assert not capturing[0]
+        awaited.append(device)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    array = np.ones(3, np.float32)
+    alive, x = weakref.ref(array), torch.from_numpy(array)
+    memory = RegisteredMemory(x)
+    memory.register(GPU)
+    capturing[0] = True
+    del memory, x, array
+    gc.collect()
+    assert not registered[0].closed and alive() is not None and awaited == []
+    capturing[0] = False
+    other = RegisteredMemory(torch.ones(5))
+    other.register(GPU)
+    gc.collect()
+    assert registered[0].closed and alive() is None and awaited == [GPU]
+    other.release()

@@ -4,6 +4,7 @@ import gc
 import json
 import threading
 import weakref
+from unittest import mock
 
 import pytest
 import torch
@@ -614,3 +615,43 @@ def test_a_step_inside_a_captured_graph_is_refused(tmp_path, monkeypatch):
     with offload:
         pass
     offload.close()
+
+
+def test_what_moves_inside_a_captured_graph_is_refused(tmp_path, monkeypatch):
+    """The block began before the capture; forward or backward comes in it."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    offload = ActivationOffload(model, tmp_path, min_bytes=0)
+    x, capturing = torch.randn(256, 64), [False]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    with offload:
+        capturing[0] = True
+        with pytest.raises(RuntimeError, match="CUDA graph"):
+            model(x)
+        capturing[0] = False
+        loss = model(x).sum()
+        capturing[0] = True
+        with pytest.raises(RuntimeError, match="CUDA graph"):
+            loss.backward()
+        capturing[0] = False
+        model.zero_grad()
+        model(x).sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    offload.close()
+    model.zero_grad()
+    model(x).sum().backward()
+    assert all(torch.equal(p.grad, e) for p, e in zip(model.parameters(), expected, strict=True))
+
+
+def test_an_offload_collected_during_a_capture_is_closed_after_it(tmp_path, monkeypatch):
+    offload = ActivationOffload(nn.Linear(4, 4), tmp_path)
+    tiers, capturing = offload._tiers, [True]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(tiers, "close", mock.Mock(side_effect=tiers.close))
+    del offload
+    gc.collect()
+    assert not tiers.close.called
+    capturing[0] = False
+    ActivationOffload(nn.Linear(4, 4), tmp_path).close()
+    assert tiers.close.called
