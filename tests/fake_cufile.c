@@ -36,6 +36,10 @@ void cuFileHandleDeregister(void *handle) {
   free(handle);
   __atomic_sub_fetch(&fake_num_registered, 1, __ATOMIC_SEQ_CST);
 }
+/* Of `fake_cuda_driver.c`, where that is loaded. */
+extern int fake_has_context(void) __attribute__((weak));
+static int no_context(void) { return fake_has_context && !fake_has_context(); }
+
 /* O_DIRECT wants aligned memory, and cuFile takes any: through a buffer, then. */
 static ssize_t bounced(int fd, char *data, size_t size, off_t at, int writes) {
   void *buffer;
@@ -49,6 +53,7 @@ static ssize_t bounced(int fd, char *data, size_t size, off_t at, int writes) {
 }
 ssize_t cuFileRead(void *handle, void *base, size_t size, off_t at, off_t shift) {
   __atomic_add_fetch(&fake_num_reads, 1, __ATOMIC_SEQ_CST);
+  if (no_context()) return -5011; /* no CUDA context */
   if (fake_result) return errno = fake_errno, fake_result;
   ssize_t got = bounced(*(int *)handle, (char *)base + shift, size, at, 0);
   if (fake_corrupt && got > 0) *((char *)base + shift) ^= 1;
@@ -56,6 +61,7 @@ ssize_t cuFileRead(void *handle, void *base, size_t size, off_t at, off_t shift)
 }
 ssize_t cuFileWrite(void *handle, const void *base, size_t size, off_t at, off_t shift) {
   __atomic_add_fetch(&fake_num_writes, 1, __ATOMIC_SEQ_CST);
+  if (no_context()) return -5011;
   if (fake_result) return errno = fake_errno, fake_result;
   return bounced(*(int *)handle, (char *)base + shift, size, at, 1);
 }

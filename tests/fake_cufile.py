@@ -11,13 +11,14 @@ SOURCE = Path(__file__).with_suffix(".c")
 SWITCHES = ("open_error", "register_error", "result", "errno", "corrupt", "most")
 
 
-def build(folder, *options):
+def build(folder, *options, source=SOURCE, name="libcufile.so.0"):
     """The library, compiled into `folder`."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         pytest.skip("no C compiler")
-    library = folder / "libcufile.so.0"
-    command = [compiler, "-shared", "-fPIC", "-o", str(library), str(SOURCE), *options]
+    library = folder / name
+    command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(library)]
+    command += [str(source), *options]
     subprocess.run(command, check=True)
     return library
 

@@ -15,6 +15,7 @@ namespace {
 constexpr int kOpaqueFd = 1;               // CU_FILE_HANDLE_TYPE_OPAQUE_FD
 constexpr size_t kPropertiesBytes = 4096;  // CUfileDrvProps_t is some 100 bytes and may grow
 constexpr int kContextOfPointer = 1;       // CU_POINTER_ATTRIBUTE_CONTEXT
+constexpr int kDeviceOfPointer = 9;        // CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 
 std::shared_ptr<void> load(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -44,6 +45,10 @@ Cufile::Cufile(const std::string& path) : path_(path), library_(load(path)) {
     pointer_attribute_ =
         reinterpret_cast<int (*)(void*, int, uint64_t)>(dlsym(driver, "cuPointerGetAttribute"));
     set_context_ = reinterpret_cast<int (*)(void*)>(dlsym(driver, "cuCtxSetCurrent"));
+    retain_context_ =
+        reinterpret_cast<int (*)(void**, int)>(dlsym(driver, "cuDevicePrimaryCtxRetain"));
+    release_context_ =
+        reinterpret_cast<int (*)(int)>(dlsym(driver, "cuDevicePrimaryCtxRelease_v2"));
   }
   open_driver();
   try {
@@ -57,6 +62,7 @@ Cufile::Cufile(const std::string& path) : path_(path), library_(load(path)) {
 Cufile::~Cufile() {
   for (auto& [fd, file] : handles_) deregister_(file.handle);
   driver_close_();
+  for (auto& [device, context] : contexts_) release_context_(device);
 }
 
 void Cufile::open_driver() {
@@ -112,10 +118,23 @@ Cufile::Handle Cufile::handle_of(int fd) {
 void Cufile::bring_context(const void* data) {
   if (!pointer_attribute_ || !set_context_) return;
   thread_local void* current = nullptr;
-  void* context = nullptr;
-  const auto address = reinterpret_cast<uint64_t>(data);
-  if (pointer_attribute_(&context, kContextOfPointer, address) != 0) return;
+  void* context = context_of(reinterpret_cast<uint64_t>(data));
   if (context && context != current && set_context_(context) == 0) current = context;
+}
+
+// The context that the memory was allocated in. What was mapped (torch's expandable segments) or
+// came from a memory pool was allocated in none: there it is the one of the device, as torch's is.
+void* Cufile::context_of(uint64_t address) {
+  void* context = nullptr;
+  if (pointer_attribute_(&context, kContextOfPointer, address) == 0 && context) return context;
+  int device = -1;
+  if (pointer_attribute_(&device, kDeviceOfPointer, address) != 0 || device < 0) return nullptr;
+  if (!retain_context_ || !release_context_) return nullptr;
+  std::lock_guard lock(mutex_);
+  const auto known = contexts_.find(device);
+  if (known != contexts_.end()) return known->second;
+  if (retain_context_(&context, device) != 0) return nullptr;
+  return contexts_[device] = context;
 }
 
 int64_t Cufile::move(Op op, int fd, void* data, int64_t nbytes, int64_t offset) {

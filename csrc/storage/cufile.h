@@ -56,6 +56,7 @@ class Cufile {
   void require_nvidia_fs();
   Handle handle_of(int fd);
   void bring_context(const void* data);
+  void* context_of(uint64_t address);
 
   const std::string path_;
   std::shared_ptr<void> library_;
@@ -70,9 +71,12 @@ class Cufile {
   // Of the CUDA driver; null where there is none.
   int (*pointer_attribute_)(void*, int, uint64_t) = nullptr;
   int (*set_context_)(void*) = nullptr;
+  int (*retain_context_)(void**, int) = nullptr;
+  int (*release_context_)(int) = nullptr;
 
   std::mutex mutex_;
   std::unordered_map<int, Registered> handles_;
+  std::unordered_map<int, void*> contexts_;  // retained, by device
 };
 
 }  // namespace dataeff

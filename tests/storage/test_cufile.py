@@ -5,10 +5,12 @@ The library is a fake that does the same with system calls; "device" memory is h
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from fake_cufile import build
+from fake_cufile import SOURCE, build
 
 from dataeff import _core
 from dataeff.memory import HostBuffer
@@ -109,6 +111,38 @@ def test_an_error_names_the_file_and_the_offset(fake, library, spill):
         with pytest.raises(OSError, match="write of 4096 bytes at offset 0") as caught:
             engine.write(spill.fd, buffer.data_ptr, 4096, extent.offset).wait()
         assert caught.value.errno == errno.EIO
+
+
+IN_NO_CONTEXT = """
+import ctypes, os, sys
+
+folder, has_context = sys.argv[1], int(sys.argv[2])
+driver = ctypes.CDLL(f"{folder}/libcuda.so.1", ctypes.RTLD_GLOBAL)
+retained = ctypes.c_int.in_dll(driver, "fake_num_retained")
+ctypes.c_int.in_dll(driver, "fake_pointer_context").value = has_context
+
+from dataeff import _core
+from dataeff.memory import HostBuffer
+
+fd = os.open(f"{folder}/rows", os.O_RDWR | os.O_CREAT)
+with HostBuffer(4096) as buffer:
+    memoryview(buffer)[:] = b"a" * 4096
+    with _core.make_cufile_engine(f"{folder}/libcufile.so.0", 3) as engine:
+        for row in range(8):  # all threads of the engine
+            engine.write(fd, buffer.data_ptr, 4096, 4096 * row).wait()
+        assert retained.value == (0 if has_context else 1), retained.value
+    del engine
+assert retained.value == 0 and os.fstat(fd).st_size == 8 * 4096
+"""
+
+
+@pytest.mark.parametrize("has_context", [0, 1])
+def test_memory_of_no_context_is_moved_in_that_of_its_device(tmp_path, has_context):
+    """That of torch's expandable segments; the threads of the engine have none of their own."""
+    build(tmp_path)
+    build(tmp_path, source=SOURCE.with_name("fake_cuda_driver.c"), name="libcuda.so.1")
+    command = [sys.executable, "-c", IN_NO_CONTEXT, str(tmp_path), str(has_context)]
+    subprocess.run(command, check=True, timeout=120)
 
 
 def test_open_engine_finds_it(fake, library, monkeypatch):
