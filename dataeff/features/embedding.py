@@ -41,6 +41,17 @@ class HostEmbedding(torch.nn.Embedding):
         ...
         loss.backward(); model.rows.average_gradients(host_group); optimizer.step()
 
+    **Scaled losses.** `torch.amp.GradScaler("cuda")` copies the scale, and whether a gradient was
+    infinite, to where the rows are, and reads and writes there before the copies have ended (torch
+    2.10 to 2.13). Autocast to bfloat16 needs no scaler; for float16 give the rows an optimizer of
+    their own, and unscale their gradients:
+
+        scaler.scale(loss).backward()
+        rows.weight.grad /= scaler.get_scale()     # waits for the device
+        if rows.weight.grad.coalesce().values().isfinite().all():
+            rows_optimizer.step()
+        scaler.step(optimizer); scaler.update()    # of all that is on the GPU
+
     Free a wrapped model before `destroy_process_group`: one that outlives its gloo group frees it
     with the interpreter's lock held, which gloo's thread may be waiting for (torch 2.13).
 

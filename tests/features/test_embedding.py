@@ -100,6 +100,34 @@ def test_threads_do_not_change_a_bit():
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_a_scaled_loss_are_unscaled_as_documented(dtype):
+    """By a power of two, so to the bit; a gradient that is infinite changes no row."""
+
+    def train(scaler, factors):
+        torch.manual_seed(4)
+        rows = dataeff.HostEmbedding(ROWS, DIM, dtype=dtype)
+        head = torch.nn.Linear(DIM, 2, dtype=dtype)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.3)
+        rows_optimizer = torch.optim.SGD(rows.parameters(), lr=0.3)
+        for factor in factors:
+            optimizer.zero_grad(), rows_optimizer.zero_grad()
+            loss = (head(rows(torch.tensor([3, 1, 3]))) * factor).float().sum()
+            scaler.scale(loss).backward()
+            rows.weight.grad /= scaler.get_scale()
+            if rows.weight.grad.coalesce().values().isfinite().all():
+                rows_optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
+        return rows.weight.detach(), head.weight.detach()
+
+    scaled = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    expected = train(torch.amp.GradScaler("cpu", enabled=False), [1.0, -0.5])
+    for one, other in zip(train(scaled, [1.0, float("inf"), -0.5]), expected, strict=True):
+        assert torch.equal(one, other)
+    assert scaled.get_scale() == 2.0**9
+
+
 def test_only_the_touched_rows_have_gradients():
     _, host = pair(padding_idx=2)
     host(torch.tensor([[4, 2], [4, -3]])).sum().backward()
