@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff._ops import check_index, check_rows, library, new_rows, row_span, row_table
+from dataeff.memory.cuda import current_device
 
 
 class BadIndices:
@@ -82,27 +83,42 @@ def check_readable(table: Tensor, index: Tensor) -> None:
         raise ValueError(f"the table is on {table.device} but the index is on {index.device}")
 
 
-def _gather_into(table: Tensor, index: Tensor, out: Tensor) -> None:
+def launch_gather(table: Tensor, index: Tensor, out: Tensor, **options: int) -> None:
+    """Queues a gather on the current stream of the index's device; `out` fits it.
+
+    Args:
+        table: [num_rows, ...], registered host memory, or on the device.
+        index: int32 or int64.
+        out: contiguous, on the device.
+        **options: of `_core.gather_cuda`, from `places` on.
+
+    Raises:
+        IndexError: an earlier gather met a wrong index.
+        RuntimeError, ValueError: as `check_readable`.
+    """
     index = check_index(index)
-    check_readable(table, index)
-    bad = bad_indices(index.device)
-    bad.check()
-    _core.gather_cuda(
-        *row_table(table),
-        index.data_ptr(),
-        index.numel(),
-        index.element_size(),
-        out.data_ptr(),
-        bad.count.data_ptr(),
-        bad.seen.data_ptr(),
-        index.device.index,
-        torch.cuda.current_stream(index.device).cuda_stream,
-    )
+    device = index.device
+    with current_device(device):
+        check_readable(table, index)
+        bad = bad_indices(device)
+        bad.check()
+        _core.gather_cuda(
+            *row_table(table),
+            index.data_ptr(),
+            index.numel(),
+            index.element_size(),
+            out.data_ptr(),
+            bad.count.data_ptr(),
+            bad.seen.data_ptr(),
+            device.index,
+            torch.cuda.current_stream(device).cuda_stream,
+            **options,
+        )
 
 
 def _gather(table: Tensor, index: Tensor) -> Tensor:
     out = new_rows(table, index)
-    _gather_into(table, index, out)
+    launch_gather(table, index, out)
     return out
 
 
@@ -110,7 +126,7 @@ def _gather_out(table: Tensor, index: Tensor, out: Tensor) -> None:
     check_rows(out, table, index, "out")
     if not out.is_contiguous():
         raise ValueError(f"out must be contiguous; got strides {out.stride()}")
-    _gather_into(table, index, out)
+    launch_gather(table, index, out)
 
 
 library.impl("gather", _gather, "CUDA")

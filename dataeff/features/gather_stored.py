@@ -156,24 +156,14 @@ def _gather_into_cuda(
     index: Tensor,
     out: Tensor,
 ) -> None:
-    from dataeff.features.gather_cuda import bad_indices, check_readable
+    from dataeff.features.gather_cuda import launch_gather
 
     format, element = _check(table, scales, index, out)
-    index = check_index(index)
-    check_readable(table, index)
     hot_data, hot_rows, _, hot_stride = (0, 0, 0, 0) if hot is None else row_table(hot)
-    bad = bad_indices(index.device)
-    bad.check()
-    _core.gather_cuda(
-        *row_table(table),
-        index.data_ptr(),
-        index.numel(),
-        index.element_size(),
-        out.data_ptr(),
-        bad.count.data_ptr(),
-        bad.seen.data_ptr(),
-        index.device.index,
-        torch.cuda.current_stream(index.device).cuda_stream,
+    launch_gather(
+        table,
+        index,
+        out,
         places=_address(places),
         hot=hot_data,
         hot_rows=hot_rows,

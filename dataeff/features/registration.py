@@ -15,7 +15,7 @@ from torch import Tensor
 from dataeff import _core
 from dataeff._ops import row_span
 from dataeff.features.gather_cuda import bad_indices
-from dataeff.memory.capture import capturing
+from dataeff.memory.cuda import capturing, current_device
 
 # Devices, registration and storage of memory that was collected while a CUDA graph was captured,
 # with the process: a wait for a device, or a release of its pages, would end the capture.
@@ -128,7 +128,7 @@ class RegisteredMemory:
             _release_put_off()
         with self.unread():
             if self._registration is not None:
-                self._registration.close()
+                _close(self._registration, self._devices)
             self._devices.clear()
             self._registration = self._span = self._storage = None
 
@@ -151,7 +151,13 @@ def _release_put_off() -> None:
         for device in devices:
             torch.cuda.synchronize(device)
         if registration is not None:
-            registration.close()
+            _close(registration, devices)
+
+
+def _close(registration: _core.HostRegistration, devices: set[torch.device]) -> None:
+    """Gives it back from a device that has a context: another's would be started for it."""
+    with current_device(next(iter(devices), torch.device("cpu"))):
+        registration.close()
 
 
 def mapped_read_only(address: int) -> bool:

@@ -17,7 +17,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from dataeff.ledger import Ledger
-from dataeff.memory.capture import capturing
+from dataeff.memory.cuda import capturing
 from dataeff.offload.auto import AutoPolicy
 from dataeff.offload.cache import CAPTURED, TensorCache
 from dataeff.offload.disk import SMALLEST_NBYTES

@@ -17,7 +17,7 @@ import threading
 import torch
 
 from dataeff.ledger import Ledger, Tier
-from dataeff.memory.capture import capturing
+from dataeff.memory.cuda import capturing
 from dataeff.offload.account import Account
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.held import HeldBytes

@@ -22,6 +22,8 @@ from dataeff import _core
 from dataeff.memory import HostBuffer
 from dataeff.offload.moments import DeviceClock, DeviceMoment, Moment, Span, span_of
 
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
+
 
 class Event(Protocol):
     """The end of a copy in a stream."""
@@ -134,7 +136,7 @@ class CudaStreams:
                 registration = _core.HostRegistration(buffer.data_ptr, nbytes)
             self._registrations[buffer.data_ptr] = registration
             return
-        code = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr, nbytes, 0)
+        code = torch.cuda.cudart().cudaHostRegister(buffer.data_ptr, nbytes, _PORTABLE)
         if int(code) != 0:
             raise RuntimeError(
                 f"CUDA cannot pin {nbytes} bytes of host memory (error {code}): "

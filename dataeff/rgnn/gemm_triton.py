@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dataeff.memory.cuda import current_device
 from dataeff.rgnn.tilemap import TileMap, TileMaps, choose_tile_map, max_extra_tiles
 from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
 
@@ -22,13 +22,6 @@ def interpreting() -> bool:
     except ImportError:  # Triton has no build for this platform
         return False
     return bool(is_interpreted(typed_gemm.typed_gemm_kernel))
-
-
-def current_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes `device` the current one: Triton launches there, wherever the arguments are."""
-    if device.type != "cuda" or device.index == torch.cuda.current_device():
-        return contextlib.nullcontext()
-    return torch.cuda.device(device)
 
 
 def forward(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff.memory.cuda import current_device
 from dataeff.rgnn.aot import load_kernels
-from dataeff.rgnn.gemm_triton import current_device
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import CONTIGUOUS

@@ -20,6 +20,7 @@ from torch import Tensor
 from dataeff import _core
 from dataeff.features.gather import gather
 from dataeff.features.registration import RegisteredMemory
+from dataeff.memory.cuda import current_device
 from dataeff.sampling.csc import CSCGraph
 
 
@@ -260,4 +261,5 @@ def _run(on_host: Callable[..., None], on_cuda: Callable[..., None], *arrays: Te
     if device.type == "cpu":
         on_host(*addresses)
     else:
-        on_cuda(*addresses, device.index, torch.cuda.current_stream(device).cuda_stream)
+        with current_device(device):
+            on_cuda(*addresses, device.index, torch.cuda.current_stream(device).cuda_stream)

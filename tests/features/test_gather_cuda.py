@@ -1,13 +1,17 @@
 """BadIndices: what kernels count and what is raised of it. A CPU tensor stands for the GPU's."""
 
+import contextlib
 import threading
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 
-from dataeff import FeatureTable
-from dataeff.features import gather_cuda
+from dataeff import FeatureTable, _core
+from dataeff.features import gather_cuda, gather_stored
 from dataeff.features.gather_cuda import BadIndices
+from dataeff.sampling import on_device
 
 
 @pytest.fixture
@@ -81,3 +85,50 @@ def test_threads_share_one_count(monkeypatch):
     for thread in threads:
         thread.join()
     assert found[0] is found[1] is gather_cuda.bad_indices(device)
+
+
+@pytest.mark.parametrize("how", ["gather", "stored", "sample"])
+def test_kernels_are_launched_with_their_device_as_the_current_one(monkeypatch, how):
+    """The core would go back by cudaSetDevice, and start a context on a device that has none."""
+    current, launched = [0], []
+
+    @contextlib.contextmanager
+    def on(device):
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    class Index:
+        device, dtype, shape = torch.device("cuda", 1), torch.int64, (3,)
+        is_cuda, is_cpu = True, False
+
+        def contiguous(self):
+            return self
+
+        def data_ptr(self):
+            return 64
+
+        numel = element_size = data_ptr
+
+    def launch(*arguments, **options):
+        launched.append((current[0], arguments[-2:], options))
+
+    stream = SimpleNamespace(cuda_stream=77)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(gather_cuda, "bad_indices", lambda device: mock.MagicMock())
+    monkeypatch.setattr(_core, "is_registered", lambda *span: current[0] == 1)
+    monkeypatch.setattr(_core, "gather_cuda", launch)
+    index, table = Index(), torch.zeros(5, 2)
+    if how == "gather":
+        gather_cuda.launch_gather(table, index, torch.zeros(3, 2))
+    elif how == "stored":
+        out = mock.Mock(shape=(3, 2), device=index.device, dtype=table.dtype)
+        places = torch.tensor([2, 0, 1])
+        gather_stored._gather_into_cuda(table, None, None, None, None, places, index, out)
+        assert launched[0][2]["places"] == places.data_ptr()
+    else:
+        on_device._run(mock.Mock(side_effect=AssertionError), launch, index)
+    assert current == [0]
+    assert launched[0][:2] == (1, (1, 77))

@@ -33,6 +33,7 @@ def registered(monkeypatch):
     monkeypatch.setattr("dataeff.features.registration.bad_indices", mock.Mock())
     monkeypatch.setattr(_core, "HostRegistration", register)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     return made
 
@@ -58,6 +59,7 @@ def test_registering_makes_at_once_what_a_captured_graph_may_not_allocate(monkey
     monkeypatch.setattr("dataeff.features.registration.bad_indices", made.append)
     monkeypatch.setattr(_core, "HostRegistration", lambda *span: mock.Mock())
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     memory = RegisteredMemory(torch.ones(3))
     for _ in range(2):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dataeff.memory.cuda import current_device
 from dataeff.rgnn import gemm_native, gemm_triton
 from dataeff.rgnn.gemm import (
     typed_gemm,
@@ -21,7 +22,7 @@ from dataeff.rgnn.gemm import (
     typed_gemm_sum,
     typed_sum,
 )
-from dataeff.rgnn.gemm_triton import current_device, float32_precision
+from dataeff.rgnn.gemm_triton import float32_precision
 from dataeff.rgnn.structure import MOST_IN_INT32
 from dataeff.rgnn.tilemap import build_tile_map
 from dataeff.rgnn.tiles import Product, ranked_tiles
