@@ -1,13 +1,16 @@
 """The scripts that turn records into files and README tables."""
 
 import importlib.util
+import re
+import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from dataeff.bench import Record, read, write
+from dataeff.bench import Options, Record, cases, read, write
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -83,6 +86,30 @@ def test_committed_results_can_be_read():
 
 def test_gpu_check_is_valid_bash():
     subprocess.run(["bash", "-n", BENCHMARKS / "gpu_check.sh"], check=True)
+
+
+def test_gpu_check_asks_for_cases_and_parts_that_there_are(monkeypatch):
+    """A wrong name of what it runs on a GPU alone would cost the machine's time."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1 << 37, 1 << 37))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device=None: 0)
+    text = (BENCHMARKS / "gpu_check.sh").read_text().replace("\\\n", " ")
+    benches = re.findall(r"^ +bench ([\w-]+ \d+ .*)$", text, re.MULTILINE)
+    assert len(benches) == 5
+    for words in map(shlex.split, benches):
+        _part, _limit, workload, *options = words
+        only = options[options.index("--only") + 1] if "--only" in options else ""
+        assert set(options) <= {"--quick", "--only", only}
+        asked = Options(quick="--quick" in options, device=torch.device("cuda", 0), only=only)
+        assert any(True for _ in cases(workload, asked)), words
+    starts = re.search(r"compile_kernels.py (.*?) >", text).group(1)
+    echo = ["bash", "-c", f"printf '%s\\n' {starts}"]
+    found = subprocess.run(echo, check=True, capture_output=True, text=True).stdout.splitlines()
+    sizes = [case.size for case in cases("rgnn", Options(device=torch.device("cuda", 0)))]
+    assert len(found) == 6
+    assert all(any(size.startswith(start) for size in sizes) for start in found)
+    for path in re.findall(r"(?:tests|benchmarks)/[\w/]+\.py", text):
+        assert (BENCHMARKS.parent / path).exists(), path
 
 
 def test_the_documents_show_the_committed_records():
