@@ -14,7 +14,7 @@ RELATIONS, NODE_TYPES, WIDTH, HEADS = 5, 3, 32, 2
 
 def block(nodes, edges, seed=0):
     g = torch.Generator().manual_seed(seed)
-    ends = torch.randint(0, nodes, (2, edges), generator=g)
+    ends = torch.randint(0, max(nodes, 1), (2, edges), generator=g)
     ends[1, : edges // 2] = 0  # a hub, for the kernels of long rows
     return rgnn.Graph(
         ends,
@@ -90,3 +90,13 @@ def test_a_kernel_of_too_much_shared_memory_is_refused_before_it_is_launched(mon
     with launching(monkeypatch) as driver, pytest.raises(OutOfResources, match="shared memory"):
         step(PUBLISHED["rgcn"], block(10, 30))
     assert driver.launched == []
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(("nodes", "edges"), [(5, 0), (0, 0), (1, 1)])
+def test_no_grid_is_empty(monkeypatch, name, nodes, edges):
+    """Which CUDA would refuse."""
+    with launching(monkeypatch, compiles=False) as driver:
+        step(PUBLISHED[name], block(nodes, edges))
+    assert all(min(grid) > 0 for _, grid in driver.launched)
+    assert driver.launched or not nodes
