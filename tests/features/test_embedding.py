@@ -73,6 +73,14 @@ def test_segments_sum_what_coalescing_sums(index, dtype):
     assert torch.equal(sums, sum_rows_by_segments(index, rows)[1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_row_that_comes_often_has_all_of_its_gradient(dtype):
+    index = torch.tensor([2, 5] * 1000)
+    unique, sums = sum_rows_by_segments(index, torch.ones(2000, 3, dtype=dtype))
+    assert unique.tolist() == [2, 5] and sums.dtype == dtype
+    assert sums.tolist() == [[1000] * 3] * 2
+
+
 class OnGpu(torch.Tensor):
     """Ids whose sums are made as on a GPU, where a wrong one has not been refused before."""
 
