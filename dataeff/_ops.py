@@ -16,21 +16,27 @@ from dataeff.memory.scratch import new_on_host
 
 share_torch_threads()
 library = torch.library.Library("dataeff", "DEF")
+# Operators that read host memory, or a graph by its token, look them up at each call: a CUDA graph
+# that Inductor makes of its own accord (mode="reduce-overhead") would replay those of its capture.
+# Who captures by hand knows what stays. So Inductor runs these outside of its CUDA graphs.
+NO_REPLAY = (torch.Tag.cudagraph_unsafe,)
 
 # rgnn: a whole layer is one operator; dataeff.rgnn.operators implements them when it is imported.
 library.define(
     "rgnn_forward(Tensor[] inputs, Tensor token, int layer_id, str spec, SymInt[] sizes,"
-    " int wanted) -> (Tensor[], Tensor[])"
+    " int wanted) -> (Tensor[], Tensor[])",
+    tags=NO_REPLAY,
 )
 library.define(
     "rgnn_backward(Tensor[] grads, Tensor[] inputs, Tensor[] outputs, Tensor[] saved,"
-    " Tensor token, int layer_id, str spec, SymInt[] sizes, int wanted) -> Tensor[]"
+    " Tensor token, int layer_id, str spec, SymInt[] sizes, int wanted) -> Tensor[]",
+    tags=NO_REPLAY,
 )
 
 # --- features: row gather and scatter ---------------------------------------------------------
 
-library.define("gather(Tensor table, Tensor index) -> Tensor")
-library.define("gather_out(Tensor table, Tensor index, Tensor(a!) out) -> ()")
+library.define("gather(Tensor table, Tensor index) -> Tensor", tags=NO_REPLAY)
+library.define("gather_out(Tensor table, Tensor index, Tensor(a!) out) -> ()", tags=NO_REPLAY)
 library.define("scatter_rows_(Tensor(a!) table, Tensor index, Tensor rows) -> ()")
 
 _INDEX_DTYPES = (torch.int32, torch.int64)

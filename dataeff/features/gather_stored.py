@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._ops import check_index, library, row_table, runs_at_once
+from dataeff._ops import NO_REPLAY, check_index, library, row_table, runs_at_once
 from dataeff.features.quantised import ELEMENTS, FORMATS, LARGEST_CODE
 from dataeff.memory.scratch import new_on_host
 
@@ -17,8 +17,8 @@ _SOURCE = (
     "Tensor table, Tensor? scales, Tensor? hot, Tensor? slots, Tensor(a!)? hits, Tensor? places,"
     " Tensor index"
 )
-library.define(f"gather_stored({_SOURCE}, ScalarType dtype) -> Tensor")
-library.define(f"gather_stored_out({_SOURCE}, Tensor(b!) out) -> ()")
+library.define(f"gather_stored({_SOURCE}, ScalarType dtype) -> Tensor", tags=NO_REPLAY)
+library.define(f"gather_stored_out({_SOURCE}, Tensor(b!) out) -> ()", tags=NO_REPLAY)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dataeff._ops import check_index, library
+from dataeff._ops import NO_REPLAY, check_index, library
 
 
 class Gathers(Protocol):
@@ -23,15 +23,13 @@ class Gathers(Protocol):
         """As `FeatureTable.gather`."""
 
 
-# The host works in it, so no CUDA graph may record it.
-_TAGS = (torch.Tag.cudagraph_unsafe,)
 library.define(
     "gather_table(Tensor index, int table, SymInt[] row_shape, ScalarType dtype, bool unique)"
     " -> Tensor",
-    tags=_TAGS,
+    tags=NO_REPLAY,
 )
 library.define(
-    "gather_table_out(Tensor index, int table, bool unique, Tensor(a!) out) -> ()", tags=_TAGS
+    "gather_table_out(Tensor index, int table, bool unique, Tensor(a!) out) -> ()", tags=NO_REPLAY
 )
 
 _numbers = itertools.count()

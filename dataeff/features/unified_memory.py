@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from dataeff import _core
-from dataeff._ops import library
+from dataeff._ops import NO_REPLAY, library
 from dataeff.features.registration import RegisteredMemory
 
 DLPACK_CPU, DLPACK_CUDA = 1, 2
@@ -106,7 +106,7 @@ def byte_alias(x: Tensor, device_type: int, device_id: int, owner: object) -> Te
 
 # --- in compiled functions: an operator over memory that is registered already -------------------
 
-library.define("unified_alias(Tensor x, Tensor like) -> Tensor")
+library.define("unified_alias(Tensor x, Tensor like) -> Tensor", tags=NO_REPLAY)
 
 
 def _alias_cuda(x: Tensor, like: Tensor) -> Tensor:

@@ -194,3 +194,21 @@ def test_tuning_measures_on_the_gpu_and_keeps_what_it_finds(tmp_path, monkeypatc
     assert found.candidates[0].measured_s > 0
     torch.testing.assert_close(PUBLISHED["rgcn"].layer(graph, **args), before, rtol=1e-3, atol=1e-3)
     assert rgnn.tune(PUBLISHED["rgcn"].layer, graph, **args).cached
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_cuda_graphs_of_inductor_replay_no_other_graph_and_no_other_rows():
+    args = {k: v.detach() for k, v in make_arguments("rgcn").items()}
+    tables = [FeatureTable(torch.randn(NODES, WIDTH)).register() for _ in range(2)]
+    graphs = [make_graph().prepare() for _ in range(2)]
+
+    def run(graph, table, index):
+        given = {**args, "x": table[index].relu()}
+        return PUBLISHED["rgcn"].layer(graph, **given) * 2
+
+    compiled = torch.compile(run, mode="reduce-overhead")
+    for _ in range(3):
+        for graph, table in zip(graphs, tables, strict=True):
+            index = torch.randperm(NODES, device="cuda")
+            found = compiled(graph, table, index).clone()
+            torch.testing.assert_close(found, run(graph, table, index), rtol=1e-4, atol=1e-4)
