@@ -156,3 +156,21 @@ def test_a_gather_is_launched_on_its_device_and_leaves_the_current_one(gather):
     with pytest.raises(RuntimeError, match="choosing CUDA device 7 failed"):
         gather(table, ids, device=7)
     assert torch.equal(gather(table, ids)[0], table[ids])  # no error is left behind
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("row_nbytes", [8, 65])
+def test_rows_of_a_table_beyond_any_memory(gather, tmp_path, dtype, row_nbytes):
+    """Row numbers near the largest of int32, in a file of 140 GB that is nearly all holes."""
+    num_rows = 2**31 - 1
+    with open(tmp_path / "table", "wb") as file:
+        file.truncate(num_rows * row_nbytes)
+    storage = torch.from_file(
+        str(tmp_path / "table"), shared=True, size=num_rows * row_nbytes, dtype=torch.uint8
+    )
+    table = storage.view(num_rows, row_nbytes)
+    ids = torch.tensor([0, 2**31 - 2, -1, 2**30, -(2**31) + 1, 2**31 // row_nbytes], dtype=dtype)
+    for id in ids.tolist():
+        table[id] = torch.randint(1, 256, (row_nbytes,), dtype=torch.uint8)
+    rows, bad, _, _ = gather(table, ids)
+    assert torch.equal(rows, table[ids.long()]) and bad == 0 and rows.all()
