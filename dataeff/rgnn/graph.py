@@ -178,7 +178,11 @@ class Graph:
 
     @classmethod
     def from_block(
-        cls, block: Any, *, num_relations: int | None = None, device: torch.device | str = "cpu"
+        cls,
+        block: Any,
+        *,
+        num_relations: int | None = None,
+        device: torch.device | str | None = None,
     ) -> Graph:
         """The graph of what a sampler returned (`dataeff.sampling`, or an object like it).
 
@@ -187,7 +191,7 @@ class Graph:
                 kind, or dictionaries by type. All of its nodes can be destinations, so layers can
                 be stacked; its seeds are the first rows (of their type).
             num_relations: relations of the whole graph, for edges with `edge_type`.
-            device: where the graph is to be.
+            device: where the graph is to be; where the block is by default.
 
         Raises:
             TypeError: the block holds no edges of either kind.
@@ -199,6 +203,8 @@ class Graph:
         if not isinstance(edges, Tensor):
             raise TypeError(f"a sampled block has edge_index and n_id, got {type(block).__name__}")
         types = getattr(block, "edge_type", None)
+        if device is None:
+            device = edges.device
         return cls(
             edges.to(device),
             None if types is None else types.to(device),

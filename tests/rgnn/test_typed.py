@@ -77,6 +77,16 @@ def test_sampled_hetero_block():
     assert graph.edge_index.tolist() == [[0, 2], [1, 1]]
 
 
+def test_the_graph_of_a_block_is_where_the_block_is(monkeypatch):
+    with PretendedGpu(monkeypatch):
+        edges = torch.tensor([[0, 1], [1, 0]], device="cuda")
+        plain = SimpleNamespace(edge_index=edges, n_id=torch.arange(2, device="cuda"))
+        typed = SimpleNamespace(edge_index={CITES: edges}, n_id={"paper": plain.n_id})
+        for block in (plain, typed):
+            assert rgnn.Graph.from_block(block).device == GPU
+            assert rgnn.Graph.from_block(block, device="cpu").device.type == "cpu"
+
+
 def test_graphs_without_an_edge_are_where_they_are_wanted(monkeypatch):
     pyg = pytest.importorskip("torch_geometric.data")
     with PretendedGpu(monkeypatch):
