@@ -1,5 +1,9 @@
 # Types of the compiled core, one section per folder of csrc/.
 
+from collections.abc import Callable
+
+from torch import Tensor
+
 cuda_built: bool
 
 # gather/: pointers are addresses; `table` is (address, num_rows, row_nbytes, row_stride)
@@ -15,6 +19,15 @@ def gather_cpu(
     out: int,
     num_threads: int,
 ) -> None: ...
+def use_tensors(
+    exchange_api: object,
+    kinds: tuple[type, ...],
+    guards: tuple[Callable[[], object], ...],
+    get_num_threads: Callable[[], int],
+) -> None: ...
+def gather_tensors(
+    table: Tensor, index: Tensor, out: Tensor | None, tally: int, /
+) -> Tensor | None: ...
 def scatter_cpu(
     table: int,
     num_rows: int,

@@ -45,6 +45,14 @@ _transform = torch._C._functorch.peek_interpreter_stack
 _tracer = torch._C._get_tracing_state
 _is_compiling = torch.compiler.is_compiling
 _is_profiled = torch._C._autograd._profiler_enabled
+# What the dispatcher is there for, beside a compiler: where one of these is, nothing is gathered
+# past it.
+_core.use_tensors(
+    torch.Tensor.__dlpack_c_exchange_api__,
+    (torch.Tensor, torch.nn.Parameter),
+    (_tracer, _transform, _num_modes, _is_profiled),
+    torch.get_num_threads,
+)
 
 
 def row_table(table: Tensor) -> tuple[int, int, int, int]:

@@ -28,6 +28,13 @@ constexpr int64_t kStreamNbytes = 32 << 20;
 // Lines under way at once, about what a core can have outstanding.
 constexpr int64_t kAheadLines = 64;
 
+// Rows of a piece: what a few hundred rows hold is less than a piece for each thread, so it is
+// split evenly.
+inline int64_t rows_per_piece(int64_t row_nbytes, int64_t num_rows, int num_threads) {
+  const int64_t share = (num_rows - 1) / std::max(num_threads, 1) + 1;
+  return std::clamp<int64_t>(kPieceNbytes / row_nbytes, 1, share);
+}
+
 // How many rows ahead of the one copied another is fetched.
 inline int64_t rows_ahead(int64_t row_nbytes) {
   const int64_t num_lines = (row_nbytes - 1) / kLine + 1;

@@ -23,8 +23,8 @@ void gather_with(const RowTable table, const Id* ids, int64_t size, std::byte* o
                  const Copy copy) {
   const int64_t nbytes = table.row_nbytes;
   const int64_t ahead = rows_ahead(nbytes);
-  const int64_t grain = std::max<int64_t>(kPieceNbytes / nbytes, 1);
   if (size * nbytes <= kSerialNbytes) num_threads = 1;
+  const int64_t grain = rows_per_piece(nbytes, size, num_threads);
   // Captured by value: a store through std::byte* may alias what a reference leads to, which would
   // then be loaded again after every row.
   parallel_for(size, grain, num_threads, [=](int64_t begin, int64_t end) {
@@ -48,9 +48,10 @@ void gather(const RowTable& table, const Id* ids, int64_t size, std::byte* out, 
   const auto run = [&](const auto& copy) { gather_with(table, ids, size, out, num_threads, copy); };
   const int64_t nbytes = table.row_nbytes;
 #if DATAEFF_HAS_WIDE
-  if (nbytes >= kLine && wide_vectors())
-    return worth_streaming(out, nbytes, size) ? run(LineCopy<true>{nbytes})
-                                              : run(LineCopy<false>{nbytes});
+  if (nbytes >= kLine && wide_vectors()) {
+    if (worth_streaming(out, nbytes, size)) return run(LineCopy<true>{nbytes});
+    if (nbytes > kLine) return run(LineCopy<false>{nbytes});
+  }
 #endif
   switch (nbytes) {
     case 1:
@@ -65,6 +66,8 @@ void gather(const RowTable& table, const Id* ids, int64_t size, std::byte* out, 
       return run(FixedCopy<16>{});
     case 32:
       return run(FixedCopy<32>{});
+    case 64:
+      return run(FixedCopy<64>{});
     default:
       return run(AnyCopy{nbytes});
   }

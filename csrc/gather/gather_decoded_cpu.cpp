@@ -73,7 +73,7 @@ void gather(const RowTable table, const RowCoding coding, const Id* ids, int64_t
     if (coding.scales) fetch_line(coding.scales + row);
   };
   if (num_ids * out_nbytes <= kSerialNbytes) num_threads = 1;
-  const int64_t grain = std::max<int64_t>(kPieceNbytes / out_nbytes, 1);
+  const int64_t grain = rows_per_piece(out_nbytes, num_ids, num_threads);
   parallel_for(num_ids, grain, num_threads, [=](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < std::min(begin + ahead, end); ++i) fetch(i);
     for (int64_t i = begin; i < end; ++i) {

@@ -2,40 +2,14 @@
 
 #include <memory>
 
+#include "memory/dlpack.h"
+
 namespace py = pybind11;
 
 namespace dataeff {
 namespace {
 
-// DLPack's structures, as its C interface lays them out (dmlc/dlpack, version 0).
-struct DLDevice {
-  int32_t device_type;
-  int32_t device_id;
-};
-
-struct DLDataType {
-  uint8_t code;
-  uint8_t bits;
-  uint16_t lanes;
-};
-
-struct DLTensor {
-  void* data;
-  DLDevice device;
-  int32_t ndim;
-  DLDataType dtype;
-  int64_t* shape;
-  int64_t* strides;
-  uint64_t byte_offset;
-};
-
-struct DLManagedTensor {
-  DLTensor dl_tensor;
-  void* manager_ctx;
-  void (*deleter)(DLManagedTensor*);
-};
-
-constexpr DLDataType kBytes = {1, 8, 1};  // unsigned integers of 8 bits, one lane
+constexpr DLDataType kBytes = {kDlUInt, 8, 1};
 
 struct Alias {
   DLManagedTensor managed{};

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dataeff import _core
 from dataeff._ops import row_table
 from dataeff.features.index import checked_tensor
 from dataeff.features.registration import RegisteredMemory
-from dataeff.features.row_gradient import GatherRows, sparse_rows
+from dataeff.features.row_gradient import gather_rows, sparse_rows
 from dataeff.memory import HostBuffer, SharedTensor, new_shared, share_
 
 if TYPE_CHECKING:
@@ -142,16 +143,22 @@ class HostEmbedding(torch.nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """`weight[input]`, on the input's device."""
+        # `self.weight` takes longer than ten rows do.
+        weight = cast(torch.nn.Parameter, self._parameters["weight"])
+        compiling = torch.compiler.is_compiling()
+        if not (compiling or (weight.requires_grad and torch.is_grad_enabled())):
+            at_once = _core.gather_tensors(weight, input, None, 0)
+            if at_once is not None:
+                return at_once
         input = checked_tensor(input)
-        if input.device.type == "cuda":
+        if input.is_cuda:
             self.register(input.device)
-        if torch.compiler.is_compiling():
+        if compiling:
             from dataeff.features.uncompiled import gather_outside_graph
 
-            compiled: Tensor = gather_outside_graph(self.weight, input, self.padding_idx)
+            compiled: Tensor = gather_outside_graph(weight, input, self.padding_idx)
             return compiled
-        rows: Tensor = GatherRows.apply(self.weight, input, True, self.padding_idx)  # type: ignore[no-untyped-call]
-        return rows
+        return gather_rows(weight, input, True, self.padding_idx)
 
     def register(self, device: torch.device | str | int = "cuda") -> Self:
         """Registers the rows with CUDA now instead of at the first call there.

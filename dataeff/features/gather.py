@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from dataeff import _core
 from dataeff._ops import gather_on_host, runs_at_once
+
+_is_compiling = torch.compiler.is_compiling
 
 
 def gather_reference(table: Tensor, index: Tensor) -> Tensor:
@@ -56,6 +59,10 @@ def gather(table: Tensor, index: Tensor, out: Tensor | None = None) -> Tensor:
         ValueError: a wrong shape, device or layout, or an out that lies in the memory of the table
             or the index.
     """
+    if not _is_compiling():
+        rows = _core.gather_tensors(table, index, out, 0)
+        if rows is not None:
+            return rows
     if runs_at_once(table, index):
         return gather_on_host(table, index, out)
     if out is None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff import _core
 from dataeff.features.gather import gather
 
 
@@ -102,7 +103,10 @@ class GatherRows(torch.autograd.Function):
         """Gathers to where the index is."""
         ctx.save_for_backward(index)
         ctx.shape, ctx.sparse, ctx.padding_idx = table.shape, sparse, padding_idx
-        return gather(table.detach(), index)
+        rows = (
+            None if torch.compiler.is_compiling() else _core.gather_tensors(table, index, None, 0)
+        )
+        return gather(table.detach(), index) if rows is None else rows
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -112,6 +116,19 @@ class GatherRows(torch.autograd.Function):
             return dense_row_gradient(index, grads[0], ctx.shape, ctx.padding_idx), None, None, None
         grad = sparse_row_gradient(index, grads[0], ctx.shape, ctx.padding_idx)
         return grad if ctx.sparse else grad.to_dense(), None, None, None
+
+
+# What `GatherRows.apply` calls in the end. Before that it looks for transforms (vmap) and what they
+# have left behind, which takes longer than a hundred rows do.
+_apply = super(torch.autograd.Function, GatherRows).apply
+
+
+def gather_rows(table: Tensor, index: Tensor, sparse: bool, padding_idx: int | None) -> Tensor:
+    """`GatherRows.apply`, in less time where no transform is active."""
+    active = torch._C._are_functorch_transforms_active()
+    apply = GatherRows.apply if active else _apply
+    rows: Tensor = apply(table, index, sparse, padding_idx)  # type: ignore[no-untyped-call]
+    return rows
 
 
 def dense_row_gradient(

@@ -47,6 +47,10 @@ class Rows(ABC):
         Enters what was delivered, and from which tier, in the account.
         """
 
+    def gather_at_once(self, index: Any, out: Tensor | None, account: Account) -> Tensor | None:
+        """The same where nothing is out of the ordinary; None, with nothing done, elsewhere."""
+        return None
+
     def gather_traced(self, index: Tensor, out: Tensor | None) -> Tensor:
         """The same while `torch.compile` traces: operators alone, no account. If `traceable`."""
         raise NotImplementedError(f"{type(self).__name__} are gathered by no operator of their own")
@@ -148,6 +152,10 @@ class HostRows(Rows):
             rows = gather(self._memory.x, index, out)
         entered_from_host(account, index, rows)
         return rows
+
+    def gather_at_once(self, index: Any, out: Tensor | None, account: Account) -> Tensor | None:
+        """By threads on the CPU, in one call of the core."""
+        return _core.gather_tensors(self._memory.x, index, out, account.tally)
 
     def gather_traced(self, index: Tensor, out: Tensor | None) -> Tensor:
         """The operator alone."""

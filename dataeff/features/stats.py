@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
 
 from dataeff.ledger import Ledger, Tier
@@ -47,10 +48,17 @@ class TableStats:
 
 
 class Account(Ledger):
-    """A table's running account; thread-safe."""
+    """A table's running account; thread-safe.
+
+    Attributes:
+        tally: the address at which the core counts gathers from host memory to host memory, their
+            rows and their bytes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self._in_host = array("q", (0, 0, 0))
+        self.tally, _ = self._in_host.buffer_info()
         self._num_gathers = 0
         self._num_rows = 0
         self.disk: DiskStats | None = None
@@ -76,13 +84,21 @@ class Account(Ledger):
 
     def stats(self) -> TableStats:
         """The counts so far."""
-        ways = {
-            f"{source.value}->{target.value}": self.nbytes(source, target)
+        moved = {
+            (source, target): self.nbytes(source, target)
             for source in Tier
             for target in Tier
             if self.count(source, target)
         }
+        num_gathers, num_rows, nbytes = self._in_host
+        if num_gathers:
+            way = (Tier.HOST, Tier.HOST)
+            moved[way] = moved.get(way, 0) + nbytes
         with self._lock:
             return TableStats(
-                self._num_gathers, self._num_rows, ways, self._num_hot_rows, disk=self.disk
+                self._num_gathers + num_gathers,
+                self._num_rows + num_rows,
+                {f"{source.value}->{target.value}": n for (source, target), n in moved.items()},
+                self._num_hot_rows,
+                disk=self.disk,
             )

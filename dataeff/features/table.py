@@ -37,6 +37,7 @@ from dataeff.memory import share_among_ranks
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+_is_compiling = torch.compiler.is_compiling
 _tables: weakref.WeakSet[FeatureTable] = weakref.WeakSet()
 
 
@@ -268,7 +269,12 @@ class FeatureTable:
 
     def __getitem__(self, selection: RowSelection) -> Tensor:
         """Rows by number, mask, slice or list, as `x[selection]`, but always a new tensor."""
-        return self.gather(row_index(selection, self._open_rows().shape[0]))
+        rows = self._open_rows()
+        if not _is_compiling():
+            found = rows.gather_at_once(selection, None, self._account)
+            if found is not None:
+                return found
+        return self.gather(row_index(selection, rows.shape[0]))
 
     def gather(
         self,
@@ -305,12 +311,18 @@ class FeatureTable:
                 says why and what helps).
         """
         rows = self._open_rows()
+        if not (dtype or unique or _is_compiling() or (out is not None and out.requires_grad)):
+            found = rows.gather_at_once(index, out, self._account)
+            if found is not None:
+                if out is not None:  # autograd may have saved what was there
+                    increment_version(out)
+                return found
         index = checked_tensor(index)
         if dtype is not None:
             if out is not None:
                 raise ValueError("give out or dtype, not both: out has a dtype of its own")
             out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=dtype)
-        if torch.compiler.is_compiling():
+        if _is_compiling():
             if rows.traceable and not unique:
                 return rows.gather_traced(index, out)
             return gather_traced(self._number, rows.shape[1:], rows.dtype, index, out, unique)
@@ -322,7 +334,7 @@ class FeatureTable:
             found = gather_once(rows, index, out, self._account)
         else:
             found = rows.gather(index, out, self._account)
-        if out is not None:  # autograd may have saved what was there
+        if out is not None:
             increment_version(out)
         return found
 

@@ -1,0 +1,220 @@
+#include "gather/gather_tensors.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <optional>
+#include <vector>
+
+#include "gather/gather.h"
+#include "memory/dlpack.h"
+
+namespace py = pybind11;
+
+namespace dataeff {
+namespace {
+
+// From here on a new tensor wants huge pages, which the long way sees to.
+constexpr int64_t kNewNbytes = 4 << 20;
+constexpr int kMostDims = 16;
+
+// What use_tensors was told. References that are never given back: the interpreter outlives them.
+struct Tensors {
+  const DLPackExchangeApi* api = nullptr;
+  std::vector<PyObject*> kinds{};
+  std::vector<PyObject*> guards{};
+  PyObject* get_num_threads = nullptr;
+  PyObject* new_empty = nullptr;
+};
+
+Tensors tensors;
+
+bool is_plain(PyObject* object) {
+  for (PyObject* kind : tensors.kinds)
+    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == kind) return true;
+  return false;
+}
+
+// False also when one of the guards raises; then the exception stays set.
+bool unguarded() {
+  for (PyObject* guard : tensors.guards) {
+    PyObject* answer = PyObject_CallNoArgs(guard);
+    if (!answer) return false;
+    const int truth = PyObject_IsTrue(answer);
+    Py_DECREF(answer);
+    if (truth) return false;
+  }
+  return true;
+}
+
+bool describe(PyObject* object, DLTensor& tensor) {
+  return is_plain(object) && tensors.api->describe(object, &tensor) == 0 &&
+         tensor.device.device_type == kDlCpu;
+}
+
+std::byte* data(const DLTensor& tensor) {
+  return static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
+}
+
+int64_t itemsize(const DLTensor& tensor) { return tensor.dtype.bits * tensor.dtype.lanes / 8; }
+
+// The elements of dimensions `from` and later; -1 when they do not follow one another.
+int64_t contiguous_numel(const DLTensor& tensor, int from) {
+  int64_t numel = 1;
+  for (int dim = tensor.ndim - 1; dim >= from; --dim) {
+    const int64_t size = tensor.shape[dim];
+    if (size != 1 && tensor.strides && tensor.strides[dim] != numel) return -1;
+    numel *= size;
+  }
+  return numel;
+}
+
+std::optional<RowTable> row_table(const DLTensor& table) {
+  // Complex numbers may be conjugated when they are read, which this description does not tell.
+  if (table.ndim == 0 || table.dtype.code == kDlComplex || table.dtype.bits % 8) return {};
+  const int64_t row_numel = contiguous_numel(table, 1);
+  const int64_t row_nbytes = row_numel * itemsize(table);
+  if (row_numel <= 0 || table.shape[0] == 0) return {};
+  int64_t stride = table.strides ? table.strides[0] : row_numel;
+  if (table.shape[0] == 1) stride = row_numel;
+  // So may imaginary parts, negated, which are every second number.
+  if (table.ndim == 1 && stride != 1) return {};
+  return RowTable{data(table), table.shape[0], row_nbytes, stride * itemsize(table)};
+}
+
+std::optional<RowIndex> row_index(const DLTensor& index) {
+  if (index.dtype.code != kDlInt || index.dtype.lanes != 1) return {};
+  if (index.dtype.bits != 32 && index.dtype.bits != 64) return {};
+  const int64_t size = contiguous_numel(index, 0);
+  if (size <= 0) return {};
+  return RowIndex{data(index), size, index.dtype.bits / 8};
+}
+
+bool is_rows(const DLTensor& out, const DLTensor& table, const DLTensor& index) {
+  return out.dtype.code == table.dtype.code && out.dtype.bits == table.dtype.bits &&
+         out.dtype.lanes == table.dtype.lanes && out.ndim == index.ndim + table.ndim - 1 &&
+         std::equal(index.shape, index.shape + index.ndim, out.shape) &&
+         std::equal(table.shape + 1, table.shape + table.ndim, out.shape + index.ndim) &&
+         contiguous_numel(out, 0) > 0;
+}
+
+bool apart(const std::byte* x, int64_t x_nbytes, const std::byte* y, int64_t y_nbytes) {
+  return x + x_nbytes <= y || y + y_nbytes <= x;
+}
+
+bool apart(const std::byte* out, int64_t nbytes, const RowTable& table, const RowIndex& index) {
+  if (table.row_stride < 0) return false;
+  return apart(out, nbytes, table.data,
+               (table.num_rows - 1) * table.row_stride + table.row_nbytes) &&
+         apart(out, nbytes, static_cast<const std::byte*>(index.data), index.size * index.itemsize);
+}
+
+// like.new_empty(*index.shape, *table.shape[1:]); null with an exception set when torch refuses.
+PyObject* new_rows(PyObject* like, const DLTensor& table, const DLTensor& index) {
+  std::array<PyObject*, kMostDims + 1> arguments{like};
+  size_t count = 1;
+  for (int dim = 0; dim < index.ndim; ++dim)
+    arguments[count++] = PyLong_FromLongLong(index.shape[dim]);
+  for (int dim = 1; dim < table.ndim; ++dim)
+    arguments[count++] = PyLong_FromLongLong(table.shape[dim]);
+  PyObject* rows = PyObject_VectorcallMethod(tensors.new_empty, arguments.data(), count, nullptr);
+  for (size_t i = 1; i < count; ++i) Py_XDECREF(arguments[i]);
+  return rows;
+}
+
+int num_threads() {
+  PyObject* answer = PyObject_CallNoArgs(tensors.get_num_threads);
+  const long number = answer ? PyLong_AsLong(answer) : 1;
+  Py_XDECREF(answer);
+  return static_cast<int>(number);
+}
+
+// False where an index is out of range, or the rows could not be gathered for another reason.
+bool gather_without_lock(const RowTable& table, const RowIndex& index, std::byte* out) {
+  const int threads = num_threads();
+  if (PyErr_Occurred()) return false;
+  bool done = true;
+  Py_BEGIN_ALLOW_THREADS;
+  try {
+    gather_cpu(table, index, out, threads);
+  } catch (...) {
+    done = false;
+  }
+  Py_END_ALLOW_THREADS;
+  return done;
+}
+
+void enter(int64_t* tally, int64_t num_rows, int64_t nbytes) {
+  const int64_t amounts[] = {1, num_rows, nbytes};
+  for (int i = 0; i < 3; ++i)
+    std::atomic_ref(tally[i]).fetch_add(amounts[i], std::memory_order_relaxed);
+}
+
+// A new reference to the rows, or null, with or without an exception, where something is not plain.
+PyObject* gather_plain(PyObject* table_object, PyObject* index_object, PyObject* out_object,
+                       int64_t* tally) {
+  DLTensor table, index, out;
+  if (!tensors.api || !unguarded()) return nullptr;
+  if (!describe(table_object, table) || !describe(index_object, index)) return nullptr;
+  const auto from = row_table(table);
+  const auto ids = row_index(index);
+  if (!from || !ids || index.ndim + table.ndim - 1 > kMostDims) return nullptr;
+  const int64_t nbytes = ids->size * from->row_nbytes;
+  py::object rows;
+  if (out_object == Py_None) {
+    if (nbytes >= kNewNbytes) return nullptr;
+    rows = py::reinterpret_steal<py::object>(new_rows(table_object, table, index));
+    if (!rows) return nullptr;
+  } else {
+    rows = py::reinterpret_borrow<py::object>(out_object);
+  }
+  if (!describe(rows.ptr(), out) || !is_rows(out, table, index)) return nullptr;
+  if (!apart(data(out), nbytes, *from, *ids)) return nullptr;
+  if (!gather_without_lock(*from, *ids, data(out))) return nullptr;
+  if (tally) enter(tally, ids->size, nbytes);
+  return rows.release().ptr();
+}
+
+// Not by pybind11's dispatch, which takes as long as fifty rows do.
+PyObject* gather_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 4) {
+    PyErr_Format(PyExc_TypeError, "gather_tensors takes 4 arguments, got %zd", count);
+    return nullptr;
+  }
+  auto* tally = static_cast<int64_t*>(PyLong_AsVoidPtr(arguments[3]));
+  if (PyErr_Occurred()) return nullptr;
+  if (PyObject* rows = gather_plain(arguments[0], arguments[1], arguments[2], tally)) return rows;
+  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return nullptr;  // Ctrl-C
+  PyErr_Clear();  // the long way meets it again, and says what it was
+  Py_RETURN_NONE;
+}
+
+PyMethodDef methods[] = {
+    {"gather_tensors", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gather_tensors)),
+     METH_FASTCALL, "gather_tensors(table, index, out, tally) -> Tensor | None"},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+std::vector<PyObject*> kept(const py::tuple& objects) {
+  std::vector<PyObject*> all;
+  for (const py::handle object : objects) all.push_back(object.inc_ref().ptr());
+  return all;
+}
+
+void use_tensors(const py::capsule& exchange_api, const py::tuple& kinds, const py::tuple& guards,
+                 py::object get_num_threads) {
+  const auto* api = exchange_api.get_pointer<DLPackExchangeApi>();
+  if (api->major_version != 1 || !api->describe) return;  // every gather goes the long way
+  tensors = {api, kept(kinds), kept(guards), get_num_threads.release().ptr(),
+             PyUnicode_InternFromString("new_empty")};
+}
+
+}  // namespace
+
+void bind_gather_tensors(py::module_& m) {
+  m.def("use_tensors", &use_tensors, py::arg("exchange_api"), py::arg("kinds"), py::arg("guards"),
+        py::arg("get_num_threads"));
+  if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
+}
+
+}  // namespace dataeff
