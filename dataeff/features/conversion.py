@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff.features.row_sources import RowSource, row_source
+from dataeff.features.stripe_head import HEAD_NBYTES, stripe_head
 from dataeff.features.table_files import (
     SAFETENSORS_DTYPES,
     SUFFIXES,
@@ -44,8 +45,9 @@ def convert(
     """Writes rows into a file, or stripes them over several directories, for `FeatureTable.open`.
 
     Rows are read and written chunk by chunk, so source and target may be larger than memory. The
-    target appears when it is complete and on the disk: after an error (a full disk) or Ctrl-C
-    nothing is left of it, and a target that was there is as it was.
+    target appears when it is complete and on the disk: after an error (a full disk), Ctrl-C or
+    SIGKILL nothing is left of it, and a target that was there is as it was. (Where a file system
+    has no files without a name, as NFS, SIGKILL leaves a `.partial` file.)
 
     Args:
         source: a tensor or array [num_rows, ...] (a memmap, too), a `FeatureTable`, or a path to
@@ -56,7 +58,8 @@ def convert(
         columns: of a Parquet source, numbers, booleans or lists of one length, of one dtype; all by
             default.
         stripes: directories, best on different disks, that take extents of about 1 MiB by turns;
-            `target` becomes their index.
+            `target` becomes their index. Each file begins with a page that says of which table it is
+            and which part, which `open` checks.
         overwrite: replaces a target that is there.
         progress: called with the bytes written so far and the bytes in all.
 
@@ -178,10 +181,17 @@ class _PartialFile:
 
 @contextmanager
 def _whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[_PartialFile]:
-    """A file beside `path` that takes its name, on the disk, when the block ends without error."""
+    """A file that takes the name `path`, on the disk, when the block ends without error.
+
+    Until then it has no name, so that not even SIGKILL leaves it behind; where the file system has
+    no such files it is a `.partial` one beside `path`.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        fd = _open_without_name(path.parent)
+        named = fd is None
+        if fd is None:
+            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
@@ -190,17 +200,47 @@ def _whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[_PartialFi
                 _reserve(fd, nbytes, path)
             yield _PartialFile(path, fd)
             os.fsync(fd)
+            if not named:
+                partial.unlink(missing_ok=True)  # of a process that had this number
+                _name(fd, partial if overwrite else path)
         finally:
             os.close(fd)
         if overwrite:
             partial.replace(path)
-        else:
+        elif named:
             os.link(partial, path)  # unlike a rename it refuses a target that came meanwhile
             partial.unlink()
         _sync_folder(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _open_without_name(folder: Path) -> int | None:
+    """A file that no folder lists, or None where there are none, or none that can be named."""
+    try:
+        fd = os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        return None
+    if not _entry(fd).exists():  # no /proc here
+        os.close(fd)
+        return None
+    return fd
+
+
+def _entry(fd: int) -> Path:
+    return Path(f"/proc/self/fd/{fd}")
+
+
+def _name(fd: int, path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Given a folder Python calls linkat, which follows /proc's link to the file; link does not.
+        os.link(_entry(fd), path.name, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def _reserve(fd: int, nbytes: int, path: Path) -> None:
@@ -237,10 +277,10 @@ def _write_stripes(
     aligned = PAGE_NBYTES // math.gcd(row_nbytes or PAGE_NBYTES, PAGE_NBYTES)
     extent = max(EXTENT_NBYTES // max(row_nbytes * aligned, 1), 1) * aligned
     # Names of their own: an index that is replaced goes on naming its old stripes until the end.
-    token, count = os.urandom(4).hex(), len(folders)
-    names = [f"{target.stem}.{token}.{i}-of-{count}.rows" for i in range(count)]
+    table_id, count = os.urandom(16).hex(), len(folders)
+    names = [f"{target.stem}.{table_id[:8]}.{i}-of-{count}.rows" for i in range(count)]
     paths = tuple(folder / name for folder, name in zip(folders, names, strict=True))
-    files = RowFiles(rows.shape, rows.dtype, paths, 0, extent)
+    files = RowFiles(rows.shape, rows.dtype, paths, HEAD_NBYTES, extent, table_id)
     old = _stripes_of(target) if overwrite else ()
     try:
         _fill_stripes(rows, target, files, overwrite, progress)
@@ -272,11 +312,11 @@ def _fill_stripes(
     with ExitStack() as stack:
         # Left last, so that the index appears after the files it names.
         stack.enter_context(_whole_file(target, len(index), overwrite)).write(index)
-        sizes = [files.rows_in_file(i) * files.row_nbytes for i in range(len(files.paths))]
-        parts = [
-            stack.enter_context(_whole_file(path, size, overwrite=False))
-            for path, size in zip(files.paths, sizes, strict=True)
-        ]
+        parts = []
+        for number, path in enumerate(files.paths):
+            size = files.offset + files.rows_in_file(number) * files.row_nbytes
+            parts.append(stack.enter_context(_whole_file(path, size, overwrite=False)))
+            parts[-1].write(stripe_head(str(files.table_id), number, len(files.paths)))
         for chunk in _reported(rows, progress):
             while chunk:
                 number, inside = divmod(written, extent_nbytes)

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dataeff.features.stripe_head import HEAD_NBYTES, check_stripe_head
+
 STRIPES_FORMAT = "dataeff-stripes"
 SUFFIXES = (".npy", ".safetensors", ".json")
 MAX_HEADER_NBYTES = 100 << 20  # what the safetensors library takes, too
@@ -50,6 +52,8 @@ class RowFiles:
         paths: the files, absolute.
         offset: the byte of each file at which its first row begins.
         rows_per_extent: rows that go to one file before it is the next one's turn.
+        table_id: what the files of a striped table say in their heads; None of other tables, and of
+            striped ones of version 1, whose files have no head.
     """
 
     shape: tuple[int, ...]
@@ -57,6 +61,7 @@ class RowFiles:
     paths: tuple[Path, ...]
     offset: int
     rows_per_extent: int
+    table_id: str | None = None
 
     @property
     def row_nbytes(self) -> int:
@@ -250,7 +255,8 @@ def stripes_text(files: RowFiles, folder: Path) -> str:
     inside = [p.relative_to(folder) if p.is_relative_to(folder) else p for p in files.paths]
     fields = {
         "format": STRIPES_FORMAT,
-        "version": 1,
+        "version": 2,
+        "table": files.table_id,
         "dtype": str(files.dtype).removeprefix("torch."),
         "shape": list(files.shape),
         "rows_per_extent": files.rows_per_extent,
@@ -262,8 +268,10 @@ def stripes_text(files: RowFiles, folder: Path) -> str:
 def _stripes(path: Path) -> RowFiles:
     try:
         fields = json.loads(path.read_text())
-        if fields["format"] != STRIPES_FORMAT or fields["version"] != 1:
-            raise _damaged(path, f"format {fields['format']!r}, version {fields['version']!r}")
+        version = fields["version"]
+        if fields["format"] != STRIPES_FORMAT or version not in (1, 2):
+            raise _damaged(path, f"format {fields['format']!r}, version {version!r}")
+        table_id = str(fields["table"]) if version == 2 else None
         dtype = getattr(torch, fields["dtype"])
         shape, extent, names = fields["shape"], fields["rows_per_extent"], fields["files"]
         valid = _is_shape(shape) and shape and type(extent) is int and extent > 0 and names
@@ -272,19 +280,22 @@ def _stripes(path: Path) -> RowFiles:
         raise _damaged(path, f"it is no index of a striped table ({error!r})") from None
     if not valid or not isinstance(dtype, torch.dtype):
         raise _damaged(path, f"dtype {dtype}, shape {shape}, rows_per_extent {extent}")
-    files = RowFiles(tuple(shape), dtype, paths, 0, extent)
+    offset = 0 if table_id is None else HEAD_NBYTES
+    files = RowFiles(tuple(shape), dtype, paths, offset, extent, table_id)
     _check_stripes(path, files)
     return files
 
 
 def _check_stripes(index: Path, files: RowFiles) -> None:
-    """ValueError for a stripe that is another's: a table's own have one size to the byte."""
+    """ValueError for a stripe that is another's: a table's own have one head, and one size."""
     if len(set(files.paths)) < len(files.paths):
         raise _damaged(index, f"a stripe is named twice: {[str(path) for path in files.paths]}")
     for number, path in enumerate(files.paths):
-        needed = files.rows_in_file(number) * files.row_nbytes
+        needed = files.offset + files.rows_in_file(number) * files.row_nbytes
         if path.stat().st_size > needed:
             raise ValueError(
                 f"{path} is no stripe of {index}: it has {path.stat().st_size} bytes, and the "
                 f"{files.rows_in_file(number)} rows there need {needed}"
             )
+        if files.table_id is not None:
+            check_stripe_head(path, index, files.table_id, number, len(files.paths))

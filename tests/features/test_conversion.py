@@ -1,8 +1,12 @@
 """`dataeff.convert`: what it writes, `FeatureTable.open` and the libraries of the formats read."""
 
+import errno
 import json
 import os
 import resource
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -119,7 +123,7 @@ def test_stripes_are_dealt_by_turns(tmp_path, small_chunks):
     x = torch.randn(1000, 100)
     target = dataeff.convert(x, tmp_path / "x.json", stripes=folders)
     sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
-    assert sum(sizes) == x.nbytes and max(sizes) - min(sizes) <= 1024 * 400
+    assert sum(sizes) == x.nbytes + 3 * 4096 and max(sizes) - min(sizes) <= 1024 * 400
     with dataeff.FeatureTable.open(target) as table:
         index = torch.randint(-1000, 1000, (500,))
         assert torch.equal(table[index], x[index])
@@ -154,9 +158,12 @@ def test_overwriting(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".json"])
 @pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("nameless", [False, True])
 def test_an_interrupted_write_leaves_nothing_and_harms_nothing(
-    tmp_path, small_chunks, suffix, there
+    tmp_path, small_chunks, suffix, there, nameless, monkeypatch
 ):
+    if not nameless:
+        monkeypatch.setattr(conversion, "_open_without_name", lambda folder: None)
     x, target = torch.randn(500, 4), tmp_path / f"x{suffix}"
     stripes = [tmp_path] if suffix == ".json" else []
     if there:
@@ -172,6 +179,51 @@ def test_an_interrupted_write_leaves_nothing_and_harms_nothing(
     assert sorted(tmp_path.iterdir()) == before
     if there:
         assert torch.equal(table_of(target), x)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL])
+def test_file_systems_without_nameless_files_take_named_ones(tmp_path, monkeypatch, code):
+    x, opened = torch.randn(9, 4), os.open
+
+    def refuses(path, flags, *mode, **where):
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(code, "no such files here")
+        return opened(path, flags, *mode, **where)
+
+    monkeypatch.setattr(os, "open", refuses)
+    seen = []
+    for name, options in [("x.npy", {}), ("x.npy", {"overwrite": True})]:
+        dataeff.convert(
+            x,
+            tmp_path / name,
+            progress=lambda done, total: seen.extend(path.name for path in tmp_path.iterdir()),
+            **options,
+        )
+    assert any(name.endswith(".partial") for name in seen)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+    assert torch.equal(table_of(tmp_path / "x.npy"), x)
+
+
+@pytest.mark.parametrize("target", ["x.npy", "x.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_killed_process_leaves_nothing(tmp_path, target, overwrite):
+    if conversion._open_without_name(tmp_path) is None:
+        pytest.skip("this file system has no files without a name")
+    stripes = [str(tmp_path)] if target.endswith(".json") else []
+    if overwrite:
+        dataeff.convert(torch.ones(9, 4), tmp_path / target, stripes=stripes)
+    before = sorted(tmp_path.iterdir())
+    code = f"""
+import os, signal, dataeff, torch
+kill = lambda done, total: os.kill(os.getpid(), signal.SIGKILL)
+target = {str(tmp_path / target)!r}
+dataeff.convert(
+    torch.zeros(9, 4), target, stripes={stripes}, overwrite={overwrite}, progress=kill
+)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_no_space_is_found_before_a_byte_is_written(tmp_path):

@@ -189,14 +189,58 @@ def test_a_stripe_of_another_table_is_refused(tmp_path):
     index = dataeff.convert(torch.zeros(6, 4), tmp_path / "x.json", stripes=[tmp_path])
     fields = json.loads(index.read_text())
     other = tmp_path / "other.rows"
-    other.write_bytes(bytes(6 * 16 + 1))
+    other.write_bytes(bytes(4096 + 6 * 16 + 1))
+    same = tmp_path / "same.rows"
+    same.write_bytes(bytes(4096 + 6 * 16))
     for files, words in [
-        ([other.name], r"other\.rows is no stripe of .*x\.json: it has 97 bytes.* 6 rows.* 96"),
+        ([other.name], r"other\.rows is no stripe of .*x\.json: it has 4193 b.* 6 rows.* 4192"),
+        ([same.name], r"same\.rows is not stripe 0 of 1 of table \w{32}, .*: it is no stripe"),
         (fields["files"] * 2, "a stripe is named twice"),
     ]:
         index.write_text(json.dumps(fields | {"files": files}))
         with pytest.raises(ValueError, match=words):
             read_header(index)
+
+
+def test_stripes_that_changed_places_are_named(tmp_path):
+    """Of one size, so that nothing but their heads tells them apart."""
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    one, other = (
+        dataeff.convert(torch.full((1 << 18, 2), fill), tmp_path / name, stripes=folders)
+        for fill, name in ((1.0, "one.json"), (2.0, "other.json"))
+    )
+    first, second = read_header(one).paths
+    foreign = read_header(other).paths[0]
+    assert first.stat().st_size == second.stat().st_size == foreign.stat().st_size
+    kept = first.read_bytes()
+    first.write_bytes(foreign.read_bytes())
+    table_id, other_id = (json.loads(index.read_text())["table"] for index in (one, other))
+    words = (
+        f"{first} is not stripe 0 of 2 of table {table_id}.*is stripe 0 of 2 of table {other_id}"
+    )
+    with pytest.raises(ValueError, match=words):
+        dataeff.FeatureTable.open(one)
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+    with pytest.raises(ValueError, match=f"{first} is not stripe 0 of 2.*it is stripe 1 of 2"):
+        dataeff.FeatureTable.open(one)
+    # What an index names wrongly is not what overwriting takes away.
+    dataeff.convert(torch.zeros(3, 2), one, stripes=folders, overwrite=True)
+    assert first.exists() and second.exists() and foreign.exists()
+
+
+def test_striped_tables_of_version_1_are_read(tmp_path):
+    """Their stripes hold the rows and no more."""
+    x, names = torch.randn(10, 3), ["a.rows", "b.rows"]
+    for name, rows in zip(names, (x[[0, 1, 4, 5, 8, 9]], x[[2, 3, 6, 7]]), strict=True):
+        (tmp_path / name).write_bytes(rows.numpy().tobytes())
+    fields = {"format": "dataeff-stripes", "version": 1, "dtype": "float32", "shape": [10, 3]}
+    fields |= {"rows_per_extent": 2, "files": names}
+    (tmp_path / "x.json").write_text(json.dumps(fields))
+    with dataeff.FeatureTable.open(tmp_path / "x.json") as table:
+        assert torch.equal(table[:], x)
 
 
 def test_rows_past_two_to_the_31_bytes_and_elements(tmp_path):
