@@ -58,8 +58,8 @@ def convert(
         columns: of a Parquet source, numbers, booleans or lists of one length, of one dtype; all by
             default.
         stripes: directories, best on different disks, that take extents of about 1 MiB by turns;
-            `target` becomes their index. Each file begins with a page that says of which table it is
-            and which part, which `open` checks.
+            `target` becomes their index. Each file begins with a page that says of which table it
+            is and which part, which `open` checks.
         overwrite: replaces a target that is there.
         progress: called with the bytes written so far and the bytes in all.
 
