@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
+from math import prod
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +21,9 @@ from dataeff.memory import HostBuffer, SharedTensor, new_shared, share_
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_MOST_NBYTES = (1 << 63) - 1
 
 
 class HostEmbedding(torch.nn.Embedding):
@@ -69,8 +74,10 @@ class HostEmbedding(torch.nn.Embedding):
         rows [*, embedding_dim].
 
     Raises:
-        TypeError: by a call, an index that is no tensor, or of another dtype.
-        ValueError: an argument that is refused, or a device other than the CPU.
+        TypeError: a size that is no integer; by a call, an index that is no tensor, or of another
+            dtype.
+        ValueError: an argument that is refused, a negative size, or a device other than the CPU.
+        NotImplementedError: by a call inside a transform of `torch.func`.
         IndexError: by a call, an index out of range; on CUDA by a later one, and its row is zero.
         OSError: the kernel has no such memory.
     """
@@ -94,7 +101,7 @@ class HostEmbedding(torch.nn.Embedding):
         _refuse(max_norm, scale_grad_by_freq, sparse, device, _weight)
         weight = _weight
         if weight is None:
-            shape = (num_embeddings, embedding_dim)
+            shape = _checked_shape(num_embeddings, embedding_dim)
             weight = _new_rows(shape, dtype or torch.get_default_dtype(), shared)
         super().__init__(
             num_embeddings,
@@ -151,6 +158,13 @@ class HostEmbedding(torch.nn.Embedding):
             if at_once is not None:
                 return at_once
         input = checked_tensor(input)
+        if torch._C._are_functorch_transforms_active() and not compiling:
+            raise NotImplementedError(
+                "torch.func's transforms (vmap, grad, jvp, ...) do not pass through a "
+                "HostEmbedding, whose gradient is sparse: look rows up before, "
+                "rows = embedding(index), and transform what is made of them, as in "
+                "torch.func.vmap(f)(rows)"
+            )
         if input.is_cuda:
             self.register(input.device)
         if compiling:
@@ -231,10 +245,22 @@ def _refuse(
         raise ValueError(f"the rows are in host memory, not on {device}")
 
 
+def _checked_shape(num_embeddings: int, embedding_dim: int) -> tuple[int, int]:
+    for name, size in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
+        if not isinstance(size, SupportsIndex):
+            raise TypeError(f"{name}={size!r} is no integer: int({name})")
+        if size.__index__() < 0:
+            raise ValueError(f"{name}={size} is negative: give the number of rows, and of columns")
+    return int(num_embeddings), int(embedding_dim)
+
+
 def _new_rows(shape: tuple[int, int], dtype: torch.dtype, shared: bool) -> Tensor:
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes > _MOST_NBYTES:  # sizes in the core would wrap around
+        raise OSError(errno.ENOMEM, f"rows of shape {shape} of {dtype} take {nbytes} bytes")
     if shared:
         return new_shared(shape, dtype)
-    return HostBuffer(torch.Size(shape).numel() * dtype.itemsize).tensor(dtype, shape)
+    return HostBuffer(nbytes).tensor(dtype, shape)
 
 
 def _all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -124,10 +124,8 @@ _apply = super(torch.autograd.Function, GatherRows).apply
 
 
 def gather_rows(table: Tensor, index: Tensor, sparse: bool, padding_idx: int | None) -> Tensor:
-    """`GatherRows.apply`, in less time where no transform is active."""
-    active = torch._C._are_functorch_transforms_active()
-    apply = GatherRows.apply if active else _apply
-    rows: Tensor = apply(table, index, sparse, padding_idx)  # type: ignore[no-untyped-call]
+    """`GatherRows.apply` for callers that no transform of `torch.func` is around."""
+    rows: Tensor = _apply(table, index, sparse, padding_idx)  # type: ignore[no-untyped-call]
     return rows
 
 

@@ -196,18 +196,21 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> RowSource:
     width = sum(1 if one is None else one for one in widths)
     shape = (file.metadata.num_rows, *(() if lone and widths[0] is None else (width,)))
     rows = _rows_per_chunk(shape, dtype.itemsize)
+    # Lists of no number add nothing, and Arrow refuses to read what it wrote of them.
+    read = [c for c in chosen if not _is_of_no_number(file.schema_arrow.field(c).type)]
 
     def chunks() -> Iterator[Tensor]:
         begin = 0
         with file, _reading(path):
-            for batch in file.iter_batches(rows, columns=chosen):
+            for batch in file.iter_batches(rows, columns=read) if read else ():
                 arrays = [
                     _column(path, batch.column(column), column, width, begin)
                     for column, width in zip(chosen, widths, strict=True)
+                    if column in read
                 ]
                 begin += len(batch)
                 joined = arrays[0] if lone else np.column_stack(arrays)
-                yield torch.from_numpy(np.array(joined, order="C")).reshape(-1, *shape[1:])
+                yield torch.from_numpy(np.array(joined, order="C")).reshape(len(batch), *shape[1:])
 
     return RowSource(shape, torch_dtype(dtype, str(path)), chunks())
 
@@ -254,6 +257,12 @@ def _is_list(kind: pyarrow.DataType) -> bool:
         or pyarrow.types.is_list(kind)
         or pyarrow.types.is_large_list(kind)
     )
+
+
+def _is_of_no_number(kind: pyarrow.DataType) -> bool:
+    import pyarrow.types
+
+    return bool(pyarrow.types.is_fixed_size_list(kind) and kind.list_size == 0)
 
 
 def _width(path: Path, file: pyarrow.parquet.ParquetFile, field: pyarrow.Field) -> int | None:

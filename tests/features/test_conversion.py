@@ -378,6 +378,23 @@ def test_parquet_lists_of_one_length(tmp_path, small_chunks):
                 dataeff.convert(path, tmp_path / "n.npy")
 
 
+def test_parquet_lists_of_no_number(tmp_path, small_chunks):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    empty = pa.array([[]] * 300, pa.list_(pa.float32(), 0))
+    columns = {"a": empty, "b": pa.array(range(300), pa.float32()), "c": empty}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    pq.write_table(
+        pa.table({"a": [[]] * 300}, pa.schema([("a", pa.list_(pa.int32()))])),
+        tmp_path / "v.parquet",
+    )
+    expected = torch.arange(300.0)[:, None]
+    assert same(table_of(dataeff.convert(tmp_path / "x.parquet", tmp_path / "x.npy")), expected)
+    for source, chosen in (("x", ["a"]), ("x", ["a", "c"]), ("v", None)):
+        target = tmp_path / f"{source}-{chosen}.npy"
+        dataeff.convert(tmp_path / f"{source}.parquet", target, columns=chosen)
+        assert table_of(target).shape == (300, 0)
+
+
 def test_parquet_columns_of_one_name_are_refused(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     from pyarrow.parquet import write_table

@@ -5,6 +5,7 @@ import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -176,6 +177,53 @@ def test_gradients_in_float64():
 def test_what_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         dataeff.HostEmbedding(3, 2, **arguments)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(
+    ("sizes", "error", "words"),
+    [
+        ((-1, 2), ValueError, "num_embeddings=-1 is negative"),
+        ((2, -3), ValueError, "embedding_dim=-3 is negative"),
+        ((2.0, 2), TypeError, "num_embeddings=2.0 is no integer"),
+        (("3", 2), TypeError, "num_embeddings='3' is no integer"),
+        ((1 << 62, 1 << 10), OSError, f"take {1 << 74} bytes"),
+    ],
+)
+def test_wrong_sizes_are_named(sizes, error, words, shared):
+    with pytest.raises(error, match=words):
+        dataeff.HostEmbedding(*sizes, shared=shared)
+
+
+def test_sizes_of_other_integers():
+    assert dataeff.HostEmbedding(np.int64(3), np.int32(2)).weight.shape == (3, 2)
+    assert dataeff.HostEmbedding(0, 2).weight.shape == (0, 2)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_transforms_are_refused_with_what_to_do(frozen):
+    host, index = dataeff.HostEmbedding(5, 2), torch.tensor([[1, 2], [3, 4]])
+    host.requires_grad_(not frozen)
+    for run in (
+        lambda: torch.func.vmap(host)(index),
+        lambda: torch.func.grad(lambda scale: (host(index) * scale).sum())(torch.tensor(2.0)),
+    ):
+        with pytest.raises(NotImplementedError, match=r"rows = embedding\(index\)"):
+            run()
+    sums = torch.func.vmap(lambda rows: rows.sum())(host(index))
+    assert torch.equal(sums, host.weight[index].sum((1, 2)))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (0,), ()])
+def test_rows_nobody_wants_gradients_of(shape):
+    host = dataeff.HostEmbedding(5, 2)
+    index = torch.randint(-5, 5, shape)
+    assert host(index).requires_grad
+    with torch.no_grad():
+        rows = host(index)
+    assert not rows.requires_grad and torch.equal(rows, host.weight.detach()[index])
+    host.requires_grad_(False)
+    assert not host(index).requires_grad and torch.equal(host(index), rows)
 
 
 def test_bad_indices_are_named():

@@ -13,7 +13,7 @@ from torch_geometric.nn import SAGEConv
 from torch_geometric.sampler import NumNeighbors
 
 import dataeff
-from dataeff.integrations.pyg import NeighborLoader
+from dataeff.integrations.pyg import LinkNeighborLoader, NeighborLoader
 
 NUM_NODES, NUM_EDGES = 200, 1500
 
@@ -361,7 +361,7 @@ def test_no_more_than_the_depth_is_prepared_ahead():
         ({"subgraph_type": "reduced"}, ValueError, "reduced"),
         ({"num_workers": -1}, ValueError, "-1"),
         ({"temporal_strategy": "first"}, ValueError, "first"),
-        ({"time_attr": "missing"}, KeyError, "missing"),
+        ({"time_attr": "missing"}, ValueError, "'missing' is an attribute of neither nodes nor"),
         ({"input_time": torch.zeros(NUM_NODES)}, ValueError, "time_attr"),
         ({"neighbor_sampler": object()}, TypeError, "object"),
     ],
@@ -375,6 +375,18 @@ def test_what_is_not_supported_is_refused(options, error, said):
 def test_seeds_of_a_typed_graph_name_a_node_type(seeds):
     with pytest.raises(ValueError, match=r"a node type of the graph, one of \['paper', 'author'"):
         NeighborLoader(make_hetero(), [2], input_nodes=seeds)
+
+
+@pytest.mark.parametrize(
+    "seeds", ["paper", ("paper", torch.tensor([1])), (None, torch.tensor([1])), {"paper": [1]}]
+)
+def test_seeds_of_a_graph_without_types_name_none(seeds):
+    data = make_data()
+    with pytest.raises(TypeError, match="input_nodes names one: give the seeds alone"):
+        NeighborLoader(data, [2], input_nodes=seeds)
+    for edges in (seeds, ("a", "to", "b"), (("a", "to", "b"), data.edge_index)):
+        with pytest.raises(TypeError, match="edge_label_index names one: give the seeds alone"):
+            LinkNeighborLoader(data, [2], edge_label_index=edges)
 
 
 def test_fan_outs_by_edge_type_need_a_typed_graph():

@@ -107,13 +107,13 @@ def times_of(data: Any, time_attr: str | None) -> tuple[Times, Times]:
 
     Raises:
         ValueError: `time_attr` is found at both, or nowhere.
-        KeyError: a `Data` has no such attribute.
     """
     if time_attr is None:
         return {}, {}
     if isinstance(data, Data):
-        nodes = {None: data[time_attr]} if data.is_node_attr(time_attr) else {}
-        edges = {None: data[time_attr]} if data.is_edge_attr(time_attr) else {}
+        there = time_attr in data
+        nodes = {None: data[time_attr]} if there and data.is_node_attr(time_attr) else {}
+        edges = {None: data[time_attr]} if there and data.is_edge_attr(time_attr) else {}
     elif isinstance(data, HeteroData):
         nodes = {s._key: s[time_attr] for s in data.node_stores if time_attr in s}
         edges = {s._key: s[time_attr] for s in data.edge_stores if time_attr in s}

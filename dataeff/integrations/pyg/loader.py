@@ -133,13 +133,16 @@ def _named_seeds(data: Any, input_nodes: Any) -> Any:
     """`input_nodes` as PyG takes it.
 
     Raises:
+        TypeError: seeds of a graph without types that name one.
         ValueError: seeds of a typed graph that do not name their type; a mask of another length.
     """
     if isinstance(data, Data):
+        _refuse_type("input_nodes", input_nodes)
         _check_mask(input_nodes, data.num_nodes)
         return input_nodes
     counts = node_counts(data)
     if isinstance(counts, int):
+        _refuse_type("input_nodes", input_nodes)
         _check_mask(input_nodes, counts)
         return torch.arange(counts, device="cpu") if input_nodes is None else input_nodes
     named = isinstance(input_nodes, (tuple, list)) and len(input_nodes) == 2
@@ -153,6 +156,18 @@ def _named_seeds(data: Any, input_nodes: Any) -> Any:
     return name if ids is None else input_nodes
 
 
+def _refuse_type(argument: str, seeds: Any) -> None:
+    """TypeError where the seeds of a graph without types come with a type, or by type."""
+    named = isinstance(seeds, (tuple, list)) and any(
+        part is None or isinstance(part, (str, tuple, Mapping)) for part in seeds
+    )
+    if named or isinstance(seeds, (str, Mapping)):
+        raise TypeError(
+            f"this graph has no types, and {argument} names one: give the seeds alone; got "
+            f"{seeds!r}"
+        )
+
+
 def _check_mask(ids: Any, num_nodes: int | None) -> None:
     if isinstance(ids, torch.Tensor) and ids.dtype == torch.bool and ids.shape != (num_nodes,):
         raise ValueError(
@@ -162,8 +177,9 @@ def _check_mask(ids: Any, num_nodes: int | None) -> None:
 
 
 def _check_link_type(data: Any, edge_label_index: Any) -> None:
-    """ValueError unless the edges of a typed graph name their type."""
+    """ValueError unless the edges of a typed graph name their type, TypeError if others' do."""
     if isinstance(data, Data):
+        _refuse_type("edge_label_index", edge_label_index)
         return
     stores = not isinstance(data, HeteroData)
     types = [e.edge_type for e in data[1].get_all_edge_attrs()] if stores else data.edge_types
