@@ -65,13 +65,22 @@ def load_in_child(table, answers):
 
 
 def proportional_bytes():
-    """This process's share of the memory it maps: a page of n processes counts 1/n."""
-    with open("/proc/self/smaps_rollup") as rollup:
-        return next(int(line.split()[1]) << 10 for line in rollup if line.startswith("Pss:"))
+    """This process's share of the memory it maps: of shared buffers, and of all else.
+
+    A page that n processes map counts 1/n.
+    """
+    shares, shared = {True: 0, False: 0}, False
+    with open("/proc/self/smaps") as maps:
+        for line in maps:
+            if line.startswith("Pss:"):
+                shares[shared] += int(line.split()[1]) << 10
+            elif line[0] in "0123456789abcdef":  # a mapping begins; its fields are capitalised
+                shared = "/memfd:dataeff" in line
+    return shares[True], shares[False]
 
 
 def small_rows_of_rank(rank, store, barrier, answers, shape, kind):
-    """One rank of three: the table it shares, and by how much its share of memory grew."""
+    """One rank of three: the table it shares, its share of that, and what else it came to hold."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
     made = []
@@ -83,17 +92,17 @@ def small_rows_of_rank(rank, store, barrier, answers, shape, kind):
     table = dataeff.FeatureTable.shared(make, store=kind)
     rows = table[torch.tensor([3, -1])][:, 0].tolist()
     barrier.wait()
-    before = proportional_bytes()
+    _, before = proportional_bytes()
     barrier.wait()
-    codes = table._rows._memory.x.view(torch.uint8).numpy()
-    codes.max()  # touches every page, and nothing else
+    for ids in torch.arange(shape[0]).split(256):  # touches every page
+        table[ids]
     barrier.wait()
-    grown = proportional_bytes() - before
+    shared, after = proportional_bytes()
     barrier.wait()
     if rank == 1:
         table.scatter_(torch.tensor([5]), torch.full((1, *shape[1:]), 55.0, dtype=torch.half))
     barrier.wait()
-    answers.put((rank, made, table.dtype, rows, grown, table[5][0].item()))
+    answers.put((rank, made, table.dtype, rows, shared, after - before, table[5][0].item()))
     dist.destroy_process_group()
 
 

@@ -65,9 +65,11 @@ def test_shared_takes_hot_rows():
             dataeff.FeatureTable.shared(lambda wrong=wrong: wrong, store="int8")
 
 
-@pytest.mark.parametrize("store", ["int8", "fp8"])
-def test_ranks_hold_small_rows_once(tmp_path, store, rank_context):
-    shape = (1 << 15, 1 << 10)  # 32 MiB as bytes
+@pytest.mark.parametrize("store", [None, "int8", "fp8"])
+def test_ranks_hold_rows_once(tmp_path, store, rank_context):
+    """By what every rank has of the machine's memory once all have gathered all rows."""
+    shape = (1 << 15, 1 << 10)
+    nbytes = (64 if store is None else 32) << 20
     answers, barrier = rank_context.Queue(), rank_context.Barrier(3, timeout=100)
     ranks = [
         rank_context.Process(
@@ -83,14 +85,15 @@ def test_ranks_hold_small_rows_once(tmp_path, store, rank_context):
     for rank in ranks:
         rank.join(timeout=100)
     assert [made for _, made, *_ in found] == [[0], [], []]
-    for _, _, dtype, rows, _, written in found:
+    for _, _, dtype, rows, shared, grown, written in found:
         assert dtype == torch.float16  # of what the first rank made, which the others never saw
         torch.testing.assert_close(
             torch.tensor(rows), torch.tensor([3.0, 32767 % 97]), rtol=0.07, atol=0
         )
         assert written == pytest.approx(55, rel=0.07)
-    # The others map a third of the codes each; a copy would be all of them.
-    assert all(8 << 20 < grown < 20 << 20 for *_, grown, _ in found[1:]), found
+        assert shared == pytest.approx(nbytes / 3, abs=1 << 20)
+        assert grown < 12 << 20, found  # a copy would be 32 MiB or more
+    assert sum(shared for *_, shared, _, _ in found) == pytest.approx(nbytes, abs=2 << 20)
 
 
 @pytest.mark.parametrize("method", METHODS)
