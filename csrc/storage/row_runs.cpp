@@ -29,8 +29,8 @@ bool RowRuns::next(RowRun& run) {
     const RowPlace place = wanted_[run.last].place;
     const int64_t row_end = place.offset() + row_nbytes_;
     if (place.file() != run.file || page_floor(place.offset()) > page_ceil(end) + kMaxHole) break;
-    if (row_end > end && page_ceil(row_end) - run.begin > max_run_nbytes_) break;
-    end = std::max(end, row_end);
+    if (page_ceil(row_end) - run.begin > max_run_nbytes_) break;
+    end = row_end;
   }
   run.nbytes = end - run.begin;
   next_ = run.last;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,8 @@ def row_index(selection: RowSelection, num_rows: int) -> Tensor:
 
 
 def _as_index(selection: Any, num_rows: int) -> Tensor:
+    if isinstance(selection, np.ndarray):
+        selection = np.ascontiguousarray(selection)  # torch refuses negative strides
     try:
         return torch.as_tensor(selection, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:

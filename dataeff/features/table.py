@@ -304,13 +304,16 @@ class FeatureTable:
         Raises:
             IndexError: an index is out of range; nothing is written then. On CUDA it is raised by a
                 later call on the device, and the row of the wrong index is zero.
-            TypeError: an index, out or `dtype` of the wrong dtype; an index that is no tensor.
+            TypeError: an index, out or `dtype` of the wrong dtype; an index or `out` that is no
+                tensor.
             ValueError: a wrong shape, device or layout; both `out` and `dtype`; an `out` that asks
                 for gradients, or lies in the memory of the table or the index.
             RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
                 says why and what helps).
         """
         rows = self._open_rows()
+        if out is not None and not isinstance(out, Tensor):
+            raise TypeError(f"out is a tensor, got {type(out).__name__}: torch.as_tensor(out)")
         if not (dtype or unique or _is_compiling() or (out is not None and out.requires_grad)):
             found = rows.gather_at_once(index, out, self._account)
             if found is not None:

@@ -172,6 +172,30 @@ def test_duplicates_are_read_once(path):
         assert table.stats().disk.num_reads == 1
 
 
+@pytest.mark.parametrize(
+    ("rows", "reads"),
+    [
+        ([0, 1], [2]),  # pages that touch
+        ([0, 2], [3]),  # a hole of one page is read along
+        ([0, 3], [1, 1]),  # a longer one is not
+        (list(range(16)), [16]),  # 64 KiB is the longest request
+        (list(range(17)), [16, 1]),
+        ([*range(15), 16], [15, 1]),
+        ([*range(14), 15, 15, 14, 15], [16]),
+        ([63, 64], [1, 1]),  # of two files
+    ],
+)
+def test_pages_are_read_together_as_far_as_it_pays(tmp_path, engine, rows, reads):
+    """Rows are one page each, so that reads are counted in pages; 64 of them to a file."""
+    x = torch.randint(256, (128, 4096), dtype=torch.uint8)
+    paths = [dataeff.convert(part, tmp_path / f"{i}.npy") for i, part in enumerate(x.split(64))]
+    with dataeff.FeatureTable.open(paths, cache_bytes=0, engine=engine) as table:
+        assert torch.equal(table[rows], x[rows])
+        disk = table.stats().disk
+    assert disk.num_reads == len(reads)
+    assert disk.nbytes_read == sum(reads) * 4096
+
+
 def test_it_is_read_only_and_in_no_tensor(path, x):
     with dataeff.FeatureTable.open(path) as table:
         with pytest.raises(TypeError, match=r"read-only: .*dataeff.convert"):

@@ -171,3 +171,21 @@ def test_bad_input_is_refused():
         HeteroNeighborSampler({**graphs, TYPES[3]: smaller}, [2])
     with pytest.raises(ValueError, match="edge_time"):
         HeteroNeighborSampler(graphs, [2], last=True)
+
+
+@pytest.mark.parametrize("num_sources", [2**31 - 1, 2**31 + 5, 2**40])
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_ids_past_31_bits(num_sources, disjoint):
+    """A graph of many nodes, few of which have edges; memory follows the edges."""
+    last = num_sources - 1
+    row = torch.tensor([last, last - 1, 5, last - 2, last])
+    key = ("user", "rates", "item")
+    graph = CSCGraph.from_csc(torch.tensor([0, 2, 4, 5]), row, num_src_nodes=num_sources)
+    sizes = {"user": num_sources, "item": 3}
+    sampler = HeteroNeighborSampler({key: graph}, [-1], num_nodes=sizes, disjoint=disjoint)
+    out = sampler.sample({"item": torch.arange(3)})
+    users = [last, last - 1, 5, last - 2]
+    assert out.n_id["user"].tolist() == ([*users, last] if disjoint else users)
+    assert out.e_id[key].tolist() == [0, 1, 2, 3, 4]
+    found = out.n_id["user"][out.edge_index[key][0]]
+    assert found.tolist() == row.tolist()

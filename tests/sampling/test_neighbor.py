@@ -386,3 +386,24 @@ def test_contradictions_are_refused():
     )
     with pytest.raises(ValueError, match="sorted by type"):
         NeighborSampler(unsorted, [[1, 1]])
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_edges_of_one_time_are_all_seen_at_it_and_none_before(last):
+    """Of equal times the later edge is the latest, as in a stable sort."""
+    time = torch.tensor([5, 3, 3, 5, 3, 7])
+    graph = CSCGraph(
+        torch.stack([torch.arange(1, 7), torch.zeros(6, dtype=torch.long)]),
+        num_nodes=7,
+        edge_time=time,
+    )
+    order = torch.sort(time, stable=True).indices.tolist()
+    for until in (2, 3, 4, 5, 6, 7, 8):
+        there = [edge for edge in order if time[edge] <= until]
+        for fanout in (1, 2, 4, -1):
+            sampler = NeighborSampler(graph, [fanout], last=last)
+            found = sampler.sample(torch.tensor([0]), seed_time=torch.tensor([until])).e_id.tolist()
+            assert len(found) == (len(there) if fanout < 0 else min(fanout, len(there)))
+            assert set(found) <= set(there)
+            if last:
+                assert found == there[len(there) - len(found) :]
