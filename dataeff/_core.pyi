@@ -28,6 +28,16 @@ def use_tensors(
 def gather_tensors(
     table: Tensor, index: Tensor, out: Tensor | None, tally: int, /
 ) -> Tensor | None: ...
+def gather_stored_tensors(
+    table: Tensor,
+    scales: Tensor | None,
+    index: Tensor,
+    out: Tensor,
+    format: int,
+    element: int,
+    tally: int,
+    /,
+) -> Tensor | None: ...
 def scatter_cpu(
     table: int,
     num_rows: int,

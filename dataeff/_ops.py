@@ -39,7 +39,7 @@ library.define("gather(Tensor table, Tensor index) -> Tensor", tags=NO_REPLAY)
 library.define("gather_out(Tensor table, Tensor index, Tensor(a!) out) -> ()", tags=NO_REPLAY)
 library.define("scatter_rows_(Tensor(a!) table, Tensor index, Tensor rows) -> ()")
 
-_INDEX_DTYPES = (torch.int32, torch.int64)
+INDEX_DTYPES = (torch.int32, torch.int64)
 _num_modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.peek_interpreter_stack
 _tracer = torch._C._get_tracing_state
@@ -96,7 +96,7 @@ def _rows_contiguous(table: Tensor) -> bool:
 
 def check_index(index: Tensor) -> Tensor:
     """The index in memory order; TypeError when it is neither int32 nor int64."""
-    if index.dtype not in _INDEX_DTYPES:
+    if index.dtype not in INDEX_DTYPES:
         # .long() of a mask would be rows 0 and 1.
         remedy = "mask.nonzero().view(-1)" if index.dtype == torch.bool else "index.long()"
         raise TypeError(f"an index is int32 or int64, got {index.dtype}: use {remedy}")

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gather/gather.h"
+#include "gather/stored_rows.h"
 #include "memory/dlpack.h"
 
 namespace py = pybind11;
@@ -90,9 +91,14 @@ std::optional<RowIndex> row_index(const DLTensor& index) {
   return RowIndex{data(index), size, index.dtype.bits / 8};
 }
 
+bool of_one_dtype(const DLTensor& a, const DLTensor& b) {
+  return a.dtype.code == b.dtype.code && a.dtype.bits == b.dtype.bits &&
+         a.dtype.lanes == b.dtype.lanes;
+}
+
+// Whether `out` is contiguous and [*index.shape, *table.shape[1:]].
 bool is_rows(const DLTensor& out, const DLTensor& table, const DLTensor& index) {
-  return out.dtype.code == table.dtype.code && out.dtype.bits == table.dtype.bits &&
-         out.dtype.lanes == table.dtype.lanes && out.ndim == index.ndim + table.ndim - 1 &&
+  return out.ndim == index.ndim + table.ndim - 1 &&
          std::equal(index.shape, index.shape + index.ndim, out.shape) &&
          std::equal(table.shape + 1, table.shape + table.ndim, out.shape + index.ndim) &&
          contiguous_numel(out, 0) > 0;
@@ -129,14 +135,14 @@ int num_threads() {
   return static_cast<int>(number);
 }
 
-// False where an index is out of range, or the rows could not be gathered for another reason.
-bool gather_without_lock(const RowTable& table, const RowIndex& index, std::byte* out) {
+// False where it throws: an index is out of range, or the system refuses something.
+bool run_without_lock(const auto& gather) {
   const int threads = num_threads();
   if (PyErr_Occurred()) return false;
   bool done = true;
   Py_BEGIN_ALLOW_THREADS;
   try {
-    gather_cpu(table, index, out, threads);
+    gather(threads);
   } catch (...) {
     done = false;
   }
@@ -168,11 +174,52 @@ PyObject* gather_plain(PyObject* table_object, PyObject* index_object, PyObject*
   } else {
     rows = py::reinterpret_borrow<py::object>(out_object);
   }
-  if (!describe(rows.ptr(), out) || !is_rows(out, table, index)) return nullptr;
-  if (!apart(data(out), nbytes, *from, *ids)) return nullptr;
-  if (!gather_without_lock(*from, *ids, data(out))) return nullptr;
+  if (!describe(rows.ptr(), out) || !of_one_dtype(out, table)) return nullptr;
+  if (!is_rows(out, table, index) || !apart(data(out), nbytes, *from, *ids)) return nullptr;
+  const auto gather = [&](int threads) { gather_cpu(*from, *ids, data(out), threads); };
+  if (!run_without_lock(gather)) return nullptr;
   if (tally) enter(tally, ids->size, nbytes);
   return rows.release().ptr();
+}
+
+bool are_scales(const DLTensor& scales, int64_t num_rows) {
+  return scales.dtype.code == kDlFloat && scales.dtype.bits == 32 && scales.ndim == 1 &&
+         scales.shape[0] == num_rows && contiguous_numel(scales, 0) == num_rows;
+}
+
+// Whether the rows of `table`, kept as `coding` says, have been widened into `out_object`.
+bool gather_widened(PyObject* table_object, PyObject* scales_object, PyObject* index_object,
+                    PyObject* out_object, RowCoding coding, int64_t* tally) {
+  DLTensor table, scales, index, out;
+  if (!tensors.api || !unguarded()) return false;
+  if (!describe(table_object, table) || !describe(index_object, index)) return false;
+  if (!describe(out_object, out) || !is_rows(out, table, index)) return false;
+  const auto from = row_table(table);
+  const auto ids = row_index(index);
+  if (!from || !ids) return false;
+  if (itemsize(table) != code_nbytes(coding.format)) return false;
+  if (itemsize(out) != element_nbytes(coding.element) || out.dtype.code == kDlInt) return false;
+  int64_t row_nbytes = from->row_nbytes;
+  if (scales_object != Py_None) {
+    if (!describe(scales_object, scales) || !are_scales(scales, from->num_rows)) return false;
+    coding.scales = reinterpret_cast<const float*>(data(scales));
+    row_nbytes += sizeof(float);
+  }
+  const int64_t out_nbytes = contiguous_numel(out, 0) * itemsize(out);
+  if (!apart(data(out), out_nbytes, *from, *ids)) return false;
+  const auto gather = [&](int threads) {
+    gather_decoded_cpu(*from, coding, *ids, data(out), threads);
+  };
+  if (!run_without_lock(gather)) return false;
+  enter(tally, ids->size, ids->size * row_nbytes);
+  return true;
+}
+
+// None, where something is not plain; but Ctrl-C is passed on.
+PyObject* not_plain() {
+  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return nullptr;
+  PyErr_Clear();  // the long way meets it again, and says what it was
+  Py_RETURN_NONE;
 }
 
 // Not by pybind11's dispatch, which takes as long as fifty rows do.
@@ -184,14 +231,29 @@ PyObject* gather_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count
   auto* tally = static_cast<int64_t*>(PyLong_AsVoidPtr(arguments[3]));
   if (PyErr_Occurred()) return nullptr;
   if (PyObject* rows = gather_plain(arguments[0], arguments[1], arguments[2], tally)) return rows;
-  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return nullptr;  // Ctrl-C
-  PyErr_Clear();  // the long way meets it again, and says what it was
-  Py_RETURN_NONE;
+  return not_plain();
+}
+
+PyObject* gather_stored_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 7) {
+    PyErr_Format(PyExc_TypeError, "gather_stored_tensors takes 7 arguments, got %zd", count);
+    return nullptr;
+  }
+  const RowCoding coding{static_cast<RowFormat>(PyLong_AsLong(arguments[4])),
+                         static_cast<Element>(PyLong_AsLong(arguments[5])), nullptr};
+  auto* tally = static_cast<int64_t*>(PyLong_AsVoidPtr(arguments[6]));
+  if (PyErr_Occurred()) return nullptr;
+  if (gather_widened(arguments[0], arguments[1], arguments[2], arguments[3], coding, tally))
+    return Py_NewRef(arguments[3]);
+  return not_plain();
 }
 
 PyMethodDef methods[] = {
     {"gather_tensors", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gather_tensors)),
      METH_FASTCALL, "gather_tensors(table, index, out, tally) -> Tensor | None"},
+    {"gather_stored_tensors",
+     reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gather_stored_tensors)), METH_FASTCALL,
+     "gather_stored_tensors(table, scales, index, out, format, element, tally) -> Tensor | None"},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -18,7 +18,7 @@ struct DLDataType {
   uint16_t lanes;
 };
 
-constexpr uint8_t kDlInt = 0, kDlUInt = 1, kDlComplex = 5;  // codes of a DLDataType
+constexpr uint8_t kDlInt = 0, kDlUInt = 1, kDlFloat = 2, kDlComplex = 5;  // codes of a DLDataType
 
 struct DLTensor {
   void* data;

@@ -10,15 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from dataeff import _core
+from dataeff._ops import INDEX_DTYPES
 from dataeff.features.gather import scatter_
 from dataeff.features.gather_stored import Source, gather_stored
 from dataeff.features.hot import HotRows, HotTier
-from dataeff.features.quantised import STORED_DTYPES, Store, quantise
+from dataeff.features.quantised import ELEMENTS, FORMATS, STORED_DTYPES, Store, quantise
 from dataeff.features.registration import RegisteredMemory
 from dataeff.features.rows import HostRows, Rows, check_source
 from dataeff.features.stats import Account
 from dataeff.ledger import Tier
 from dataeff.memory import SharedTensor, share_, share_all_among_ranks
+from dataeff.memory.scratch import SMALLEST_NBYTES
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -156,6 +159,25 @@ class StoredRows(Rows):
         if self._hot is None:
             self._moved(account, index.device, index.numel(), 0)
         return rows
+
+    def gather_at_once(self, index: Any, out: Tensor | None, account: Account) -> Tensor | None:
+        """By threads on the CPU, in one call of the core, where no hot rows are to be counted."""
+        plain = type(index) is Tensor and index.is_cpu and index.dtype in INDEX_DTYPES
+        if self._hot is not None or not plain:
+            return None
+        table, scales = self._memory.x, self._scales
+        dtype = self.dtype if out is None else out.dtype
+        if scales is None and dtype == table.dtype:
+            return _core.gather_tensors(table, index, out, account.tally)
+        if table.dtype not in FORMATS or dtype not in ELEMENTS:
+            return None
+        if out is None:
+            shape = index.shape + self.shape[1:]
+            if shape.numel() * dtype.itemsize >= SMALLEST_NBYTES:
+                return None  # the long way finds memory for it
+            out = index.new_empty(shape, dtype=dtype)
+        numbers = (FORMATS[table.dtype], ELEMENTS[dtype])
+        return _core.gather_stored_tensors(table, scales, index, out, *numbers, account.tally)
 
     def _gather(self, index: Tensor, out: Tensor | None) -> Tensor:
         source = self._source(index.device)

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataeff import _core
 from dataeff.features.gather import gather, gather_reference
+from dataeff.features.quantised import ELEMENTS, FORMATS, dequantise, quantise
 from tests.gather.test_gather_cpu import SENTINEL, same_bits, tables_and_indices
 
 
@@ -164,6 +165,56 @@ def test_the_long_way_says_what_is_wrong():
     with pytest.raises(IndexError, match="index 12 at position 1 is out of range"):
         gather(WHOLE, torch.tensor([1, 12]))
     assert torch.equal(gather(WHOLE, TWO), WHOLE[TWO])
+
+
+STORES = ["fp16", "bf16", "int8", "fp8"]
+DELIVERED = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def stored(codes, scales, index, out, element=None):
+    tally = array("q", (0, 0, 0))
+    at, _ = tally.buffer_info()
+    numbers = (FORMATS[codes.dtype], ELEMENTS[element or out.dtype])
+    rows = _core.gather_stored_tensors(codes, scales, index, out, *numbers, at)
+    return rows, tally.tolist()
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("dtype", DELIVERED)
+@pytest.mark.parametrize("shape", [(4,), (3, 5), ()])
+@pytest.mark.parametrize("int32", [False, True])
+def test_small_rows_are_widened(store, dtype, shape, int32):
+    codes, scales = quantise(torch.randn(9, 3, 5), store)
+    index = torch.randint(-9, 9, shape, dtype=torch.int32 if int32 else torch.int64)
+    out = torch.empty(*shape, 3, 5, dtype=dtype)
+    rows, tally = stored(codes, scales, index, out)
+    assert rows is out
+    assert same_bits(out, dequantise(codes, scales, dtype)[index.long()])
+    row_nbytes = 15 * codes.element_size() + (0 if scales is None else 4)
+    assert tally == [1, index.numel(), index.numel() * row_nbytes]
+
+
+def test_small_rows_that_are_not_plain_are_left_alone():
+    codes, scales = quantise(torch.randn(12, 4), "int8")
+    fit = torch.empty(2, 4)
+    for wrong in (
+        (codes, scales, torch.tensor([1, 12]), fit),
+        (codes, scales, TWO.short(), fit),
+        (codes, scales, TWO, torch.empty(2, 5)),
+        (codes, scales, TWO, torch.empty(2, 8)[:, ::2]),
+        (codes, scales, TWO, fit, torch.float64),
+        (codes, scales, TWO, torch.empty(2, 4, dtype=torch.int32), torch.float32),
+        (codes, scales[1:], TWO, fit),
+        (codes, scales.double(), TWO, fit),
+        (codes, torch.randn(24)[::2], TWO, fit),
+        (codes.t().contiguous().t(), scales, TWO, fit),
+        (codes, scales, TWO, codes.view(torch.float32).view(-1)[:8].view(2, 4)),
+        (codes, scales, TWO, None, torch.float32),
+    ):
+        assert stored(*wrong) == (None, [0, 0, 0])
+    with Watches():
+        assert stored(codes, scales, TWO, fit) == (None, [0, 0, 0])
+    assert stored(codes, scales, TWO, fit)[0] is fit
 
 
 def test_parameters_are_read_as_what_they_hold():
