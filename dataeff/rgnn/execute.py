@@ -18,6 +18,7 @@ from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.tiles import GemmSchedule
 from dataeff.rgnn.view import View
+from dataeff.rgnn.weight_products import weight_product
 
 NO_PLACES = Places({}, 0)
 KEPT_PLACES = 64  # plans of memory, one for each size of graphs that a program has run on
@@ -71,7 +72,9 @@ class Executor:
         self.choice = choice or Choice()
         self.run_traversal = run_traversal
         self.program = schedule.program
-        self.last_use = last_uses(schedule)
+        self.dying: list[list[int]] = [[] for _ in schedule.steps]  # what no later step reads
+        for value, last in last_uses(schedule).items():
+            self.dying[last].append(value)
         self.kept = {
             n: schedule.kept(n)
             for n, step in enumerate(schedule.steps)
@@ -107,9 +110,8 @@ class Executor:
         try:
             for number, step in enumerate(self.schedule.steps):
                 self._run(number, step, view, values, like, memory)
-                for value, last in self.last_use.items():
-                    if last == number:
-                        values.pop(value, None)
+                for value in self.dying[number]:
+                    values.pop(value, None)
         finally:  # a step that failed keeps no block
             memory.close()
         return [self._result(o, values, like) for o in self.program.outputs]
@@ -148,6 +150,8 @@ class Executor:
             types = [self.program[a].type for a in op.args]
             if op.kind == "sum" and op.map.endswith("type") and not op.map.startswith("etype"):
                 values[step.op] = _sum_by_type(args[0], op.map, view)
+            elif op.kind == "einsum":
+                values[step.op] = weight_product(str(op.attrs[0]), *args)
             else:
                 values[step.op] = run_op(op, args, types, view, {}, like).contiguous()
 

@@ -115,16 +115,14 @@ def weight_gradient(
 
 def check_bounds(seg_ptr: Tensor, num_rows: int) -> None:
     """Refuses a `seg_ptr` that does not ascend from 0 to `num_rows`."""
-    first, last = int(seg_ptr[0]), int(seg_ptr[-1])
-    if first != 0 or last != num_rows:
-        raise ValueError(f"seg_ptr must go from 0 to the {num_rows} rows, got {first} to {last}")
-    falls = seg_ptr.diff() < 0
-    if falls.any():
-        t = int(falls.int().argmax())
+    bounds = seg_ptr.tolist()
+    if bounds[0] != 0 or bounds[-1] != num_rows:
         raise ValueError(
-            f"seg_ptr must ascend, but type {t} goes from {int(seg_ptr[t])} to "
-            f"{int(seg_ptr[t + 1])}"
+            f"seg_ptr must go from 0 to the {num_rows} rows, got {bounds[0]} to {bounds[-1]}"
         )
+    for t, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        if begin > end:
+            raise ValueError(f"seg_ptr must ascend, but type {t} goes from {begin} to {end}")
 
 
 def _segments(

@@ -47,7 +47,8 @@ class View:
             return self.graph.structure.index(name)
         found = self.graph.relation_ends[0 if name == "etype.src_ntype" else 1]
         # A relation that the graph does not show has no edge: any type does for it.
-        return torch.nn.functional.pad(found, (0, self._rows["etype"] - found.numel()))
+        missing = self._rows["etype"] - found.numel()
+        return torch.nn.functional.pad(found, (0, missing)) if missing else found
 
     def segments(self, name: str) -> Segments:
         """For each row of the map's target, the rows that lead to it."""
