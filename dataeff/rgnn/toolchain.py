@@ -41,11 +41,16 @@ BASE_FLAGS = (
     *("-fopenmp-simd", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-Wall"),
 )
 
+_REMEDY = (
+    "Install one (Debian: apt-get install g++; conda: conda install gxx) or point CXX at it;"
+    " without one the layers run on plain PyTorch"
+)
+
 _libraries: dict[str, ctypes.CDLL] = {}
 
 
 class CompilerMissing(RuntimeError):
-    """No C++ compiler was found."""
+    """No C++ compiler was found, or the one found compiles nothing."""
 
 
 class CompileError(RuntimeError):
@@ -69,8 +74,8 @@ def compile_cpp(source: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
         flags: added after `BASE_FLAGS`, so they win.
 
     Raises:
-        CompilerMissing: there is no compiler.
-        CompileError: the compiler refused the source.
+        CompilerMissing: there is no compiler that compiles anything.
+        CompileError: the compiler refused this source.
     """
     compiler = find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
     key = _key(source, flags, compiler)
@@ -97,14 +102,39 @@ def find_compiler(wish: str | None, path: str | None) -> Compiler:
         program = shutil.which(words[0], path=path)
         if program is None:
             continue
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
-        if said.returncode == 0:
+        if (said := _run([program, "--version"])) is not None and said.returncode == 0:
             return Compiler((program, *words[1:]), said.stdout)
     looked = f"CXX={wish} does not run" if wish else "none of c++, g++, clang++ is on the PATH"
-    raise CompilerMissing(
-        f"no C++ compiler: {looked}. Install one (Debian: apt-get install g++; conda: "
-        "conda install gxx) or point CXX at it; without one the layers run on plain PyTorch"
-    )
+    raise CompilerMissing(f"no C++ compiler: {looked}. {_REMEDY}")
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
+    """What a command said, or None where the file is no program that this machine starts."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+
+
+@functools.cache
+def _refuse_if_broken(compiler: Compiler) -> None:
+    """Refuses a compiler that answers for its version but has no headers, assembler or linker.
+
+    Raises:
+        CompilerMissing: it refuses a source that nothing can be wrong with.
+    """
+    with tempfile.TemporaryDirectory(prefix="dataeff-probe-") as scratch:
+        source, made = Path(scratch) / "probe.cpp", Path(scratch) / "probe.so"
+        source.write_text(
+            "#include <vector>\nint probe() { return std::vector<int>(1).front(); }\n"
+        )
+        done = _run([*compiler.command, *BASE_FLAGS, str(source), "-o", str(made)])
+        if done is None or done.returncode != 0:
+            said = "" if done is None else done.stderr.strip()
+            raise CompilerMissing(
+                f"no C++ compiler: {compiler.command[0]} compiles nothing, it says {said!r}."
+                f" {_REMEDY}"
+            )
 
 
 def cache_root() -> str:
@@ -190,6 +220,7 @@ def _build(folder: Path, key: str, source: str, flags: Sequence[str], compiler: 
         if done.returncode != 0:
             if os.strerror(errno.ENOSPC) in done.stderr:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+            _refuse_if_broken(compiler)
             raise CompileError(
                 f"{compiler.command[0]} refused {readable} (exit {done.returncode}):\n{done.stderr}"
             )

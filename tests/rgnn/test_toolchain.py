@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from ast import literal_eval
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,56 @@ def test_missing_compiler_names_the_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(CompilerMissing, match="no-such-compiler"):
         compile_cpp(ANSWER % 1)
+
+
+BROKEN = """#!/bin/sh
+[ "$1" = --version ] && { echo compiler 1.0; exit 0; }
+echo "cannot execute cc1plus" >&2
+exit 1
+"""
+LAYER = """
+import torch, warnings
+from dataeff.nn import RGCNConv
+conv, edges, types = RGCNConv(4, 4, 2), torch.tensor([[0, 1], [1, 2]]), torch.tensor([0, 1])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        conv.to(dtype)(torch.ones(3, 4, dtype=dtype), edges, types).sum().backward()
+print([str(w.message) for w in caught if w.category is RuntimeWarning])
+"""
+
+
+def _a_program(folder, text):
+    folder.mkdir()
+    for name in ("c++", "g++", "clang++"):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [(BROKEN, "compiles nothing, it says 'cannot execute cc1plus'"), ("no program", "on the PATH")],
+)
+def test_a_compiler_that_compiles_nothing_is_none(cache, monkeypatch, tmp_path, text, reason):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(_a_program(tmp_path / "bin", text)))
+    with pytest.raises(CompilerMissing, match=reason):
+        compile_cpp(ANSWER % 1)
+
+
+@pytest.mark.parametrize("text", [BROKEN, None], ids=["broken", "none"])
+def test_layers_and_explain_run_without_a_compiler(cache, tmp_path, text):
+    folder = tmp_path / "empty" if text is None else _a_program(tmp_path / "bin", text)
+    here = {k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": str(folder)}
+    done = subprocess.run([sys.executable, "-c", LAYER], capture_output=True, text=True, env=here)
+    assert done.returncode == 0, done.stderr
+    (warned,) = literal_eval(done.stdout)
+    assert warned.startswith("no C++ compiler: ")
+    example = Path(__file__).parents[2] / "examples" / "explain_rgcn.py"
+    command = [sys.executable, "-m", "dataeff", "rgnn", "explain", str(example)]
+    done = subprocess.run(command, capture_output=True, text=True, env=here)
+    assert done.returncode == 0 and "== forward kernels ==" in done.stdout, done.stderr
 
 
 def test_unwritable_cache_warns_and_compiles_and_leaves_nothing(tmp_path):
