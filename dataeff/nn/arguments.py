@@ -14,6 +14,20 @@ def optional(module: torch.nn.Module, name: str, present: bool, *shape: int) -> 
     module.register_parameter(name, Parameter(torch.empty(shape)) if present else None)
 
 
+def refuse_lazy_width(layer: str, in_channels: int | tuple[int, int]) -> None:
+    """A width of -1 is for `HGTConv` alone, as in PyTorch Geometric.
+
+    Raises:
+        ValueError: a negative width.
+    """
+    widths = in_channels if isinstance(in_channels, tuple) else (in_channels,)
+    if min(widths) < 0:
+        raise ValueError(
+            f"{layer}: in_channels is {in_channels}; give the number of features, for this layer"
+            " does not take it from its first input, as HGTConv does"
+        )
+
+
 def check_features(layer: str, x: Tensor, width: int, name: str = "x") -> None:
     """Refuse features that are not [rows, width].
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_features, optional
+from dataeff.nn.arguments import check_features, optional, refuse_lazy_width
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 from dataeff.rgnn.published import comp_gcn
@@ -35,7 +35,7 @@ class CompGCNConv(torch.nn.Module):
         bias: add a bias.
 
     Raises:
-        ValueError: an unknown composition.
+        ValueError: an unknown composition, or a negative width.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class CompGCNConv(torch.nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        refuse_lazy_width(type(self).__name__, in_channels)
         if composition not in COMPOSITIONS:
             raise ValueError(f"composition must be one of {COMPOSITIONS}, got {composition!r}")
         self.in_channels, self.out_channels = in_channels, out_channels

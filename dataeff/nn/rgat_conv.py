@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_features, optional, refuse_other_arguments
+from dataeff.nn.arguments import (
+    check_features,
+    optional,
+    refuse_lazy_width,
+    refuse_other_arguments,
+)
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 
@@ -84,7 +89,7 @@ class RGATConv(torch.nn.Module):
         **kwargs: `aggr`, how messages are joined at a node: "add" (or "sum"), "mean" or "max".
 
     Raises:
-        ValueError: arguments that exclude each other, or unknown names.
+        ValueError: arguments that exclude each other, unknown names, or a negative width.
         NotImplementedError: a message passing argument that this layer does not follow.
     """
 
@@ -111,6 +116,7 @@ class RGATConv(torch.nn.Module):
         aggr = kwargs.pop("aggr", "add")
         self.aggr = "add" if aggr == "sum" else aggr
         refuse_other_arguments(type(self).__name__, kwargs)
+        refuse_lazy_width(type(self).__name__, in_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_relations = num_relations
         self.num_bases, self.num_blocks, self.mod = num_bases, num_blocks, mod

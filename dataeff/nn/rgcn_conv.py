@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_features, optional, refuse_other_arguments
+from dataeff.nn.arguments import (
+    check_features,
+    optional,
+    refuse_lazy_width,
+    refuse_other_arguments,
+)
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 from dataeff.rgnn.id_range import IdColumn, check_ids
@@ -66,7 +71,8 @@ class RGCNConv(torch.nn.Module):
         bias: add a bias.
 
     Raises:
-        ValueError: both decompositions, widths the blocks do not divide, or an unknown `aggr`.
+        ValueError: both decompositions, widths the blocks do not divide, a negative width, or an
+            unknown `aggr`.
         NotImplementedError: a message passing argument that this layer does not follow.
     """
 
@@ -85,6 +91,7 @@ class RGCNConv(torch.nn.Module):
     ) -> None:
         super().__init__()
         refuse_other_arguments(type(self).__name__, kwargs)
+        refuse_lazy_width(type(self).__name__, in_channels)
         if num_bases is not None and num_blocks is not None:
             raise ValueError("basis and block-diagonal decomposition exclude each other")
         if aggr not in ("add", "sum", "mean", "max"):

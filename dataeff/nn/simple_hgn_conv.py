@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_features, optional
+from dataeff.nn.arguments import check_features, optional, refuse_lazy_width
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 from dataeff.rgnn.published import simple_hgn
@@ -41,6 +41,9 @@ class SimpleHGNConv(torch.nn.Module):
         dropout: share of attention coefficients dropped in training.
         residual: add a projection of the node's own features.
         bias: add a bias.
+
+    Raises:
+        ValueError: a negative input width.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class SimpleHGNConv(torch.nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
+        refuse_lazy_width(type(self).__name__, in_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_relations, self.rel_channels = num_relations, rel_channels
         self.heads, self.concat, self.beta = heads, concat, beta

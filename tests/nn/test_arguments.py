@@ -18,6 +18,25 @@ def test_wrong_features_are_a_value_error_with_both_widths(name, shape):
         LAYERS[name]()(torch.randn(shape), *EDGES)
 
 
+@pytest.mark.parametrize("widths", [-1, (-1, 4), (4, -1)], ids=str)
+def test_a_width_that_rgcn_should_take_from_its_input(widths):
+    with pytest.raises(ValueError, match=r"RGCNConv: in_channels is .*-1.*number of features"):
+        nn.RGCNConv(widths, 6, 2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.RGATConv(-1, 6, 2),
+        lambda: nn.SimpleHGNConv(-1, 6, 2, 3),
+        lambda: nn.CompGCNConv(-1, 6, 2),
+    ],
+)
+def test_a_width_that_others_should_take_from_their_input(make):
+    with pytest.raises(ValueError, match=r"Conv: in_channels is -1; give the number of features"):
+        make()
+
+
 def test_features_of_other_arguments():
     with pytest.raises(ValueError, match=r"x of the destinations has shape .* takes 5 features"):
         nn.RGCNConv((4, 5), 6, 2)((torch.randn(3, 4), torch.randn(3, 4)), *EDGES)
