@@ -52,7 +52,7 @@ class _Writer:
         self.arguments: dict[tuple[str, int | str], str] = {}
         # A value that stands where the result is written has no pointer of its own.
         operand = overwritten(schedule).get(number)
-        self.in_place = {} if operand is None else {operand: kernel.sinks[0]}
+        self.in_place = {} if operand is None else {operand: self.kept[0]}
         self.outer = Block("      ")
         self.inner = Block("        ")
         self.bounds: dict[str, str] = {}  # map -> the variable with a chunk's last inner row

@@ -144,12 +144,15 @@ def _summands(schedule: Schedule, step: Dense) -> list[int]:
 
 
 def _elements(schedule: Schedule, step: Traversal, kept: list[int]) -> list[int]:
-    """What a traversal of one value reads only at the element that it writes."""
-    if step.map is not None or step.sinks != kept or len(kept) != 1:
+    """What a traversal that keeps one value reads only at the element that it writes."""
+    if len(kept) != 1:
         return []
     program, (sink,) = schedule.program, kept
+    if program[sink].type.domain != step.center:  # inner rows, which others may read before
+        return []
     readers: dict[int, set[int]] = {}
-    for reader in {sink} | closure(program, schedule.stored, sink):
+    held = set(step.sinks).union(*(closure(program, schedule.stored, s) for s in step.sinks))
+    for reader in held:
         for value in program[reader].args:
             readers.setdefault(value, set()).add(reader)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dataeff.rgnn import domains
 from dataeff.rgnn.capture import refuse_capture
-from dataeff.rgnn.sorting import by_torch, count_ids, find_runs, rank_ids, sort_ids
+from dataeff.rgnn.sorting import Sorted, by_torch, count_ids, find_runs, rank_ids, sort_ids
 from dataeff.rgnn.tilemap import TileMaps
 
 if TYPE_CHECKING:
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 # Maps that are made of two others, when they are asked for: compacted layers read few of them, and
 # all together, with those of destinations and their pairs, would be half of what a graph takes.
+# A layer that reads the sources of edges is not compacted by them: it does without their pairs.
 _COMPOSED = {
     "edge.src": ("edge.src_pair", "src_pair.src"),
     "edge.etype": ("edge.src_pair", "src_pair.etype"),
 }
+
+# Maps whose index follows from their segments, and is made of them when it is asked for.
+_NUMBERED = ("edge.dst", "edge.dst_pair", "edge.src_pair", "dst_pair.etype")
 
 # Maps whose segments are ranges of rows: `Segments.items` is None for these and no others.
 CONTIGUOUS = ("edge.dst", "edge.dst_pair", "src_pair.etype", "dst_pair.etype")
@@ -93,9 +97,7 @@ class Structure:
         src = self._cast(src, graph.num_src_nodes)
         dst = self._cast(dst, graph.num_dst_nodes)
         etype = self._cast(graph.edge_type, graph.num_relations)
-        by_type = sort_ids(etype, graph.num_relations)
-        given = sort_ids(dst, graph.num_dst_nodes, by_type.order)
-        self._index["edge.given"] = given.order
+        by_type, given = self._sort_edges(dst, etype)
         self._segments["edge.dst"] = _split(given.ptr, None)
         src, dst, etype = (ids.index_select(0, given.order) for ids in (src, dst, etype))
         self._build_dst_pairs(dst, etype)
@@ -107,6 +109,11 @@ class Structure:
         if self._on_gpu and ids.dtype != self.dtype:
             ids = ids.clamp(-1, limit)  # or a wrong id might become a right one in fewer bits
         return ids.to(self.dtype).contiguous()
+
+    def _sort_edges(self, dst: Tensor, etype: Tensor) -> tuple[Sorted, Sorted]:
+        """The given edges by relation, and by destination and then relation."""
+        by_type = sort_ids(etype, self.graph.num_relations)
+        return by_type, sort_ids(dst, self.graph.num_dst_nodes, by_type.order)
 
     def _check_ids(self, *pointers: Tensor) -> None:
         """Sorted by a key, rows whose key is out of range are those that no pointer spans."""
@@ -122,7 +129,6 @@ class Structure:
         by_type = sort_ids(runs.b, self.graph.num_relations)
         number, order = rank_ids(runs.b, self.graph.num_relations), by_type.order
         self._index["dst_pair.dst"] = runs.a.index_select(0, order)
-        self._index["dst_pair.etype"] = runs.b.index_select(0, order)
         begin, end = (p.index_select(0, order) for p in (runs.ptr[:-1], runs.ptr[1:]))
         self._segments["edge.dst_pair"] = Segments(begin, end, None)
         self._segments["dst_pair.etype"] = _split(by_type.ptr, None)
@@ -146,11 +152,18 @@ class Structure:
         """For each row of the map's source, the row it leads to."""
         if name not in self._index and name in _COMPOSED:
             refuse_capture(self.graph.device, f"the index of {name}")
-            first, second = (self._index[part] for part in _COMPOSED[name])
+            first, second = (self.index(part) for part in _COMPOSED[name])
             self._index[name] = second.index_select(0, first)
-        if name in ("edge.dst", "edge.dst_pair") and name not in self._index:
+            if name == "edge.src":
+                del self._index["edge.src_pair"]
+        if name in _NUMBERED and name not in self._index:
             refuse_capture(self.graph.device, f"the index of {name}")
-            self._index[name] = self._numbers_of_ranges(name)
+            self._index[name] = self._numbers_of_segments(name)
+        if name == "edge.given" and name not in self._index:  # for values of edges alone
+            refuse_capture(self.graph.device, f"the index of {name}")
+            dst = self._cast(self.graph.edge_index[1], self.graph.num_dst_nodes)
+            etype = self._cast(self.graph.edge_type, self.graph.num_relations)
+            self._index[name] = self._sort_edges(dst, etype)[1].order
         if name not in self._index:
             if name not in ("node.ntype", "dst.ntype"):
                 raise ValueError(f"map {name!r} has no index")
@@ -163,15 +176,21 @@ class Structure:
             self._index[name] = self._cast(types[:rows], self.graph.num_node_types)
         return self._index[name]
 
-    def _numbers_of_ranges(self, name: str) -> Tensor:
-        """The destination, or the destination's pair, of each edge, which stand in that order."""
-        ranges, edges = self._segments[name], self.graph.num_edges
-        counts = ranges.end - ranges.begin
-        if name == "edge.dst":
-            return torch.repeat_interleave(counts, output_size=edges)
-        number = self._segments["dst_pair.dst"].items
-        assert number is not None
-        return torch.repeat_interleave(number, counts.index_select(0, number), output_size=edges)
+    def _numbers_of_segments(self, name: str) -> Tensor:
+        """For each row, the segment that it stands in."""
+        segments = self._segments[name]
+        counts = segments.end - segments.begin
+        rows = self.graph.num_rows(domains.map_source(name))
+        if name == "edge.dst_pair":  # whose segments stand by destination, and not in their order
+            number = self._segments["dst_pair.dst"].items
+            assert number is not None
+            return torch.repeat_interleave(number, counts.index_select(0, number), output_size=rows)
+        number = torch.repeat_interleave(counts, output_size=rows).to(self.dtype)
+        if segments.items is None:
+            return number
+        found = torch.empty_like(number)
+        found[segments.items] = number
+        return found
 
     def segments(self, name: str) -> Segments:
         """For each row of the map's target, the rows that lead to it."""

@@ -112,6 +112,30 @@ def test_an_elementwise_value_takes_the_memory_of_its_operand(layer, taken, form
     torch.testing.assert_close(found, formula(x @ W, W))
 
 
+@rgnn.layer
+def add_sum(g, x, W):
+    return rgnn.linear(g.at_dst(x), W) + g.sum(g.src(x))
+
+
+@rgnn.layer
+def add_sum_of_both(g, x, W):
+    z = rgnn.linear(g.at_dst(x), W)
+    return z + g.sum(g.src(x) * g.dst(z))
+
+
+@pytest.mark.parametrize(("layer", "taken"), [(add_sum, True), (add_sum_of_both, False)])
+def test_a_sum_over_edges_takes_the_memory_of_what_it_is_added_to(layer, taken, small):
+    x, W = torch.randn(20, 16).double(), torch.randn(16, 16).double()
+    with watched_plans() as plans:
+        found = layer(small, x, W)
+    schedule = plans[0].compiled.forward_runner.schedule
+    (walk,) = (n for n, s in enumerate(schedule.steps) if isinstance(s, Traversal) and s.map)
+    assert (walk in overwritten(schedule)) == taken
+    src, dst = small.edge_index
+    message = x[src] if taken else x[src] * (x @ W)[dst]
+    torch.testing.assert_close(found, (x @ W).index_add(0, dst, message))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_training_step_takes_little_more_than_planned(name):
     call = CASES[name]()
