@@ -245,7 +245,6 @@ class ActivationOffload:
         self._active = False
         self._look_away()
         self._scopes.active = False
-        self._scopes.reset()
         if error is None:
             self._cache.poll()
         else:

@@ -185,7 +185,7 @@ class TensorCache:
         if nbytes < self._wants.min_bytes:
             if nbytes == 0:  # given up by its owner, who will fill it again
                 return self._leave_alone(tensor)
-            return self._keep(tensor, storage, version, nbytes)
+            return self._keep(tensor, storage, version, nbytes, self._scopes.current)
         known = self._table.find(storage._cdata) if self._moves else None
         saved = None if known is None else known.find(version)
         if _counts_for_itself(tensor, nbytes if saved is None else saved.nbytes):
@@ -196,10 +196,11 @@ class TensorCache:
         if _is_part_of_data(tensor, nbytes):
             self._kept.excluded.append(nbytes)
             return Alive(tensor.detach(), version)
-        wanted = _is_plain(tensor) and self._wants(tensor, nbytes, self._scopes.current)
+        scope = self._scopes.current
+        wanted = _is_plain(tensor) and self._wants(tensor, nbytes, scope)
         if not wanted:
-            return self._keep(tensor, storage, version, nbytes)
-        return self._move(tensor, storage, nbytes, wanted)
+            return self._keep(tensor, storage, version, nbytes, scope)
+        return self._move(tensor, storage, nbytes, scope, wanted)
 
     def _admit_alone(
         self, tensor: torch.Tensor, storage: torch.UntypedStorage, version: int, nbytes: int
@@ -208,18 +209,23 @@ class TensorCache:
 
         What the storage holds beside it may change before it is written, without a trace.
         """
-        own = tensor.numel() * tensor.element_size()
+        own, scope = tensor.numel() * tensor.element_size(), self._scopes.current
         if own >= self._wants.min_bytes and _is_plain(tensor):
-            wanted = self._wants(tensor, own, self._scopes.current)
+            wanted = self._wants(tensor, own, scope)
             if wanted:
                 alone = tensor.detach().clone()
-                handle = self._move(alone, alone.untyped_storage(), own, wanted)
+                handle = self._move(alone, alone.untyped_storage(), own, scope, wanted)
                 handle.probe = VersionProbe(tensor)
                 return handle
-        return self._keep(tensor, storage, version, nbytes)
+        return self._keep(tensor, storage, version, nbytes, scope)
 
     def _move(
-        self, tensor: torch.Tensor, storage: torch.UntypedStorage, nbytes: int, to: bool | Tier
+        self,
+        tensor: torch.Tensor,
+        storage: torch.UntypedStorage,
+        nbytes: int,
+        scope: str,
+        to: bool | Tier,
     ) -> Handle:
         if not self._moves:  # else `pack` has polled
             self._moves = True
@@ -228,7 +234,7 @@ class TensorCache:
         self.counters.num_packed += 1
         self.counters.bytes_packed += nbytes
         self.held.add(nbytes)
-        module = self.account.module(self._scopes.current)
+        module = self.account.module(scope)
         module.bytes_saved += nbytes
         known = self._table.lookup(storage)
         saved = SavedStorage(known.generation, tensor._version, storage, self._grave)
@@ -251,13 +257,18 @@ class TensorCache:
         return min(self.passes.limit(budget, tape) for budget in budgets) // 2
 
     def _keep(
-        self, tensor: torch.Tensor, storage: torch.UntypedStorage, version: int, nbytes: int
+        self,
+        tensor: torch.Tensor,
+        storage: torch.UntypedStorage,
+        version: int,
+        nbytes: int,
+        scope: str,
     ) -> Kept:
         books = self._kept
         kept = Kept(tensor.detach(), version, None, self._beside())
         ref = KeptRef(kept, books.notes.append)
         ref.key, ref.nbytes, ref.held = (storage._cdata, version), nbytes, False
-        ref.scope, ref.device = self._scopes.current, tensor.device
+        ref.scope, ref.device = scope, tensor.device
         books.known[ref.key] = ref
         books.notes.append((ref,))
         if len(books.notes) > MOST_NOTES:

@@ -85,11 +85,17 @@ def _looks_of(model: torch.nn.Module, args: Any, kwargs: Any) -> Hashable:
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
     ]
-    for leaf in tree_leaves((args, kwargs)):
-        if isinstance(leaf, torch.Tensor) and leaf.is_nested:
-            leaves.append(object())  # like no other: what it saves hangs on more than one size
-        elif isinstance(leaf, torch.Tensor):
-            leaves.append((leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad))
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, (torch.Tensor, *_PLAIN)):  # most are: no tree to climb
+            leaves.append(_look_of(value))
         else:
-            leaves.append(leaf if isinstance(leaf, _PLAIN) else type(leaf).__qualname__)
+            leaves.extend(map(_look_of, tree_leaves(value)))
     return tuple(leaves)
+
+
+def _look_of(leaf: Any) -> Hashable:
+    if isinstance(leaf, torch.Tensor):
+        if leaf.is_nested:
+            return object()  # like no other: what it saves hangs on more than one size
+        return leaf.shape, leaf.dtype, leaf.device, leaf.requires_grad
+    return leaf if isinstance(leaf, _PLAIN) else type(leaf).__qualname__

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,12 +13,17 @@ import torch
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.module_hook import ModuleHook
 
+# What runs when a module is called: its frame knows which one it is.
+_CALL = torch.nn.Module._call_impl.__code__
+
 
 class Scopes:
-    """Follows a model's forward with module hooks, per thread.
+    """Tells which module runs, and follows the calls of the model itself.
 
-    The hooks stay on the model until `remove`; while inactive they do nothing. They keep this
-    object alive, but not the owner of the two methods that it is given.
+    Which module runs is read off the stack of calls, when somebody asks: most modules save little
+    that anybody asks about, and two hooks on each would cost more than all the rest. The hooks on
+    the model, which may call back, stay there until `remove`; while inactive they do nothing. They
+    keep this object alive, but not the owner of the two methods that it is given.
 
     Args:
         model: whose modules are named.
@@ -38,28 +43,29 @@ class Scopes:
     ) -> None:
         self._model, self._exclusions = model, exclusions
         self._called, self._returned = weakref.WeakMethod(called), weakref.WeakMethod(returned)
-        self._stacks = threading.local()
+        self._names: dict[int, tuple[weakref.ref[torch.nn.Module], str]] = {}  # by `id`
         self._hooks: list[Any] = []  # on the model itself
         self._inner: list[Any] = []  # on the modules in it
         self._sharded = False
         self.active = False
 
     def install(self) -> None:
-        """Puts the hooks on, once; modules added to the model later are not seen.
+        """Puts the hooks on and learns the names, once; modules added later have none.
 
-        Nothing is put inside compiled modules, where hooks would be traced and break the graph:
-        what these save belongs to the module around them.
+        Nothing inside compiled modules has a name: what these save belongs to the module around
+        them.
         """
         self.install_outermost()
-        if self._inner:
-            return
-        plain = (torch.Tensor, torch.nn.Parameter)
-        self._sharded = any(type(p) not in plain for p in self._model.parameters())
-        for name, module in _outside_compiled(self._model):
-            if module is not self._model:
-                before = module.register_forward_pre_hook(ModuleHook(self._entering(name)))
-                after = module.register_forward_hook(ModuleHook(self._leave), always_call=True)
-                self._inner += [before, after]
+        if not self._names:
+            for name, module in _outside_compiled(self._model):
+                self._names.setdefault(id(module), (weakref.ref(module), name))
+            plain = (torch.Tensor, torch.nn.Parameter)
+            self._sharded = any(type(p) not in plain for p in self._model.parameters())
+        if self._sharded and not self._inner:
+            for _, module in _outside_compiled(self._model):
+                if module is not self._model:
+                    hook = module.register_forward_pre_hook(ModuleHook(self._enter))
+                    self._inner.append(hook)
 
     def install_outermost(self) -> None:
         """Puts the hooks on the model itself, once."""
@@ -84,15 +90,15 @@ class Scopes:
     @property
     def current(self) -> str:
         """Name of the innermost module that runs on this thread; "" outside and in the model."""
-        try:
-            name: str = self._stacks.names[-1]
-            return name
-        except (AttributeError, IndexError):
-            return ""
-
-    def reset(self) -> None:
-        """Forgets this thread's modules, after an exception between the hooks."""
-        self._stacks.names = []
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is _CALL:
+                module = frame.f_locals.get("self")
+                known = self._names.get(id(module))
+                if known is not None and known[0]() is module:
+                    return known[1]
+            frame = frame.f_back
+        return ""
 
     def _enter_model(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
         # While dynamo traces, nothing here may break its graph.
@@ -101,36 +107,17 @@ class Scopes:
         called = self._called()
         if called is None or not called(args, kwargs):
             return
-        self._stacks.names = [""]
         self._exclusions.set_inputs(args, kwargs)
         if self._sharded:
             self._exclusions.add_module(module)
 
-    def _entering(self, name: str) -> Any:
-        stacks, sharded = self._stacks, self._sharded
-
-        def enter(module: torch.nn.Module, args: Any) -> None:
-            if torch.compiler.is_compiling() or not self.active:
-                return
-            if sharded:
-                self._exclusions.add_module(module)
-            try:
-                stacks.names.append(name)
-            except AttributeError:  # the first on this thread
-                stacks.names = [name]
-
-        return enter
+    def _enter(self, module: torch.nn.Module, args: Any) -> None:
+        if self.active and not torch.compiler.is_compiling():
+            self._exclusions.add_module(module)
 
     def _leave_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        self._leave(module, args, output)
         if not torch.compiler.is_compiling() and (returned := self._returned()) is not None:
             returned()
-
-    def _leave(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not self.active:
-            return
-        if names := getattr(self._stacks, "names", None):
-            names.pop()
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

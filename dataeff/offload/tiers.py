@@ -64,6 +64,7 @@ class Tiers:
         self._host_bytes, self._staging_bytes = host_bytes, staging_bytes
         self._streams_of = streams_of
         self._streams: dict[torch.device, Streams | None] = {}
+        self._movable: dict[torch.device, bool] = {}
         self._host: PinnedPool | None = None
         self._staging: PinnedPool | None = None
         self._writer: ThreadPoolExecutor | None = None
@@ -89,6 +90,12 @@ class Tiers:
 
     def moves(self, device: torch.device) -> bool:
         """Whether there is a tier that would free memory of `device`."""
+        movable = self._movable.get(device)  # asked for every storage
+        if movable is None:
+            movable = self._movable[device] = self._can_move(device)
+        return movable
+
+    def _can_move(self, device: torch.device) -> bool:
         if self._of(device) is None:
             on_disk = self._spills is not None and self._direct is None
             return on_disk and device.type == "cpu"

@@ -1,8 +1,11 @@
 """Policies by name and by callable, bytes per module, microbatches."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dataeff.offload import ActivationOffload
 
@@ -47,17 +50,76 @@ def test_hooks_leave_the_model_with_close(tmp_path):
     offload = ActivationOffload(model, tmp_path)
     with offload:
         model(torch.ones(4, 4))
-    assert model[0]._forward_hooks
+    assert model._forward_hooks and not model[0]._forward_hooks  # the layers pay for none
     offload.close()
-    assert not model[0]._forward_hooks and not model._forward_pre_hooks
+    assert not model._forward_hooks and not model._forward_pre_hooks
 
 
-def test_scope_survives_an_exception_in_forward(tmp_path):
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(4, 4))
-    offload = ActivationOffload(model, tmp_path)
-    with pytest.raises(RuntimeError), offload:
-        model(torch.ones(4, 8))
-    assert offload._scopes.current == ""
+class Outer(nn.Module):
+    """Saves a tensor before, in, between and after the modules in it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Sigmoid(), nn.Sigmoid())
+        self.plain = nn.Sigmoid()
+
+    def forward(self, x):
+        x = self.inner(x.exp()).exp()
+        return self.plain.forward(x).exp()  # called past its hooks, it is not known to run
+
+
+@pytest.mark.parametrize("where", ["here", "another thread", "a checkpoint", "after a failure"])
+def test_scope_is_the_innermost_module_that_runs(tmp_path, where):
+    class Outermost(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.outer = Outer()
+
+        def forward(self, x):
+            if where == "a checkpoint":
+                return checkpoint(self.outer.inner, x, use_reentrant=True).exp()
+            return self.outer(x).exp()
+
+    model, seen = Outermost(), []
+    offload = ActivationOffload(
+        model, tmp_path, policy=lambda saved: seen.append(saved.scope), min_bytes=0
+    )
+    x = torch.zeros(8192, requires_grad=True)
+
+    def run():
+        with offload:
+            model(x).exp().sum().backward()
+
+    if where == "after a failure":
+        with pytest.raises(RuntimeError), offload:
+            model(torch.ones(2, requires_grad=True) @ torch.ones(3))
+    if where == "another thread":
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(run).result()
+    else:
+        run()
+    inner = ["outer.inner.0", "outer.inner.1"]
+    if where == "a checkpoint":
+        # What a checkpoint runs again is named too.
+        assert seen == ["", "", *inner]
+    else:
+        assert seen == ["outer", *inner, "outer", "outer", "outer", "", ""]
+    offload.close()
+
+
+def test_a_module_added_later_belongs_to_the_one_around_it(tmp_path):
+    model, seen = nn.Sequential(nn.Sigmoid(), nn.Sequential(nn.Sigmoid())), []
+    offload = ActivationOffload(
+        model, tmp_path, policy=lambda saved: seen.append(saved.scope), min_bytes=0
+    )
+    x = torch.zeros(8192, requires_grad=True)
+    with offload:
+        model(x).sum().backward()
+    model[1][0] = nn.Tanh()
+    with offload:
+        model(x).sum().backward()
+    assert seen == ["0", "1.0", "0", "1"]
+    offload.close()
 
 
 def test_microbatches_are_prefetched_each_in_its_order(
