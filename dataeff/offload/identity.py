@@ -9,6 +9,7 @@ a clock nor a reused `id()` can make two storages look alike.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,8 +42,7 @@ class View(NamedTuple):
         """Lays this view over `storage`, which begins at byte `shift` of it."""
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         offset = self.offset + shift // self.dtype.itemsize
-        with torch.no_grad():
-            return empty.set_(storage, offset, self.size, self.stride)
+        return empty.set_(storage, offset, self.size, self.stride)
 
 
 class VersionProbe:
@@ -58,7 +58,7 @@ class VersionProbe:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.version = tensor._version
         self._alias = tensor.detach()
-        self._alias.data = torch.empty(0, device=tensor.device)
+        self._alias.data = _nothing(tensor.device)
 
     @property
     def current(self) -> int:
@@ -70,6 +70,12 @@ class VersionProbe:
         alias = self._alias.detach()
         alias.data = tensor
         return alias
+
+
+@functools.cache
+def _nothing(device: torch.device) -> torch.Tensor:
+    """What aliases without memory have for data."""
+    return torch.empty(0, device=device)
 
 
 def changed_in_place(size: tuple[int, ...], expected: int, current: int) -> RuntimeError:

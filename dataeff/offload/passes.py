@@ -79,8 +79,9 @@ class Passes:
         """`budget`, or an eighth of a pass, but never less than twice its largest storage."""
         if budget is not None:
             return budget
-        tapes = [t for t in (tape, self._last) if t is not None]
-        return max((max(t.nbytes // 8, 2 * t.largest) for t in tapes), default=0)
+        last = self._last
+        limit = 0 if tape is None else max(tape.nbytes // 8, 2 * tape.largest)
+        return limit if last is None else max(limit, last.nbytes // 8, 2 * last.largest)
 
     def _finish(self, tape: Tape, key: tuple[int, int]) -> None:
         tape.finish()

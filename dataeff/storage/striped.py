@@ -229,7 +229,10 @@ class Stripe:
 
     def done(self) -> bool:
         """Whether every part has ended, well or not."""
-        return all(transfer.done() for transfer in list(self._transfers.values()))
+        for transfer in list(self._transfers.values()):  # noqa: SIM110 (asked at every hook)
+            if not transfer.done():
+                return False
+        return True
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Waits until everything is written; what a directory refused is written to another.
@@ -346,7 +349,10 @@ class StripedRead:
 
     def done(self) -> bool:
         """Whether every part has ended."""
-        return all(transfer.done() for transfer in self.transfers)
+        for transfer in self.transfers:  # noqa: SIM110 (asked at every hook)
+            if not transfer.done():
+                return False
+        return True
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Waits for every part.
