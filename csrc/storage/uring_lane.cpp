@@ -1,6 +1,8 @@
+#include <chrono>
 #include <exception>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -35,13 +37,12 @@ class UringLane final : public RunLane {
     arrived_ = &arrived;
     for (bool more = true;;) {
       RowRun run;
-      while (more && !idle_.empty() && (more = !failure_ && runs.next(run))) begin(run);
+      while (more && !idle_.empty() && (more = !failure_ && runs.next(run))) {
+        begin(run);
+        if (lost_) break;  // which has read it: time to poll
+      }
       if (idle_.size() == slots_.size() && !more) break;
-      if (idle_.size() == slots_.size()) continue;  // every run so far ended without the kernel
-      uring_.submit_and_wait();
-      uint64_t user_data;
-      int32_t result;
-      while (uring_.reap(user_data, result)) complete(user_data, result);
+      if (idle_.size() < slots_.size()) wait();  // else every run so far ended without the kernel
       if (clock_.due() && !failure_) ask(poll);
     }
     if (failure_) std::rethrow_exception(failure_);
@@ -69,12 +70,40 @@ class UringLane final : public RunLane {
     attempt(index);
   }
 
+  void wait() {
+    try {
+      uring_.submit_and_wait();
+    } catch (const OsError&) {
+      go_on_without_ring();
+    }
+    reap();
+  }
+
+  void reap() {
+    uint64_t user_data;
+    int32_t result;
+    while (uring_.reap(user_data, result)) complete(user_data, result);
+  }
+
+  // As in the engine: what the kernel has taken ends without being asked for and is awaited, since
+  // it is written to this lane's memory; the rest, and all that follows, is read by blocking calls.
+  void go_on_without_ring() {
+    lost_ = true;
+    uint64_t user_data;
+    while (uring_.take_back(user_data)) send(static_cast<int>(user_data & ~kPause));
+    while (idle_.size() < slots_.size()) {
+      std::this_thread::sleep_for(std::chrono::microseconds{100});
+      reap();
+    }
+  }
+
   // Starts the slot's next attempt, after its pause.
   void attempt(int index) {
     Slot& slot = slots_[index];
     slot.attempt = slot.io->next();
     const int64_t pause_ns = slot.attempt.pause.count();
-    if (pause_ns == 0) {
+    if (pause_ns > 0 && lost_) std::this_thread::sleep_for(slot.attempt.pause);
+    if (pause_ns == 0 || lost_) {
       send(index);
       return;
     }
@@ -90,6 +119,10 @@ class UringLane final : public RunLane {
     Slot& slot = slots_[index];
     if (slot.attempt.fault.error) {
       advance(index, -slot.attempt.fault.error);
+      return;
+    }
+    if (lost_) {
+      advance(index, slot.io->call(slot.attempt));
       return;
     }
     io_uring_sqe& sqe = uring_.prepare();
@@ -139,6 +172,7 @@ class UringLane final : public RunLane {
   const Arrived* arrived_ = nullptr;
   std::exception_ptr failure_;
   PollClock clock_;
+  bool lost_ = false;  // the ring takes no more
 };
 
 }  // namespace

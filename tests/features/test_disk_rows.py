@@ -4,6 +4,8 @@ import errno
 import gc
 import os
 import pickle
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -351,3 +353,57 @@ def test_concurrent_gathers_prefetches_and_a_close(path, x, engine):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+LOST_RING = """
+import os, sys, threading, time
+import numpy as np
+import torch
+import dataeff
+from dataeff.storage import FaultPlan
+
+x = torch.from_numpy(np.load(sys.argv[1]))
+slow = FaultPlan().add("read", delay_s=5e-3) if sys.argv[2] == "while it reads" else None
+table = dataeff.FeatureTable.open(
+    sys.argv[1], engine="io_uring", cache_bytes=0, faults=slow
+)
+index = torch.arange(0, len(x), 100)
+assert torch.equal(table[index], x[index])
+
+def lose():
+    nothing = os.open("/dev/null", os.O_RDWR)
+    links = {fd: f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")}
+    rings = [fd for fd, link in links.items()
+             if os.path.islink(link) and "io_uring" in os.readlink(link)]
+    assert rings
+    for fd in rings:
+        os.dup2(nothing, int(fd))  # from now on io_uring_enter answers EOPNOTSUPP
+
+if slow is None:
+    lose()
+else:
+    before = slow.num_reads
+    def once_it_reads():
+        while slow.num_reads == before:
+            time.sleep(1e-3)
+        lose()
+    other = threading.Thread(target=once_it_reads)
+    other.start()
+for _ in range(3):
+    assert torch.equal(table[index], x[index])
+if slow is not None:
+    other.join()
+    assert torch.equal(table[index], x[index])
+print("same rows")
+"""
+
+
+@pytest.mark.skipif(uring_refusal() is not None, reason="no io_uring here")
+@pytest.mark.parametrize("when", ["before it reads", "while it reads"])
+def test_a_ring_that_the_kernel_refuses_gives_way_to_blocking_reads(tmp_path, when):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((20_000, 77)))
+    done = subprocess.run(
+        [sys.executable, "-c", LOST_RING, str(tmp_path / "x.npy"), when],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.stdout == "same rows\n", (done.returncode, done.stderr)
