@@ -15,6 +15,7 @@ from dataeff.offload.disk import SpillSet
 from dataeff.offload.tiers import StreamsOf, Tiers
 from dataeff.offload.wear import Wear
 from dataeff.storage import FaultPlan, choose_engine, cufile_refusal
+from dataeff.storage.choice import DEFAULT
 from dataeff.storage.spill import FULL
 
 _LEAST = {"spill_bytes": 1, "staging_bytes": 1}  # 0 of the others
@@ -75,9 +76,16 @@ def open_tiers(
         raise ValueError("nowhere to offload to: name a directory in spill=, or give host_bytes")
     spills = None
     if directories:
+        chosen = engine == "auto"
         engine = _engine(engine, device, directories, num_threads, checksum, faults, streams_of)
         try:
-            spills = SpillSet(directories, spill_bytes, engine, num_threads, faults)
+            try:
+                spills = SpillSet(directories, spill_bytes, engine, num_threads, faults)
+            except OSError:
+                if not chosen or engine == DEFAULT:
+                    raise
+                engine = DEFAULT  # one ring was measured; there is none for every directory
+                spills = SpillSet(directories, spill_bytes, engine, num_threads, faults)
         except OSError as error:
             if error.errno not in FULL or not host_bytes:
                 raise

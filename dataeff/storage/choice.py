@@ -70,14 +70,23 @@ def choose_engine(
     probes: dict[str, Probe] = {}
     for _ in range(NUM_ROUNDS if len(kinds) > 1 else 1):
         for kind in kinds:
-            made = probe(
-                directory,
-                nbytes,
-                max_seconds=max_seconds,
-                kind=kind,
-                num_threads=num_threads,
-                device=device if kind == "cufile" else "cpu",
-            )
+            if kind in refusals:
+                continue
+            try:
+                made = probe(
+                    directory,
+                    nbytes,
+                    max_seconds=max_seconds,
+                    kind=kind,
+                    num_threads=num_threads,
+                    device=device if kind == "cufile" else "cpu",
+                )
+            except OSError as error:
+                if kind == DEFAULT:
+                    raise
+                refusals[kind] = error.strerror or str(error)  # it takes more descriptors, say
+                probes.pop(kind, None)
+                continue
             if kind not in probes or seconds_per_gb(made) < seconds_per_gb(probes[kind]):
                 probes[kind] = made
     kind, reason = decide({kind: seconds_per_gb(made) for kind, made in probes.items()})

@@ -1,5 +1,9 @@
 """The engine is chosen by measurement, and only for a reason."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 
 from dataeff.storage import choice, choose_engine, open_engine, uring_refusal
@@ -55,3 +59,39 @@ def test_an_offload_runs_on_the_engine_it_is_told(tmp_path):
         offload.close()
     with pytest.raises(ValueError, match="kind='pigeon'"):
         ActivationOffload(nn.Linear(4, 4), tmp_path, engine="pigeon")
+
+
+@pytest.mark.skipif(uring_refusal() is not None, reason="io_uring is refused here")
+def test_auto_opens_wherever_the_threads_do_however_few_descriptors_are_left(tmp_path):
+    """A ring and its bell take two more: without them another engine serves."""
+    script = """
+    import os, resource, sys
+    from torch import nn
+    from dataeff.offload import ActivationOffload
+
+    def opens(engine, num_free):
+        used = [int(fd) for fd in os.listdir("/proc/self/fd")][:-1]
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(used) + 1 + num_free, hard))
+        try:
+            offload = ActivationOffload(nn.Linear(4, 4), sys.argv[1], engine=engine)
+        except OSError as error:
+            assert error.errno == 24 and "ulimit -n" in str(error), error
+            return None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        offload.close()
+        return True
+
+    opens("auto", 64)
+    for num_free in range(8):
+        print(num_free, opens("threads", num_free), opens("auto", num_free))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcomes = [line.split() for line in done.stdout.splitlines()]
+    assert len(outcomes) == 8 and all(threads == auto for _, threads, auto in outcomes), outcomes
+    assert {threads for _, threads, _ in outcomes} == {"None", "True"}
