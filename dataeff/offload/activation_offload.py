@@ -199,7 +199,7 @@ class ActivationOffload:
         self._cache.regions.said |= said_compiled
         self._pack, self._unpack = self._cache.pack, self._cache.unpack
         self._untraced = False
-        self._active = False
+        self._active, self._thread = False, 0  # and in which thread
         self._hooks = _HooksOfThread()
         self._num_decided = 0
         self._clock = StepClock()
@@ -214,7 +214,7 @@ class ActivationOffload:
 
     def __enter__(self) -> ActivationOffload:
         if self._active:
-            raise RuntimeError("this ActivationOffload is already active: it cannot be nested")
+            self._end_unended()
         if self._cache.closed:
             raise RuntimeError("this ActivationOffload is closed")
         if capturing():
@@ -233,7 +233,7 @@ class ActivationOffload:
             self._scopes.remove_inner()
         else:
             self._look()
-        self._active = True
+        self._thread, self._active = threading.get_ident(), True
         return self
 
     def __exit__(
@@ -242,6 +242,8 @@ class ActivationOffload:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if not self._active:
+            return  # a block within it has ended it
         self._active = False
         self._look_away()
         self._scopes.active = False
@@ -259,6 +261,20 @@ class ActivationOffload:
                 self._auto.end_step(self._cache)
         if error is None:
             self._rest.end(self._count_decided() - self._num_decided)
+
+    def _end_unended(self) -> None:
+        """Ends the last block, whose `__exit__` an interrupt may have cut off before it began."""
+        if self._thread != threading.get_ident():
+            raise RuntimeError(
+                "this ActivationOffload is already active in another thread: make one for each"
+            )
+        warnings.warn(
+            "activation offload: a block begins before the last one has ended: it is nested, or an "
+            "interrupt cut off the end of the last. That one ends here; results do not change.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        self.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
 
     def _count_decided(self) -> int:
         """Storages that were moved, or that a callable, whose mind may change, was asked about."""
