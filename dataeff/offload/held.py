@@ -63,7 +63,7 @@ class HeldBytes:
         """Lets the memory of a cached storage go."""
         saved.storage = saved.arrived = None
         saved.cached = False
-        del self._cached[id(saved)]
+        self._cached.pop(id(saved), None)
         self.cached_nbytes -= saved.nbytes
         self.add(-saved.nbytes)
         if saved.tape is not None:

@@ -108,8 +108,11 @@ class Incoming:
 
     def _end(self, saved: SavedStorage) -> None:
         assert saved.load is not None and saved.copy is not None
-        load, saved.load = saved.load, None
-        del self._loading[saved]
+        # In this order: an interrupt in between leaves a load that somebody will ask for, or that
+        # ends with what it is of, and nothing in the queue that has none.
+        load = saved.load
+        self._loading.pop(saved, None)
+        saved.load = None
         self._held.cached_nbytes -= saved.nbytes
         try:
             times = load.finish()

@@ -62,9 +62,7 @@ class Outgoing:
         assert saved.copy is not None
         if not saved.copy.cancel():
             return False
-        del self._queue[saved]
-        saved.writing = False
-        self._nbytes -= saved.nbytes
+        self._take_off(saved)
         self._account.counters.bytes_cancelled += saved.nbytes
         self._discard_copy(saved)
         return True
@@ -77,6 +75,12 @@ class Outgoing:
         self._queue[saved] = None
         self._nbytes += saved.nbytes
 
+    def _take_off(self, saved: SavedStorage) -> None:
+        """Takes what is written no more off the queue."""
+        self._queue.pop(saved, None)
+        saved.writing = False
+        self._nbytes -= saved.nbytes
+
     def settle(self) -> None:
         """Settles the stores that have ended; stops those that nobody wants any more."""
         for nbytes, error in self._tiers.poll():
@@ -87,7 +91,6 @@ class Outgoing:
                 self._failed(nbytes, error)
         for saved in over(self._queue, _is_over) if self._queue else ():
             if saved.copy is not None and saved.copy.done():
-                del self._queue[saved]
                 self._end(saved)
             else:
                 self.cancel(saved)
@@ -102,21 +105,23 @@ class Outgoing:
             self._end_oldest()
 
     def _end_oldest(self) -> None:
-        self._end(self._queue.popitem(last=False)[0])
+        self._end(next(iter(self._queue)))
 
     def _end(self, saved: SavedStorage) -> None:
-        """Settles a store that was taken off the queue, waiting for it if need be."""
+        """Settles a store, waiting for it if need be."""
         assert saved.copy is not None
         account = self._account
-        saved.writing = False
-        self._nbytes -= saved.nbytes
         try:
+            # On the queue until it has ended: what an interrupt here would take off it could die,
+            # and its extent be used again, while it is still written.
             times = saved.copy.finish()
         except OSError as error:
+            self._take_off(saved)
             self._discard_copy(saved)
             self._failed(saved.nbytes, error)
             self._fall_back(saved)
             return
+        self._take_off(saved)
         if saved.copy.tier is Tier.DISK:
             account.counters.bytes_written += saved.nbytes
         else:

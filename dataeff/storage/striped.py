@@ -210,9 +210,6 @@ class Stripe:
     def __del__(self) -> None:
         # Lost before anybody held it, by an interrupt: its space must not be lost with it.
         if hasattr(self, "_lock") and self.parts:
-            for transfer in self._transfers.values():
-                if not transfer.cancel():
-                    _outcome(transfer, None)
             self.free()
 
     def start(self) -> None:
@@ -307,8 +304,14 @@ class Stripe:
         return self.parts[0].place if self.parts else "no spill file"
 
     def free(self) -> None:
-        """Gives the extents back; no transfer may be under way."""
+        """Gives the extents back; a write still under way is stopped, or else awaited.
+
+        There is one where an interrupt came before anybody took note of it. No read may be.
+        """
         with self._lock:
+            for transfer in self._transfers.values():
+                if not transfer.done() and not transfer.cancel():
+                    _outcome(transfer, None)
             self._settle()
             while self.parts:
                 part = self.parts.pop()

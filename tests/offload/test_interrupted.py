@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -176,7 +178,12 @@ def test_an_interrupt_while_a_graph_is_freed_loses_nothing(net, tmp_path):
     offload.close()
 
 
-def test_an_interrupt_at_any_line_of_a_step_loses_nothing(tmp_path, gradients, assert_same):
+@pytest.mark.parametrize(
+    ("files", "stride"), [("", 11), (("incoming.py", "outgoing.py", "held.py"), 1)]
+)
+def test_an_interrupt_at_any_line_of_a_step_loses_nothing(
+    tmp_path, gradients, assert_same, files, stride
+):
     """Of the offload's own Python: the next step has the right bits, and nothing is left over."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 96), nn.Tanh())
@@ -196,7 +203,8 @@ def test_an_interrupt_at_any_line_of_a_step_loses_nothing(tmp_path, gradients, a
 
     def interrupt(frame, event, arg):
         nonlocal num_lines
-        if not frame.f_code.co_filename.startswith(package):
+        name = frame.f_code.co_filename
+        if not (name.startswith(package) and name.endswith(files)):
             return None
         if frame.f_code in ends:  # cut off there, a block has not begun, or has not ended
             return interrupt
@@ -208,7 +216,7 @@ def test_an_interrupt_at_any_line_of_a_step_loses_nothing(tmp_path, gradients, a
     ignored, sys.unraisablehook = sys.unraisablehook, lambda error: None
     try:
         while place == 0 or num_lines >= place:
-            place, num_lines = place + 11, 0  # most lines run several times in a step
+            place, num_lines = place + stride, 0  # most lines run several times in a step
             try:
                 sys.settrace(interrupt)
                 step()
@@ -225,6 +233,68 @@ def test_an_interrupt_at_any_line_of_a_step_loses_nothing(tmp_path, gradients, a
     finally:
         sys.settrace(None)
         sys.unraisablehook = ignored
-    assert place > 700
+    assert place > (700 if stride == 11 else 150)
     assert offload._cache._tiers._spills.files[0].used_nbytes == 0
+    offload.close()
+
+
+def test_an_interrupt_at_any_line_of_the_ends_of_a_block(net, tmp_path, gradients, assert_same):
+    """Before the first line of `__exit__` too, as no `try` inside it can help."""
+    model, x = net
+    expected = gradients(model, lambda: model(x).sum().backward())
+    offload = ActivationOffload(model, tmp_path, min_bytes=0)
+    ends = (ActivationOffload.__enter__.__code__, ActivationOffload.__exit__.__code__)
+    place = num_events = 0
+    cut_off = set()
+
+    def step():
+        with offload:
+            model(x).sum().backward()
+
+    def interrupt(frame, event, arg):
+        nonlocal num_events
+        if frame.f_code not in ends:
+            return None
+        num_events += 1
+        if num_events == place:
+            cut_off.add((frame.f_code.co_name, event))
+            raise KeyboardInterrupt
+        return interrupt
+
+    while place == 0 or num_events >= place:
+        place, num_events = place + 1, 0
+        try:
+            sys.settrace(interrupt)
+            step()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*an interrupt cut off the end")
+            assert_same(gradients(model, step), expected)
+        assert_same(gradients(model, step), expected)  # without a warning
+        offload._cache.drain()
+        assert offload.report().saved_bytes == 0, place
+        assert not offload._hooks.pushed
+    assert cut_off >= {
+        (name, event) for name in ("__enter__", "__exit__") for event in ("call", "line", "return")
+    }
+    assert offload._cache._tiers._spills.files[0].used_nbytes == 0
+    offload.close()
+
+
+def test_a_nested_block_ends_the_one_around_it_and_says_so(net, tmp_path, gradients, assert_same):
+    model, x = net
+    expected = gradients(model, lambda: model(x).sum().backward())
+    offload = ActivationOffload(model, tmp_path, min_bytes=0)
+
+    def step():
+        with pytest.warns(RuntimeWarning, match="nested"), offload, offload:
+            model(x).sum().backward()
+
+    assert_same(gradients(model, step), expected)
+    assert offload.report().bytes_written > 0 and not offload._hooks.pushed
+    with offload, ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="thread"):
+        pool.submit(offload.__enter__).result()
     offload.close()
