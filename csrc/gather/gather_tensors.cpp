@@ -79,7 +79,7 @@ std::optional<RowTable> row_table(const DLTensor& table) {
   int64_t stride = table.strides ? table.strides[0] : row_numel;
   if (table.shape[0] == 1) stride = row_numel;
   // So may imaginary parts, negated, which are every second number.
-  if (table.ndim == 1 && stride != 1) return {};
+  if (row_numel == 1 && stride != 1) return {};
   return RowTable{data(table), table.shape[0], row_nbytes, stride * itemsize(table)};
 }
 
