@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,12 @@ def pytest_configure(config):
     own = tempfile.mkdtemp(prefix="dataeff-")
     os.environ["TMPDIR"], tempfile.tempdir = own, own
 
-    def remove():
+    def leave():
         os.environ["TMPDIR"], tempfile.tempdir = usual, usual
-        shutil.rmtree(own, ignore_errors=True)
 
-    config.add_cleanup(remove)
+    config.add_cleanup(leave)
+    # After multiprocessing has removed its own folder in there, which has the priority -100.
+    Finalize(None, shutil.rmtree, (own, True), exitpriority=-200)
 
 
 @pytest.hookimpl(trylast=True)
