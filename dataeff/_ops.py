@@ -157,7 +157,8 @@ def runs_at_once(table: Tensor, index: Tensor) -> bool:
     """Whether a gather on the host may be called as a function, past the dispatcher.
 
     The dispatcher takes longer than a hundred rows do. What it is there for must be absent: a
-    tracer, a mode that intercepts, a transform (vmap), a profiler, another kind of tensor.
+    tracer, a mode that intercepts, a transform (vmap), a profiler, another kind of tensor, a lazy
+    view (conjugated, negated).
     """
     return (
         type(table) is Tensor
@@ -165,6 +166,7 @@ def runs_at_once(table: Tensor, index: Tensor) -> bool:
         and table.is_cpu
         and index.is_cpu
         and not _is_compiling()
+        and not (table.is_conj() or table.is_neg())
         and _tracer() is None
         and _transform() is None
         and not _num_modes()
