@@ -105,29 +105,28 @@ def test_what_is_not_plain_is_left_alone(case):
     assert (out == SENTINEL).all()
 
 
-@pytest.mark.parametrize(
-    "out",
-    [
-        torch.empty(2, 4, dtype=torch.float64),
-        torch.empty(2, 4, dtype=torch.int32),
-        torch.empty(2, 4, dtype=torch.bfloat16),
-        torch.empty(3, 4),
-        torch.empty(2, 5),
-        torch.empty(8),
-        torch.empty(1, 2, 4),
-        torch.empty(4, 2).t(),
-        torch.empty(2, 8)[:, :4],
-        torch.empty(2, 4, device="meta"),
-        "rows",
-        WHOLE[:2],
-        WHOLE[-2:],
-        WHOLE.view(-1)[6:14].view(2, 4),
-        TWO.view(torch.float32).view(2, 2),
-    ],
-    ids=str,
-)
-def test_an_out_that_does_not_fit_is_left_alone(out):
-    table = WHOLE
+OUTS = {
+    "float64": torch.empty(2, 4, dtype=torch.float64),
+    "int32": torch.empty(2, 4, dtype=torch.int32),
+    "bfloat16": torch.empty(2, 4, dtype=torch.bfloat16),
+    "more rows": torch.empty(3, 4),
+    "wider": torch.empty(2, 5),
+    "one dimension": torch.empty(8),
+    "three dimensions": torch.empty(1, 2, 4),
+    "transposed": torch.empty(4, 2).t(),
+    "with gaps": torch.empty(2, 8)[:, :4],
+    "meta": torch.empty(2, 4, device="meta"),
+    "a string": "rows",
+    "the table's first rows": WHOLE[:2],
+    "the table's last rows": WHOLE[-2:],
+    "across the table's rows": WHOLE.view(-1)[6:14].view(2, 4),
+    "the index": TWO.view(torch.float32).view(2, 2),
+}
+
+
+@pytest.mark.parametrize("name", OUTS)
+def test_an_out_that_does_not_fit_is_left_alone(name):
+    out, table = OUTS[name], WHOLE
     if isinstance(out, torch.Tensor) and out.shape == (2, 2):
         table = torch.randn(12, 2)
     before, ids = table.clone(), TWO.clone()
