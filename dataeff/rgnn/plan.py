@@ -253,7 +253,12 @@ class Plan:
     ) -> None:
         self.request = request
         disabled |= request.disabled
-        layer = LAYERS[request.layer_id]
+        layer = LAYERS.get(request.layer_id)
+        if layer is None:
+            raise RuntimeError(
+                "the layer of this call is gone, with the model or function that made it: keep"
+                " that, or make the layer in a module, while what was exported from it runs"
+            )
         names, node_counts = request.names, request.sizes
         rows = RowCounts(*node_counts[:3], *node_counts[5:])
         shapes = dict(zip(names, request.shapes, strict=True))

@@ -264,6 +264,21 @@ def test_a_layer_goes_with_its_model_but_not_before_its_backward(small):
     assert known() is None
 
 
+def test_a_call_of_a_layer_that_is_gone_is_named(small):
+    @rgnn.layer
+    def gone(g, x):
+        return g.sum(g.src(x))
+
+    x, spec = torch.randn(20, 3), plan.spec_of(("x",), ())
+    request = plan.Request.of(gone.id, spec, [x], list(small.sizes), 0)
+    plan.plan_for(request)
+    plan._plan_for.cache_clear()
+    del gone
+    gc.collect()
+    with pytest.raises(RuntimeError, match="layer of this call is gone"):
+        plan.plan_for(request)
+
+
 def test_a_layer_is_named_when_printed_and_a_large_constant_is_cut_short(small):
     assert repr(rgcn) == "rgnn.layer rgcn(x, W)"
     with pytest.raises(TypeError, match=r"argument x is array\(.*ndarray") as caught:
