@@ -29,12 +29,14 @@ CXX_FLAGS = (
 
 
 def find_nvcc() -> Path | None:
-    """Returns nvcc from CUDA_HOME, the PATH or the usual place, whichever comes first."""
+    """Returns nvcc from CUDA_HOME, the PATH, the usual place or a Python package, in that order."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
     if on_path := shutil.which("nvcc"):
         candidates.append(Path(on_path))
     candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    site_packages = Path(sysconfig.get_paths()["purelib"])
+    candidates += sorted(site_packages.glob("nvidia/cu*/bin/nvcc"), reverse=True)
     return next((path for path in candidates if path.exists()), None)
 
 
@@ -48,9 +50,9 @@ def choose_nvcc() -> Path | None:
     nvcc = find_nvcc()
     if nvcc is None and wish == "1":
         raise SystemExit(
-            "DATAEFF_CUDA=1 but nvcc was not found in CUDA_HOME, on the PATH or in "
-            "/usr/local/cuda/bin: install the CUDA toolkit, point CUDA_HOME at it, or set "
-            "DATAEFF_CUDA=0"
+            "DATAEFF_CUDA=1 but nvcc was not found in CUDA_HOME, on the PATH, in "
+            "/usr/local/cuda/bin or among the Python packages: install the CUDA toolkit and point "
+            "CUDA_HOME at it, pip install nvidia-cuda-nvcc (13.0 or later), or set DATAEFF_CUDA=0"
         )
     return nvcc
 
@@ -100,8 +102,10 @@ def ninja_file(target: Path, build_dir: Path, nvcc: Path | None) -> str:
     cxx_extra, link_extra = os.environ.get("CXXFLAGS", ""), os.environ.get("LDFLAGS", "")
     define = "-DDATAEFF_WITH_CUDA=1" if nvcc else ""
     # cudart's static symbols stay private: torch's own copy in the same process must not bind them.
+    # The Python package of nvcc does not search its own lib/ for it.
     link = (
-        f"{nvcc} -ccbin {cxx} -shared -cudart static -Xlinker --exclude-libs,ALL"
+        f"{nvcc} -ccbin {cxx} -shared -cudart static -L{nvcc.parents[1] / 'lib'} "
+        "-Xlinker --exclude-libs,ALL"
         if nvcc
         else f"{cxx} -shared -pthread {link_extra}"
     )

@@ -32,8 +32,8 @@ class EndOfFile : public std::runtime_error {
 // Thrown by every CUDA entry point of a core that was compiled without nvcc.
 [[noreturn]] inline void throw_no_cuda() {
   throw std::runtime_error(
-      "dataeff was built without CUDA: install the CUDA toolkit (nvcc) and reinstall dataeff with "
-      "DATAEFF_CUDA=1");
+      "dataeff was built without CUDA: install nvcc (`dataeff doctor` says how) and reinstall "
+      "dataeff with DATAEFF_CUDA=1");
 }
 
 }  // namespace dataeff

@@ -72,25 +72,48 @@ def test_an_unknown_architecture_is_named(tmp_path):
     assert "12345" in done.stderr
 
 
-def test_cuda_wished_but_no_nvcc(tmp_path):
-    code = (
-        "import sys; sys.argv = ['setup.py', 'build_ext']\n"
-        "import pathlib, shutil\n"
-        "shutil.which = lambda name: None\n"
-        "exists = pathlib.Path.exists\n"
-        "pathlib.Path.exists = lambda p, **kw: p.name != 'nvcc' and exists(p, **kw)\n"
-        "exec(compile(open('setup.py').read(), str(pathlib.Path('setup.py').resolve()), 'exec'),"
-        " {'__file__': 'setup.py', '__name__': '__main__'})\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
+# setup.py on a machine whose only compilers for CUDA are those of the Python packages in argv[1].
+SETUP_WITH_PACKAGES_OF = """
+import pathlib, shutil, sys, sysconfig
+packages = pathlib.Path(sys.argv[1])
+sys.argv = ["setup.py", "build_ext", "--build-lib", str(packages / "lib")]
+shutil.which = lambda name: None
+get_paths, exists = sysconfig.get_paths, pathlib.Path.exists
+sysconfig.get_paths = lambda *given: {**get_paths(*given), "purelib": str(packages)}
+hides = lambda p: p.name == "nvcc" and packages not in p.parents
+pathlib.Path.exists = lambda p, **kw: not hides(p) and exists(p, **kw)
+path = pathlib.Path("setup.py").resolve()
+exec(compile(path.read_text(), path, "exec"), {"__file__": str(path), "__name__": "__main__"})
+"""
+
+
+def setup_with_packages_of(folder, **environment):
+    without = {k: v for k, v in os.environ.items() if k not in ("CUDA_HOME", "CUDA_PATH")}
+    return subprocess.run(
+        [sys.executable, "-c", SETUP_WITH_PACKAGES_OF, str(folder)],
         cwd=ROOT,
-        env={**os.environ, "DATAEFF_CUDA": "1", "DATAEFF_BUILD_DIR": str(tmp_path)},
+        env={**without, "DATAEFF_BUILD_DIR": str(folder / "objects"), **environment},
         capture_output=True,
         text=True,
     )
+
+
+def test_cuda_wished_but_no_nvcc(tmp_path):
+    done = setup_with_packages_of(tmp_path, DATAEFF_CUDA="1")
     assert done.returncode != 0
     assert "nvcc was not found" in done.stderr and "DATAEFF_CUDA=0" in done.stderr
+
+
+def test_nvcc_of_a_python_package_links_with_its_own_libraries(tmp_path):
+    nvcc = tmp_path / "nvidia" / "cu13" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.write_text("#!/bin/sh\necho compute_90\n")  # compiles nothing
+    nvcc.chmod(0o755)
+    done = setup_with_packages_of(tmp_path, DATAEFF_CUDA_ARCHS="90", CXX="false")
+    plan = (tmp_path / "objects" / "build.ninja").read_text()
+    assert done.returncode != 0  # `false` is no C++ compiler
+    assert f"command = {nvcc} -ccbin false -shared" in plan
+    assert f"-L{tmp_path}/nvidia/cu13/lib " in plan
 
 
 def test_a_misspelt_wish_is_named(tmp_path):

@@ -62,8 +62,13 @@ def test_messages_in_troubleshooting_are_those_that_are_shown():
 
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
 def test_links_point_at_files_that_exist(page):
-    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        name, _, heading = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE)
+            assert heading in [text.lower().replace(" ", "-") for text in headings], link
 
 
 def test_the_guide_to_layers_has_every_operation():

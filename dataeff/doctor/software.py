@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Sequence
 from importlib import metadata
@@ -101,7 +102,7 @@ def core() -> Finding:
         ok=_core.cuda_built,
         value="with CUDA" if _core.cuda_built else "built without CUDA",
         cost="feature gathering and sampling cannot use a GPU",
-        remedy="put nvcc on the PATH and reinstall with DATAEFF_CUDA=1",
+        remedy="get nvcc (see its line) and reinstall with DATAEFF_CUDA=1",
         area=AREA,
     )
 
@@ -170,6 +171,8 @@ def nvcc() -> Finding:
     if on_path := shutil.which("nvcc"):
         candidates.append(Path(on_path))
     candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    site_packages = Path(sysconfig.get_paths()["purelib"])
+    candidates += sorted(site_packages.glob("nvidia/cu*/bin/nvcc"), reverse=True)
     found = next((path for path in candidates if path.exists()), None)
     release = ""
     if found is not None:
@@ -180,7 +183,8 @@ def nvcc() -> Finding:
         ok=found is not None,
         value=release or "not found",
         cost="an install from source gets no CUDA gather and no CUDA sampling",
-        remedy="install the CUDA toolkit, or point CUDA_HOME at it",
+        remedy="install the CUDA toolkit and point CUDA_HOME at it, or, for a torch of CUDA 13.0, "
+        "pip install 'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*'",
         area=AREA,
     )
 

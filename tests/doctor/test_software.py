@@ -93,6 +93,19 @@ def test_nvcc_on_the_path_comes_before_the_usual_place(monkeypatch, tmp_path):
     assert software.nvcc().value == f"12.4 ({nvcc})"
 
 
+def test_nvcc_of_a_python_package_is_found_last(monkeypatch, tmp_path):
+    (tmp_path / "nvidia" / "cu13" / "bin").mkdir(parents=True)
+    nvcc = fake_program(tmp_path / "nvidia" / "cu13" / "bin", "nvcc", "echo 'release 13.0,'")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.delenv("CUDA_PATH", raising=False)
+    monkeypatch.setattr(software.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    monkeypatch.setattr(software.shutil, "which", lambda name: None)
+    exists = Path.exists
+    usual = Path("/usr/local/cuda/bin/nvcc")
+    monkeypatch.setattr(Path, "exists", lambda self: self != usual and exists(self))
+    assert software.nvcc().value == f"13.0 ({nvcc})"
+
+
 def test_a_cache_that_cannot_be_written_is_named_and_not_made(monkeypatch, tmp_path):
     monkeypatch.setenv("DATAEFF_CACHE_DIR", str(tmp_path / "new" / "er"))
     assert software.kernel_cache().ok and list(tmp_path.iterdir()) == []
