@@ -442,6 +442,7 @@ def test_exports(x, strict):
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:FutureWarning")
 def test_a_traced_gather_is_a_gather(x):
     table = dataeff.FeatureTable(x)
     traced = torch.jit.trace(lambda ids: table[ids], (torch.tensor([3, 1]),))
