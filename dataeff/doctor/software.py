@@ -20,7 +20,7 @@ from dataeff import _core
 from dataeff.doctor.finding import Finding
 
 AREA = "software"
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 OLDEST_TORCH = (2, 10)
 # What dataeff and its build read -> a pattern of its values.
 VARIABLES = {
@@ -60,7 +60,7 @@ def python() -> Finding:
         "Python",
         ok=OLDEST_PYTHON <= version <= NEWEST_PYTHON,
         value=platform.python_version(),
-        cost="dataeff is tested on Python 3.10 to 3.12 only",
+        cost="dataeff is tested on Python 3.10 to 3.13 only",
         remedy="make a virtual environment with one of these",
         area=AREA,
         essential=version < OLDEST_PYTHON,

@@ -13,8 +13,8 @@ from dataeff.doctor import software
     [
         ((3, 9), False, True),
         ((3, 10), True, False),
-        ((3, 12), True, False),
-        ((3, 13), False, False),
+        ((3, 13), True, False),
+        ((3, 14), False, False),
     ],
 )
 def test_python_bounds(monkeypatch, version, ok, essential):

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import inspect
 import queue
 import random
 import threading
@@ -111,8 +112,14 @@ def test_forwards_go_on_while_another_thread_runs_backward(net, tmp_path):
     offload.close()
 
 
-def test_selective_checkpoints(net, gradients, assert_same, tmp_path):
+RESPECTS_HOOKS = "respect_saved_tensors_hooks" in inspect.signature(checkpoint).parameters
+
+
+@pytest.mark.parametrize("respects", [None, False, True] if RESPECTS_HOOKS else [None])
+@pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context:FutureWarning")
+def test_selective_checkpoints(net, gradients, assert_same, tmp_path, respects):
     x = torch.randn(128, 128)
+    how = {"respect_saved_tensors_hooks": respects} if RESPECTS_HOOKS else {}
 
     def keep_products(context, op, *args, **kwargs):
         product = op is torch.ops.aten.addmm.default
@@ -123,20 +130,24 @@ def test_selective_checkpoints(net, gradients, assert_same, tmp_path):
     def loss():
         y = x
         for i in range(0, len(net), 2):
-            y = checkpoint(net[i : i + 2], y, use_reentrant=False, context_fn=contexts)
+            y = checkpoint(net[i : i + 2], y, use_reentrant=False, context_fn=contexts, **how)
         return y.square().sum()
 
     expected = gradients(net, lambda: loss().backward())
     offload = ActivationOffload(net, tmp_path, min_bytes=0)
+    num_moved = []
 
     def step():
         with offload:
             value = loss()
             offload._cache.drain()
+            num_moved.append(offload.report().bytes_written // x.nbytes)
             value.backward()
 
     for _ in range(3):
         assert_same(gradients(net, step), expected)
+    # What enters the 6 checkpoints and the square; the products kept, where hooks are shown these.
+    assert num_moved[0] == (13 if respects else 7)
     assert offload.report().bytes_read > 0
     assert_all_given_back(offload)
     offload.close()
