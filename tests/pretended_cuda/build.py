@@ -9,11 +9,14 @@ import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the kernels on the host
+from cuda_kernels import SOURCES as KERNEL_SOURCES  # noqa: E402
+from cuda_kernels import translated  # noqa: E402
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RUNTIME, DRIVER = "libcudart.so", "libcuda.so"
 ARITHMETIC, CORE = "arithmetic.so", "_core.so"
-KERNEL_SOURCES = ("gather/gather.cu", "sampling/frontier.cu", "memory/register.cu")
 
 
 def torch_folder() -> Path:
@@ -96,9 +99,40 @@ def build_runtime(folder: Path) -> None:
     build_pretended(folder / DRIVER, "libcuda.so.1", HERE / "driver.cpp", pattern, refuse)
 
 
+def build_arithmetic(folder: Path) -> None:
+    torch = torch_folder()
+    includes = [torch / "include", torch / "include/torch/csrc/api/include"]
+    flags = ["-std=c++20", "-O1", "-w", "-pthread", f"-I{cuda_include()}"]
+    flags += [f"-isystem{path}" for path in includes]
+    flags += [f"-L{torch / 'lib'}", "-ltorch_cpu", "-ltorch_cuda", "-lc10", "-lc10_cuda"]
+    flags += [f"-L{folder}", f"-l:{RUNTIME}", "-Wl,--allow-shlib-undefined"]
+    compile_library(folder / ARITHMETIC, [HERE / "arithmetic.cpp"], flags)
+
+
+def build_core(folder: Path) -> None:
+    """`dataeff._core` whose kernels run on the host, in stream order."""
+    import pybind11
+
+    sources = sorted((ROOT / "csrc").rglob("*.cpp"))
+    for source in KERNEL_SOURCES:
+        made = folder / f"{Path(source).stem}.cu.cpp"
+        text = translated((ROOT / "csrc" / source).read_text())
+        if not made.exists() or made.read_text() != text:
+            made.write_text(text)
+        sources.append(made)
+    includes = [HERE / "include", ROOT / "csrc", cuda_include()]
+    system = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = ["-std=c++20", "-O1", "-fvisibility=hidden", "-pthread", "-DDATAEFF_WITH_CUDA=1"]
+    flags += [*(f"-I{path}" for path in includes), *(f"-isystem{path}" for path in system)]
+    flags += ["-Wno-unknown-pragmas", "-ldl", f"-L{folder}", f"-l:{RUNTIME}"]
+    compile_library(folder / CORE, sources, flags)
+
+
 def build(folder: Path) -> None:
     """Builds the libraries into `folder`."""
     build_runtime(folder)
+    build_arithmetic(folder)
+    build_core(folder)
 
 
 if __name__ == "__main__":

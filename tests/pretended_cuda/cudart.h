@@ -11,4 +11,7 @@ void enqueue(void* stream, std::function<void()> work);
 // Breaks the device for good, as a failed assertion of a kernel does.
 void fail(const char* why);
 
+// Leaves an error for cudaGetLastError.
+void refuse(int error);
+
 }  // namespace pretended_cuda
