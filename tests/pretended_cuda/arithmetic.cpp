@@ -54,7 +54,8 @@ struct View {
 // Replaces the tensors of a value, in lists too.
 template <typename Change>
 IValue with_tensors(const IValue& value, const Change& change) {
-  if (value.isTensor()) return value.toTensor().defined() ? IValue(change(value.toTensor())) : value;
+  if (value.isTensor())
+    return value.toTensor().defined() ? IValue(change(value.toTensor())) : value;
   if (value.isTensorList()) {
     c10::List<Tensor> made;
     for (const Tensor& t : value.toTensorVector()) made.push_back(t.defined() ? change(t) : t);
@@ -97,7 +98,7 @@ struct Below {  // neither autograd nor modes, and one thread
 // The arguments of a call as the stream will see them.
 struct Call {
   c10::OperatorHandle op;
-  std::vector<IValue> arguments;  // with meta tensors for those of the device
+  std::vector<IValue> arguments;         // with meta tensors for those of the device
   std::vector<std::vector<View>> views;  // of each argument, in order
 
   Call(const c10::OperatorHandle& op, c10::ArrayRef<IValue> given) : op(op) {
@@ -116,9 +117,8 @@ struct Call {
     Stack stack;
     for (size_t i = 0; i < arguments.size(); ++i) {
       size_t next = 0;
-      stack.push_back(with_tensors(arguments[i], [&](const Tensor& t) {
-        return t.is_meta() ? views[i][next++].get() : t;
-      }));
+      stack.push_back(with_tensors(
+          arguments[i], [&](const Tensor& t) { return t.is_meta() ? views[i][next++].get() : t; }));
     }
     op.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
     return stack;
@@ -126,8 +126,8 @@ struct Call {
 };
 
 void require_one_device(const c10::OperatorHandle& op, c10::ArrayRef<IValue> arguments) {
-  static const std::set<std::string> mixed{"aten::index", "aten::index_put_", "aten::_index_put_impl_",
-                                           "aten::_unsafe_index"};
+  static const std::set<std::string> mixed{"aten::index", "aten::index_put_",
+                                           "aten::_index_put_impl_", "aten::_unsafe_index"};
   if (mixed.count(op.operator_name().name)) return;
   for (const IValue& value : arguments)
     with_tensors(value, [&](const Tensor& t) {
@@ -247,7 +247,8 @@ void run_boxed(const c10::OperatorHandle& op, Stack* stack) {
       for (size_t i = 0; i < found.size(); ++i) {
         size_t next = 0;
         if (!results[i].empty())
-          with_tensors(found[i], [&](const Tensor& t) { return results[i][next++].get().copy_(t); });
+          with_tensors(found[i],
+                       [&](const Tensor& t) { return results[i][next++].get().copy_(t); });
       }
     } catch (const std::exception& error) {
       pretended_cuda::fail((name + ": " + error.what()).c_str());
@@ -278,15 +279,16 @@ std::tuple<Tensor, Tensor> dropout(const Tensor& input, double p, std::optional<
   return {input * mask * (p == 1 ? 0. : 1 / (1 - p)), mask};
 }
 
-int64_t choose_attention(const Tensor&, const Tensor&, const Tensor&,
-                         const std::optional<Tensor>&, double, bool, std::optional<double>, bool) {
+int64_t choose_attention(const Tensor&, const Tensor&, const Tensor&, const std::optional<Tensor>&,
+                         double, bool, std::optional<double>, bool) {
   return 0;  // the one that is written in operators
 }
 
 bool is_replaced(const c10::OperatorHandle& op) {
   static const std::set<std::string> kept{
-      "aten::empty", "aten::empty_strided", "aten::resize_", "aten::set_", "aten::record_stream",
-      "aten::_local_scalar_dense", "aten::copy_", "aten::native_dropout", "aten::is_pinned",
+      "aten::empty",       "aten::empty_strided",     "aten::resize_",
+      "aten::set_",        "aten::record_stream",     "aten::_local_scalar_dense",
+      "aten::copy_",       "aten::native_dropout",    "aten::is_pinned",
       "aten::_pin_memory", "aten::_fused_sdp_choice", "aten::_efficientzerotensor"};
   const auto& name = op.operator_name();
   if (name.name.rfind("aten::", 0) != 0 || kept.count(name.name) || !op.hasSchema()) return false;
@@ -319,7 +321,8 @@ extern "C" void pretended_cuda_install() {
         name, DispatchKey::CUDA, c10::KernelFunction::makeFromBoxedFunction<&run_boxed>(),
         std::nullopt, nullptr, "pretended device"));
   }
-  static torch::Library library(torch::Library::IMPL, "aten", DispatchKey::CUDA, __FILE__, __LINE__);
+  static torch::Library library(torch::Library::IMPL, "aten", DispatchKey::CUDA, __FILE__,
+                                __LINE__);
   library.impl("copy_", copy);
   library.impl("native_dropout", dropout);
   library.impl("_fused_sdp_choice", choose_attention);

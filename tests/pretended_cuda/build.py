@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the kernels on the host
-from cuda_kernels import SOURCES as KERNEL_SOURCES  # noqa: E402
-from cuda_kernels import translated  # noqa: E402
+from cuda_kernels import SOURCES as KERNEL_SOURCES
+from cuda_kernels import translated
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

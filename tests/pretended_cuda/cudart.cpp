@@ -76,7 +76,7 @@ struct Capture {
 };
 
 std::mutex& lock = *new std::mutex;
-std::condition_variable& changed = *new std::condition_variable;
+std::condition_variable& progress = *new std::condition_variable;  // of any stream
 using Held = std::unique_lock<std::mutex>;
 uint64_t seed = 0, num_streams = 0;
 
@@ -102,6 +102,7 @@ struct CUstream_st {
   std::deque<Task> queue;
   uint64_t num_queued = 0, num_done = 0, demanded = 0;
   bool running = false, closing = false;
+  std::condition_variable asked;  // for work, or for work sooner
   Capture* capture = nullptr;
 
   // How long a task may lie before it starts, and whether a waiting host shortens that.
@@ -122,21 +123,21 @@ struct CUstream_st {
   void run() {
     Held held(lock);
     for (;;) {
-      changed.wait(held, [&] { return !queue.empty() || closing; });
+      asked.wait(held, [&] { return !queue.empty() || closing; });
       if (queue.empty()) break;
       Task task = std::move(queue.front());
       const auto [late, hurries] = lateness(task.number);
       const auto from = hurries ? task.queued : Clock::now();
-      changed.wait_until(held, from + late, [&, hurries = hurries] {
-        return hurries && demanded >= task.number;
-      });
+      if (late.count())
+        asked.wait_until(held, from + late,
+                         [&, hurries = hurries] { return hurries && demanded >= task.number; });
       if (task.awaited) {
         Record& awaited = *task.awaited;
         const auto demand = [&] {
           if (demanded >= task.number) awaited.stream->demand(awaited.number);
           return awaited.done;
         };
-        changed.wait(held, demand);
+        progress.wait(held, demand);
       }
       if (task.work && broken == cudaSuccess) {
         held.unlock();
@@ -147,7 +148,7 @@ struct CUstream_st {
       queue.pop_front();
       num_done = task.number;
       if (task.record) task.record->done = true, task.record->at = Clock::now();
-      changed.notify_all();
+      progress.notify_all();
     }
     running = false;
   }
@@ -155,7 +156,8 @@ struct CUstream_st {
   void demand(uint64_t number) {
     if (demanded >= number) return;
     demanded = number;
-    changed.notify_all();
+    asked.notify_all();
+    progress.notify_all();  // it may be waiting for another, which is to hurry too
   }
 
   uint64_t push(Task task) {
@@ -170,7 +172,7 @@ struct CUstream_st {
       running = true;
       std::thread(&CUstream_st::run, this).detach();
     }
-    changed.notify_all();
+    asked.notify_all();
     return num_queued;
   }
 
@@ -186,7 +188,7 @@ struct CUstream_st {
 
   void finish(Held& held, uint64_t number) {
     const auto done = [&] { return demand(number), num_done >= number; };
-    changed.wait(held, done);
+    progress.wait(held, done);
   }
 };
 
@@ -242,8 +244,7 @@ struct Side {  // of a copy
   size_t nbytes;
   bool known, on_device, inside;
 
-  Side(const void* data, size_t nbytes)
-      : begin(reinterpret_cast<uintptr_t>(data)), nbytes(nbytes) {
+  Side(const void* data, size_t nbytes) : begin(reinterpret_cast<uintptr_t>(data)), nbytes(nbytes) {
     const Range* range = range_at(begin);
     known = range != nullptr;
     on_device = known && range->on_device;
@@ -265,8 +266,8 @@ cudaError_t allocate(void** data, size_t nbytes, bool on_device) {
   if (on_device && device_nbytes_used + nbytes > kDeviceNbytes)
     return tell(cudaErrorMemoryAllocation);
   const size_t size = (nbytes + 4095) & ~size_t{4095};
-  void* memory =
-      mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return tell(cudaErrorMemoryAllocation);
   std::memset(memory, kRubbish, nbytes);
   const auto begin = reinterpret_cast<uintptr_t>(memory);
@@ -565,7 +566,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const Held held(lock);
   streams.erase(stream);
   stream->closing = true;  // it finishes what it was given; never deleted
-  changed.notify_all();
+  stream->asked.notify_all();
   return cudaSuccess;
 }
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
@@ -741,16 +742,14 @@ cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cu
 
 // --- the driver's functions that torch asks for by name
 
-int has_primary_context(int, unsigned* flags, int* active) {
-  return *flags = 0, *active = 1, 0;
-}
+int has_primary_context(int, unsigned* flags, int* active) { return *flags = 0, *active = 1, 0; }
 int not_supported() { return 801; }
 cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** found, unsigned,
                                              unsigned long long,
                                              cudaDriverEntryPointQueryResult* result) {
   const bool known = std::string(name) == "cuDevicePrimaryCtxGetState";
-  *found = known ? reinterpret_cast<void*>(has_primary_context)
-                 : reinterpret_cast<void*>(not_supported);
+  *found =
+      known ? reinterpret_cast<void*>(has_primary_context) : reinterpret_cast<void*>(not_supported);
   if (result) *result = cudaDriverEntryPointSuccess;
   return cudaSuccess;
 }

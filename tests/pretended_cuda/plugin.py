@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 
 import torch
+
 from build import ARITHMETIC, CORE
 
 folder = Path(os.environ["PRETENDED_CUDA"])

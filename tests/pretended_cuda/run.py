@@ -8,7 +8,7 @@ import importlib.metadata
 import os
 import sys
 
-from build import DRIVER, HERE, ROOT, RUNTIME, build, torch_folder
+from build import DRIVER, HERE, ROOT, RUNTIME, build
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

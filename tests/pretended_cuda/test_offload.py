@@ -1,0 +1,243 @@
+"""Activations moved off a device whose streams run late: the bits of keeping them.
+
+A wait that is missing, a buffer used again too early or memory given up too early shows as rubbish
+in the gradients, or breaks the device.
+"""
+
+import gc
+import os
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dataeff import ActivationOffload
+
+pytestmark = pytest.mark.filterwarnings("ignore:activation offload. a tier is full:RuntimeWarning")
+SEEDS = range(1, 1 + int(os.environ.get("PRETENDED_CUDA_SEEDS", "4")))
+WIDTH, ROWS = 48, 64
+KIB = 1 << 10
+TIERS = {
+    "host": {"host_bytes": 4 << 20},
+    "little host": {"host_bytes": 64 * KIB},
+    "disk": {"spill": True},
+    "disk, little staging": {"spill": True, "staging_bytes": 64 * KIB},
+    "host, then disk": {"spill": True, "host_bytes": 64 * KIB, "checksum": True},
+}
+BUDGETS = {
+    "budgets of their own": {},
+    "no budgets": {"in_flight_bytes": 0, "prefetch_bytes": 0},
+    "small budgets": {"in_flight_bytes": 40 * KIB, "prefetch_bytes": 40 * KIB},
+}
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 2 * WIDTH)
+        self.down = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        return x + self.down(torch.tanh(self.up(self.norm(x))).exp())
+
+
+class Again(Block):
+    def forward(self, x):
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+def make_model(block=Block):
+    torch.manual_seed(0)
+    return nn.Sequential(*[block() for _ in range(3)]).to("cuda")
+
+
+def make_batch(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(ROWS, WIDTH, generator=generator).to("cuda")
+
+
+def offload_of(model, tmp_path, spill=False, **options):
+    return ActivationOffload(model, tmp_path if spill else None, min_bytes=0, **options)
+
+
+def step(model, x, around=None):
+    """Gradients of one step, on the host."""
+    model.zero_grad(set_to_none=True)
+    if around is None:
+        model(x).square().mean().backward()
+    else:
+        with around:
+            model(x).square().mean().backward()
+    return [p.grad.cpu() for p in model.parameters()]
+
+
+def assert_same(found, expected, of=None):
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b), of
+
+
+def crowd(model):
+    """Allocates and overwrites memory between modules, forward and backward."""
+
+    def dirty(*_):
+        for nbytes in (ROWS * WIDTH * 4, 2 * ROWS * WIDTH * 4, 512):
+            torch.full((nbytes // 4,), float("nan"), device="cuda")
+
+    for block in model:
+        for module in block.children():
+            module.register_forward_hook(dirty)
+    for block in model[1:]:
+        block.register_full_backward_hook(dirty)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("budgets", BUDGETS)
+@pytest.mark.parametrize("block", [Block, Again])
+def test_every_order_gives_the_bits_of_keeping(late, tmp_path, tier, budgets, block):
+    model = make_model(block)
+    crowd(model)
+    batches = [make_batch(i) for i in range(2)]
+    expected = [step(model, x) for x in batches]
+    offload = offload_of(model, tmp_path, **TIERS[tier], **BUDGETS[budgets])
+    for seed in SEEDS:
+        late(seed)
+        for x, bits in zip(batches, expected, strict=True):
+            assert_same(step(model, x, offload), bits, seed)
+    report = offload.report()
+    assert report.bytes_packed > 0
+    offload.close()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_steps_on_streams_of_their_own(late, tmp_path, tier):
+    model, x = make_model(), make_batch()
+    crowd(model)
+    expected = step(model, x)
+    offload = offload_of(model, tmp_path, **TIERS[tier], **BUDGETS["small budgets"])
+    for seed in SEEDS:
+        late(seed)
+        for _ in range(2):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                assert_same(step(model, x, offload), expected, seed)
+            torch.cuda.current_stream().wait_stream(stream)
+    offload.close()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_backward_on_another_stream_than_forward(late, tmp_path, tier):
+    model, x = make_model(), make_batch()
+    expected = step(model, x)
+    offload = offload_of(model, tmp_path, **TIERS[tier])
+    for seed in SEEDS:
+        late(seed)
+        model.zero_grad(set_to_none=True)
+        with offload:
+            loss = model(x).square().mean()
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                loss.backward()
+            torch.cuda.current_stream().wait_stream(side)
+        del loss
+        assert_same([p.grad.cpu() for p in model.parameters()], expected, seed)
+    offload.close()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_microbatches_and_retained_graphs(late, tmp_path, tier):
+    model, parts = make_model(), make_batch().chunk(2)
+
+    def run(offload=None):
+        model.zero_grad(set_to_none=True)
+        losses = []
+        for i, part in enumerate(parts):
+            if offload is None:
+                losses.append(model(part).square().mean())
+                continue
+            with offload, offload.microbatch(i):
+                losses.append(model(part).square().mean())
+        for i, loss in reversed(list(enumerate(losses))):
+            if offload is not None:
+                offload.expect_backward(i)
+            loss.backward(retain_graph=True)
+            loss.backward()
+        return [p.grad.cpu() for p in model.parameters()]
+
+    expected = run()
+    offload = offload_of(model, tmp_path, **TIERS[tier])
+    for seed in SEEDS:
+        late(seed)
+        assert_same(run(offload), expected, seed)
+    offload.close()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_step_cut_off_leaves_the_next_ones_right(late, tmp_path, tier, where):
+    model, x = make_model(), make_batch()
+    expected = step(model, x)
+    offload = offload_of(model, tmp_path, **TIERS[tier])
+    fails = []
+
+    def hook(*_):
+        if fails:
+            raise RuntimeError(fails.pop())
+
+    if where == "forward":
+        model[2].up.register_forward_hook(hook)
+    else:
+        model[1].register_full_backward_hook(hook)
+    for seed in SEEDS:
+        late(seed)
+        fails.append("cut off")
+        with pytest.raises(RuntimeError, match="cut off"):
+            step(model, x, offload)
+        assert_same(step(model, x, offload), expected, seed)
+    offload.close()
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_graphs_that_are_dropped(late, tmp_path, tier):
+    model, x = make_model(), make_batch()
+    expected = step(model, x)
+    offload = offload_of(model, tmp_path, **TIERS[tier])
+    for seed in SEEDS:
+        late(seed)
+        with offload:
+            model(x).square().mean()  # no backward: what was saved goes at once
+        assert_same(step(model, x, offload), expected, seed)
+    gc.collect()
+    offload._cache.drain()
+    assert offload.report().saved_bytes == 0
+    offload.close()
+
+
+def test_closed_with_copies_under_way(late, tmp_path):
+    """Pinned memory is given back after the last copy."""
+    model, x = make_model(), make_batch()
+    for seed in SEEDS:
+        late(seed)
+        for tier in ("host", "disk"):
+            offload = offload_of(model, tmp_path, **TIERS[tier])
+            with offload:
+                loss = model(x).square().mean()
+            del loss
+            offload.close()
+        torch.cuda.synchronize()
+        assert (torch.ones(3, device="cuda") + 1).sum().item() == 6
+
+
+def test_the_plan_of_measured_steps(late, tmp_path):
+    model, x = make_model(), make_batch()
+    expected = step(model, x)
+    for seed in (SEEDS[0], SEEDS[-1]):
+        late(seed)
+        tier = TIERS["host, then disk"]
+        offload = offload_of(model, tmp_path, **tier, policy="auto", memory_budget=100 * KIB)
+        for _ in range(18):
+            assert_same(step(model, x, offload), expected, seed)
+        assert offload.plan is not None
+        offload.close()
