@@ -16,6 +16,7 @@ from dataeff import _core
 from dataeff._ops import row_span
 from dataeff.features.gather_cuda import bad_indices
 from dataeff.memory.cuda import capturing, current_device
+from dataeff.memory.own_pages import move_to_own_pages
 
 # Devices, registration and storage of memory that was collected while a CUDA graph was captured,
 # with the process: a wait for a device, or a release of its pages, would end the capture.
@@ -30,10 +31,16 @@ class RegisteredMemory:
     The registration is released only after the devices that read it have finished: pages that go
     while a kernel reads them cost the whole CUDA context. So whoever launches a kernel that reads
     the memory does it in `with memory.readable(device)`, which a release in another thread awaits.
+
+    Args:
+        x: host memory; where CUDA is there, and it is small, it moves to pages of its own.
+        in_place: leave it where it is: others hold its address.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, in_place: bool = False) -> None:
         self.x = x
+        if not in_place and torch.cuda.is_available():
+            move_to_own_pages(x)
         self._begin()
 
     def _begin(self) -> None:

@@ -131,7 +131,8 @@ class DeviceSampler:
                 continue
             if values.device.type != "cpu":
                 raise ValueError(f"seeds are on {self.device} but the graph is on {values.device}")
-            registered.append(RegisteredMemory(values))
+            # The sampler on the CPU has the array's address.
+            registered.append(RegisteredMemory(values, in_place=True))
             registered[-1].register(self.device)
         return registered
 

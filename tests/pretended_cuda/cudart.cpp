@@ -726,8 +726,11 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
 cudaError_t __cudaGetKernel(cudaKernel_t* found, const void* host) {
   return *found = reinterpret_cast<cudaKernel_t>(const_cast<void*>(host)), cudaSuccess;
 }
-cudaError_t cudaLaunchKernel(const void* host, dim3, dim3, void**, size_t, cudaStream_t) {
+cudaError_t cudaLaunchKernel(const void* host, dim3, dim3, void**, size_t, cudaStream_t stream) {
   const auto it = kernels().find(host);
+  // torch.cuda._sleep
+  if (it != kernels().end() && std::strstr(it->second, "spin_kernel"))
+    return queue_work(stream, [] { std::this_thread::sleep_for(kHeldUs); });
   return pretended_cuda_missing(it == kernels().end() ? "a kernel" : it->second);
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
@@ -737,8 +740,14 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void*
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void* host, void**) {
   return cudaLaunchKernel(host, {}, {}, nullptr, 0, nullptr);
 }
-unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, cudaStream_t) { return 0; }
-cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaSuccess; }
+thread_local cudaStream_t launched_on;
+unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, cudaStream_t stream) {
+  return launched_on = stream, 0;
+}
+cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, size_t* shared, void* stream) {
+  *grid = *block = {1, 1, 1}, *shared = 0;
+  return *static_cast<cudaStream_t*>(stream) = launched_on, cudaSuccess;
+}
 
 // --- the driver's functions that torch asks for by name
 
