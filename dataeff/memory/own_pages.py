@@ -8,9 +8,13 @@ behavior). The innocent owner of such a tensor would be told of an invalid argum
 
 from __future__ import annotations
 
+import mmap
 import warnings
 
+import torch
 from torch import Tensor
+
+from dataeff import _core
 
 # From here on malloc gives every request pages of its own: M_MMAP_THRESHOLD grows no further.
 _OWN_FROM_NBYTES = 32 << 20
@@ -19,9 +23,9 @@ _OWN_FROM_NBYTES = 32 << 20
 def move_to_own_pages(x: Tensor) -> None:
     """Moves a small tensor's storage out of the heap, in place, for all its views.
 
-    Memory that torch did not allocate, that has its pages to itself already, or that a NumPy array
-    was made of stays where it is. Raw addresses that were taken before are void, as after
-    `torch.Tensor.share_memory_`.
+    Memory that torch did not allocate, that has its pages to itself already, that a NumPy array was
+    made of, or that other code has registered stays where it is. Raw addresses that were taken
+    before are void, as after `torch.Tensor.share_memory_`.
 
     Args:
         x: host memory.
@@ -32,6 +36,7 @@ def move_to_own_pages(x: Tensor) -> None:
         or not storage.resizable()
         or storage.is_shared()
         or x.is_pinned()
+        or _is_registered_in_part(storage)
     ):
         return
     try:
@@ -44,3 +49,12 @@ def move_to_own_pages(x: Tensor) -> None:
             RuntimeWarning,
             stacklevel=2,
         )
+
+
+def _is_registered_in_part(storage: torch.UntypedStorage) -> bool:
+    """Whether any page is registered already; asked only where that does not start CUDA."""
+    if not torch.cuda.is_initialized():
+        return False
+    begin = storage.data_ptr()
+    pages = range(begin, begin + storage.nbytes(), mmap.PAGESIZE)
+    return any(_core.is_registered(page, 1) for page in pages)

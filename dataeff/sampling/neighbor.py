@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff.memory.own_pages import move_to_own_pages
 from dataeff.sampling.csc import CSCGraph, id_tensor
 from dataeff.sampling.on_device import DeviceSampler, Relation
 
@@ -86,6 +87,9 @@ def relation_spec(
     graph: CSCGraph, fanouts: list[list[int]], src_type: int = 0, dst_type: int = 0
 ) -> _core.RelationSpec:
     """What the core needs to know of one relation; `graph` must outlive the sampler."""
+    if torch.cuda.is_available():  # a sampler of seeds there will register the graph's memory
+        for values in graph.arrays():
+            move_to_own_pages(values)
     return _core.RelationSpec(
         src_type=src_type,
         dst_type=dst_type,

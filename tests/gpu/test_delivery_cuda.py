@@ -116,7 +116,7 @@ def test_the_first_gather_on_one_stream_serves_the_next_on_another(x, kind):
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_rows_that_are_let_go_while_they_are_read_stay(x, tmp_path, where, elsewhere):
     """The next gather, under way already, does not get their memory before the reader is done."""
-    np.save(tmp_path / "x.npy", x.numpy())
+    np.save(tmp_path / "x.npy", x.clone().numpy())
     table = FeatureTable(x) if where == "memory" else FeatureTable.open(tmp_path / "x.npy")
     reader = torch.cuda.Stream() if elsewhere else torch.cuda.current_stream()
     with table:

@@ -175,6 +175,40 @@ def test_microbatches_and_retained_graphs(late, tmp_path, tier):
 
 
 @pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("budgets", BUDGETS)
+def test_microbatches_on_two_streams(late, tmp_path, tier, budgets):
+    """A store of one stream is ended, and its memory given up, while another is current."""
+    model, parts = make_model(), make_batch().chunk(4)
+    crowd(model)
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+
+    def run(offload=None):
+        model.zero_grad(set_to_none=True)
+        losses, now = [], torch.cuda.current_stream()
+        for i, part in enumerate(parts):
+            streams[i % 2].wait_stream(now)
+            with torch.cuda.stream(streams[i % 2]):
+                if offload is None:
+                    losses.append(model(part).square().mean())
+                    continue
+                with offload, offload.microbatch(i):
+                    losses.append(model(part).square().mean())
+        for i, loss in enumerate(losses):
+            with torch.cuda.stream(streams[i % 2]):
+                loss.backward()
+            now.wait_stream(streams[i % 2])
+            streams[1 - i % 2].wait_stream(now)  # gradients are summed in this order
+        return [p.grad.cpu() for p in model.parameters()]
+
+    expected = run()
+    offload = offload_of(model, tmp_path, **TIERS[tier], **BUDGETS[budgets])
+    for seed in SEEDS:
+        late(seed)
+        assert_same(run(offload), expected, seed)
+    offload.close()
+
+
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_step_cut_off_leaves_the_next_ones_right(late, tmp_path, tier, where):
     model, x = make_model(), make_batch()
