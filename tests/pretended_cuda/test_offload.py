@@ -174,6 +174,7 @@ def test_microbatches_and_retained_graphs(late, tmp_path, tier):
     offload.close()
 
 
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match")
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("budgets", BUDGETS)
 def test_microbatches_on_two_streams(late, tmp_path, tier, budgets):
