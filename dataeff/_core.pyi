@@ -38,6 +38,14 @@ def gather_stored_tensors(
     tally: int,
     /,
 ) -> Tensor | None: ...
+def sum_rows_tensors(
+    index: Tensor,
+    rows: Tensor,
+    num_rows: int,
+    padding: int,
+    new: Callable[[int], tuple[Tensor, Tensor]],
+    /,
+) -> tuple[Tensor, Tensor] | None: ...
 def scatter_cpu(
     table: int,
     num_rows: int,

@@ -4,8 +4,10 @@
 
 #include "gather/gather.h"
 #include "gather/gather_tensors.h"
+#include "gather/plain_tensors.h"
 #include "gather/request_count.h"
 #include "gather/stored_rows.h"
+#include "gather/sum_rows_tensors.h"
 
 namespace py = pybind11;
 
@@ -120,7 +122,9 @@ void bind_gather(py::module_& m) {
       py::arg("num_blocks") = 0, py::arg("places") = 0, py::arg("hot") = 0, py::arg("hot_rows") = 0,
       py::arg("hot_stride") = 0, py::arg("hot_slots") = 0, py::arg("hot_hits") = 0,
       py::arg("format") = -1, py::arg("element") = 0, py::arg("scales") = 0);
+  bind_plain_tensors(m);
   bind_gather_tensors(m);
+  bind_sum_rows_tensors(m);
 }
 
 }  // namespace dataeff

@@ -4,11 +4,10 @@
 #include <array>
 #include <atomic>
 #include <optional>
-#include <vector>
 
 #include "gather/gather.h"
+#include "gather/plain_tensors.h"
 #include "gather/stored_rows.h"
-#include "memory/dlpack.h"
 
 namespace py = pybind11;
 
@@ -18,57 +17,6 @@ namespace {
 // From here on a new tensor wants huge pages, which the long way sees to.
 constexpr int64_t kNewNbytes = 4 << 20;
 constexpr int kMostDims = 16;
-
-// What use_tensors was told. References that are never given back: the interpreter outlives them.
-struct Tensors {
-  const DLPackExchangeApi* api = nullptr;
-  std::vector<PyObject*> kinds{};
-  std::vector<PyObject*> guards{};
-  PyObject* get_num_threads = nullptr;
-  PyObject* new_empty = nullptr;
-};
-
-Tensors tensors;
-
-bool is_plain(PyObject* object) {
-  for (PyObject* kind : tensors.kinds)
-    if (reinterpret_cast<PyObject*>(Py_TYPE(object)) == kind) return true;
-  return false;
-}
-
-// False also when one of the guards raises; then the exception stays set.
-bool unguarded() {
-  for (PyObject* guard : tensors.guards) {
-    PyObject* answer = PyObject_CallNoArgs(guard);
-    if (!answer) return false;
-    const int truth = PyObject_IsTrue(answer);
-    Py_DECREF(answer);
-    if (truth) return false;
-  }
-  return true;
-}
-
-bool describe(PyObject* object, DLTensor& tensor) {
-  return is_plain(object) && tensors.api->describe(object, &tensor) == 0 &&
-         tensor.device.device_type == kDlCpu;
-}
-
-std::byte* data(const DLTensor& tensor) {
-  return static_cast<std::byte*>(tensor.data) + tensor.byte_offset;
-}
-
-int64_t itemsize(const DLTensor& tensor) { return tensor.dtype.bits * tensor.dtype.lanes / 8; }
-
-// The elements of dimensions `from` and later; -1 when they do not follow one another.
-int64_t contiguous_numel(const DLTensor& tensor, int from) {
-  int64_t numel = 1;
-  for (int dim = tensor.ndim - 1; dim >= from; --dim) {
-    const int64_t size = tensor.shape[dim];
-    if (size != 1 && tensor.strides && tensor.strides[dim] != numel) return -1;
-    numel *= size;
-  }
-  return numel;
-}
 
 std::optional<RowTable> row_table(const DLTensor& table) {
   // Complex numbers may be conjugated when they are read, which this description does not tell.
@@ -81,14 +29,6 @@ std::optional<RowTable> row_table(const DLTensor& table) {
   // So may imaginary parts, negated, which are every second number.
   if (row_numel == 1 && stride != 1) return {};
   return RowTable{data(table), table.shape[0], row_nbytes, stride * itemsize(table)};
-}
-
-std::optional<RowIndex> row_index(const DLTensor& index) {
-  if (index.dtype.code != kDlInt || index.dtype.lanes != 1) return {};
-  if (index.dtype.bits != 32 && index.dtype.bits != 64) return {};
-  const int64_t size = contiguous_numel(index, 0);
-  if (size <= 0) return {};
-  return RowIndex{data(index), size, index.dtype.bits / 8};
 }
 
 bool of_one_dtype(const DLTensor& a, const DLTensor& b) {
@@ -123,31 +63,10 @@ PyObject* new_rows(PyObject* like, const DLTensor& table, const DLTensor& index)
     arguments[count++] = PyLong_FromLongLong(index.shape[dim]);
   for (int dim = 1; dim < table.ndim; ++dim)
     arguments[count++] = PyLong_FromLongLong(table.shape[dim]);
-  PyObject* rows = PyObject_VectorcallMethod(tensors.new_empty, arguments.data(), count, nullptr);
+  static PyObject* const new_empty = PyUnicode_InternFromString("new_empty");
+  PyObject* rows = PyObject_VectorcallMethod(new_empty, arguments.data(), count, nullptr);
   for (size_t i = 1; i < count; ++i) Py_XDECREF(arguments[i]);
   return rows;
-}
-
-int num_threads() {
-  PyObject* answer = PyObject_CallNoArgs(tensors.get_num_threads);
-  const long number = answer ? PyLong_AsLong(answer) : 1;
-  Py_XDECREF(answer);
-  return static_cast<int>(number);
-}
-
-// False where it throws: an index is out of range, or the system refuses something.
-bool run_without_lock(const auto& gather) {
-  const int threads = num_threads();
-  if (PyErr_Occurred()) return false;
-  bool done = true;
-  Py_BEGIN_ALLOW_THREADS;
-  try {
-    gather(threads);
-  } catch (...) {
-    done = false;
-  }
-  Py_END_ALLOW_THREADS;
-  return done;
 }
 
 void enter(int64_t* tally, int64_t num_rows, int64_t nbytes) {
@@ -160,7 +79,7 @@ void enter(int64_t* tally, int64_t num_rows, int64_t nbytes) {
 PyObject* gather_plain(PyObject* table_object, PyObject* index_object, PyObject* out_object,
                        int64_t* tally) {
   DLTensor table, index, out;
-  if (!tensors.api || !unguarded()) return nullptr;
+  if (!unguarded()) return nullptr;
   if (!describe(table_object, table) || !describe(index_object, index)) return nullptr;
   const auto from = row_table(table);
   const auto ids = row_index(index);
@@ -191,7 +110,7 @@ bool are_scales(const DLTensor& scales, int64_t num_rows) {
 bool gather_widened(PyObject* table_object, PyObject* scales_object, PyObject* index_object,
                     PyObject* out_object, RowCoding coding, int64_t* tally) {
   DLTensor table, scales, index, out;
-  if (!tensors.api || !unguarded()) return false;
+  if (!unguarded()) return false;
   if (!describe(table_object, table) || !describe(index_object, index)) return false;
   if (!describe(out_object, out) || !is_rows(out, table, index)) return false;
   const auto from = row_table(table);
@@ -213,13 +132,6 @@ bool gather_widened(PyObject* table_object, PyObject* scales_object, PyObject* i
   if (!run_without_lock(gather)) return false;
   enter(tally, ids->size, ids->size * row_nbytes);
   return true;
-}
-
-// None, where something is not plain; but Ctrl-C is passed on.
-PyObject* not_plain() {
-  if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_Exception)) return nullptr;
-  PyErr_Clear();  // the long way meets it again, and says what it was
-  Py_RETURN_NONE;
 }
 
 // Not by pybind11's dispatch, which takes as long as fifty rows do.
@@ -257,25 +169,9 @@ PyMethodDef methods[] = {
     {nullptr, nullptr, 0, nullptr},
 };
 
-std::vector<PyObject*> kept(const py::tuple& objects) {
-  std::vector<PyObject*> all;
-  for (const py::handle object : objects) all.push_back(object.inc_ref().ptr());
-  return all;
-}
-
-void use_tensors(const py::capsule& exchange_api, const py::tuple& kinds, const py::tuple& guards,
-                 py::object get_num_threads) {
-  const auto* api = exchange_api.get_pointer<DLPackExchangeApi>();
-  if (api->major_version != 1 || !api->describe) return;  // every gather goes the long way
-  tensors = {api, kept(kinds), kept(guards), get_num_threads.release().ptr(),
-             PyUnicode_InternFromString("new_empty")};
-}
-
 }  // namespace
 
 void bind_gather_tensors(py::module_& m) {
-  m.def("use_tensors", &use_tensors, py::arg("exchange_api"), py::arg("kinds"), py::arg("guards"),
-        py::arg("get_num_threads"));
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }
 

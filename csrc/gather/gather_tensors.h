@@ -1,5 +1,4 @@
-// The gather on the host called with tensors: a hundred rows are copied in less time than Python
-// takes to read an address, a shape and a stride from each of three tensors.
+// The gather on the host called with tensors.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,10 +6,6 @@
 namespace dataeff {
 
 // Adds to `m`:
-//
-// use_tensors(exchange_api, kinds, guards, get_num_threads): tells what a tensor is. `exchange_api`
-// is DLPack's capsule of the tensor type, kinds are the types that are exactly a tensor and its
-// memory, and while one of the functions `guards` returns what is true nothing is gathered here.
 //
 // gather_tensors(table, index, out, tally): out[i] = table[index[i]] where all are plain: tensors
 // in host memory, the index and the rows contiguous, every index in range, the result new (`out` is

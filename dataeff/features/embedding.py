@@ -34,9 +34,9 @@ class HostEmbedding(torch.nn.Embedding):
         optimizer.step()           # updates them in place: torch.optim's SGD, Adagrad, SparseAdam
 
     `model.cuda()` leaves the rows where they are; give them to an optimizer as any parameter.
-    Gradients of equal indices are summed in a fixed order, so results are the same bits at any
-    number of threads; on the CPU they are those of `torch.nn.Embedding(sparse=True)` with its
-    gradient coalesced. A state dict goes into `torch.nn.Embedding` and back.
+    Gradients of equal indices are summed in the order of the index, so results are the same bits at
+    any number of threads: those of `torch.nn.Embedding(sparse=True)` whose gradient is summed so. A
+    state dict goes into `torch.nn.Embedding` and back.
 
     **Several ranks.** On the CPU, `DistributedDataParallel` (gloo) reduces the sparse gradient as
     it does an `nn.Embedding`'s. It refuses a model whose other parameters are on GPUs: have it

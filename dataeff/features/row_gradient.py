@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff.features.gather import gather
+from dataeff.memory.scratch import new_on_host
 
 
 def sparse_row_gradient(
@@ -16,9 +17,10 @@ def sparse_row_gradient(
 ) -> Tensor:
     """The gradient of `table` in `rows = table[index]`, as touched rows in host memory.
 
-    Rows of equal indices are summed in the order of the index: the same bits at any number of
-    threads, on the CPU those of `torch.nn.Embedding(sparse=True)` once coalesced. On CUDA the sum
-    is made there (a stable sort, then a segmented sum), so only unique rows cross the bus.
+    Rows of equal indices are summed in the order of the index, so that they are the same bits at
+    any number of threads. (`coalesce()` sums them in the order that the processor's sort leaves
+    them in.) On CUDA the sum is made there, by a stable sort and a segmented sum, so that only
+    unique rows cross the bus.
 
     Args:
         index: any shape, each in [-num_rows, num_rows).
@@ -33,18 +35,40 @@ def sparse_row_gradient(
         IndexError: an index on CUDA is out of range. The gather made its row zero; here it would be
             written to memory of others.
     """
+    at_once = _core.sum_rows_tensors(
+        index,
+        grad_rows.contiguous(),
+        shape[0],
+        -1 if padding_idx is None else padding_idx,
+        lambda size: _new_sums(grad_rows, (size, *shape[1:])),
+    )
+    if at_once is not None:
+        return _sparse(*at_once, shape, True)
     flat = index.reshape(-1).long()
     flat = torch.where(flat < 0, flat + shape[0], flat)
     values = grad_rows.reshape(flat.numel(), *shape[1:])
     if padding_idx is not None:
         kept = flat != padding_idx
         flat, values = flat[kept], values[kept]
-    if flat.is_cuda:
-        flat, values = sum_rows_by_segments(flat, values)
-        flat, values = flat.cpu(), values.cpu()
-        _check_ends(flat, shape[0])
-        return sparse_rows(flat, values, shape, is_coalesced=True)
-    return sparse_rows(flat, values, shape).coalesce()
+    if not flat.is_cuda:
+        return sparse_rows(flat, values, shape).coalesce()
+    flat, values = sum_rows_by_segments(flat, values)
+    flat, values = flat.cpu(), values.cpu()
+    _check_ends(flat, shape[0])
+    ids = _new_ids(len(flat))
+    ids[0] = flat
+    return _sparse(ids, values, shape, True)
+
+
+def _new_sums(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    return _new_ids(shape[0]), new_on_host(like, shape, like.dtype)
+
+
+def _new_ids(size: int) -> Tensor:
+    # With a gap after each: of indices without, autograd takes the tensors of a gradient into a new
+    # one, which has forgotten that it is coalesced, so that optimizers sort and sum it again. With
+    # gaps it copies the gradient, which is quicker, and both tensors come out without.
+    return torch.empty_strided((1, size), (2 * size, 2), dtype=torch.int64, device="cpu")
 
 
 def _check_ends(ascending: Tensor, num_rows: int) -> None:
@@ -57,15 +81,22 @@ def _check_ends(ascending: Tensor, num_rows: int) -> None:
             )
 
 
-def sparse_rows(
-    index: Tensor, rows: Tensor, shape: torch.Size, is_coalesced: bool | None = None
-) -> Tensor:
+def sparse_rows(index: Tensor, rows: Tensor, shape: torch.Size) -> Tensor:
     """A sparse COO tensor of rows `index`, [n], that are known to be in range."""
-    # The public constructor warns in torch 2.11 that it checks nothing, when told not to as well.
+    return _sparse(index[None], rows, shape, None)
+
+
+# torch 2.11 warns that this checks nothing, when told not to as well.
+_PUBLIC_IS_QUIET = torch.__version__ >= (2, 13)  # type: ignore[operator]
+
+
+def _sparse(ids: Tensor, rows: Tensor, shape: torch.Size, is_coalesced: bool | None) -> Tensor:
+    if _PUBLIC_IS_QUIET:  # in a third of the time
+        return torch.sparse_coo_tensor(
+            ids, rows, shape, check_invariants=False, is_coalesced=is_coalesced
+        )
     make = torch.ops.aten._sparse_coo_tensor_unsafe.default
-    sparse: Tensor = make(
-        index[None], rows, shape, dtype=rows.dtype, device=rows.device, is_coalesced=is_coalesced
-    )
+    sparse: Tensor = make(ids, rows, shape, is_coalesced=is_coalesced)
     return sparse
 
 

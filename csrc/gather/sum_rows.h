@@ -1,0 +1,36 @@
+// The gradient of a gather: rows of one number summed, in the order in which they come.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "gather/gather.h"
+
+namespace dataeff {
+
+// Where each row of a table is named by an index.
+class NamedRows {
+ public:
+  // Leaves out row `padding`; negative for none. Throws std::out_of_range for a number outside
+  // [-num_rows, num_rows), std::invalid_argument where numbers or places take more than 32 bits.
+  NamedRows(const RowIndex& index, int64_t num_rows, int64_t padding);
+
+  // The number of different rows.
+  int64_t size() const { return static_cast<int64_t>(begins_.size()) - 1; }
+
+  // Writes the different rows, ascending, to ids[i * stride].
+  void write_ids(int64_t* ids, int64_t stride) const;
+
+  // sums[i] = the sum of rows[p] for each place p where the i-th of the different rows is named, in
+  // the order of p: the same bits at any number of threads. Rows have `width` elements.
+  template <typename Value>
+  void sum(const Value* rows, int64_t width, Value* sums, int num_threads) const;
+
+ private:
+  int64_t place(int64_t i) const { return static_cast<uint32_t>(named_[i]); }
+
+  std::vector<uint64_t> named_{};  // row << 32 | place, ascending
+  std::vector<int64_t> begins_{};  // of each different row in named_, and the end
+};
+
+}  // namespace dataeff
