@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import math
 import os
@@ -184,8 +186,10 @@ def _whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[_PartialFi
     """A file that takes the name `path`, on the disk, when the block ends without error.
 
     Until then it has no name, so that not even SIGKILL leaves it behind; where the file system has
-    no such files it is a `.partial` one beside `path`.
+    no such files, and for the moment in which it takes the place of another, it is a `.partial` one
+    beside `path`, which is locked while anyone writes it: the next conversion removes what is not.
     """
+    _remove_left(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         fd = _open_without_name(path.parent)
@@ -195,16 +199,14 @@ def _whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[_PartialFi
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     try:
-        try:
-            if nbytes:
-                _reserve(fd, nbytes, path)
-            yield _PartialFile(path, fd)
-            os.fsync(fd)
-            if not named:
-                partial.unlink(missing_ok=True)  # of a process that had this number
-                _name(fd, partial if overwrite else path)
-        finally:
-            os.close(fd)
+        _lock(fd)
+        if nbytes:
+            _reserve(fd, nbytes, path)
+        yield _PartialFile(path, fd)
+        os.fsync(fd)
+        if not named:
+            partial.unlink(missing_ok=True)  # of a process that had this number
+            _name(fd, partial if overwrite else path)
         if overwrite:
             partial.replace(path)
         elif named:
@@ -214,6 +216,33 @@ def _whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[_PartialFi
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(fd)
+
+
+def _remove_left(path: Path) -> None:
+    """Removes what conversions to `path` left that were killed."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        try:
+            fd = os.open(partial, os.O_WRONLY | os.O_CLOEXEC)
+        except (FileNotFoundError, PermissionError):  # gone meanwhile, or another user's
+            continue
+        try:
+            if _lock(fd):
+                partial.unlink(missing_ok=True)
+        finally:
+            os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Whether a file is locked now: False where a conversion under way has it, or none can be."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        return False
+    return True
 
 
 def _open_without_name(folder: Path) -> int | None:

@@ -1,6 +1,7 @@
 """`dataeff.convert`: what it writes, `FeatureTable.open` and the libraries of the formats read."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -224,6 +225,42 @@ dataeff.convert(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next(tmp_path):
+    target, other = tmp_path / "x.npy", tmp_path / ".y.npy.1.partial"
+    dataeff.convert(torch.ones(9, 4), target)
+    other.write_bytes(b"of another target")
+    code = f"""
+import os, pathlib, signal, dataeff, torch
+pathlib.Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+dataeff.convert(torch.zeros(9, 4), {str(target)!r}, overwrite=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (left,) = set(tmp_path.iterdir()) - {target, other}
+    assert left.name.endswith(".partial")
+    assert torch.equal(table_of(target), torch.ones(9, 4))
+    with open(left) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # as one who writes it still
+        dataeff.convert(torch.zeros(9, 4), target, overwrite=True)
+        assert left.exists()
+    dataeff.convert(torch.zeros(9, 4), target, overwrite=True)
+    assert sorted(tmp_path.iterdir()) == sorted([target, other])
+    assert torch.equal(table_of(target), torch.zeros(9, 4))
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_systems_without_locks_are_written_all_the_same(tmp_path, monkeypatch, code):
+    def refuses(fd, operation):
+        raise OSError(code, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    left = tmp_path / ".x.npy.1.partial"
+    left.touch()
+    dataeff.convert(torch.ones(9, 4), tmp_path / "x.npy")
+    assert torch.equal(table_of(tmp_path / "x.npy"), torch.ones(9, 4))
+    assert left.exists()  # who knows whose it is
 
 
 def test_no_space_is_found_before_a_byte_is_written(tmp_path):
