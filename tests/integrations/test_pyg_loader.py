@@ -158,6 +158,17 @@ def test_features_come_out_of_a_table(filter_per_worker, device):
     assert tabled.x.stats().num_rows == sum(batch.num_nodes for batch in runs[1])
 
 
+def test_a_table_that_a_transform_passed_over_is_refused():
+    data = make_data()
+    data.x = dataeff.FeatureTable(data.x)
+    fewer = data.subgraph(torch.arange(20))
+    with pytest.raises(ValueError, match=r"x is a table of \d+ rows but y is of 20"):
+        NeighborLoader(fewer, [3], batch_size=8)
+    data.y = torch.zeros(data.num_edges)  # of edges
+    data.graph_mask = torch.ones(1)
+    assert len(next(iter(NeighborLoader(data, [3], batch_size=8))).x) >= 8
+
+
 def test_hetero_batches():
     data = make_hetero()
     data["author"].x = dataeff.FeatureTable(features := data["author"].x)

@@ -53,6 +53,9 @@ def with_node_counts(data: Any) -> Any:
     """`data`, its stores told their number of nodes where only a table knows it.
 
     PyG infers the number from tensors and cannot see tables; the caller's object is not changed.
+
+    Raises:
+        ValueError: labels or masks are of another number of nodes than the table.
     """
     if not isinstance(data, (Data, HeteroData)):
         return data
@@ -62,8 +65,23 @@ def with_node_counts(data: Any) -> Any:
             continue
         tables = [key for key in store if key != "edge_attr" and is_table(store[key])]
         if tables:
-            store.num_nodes = len(store["x" if "x" in tables else tables[0]])
+            name = "x" if "x" in tables else tables[0]
+            store.num_nodes = len(store[name])
+            _check_labels(store, name, counted.num_edges)
     return counted
+
+
+def _check_labels(store: Any, name: str, num_edges: int) -> None:
+    # Where a transform has taken nodes out, the table's rows would go to others without a word.
+    num_rows = len(store[name])
+    for key, value in store.items():
+        of_nodes = (key == "y" or key.endswith("_mask")) and isinstance(value, Tensor)
+        if of_nodes and value.dim() and len(value) not in (1, num_rows, num_edges):
+            raise ValueError(
+                f"{name} is a table of {num_rows} rows but {key} is of {len(value)}: PyG's "
+                "transforms that take nodes out leave tables as they are, so make the table "
+                "afterwards; or tell num_nodes"
+            )
 
 
 def is_homogeneous(data: Any) -> bool:
