@@ -55,8 +55,12 @@ bool apart(const std::byte* out, int64_t nbytes, const RowTable& table, const Ro
          apart(out, nbytes, static_cast<const std::byte*>(index.data), index.size * index.itemsize);
 }
 
-// like.new_empty(*index.shape, *table.shape[1:]); null with an exception set when torch refuses.
-PyObject* new_rows(PyObject* like, const DLTensor& table, const DLTensor& index) {
+// `out`, or where it is None like.new_empty(*index.shape, *table.shape[1:]) of less than
+// kNewNbytes; null, with an exception set when torch refuses, elsewhere.
+py::object rows_or_new(PyObject* out, PyObject* like, const DLTensor& table, const DLTensor& index,
+                       int64_t nbytes) {
+  if (out != Py_None) return py::reinterpret_borrow<py::object>(out);
+  if (nbytes >= kNewNbytes || index.ndim + table.ndim - 1 > kMostDims) return {};
   std::array<PyObject*, kMostDims + 1> arguments{like};
   size_t count = 1;
   for (int dim = 0; dim < index.ndim; ++dim)
@@ -66,7 +70,7 @@ PyObject* new_rows(PyObject* like, const DLTensor& table, const DLTensor& index)
   static PyObject* const new_empty = PyUnicode_InternFromString("new_empty");
   PyObject* rows = PyObject_VectorcallMethod(new_empty, arguments.data(), count, nullptr);
   for (size_t i = 1; i < count; ++i) Py_XDECREF(arguments[i]);
-  return rows;
+  return py::reinterpret_steal<py::object>(rows);
 }
 
 void enter(int64_t* tally, int64_t num_rows, int64_t nbytes) {
@@ -83,17 +87,10 @@ PyObject* gather_plain(PyObject* table_object, PyObject* index_object, PyObject*
   if (!describe(table_object, table) || !describe(index_object, index)) return nullptr;
   const auto from = row_table(table);
   const auto ids = row_index(index);
-  if (!from || !ids || index.ndim + table.ndim - 1 > kMostDims) return nullptr;
+  if (!from || !ids) return nullptr;
   const int64_t nbytes = ids->size * from->row_nbytes;
-  py::object rows;
-  if (out_object == Py_None) {
-    if (nbytes >= kNewNbytes) return nullptr;
-    rows = py::reinterpret_steal<py::object>(new_rows(table_object, table, index));
-    if (!rows) return nullptr;
-  } else {
-    rows = py::reinterpret_borrow<py::object>(out_object);
-  }
-  if (!describe(rows.ptr(), out) || !of_one_dtype(out, table)) return nullptr;
+  py::object rows = rows_or_new(out_object, table_object, table, index, nbytes);
+  if (!rows || !describe(rows.ptr(), out) || !of_one_dtype(out, table)) return nullptr;
   if (!is_rows(out, table, index) || !apart(data(out), nbytes, *from, *ids)) return nullptr;
   const auto gather = [&](int threads) { gather_cpu(*from, *ids, data(out), threads); };
   if (!run_without_lock(gather)) return nullptr;
@@ -106,32 +103,33 @@ bool are_scales(const DLTensor& scales, int64_t num_rows) {
          scales.shape[0] == num_rows && contiguous_numel(scales, 0) == num_rows;
 }
 
-// Whether the rows of `table`, kept as `coding` says, have been widened into `out_object`.
-bool gather_widened(PyObject* table_object, PyObject* scales_object, PyObject* index_object,
-                    PyObject* out_object, RowCoding coding, int64_t* tally) {
+// A new reference to the rows of `table`, kept as `coding` says and widened; or null, as above.
+PyObject* gather_widened(PyObject* table_object, PyObject* scales_object, PyObject* index_object,
+                         PyObject* out_object, PyObject* like, RowCoding coding, int64_t* tally) {
   DLTensor table, scales, index, out;
-  if (!unguarded()) return false;
-  if (!describe(table_object, table) || !describe(index_object, index)) return false;
-  if (!describe(out_object, out) || !is_rows(out, table, index)) return false;
+  if (!unguarded()) return nullptr;
+  if (!describe(table_object, table) || !describe(index_object, index)) return nullptr;
   const auto from = row_table(table);
   const auto ids = row_index(index);
-  if (!from || !ids) return false;
-  if (itemsize(table) != code_nbytes(coding.format)) return false;
-  if (itemsize(out) != element_nbytes(coding.element) || out.dtype.code == kDlInt) return false;
+  if (!from || !ids || itemsize(table) != code_nbytes(coding.format)) return nullptr;
+  const int64_t out_nbytes =
+      ids->size * from->row_nbytes / itemsize(table) * element_nbytes(coding.element);
+  py::object rows = rows_or_new(out_object, like, table, index, out_nbytes);
+  if (!rows || !describe(rows.ptr(), out) || !is_rows(out, table, index)) return nullptr;
+  if (itemsize(out) != element_nbytes(coding.element) || out.dtype.code == kDlInt) return nullptr;
   int64_t row_nbytes = from->row_nbytes;
   if (scales_object != Py_None) {
-    if (!describe(scales_object, scales) || !are_scales(scales, from->num_rows)) return false;
+    if (!describe(scales_object, scales) || !are_scales(scales, from->num_rows)) return nullptr;
     coding.scales = reinterpret_cast<const float*>(data(scales));
     row_nbytes += sizeof(float);
   }
-  const int64_t out_nbytes = contiguous_numel(out, 0) * itemsize(out);
-  if (!apart(data(out), out_nbytes, *from, *ids)) return false;
+  if (!apart(data(out), out_nbytes, *from, *ids)) return nullptr;
   const auto gather = [&](int threads) {
     gather_decoded_cpu(*from, coding, *ids, data(out), threads);
   };
-  if (!run_without_lock(gather)) return false;
+  if (!run_without_lock(gather)) return nullptr;
   enter(tally, ids->size, ids->size * row_nbytes);
-  return true;
+  return rows.release().ptr();
 }
 
 // Not by pybind11's dispatch, which takes as long as fifty rows do.
@@ -147,17 +145,17 @@ PyObject* gather_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count
 }
 
 PyObject* gather_stored_tensors(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 7) {
-    PyErr_Format(PyExc_TypeError, "gather_stored_tensors takes 7 arguments, got %zd", count);
+  if (count != 8) {
+    PyErr_Format(PyExc_TypeError, "gather_stored_tensors takes 8 arguments, got %zd", count);
     return nullptr;
   }
-  const RowCoding coding{static_cast<RowFormat>(PyLong_AsLong(arguments[4])),
-                         static_cast<Element>(PyLong_AsLong(arguments[5])), nullptr};
-  auto* tally = static_cast<int64_t*>(PyLong_AsVoidPtr(arguments[6]));
+  const RowCoding coding{static_cast<RowFormat>(PyLong_AsLong(arguments[5])),
+                         static_cast<Element>(PyLong_AsLong(arguments[6])), nullptr};
+  auto* tally = static_cast<int64_t*>(PyLong_AsVoidPtr(arguments[7]));
   if (PyErr_Occurred()) return nullptr;
-  if (gather_widened(arguments[0], arguments[1], arguments[2], arguments[3], coding, tally))
-    return Py_NewRef(arguments[3]);
-  return not_plain();
+  PyObject* rows = gather_widened(arguments[0], arguments[1], arguments[2], arguments[3],
+                                  arguments[4], coding, tally);
+  return rows ? rows : not_plain();
 }
 
 PyMethodDef methods[] = {
@@ -165,7 +163,8 @@ PyMethodDef methods[] = {
      METH_FASTCALL, "gather_tensors(table, index, out, tally) -> Tensor | None"},
     {"gather_stored_tensors",
      reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(gather_stored_tensors)), METH_FASTCALL,
-     "gather_stored_tensors(table, scales, index, out, format, element, tally) -> Tensor | None"},
+     "gather_stored_tensors(table, scales, index, out, like, format, element, tally)"
+     " -> Tensor | None"},
     {nullptr, nullptr, 0, nullptr},
 };
 

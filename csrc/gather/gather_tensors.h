@@ -14,8 +14,9 @@ namespace dataeff {
 // knows what is wrong. `tally` is 0 or the address of three int64, to which one call, its rows and
 // their bytes are added.
 //
-// gather_stored_tensors(table, scales, index, out, format, element, tally): the same of rows kept
-// small, which are widened into `out`, whose dtype is that of `element`; `tally` is not 0.
+// gather_stored_tensors(table, scales, index, out, like, format, element, tally): the same of rows
+// kept small, which are widened into `out`, whose dtype is that of `element`, or into what is made
+// like `like`; `tally` is not 0.
 void bind_gather_tensors(pybind11::module_& m);
 
 }  // namespace dataeff

@@ -18,7 +18,7 @@
 
 namespace dataeff {
 
-// How a row is kept. The numbers are those of dataeff/features/row_format.py.
+// How a row is kept. The numbers are those of dataeff/features/quantised.py.
 enum class RowFormat : int { kFloat16 = 0, kBFloat16 = 1, kInt8 = 2, kFloat8 = 3 };
 // What it is delivered as, and made of.
 enum class Element : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };

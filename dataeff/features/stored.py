@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._ops import INDEX_DTYPES
 from dataeff.features.gather import scatter_
 from dataeff.features.gather_stored import Source, gather_stored
 from dataeff.features.hot import HotRows, HotTier
@@ -21,7 +20,6 @@ from dataeff.features.rows import HostRows, Rows, check_source
 from dataeff.features.stats import Account
 from dataeff.ledger import Tier
 from dataeff.memory import SharedTensor, share_, share_all_among_ranks
-from dataeff.memory.scratch import SMALLEST_NBYTES
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -100,6 +98,7 @@ class StoredRows(Rows):
         self._memory = RegisteredMemory(table)
         self._scales, self._hot, self._sort, self._store = scales, hot, sort, store
         self.shape, self.dtype = table.shape, dtype
+        self._like = torch.empty(0, dtype=dtype, device="cpu")
         self._forget_devices()
 
     def _forget_devices(self) -> None:
@@ -162,8 +161,7 @@ class StoredRows(Rows):
 
     def gather_at_once(self, index: Any, out: Tensor | None, account: Account) -> Tensor | None:
         """By threads on the CPU, in one call of the core, where no hot rows are to be counted."""
-        plain = type(index) is Tensor and index.is_cpu and index.dtype in INDEX_DTYPES
-        if self._hot is not None or not plain:
+        if self._hot is not None:
             return None
         table, scales = self._memory.x, self._scales
         dtype = self.dtype if out is None else out.dtype
@@ -171,13 +169,10 @@ class StoredRows(Rows):
             return _core.gather_tensors(table, index, out, account.tally)
         if table.dtype not in FORMATS or dtype not in ELEMENTS:
             return None
-        if out is None:
-            shape = index.shape + self.shape[1:]
-            if shape.numel() * dtype.itemsize >= SMALLEST_NBYTES:
-                return None  # the long way finds memory for it
-            out = index.new_empty(shape, dtype=dtype)
         numbers = (FORMATS[table.dtype], ELEMENTS[dtype])
-        return _core.gather_stored_tensors(table, scales, index, out, *numbers, account.tally)
+        return _core.gather_stored_tensors(
+            table, scales, index, out, self._like, *numbers, account.tally
+        )
 
     def _gather(self, index: Tensor, out: Tensor | None) -> Tensor:
         source = self._source(index.device)

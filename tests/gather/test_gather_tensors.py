@@ -182,8 +182,9 @@ DELIVERED = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 def stored(codes, scales, index, out, element=None):
     tally = array("q", (0, 0, 0))
     at, _ = tally.buffer_info()
-    numbers = (FORMATS[codes.dtype], ELEMENTS[element or out.dtype])
-    rows = _core.gather_stored_tensors(codes, scales, index, out, *numbers, at)
+    element = element or out.dtype
+    numbers, like = (FORMATS[codes.dtype], ELEMENTS[element]), torch.empty(0, dtype=element)
+    rows = _core.gather_stored_tensors(codes, scales, index, out, like, *numbers, at)
     return rows, tally.tolist()
 
 
@@ -199,6 +200,8 @@ def test_small_rows_are_widened(store, dtype, shape, int32):
     assert rows is out
     assert same_bits(out, dequantise(codes, scales, dtype)[index.long()])
     row_nbytes = 15 * codes.element_size() + (0 if scales is None else 4)
+    new, _ = stored(codes, scales, index, None, dtype)
+    assert same_bits(new, out)
     assert tally == [1, index.numel(), index.numel() * row_nbytes]
 
 
@@ -217,7 +220,8 @@ def test_small_rows_that_are_not_plain_are_left_alone():
         (codes, torch.randn(24)[::2], TWO, fit),
         (codes.t().contiguous().t(), scales, TWO, fit),
         (codes, scales, TWO, codes.view(torch.float32).view(-1)[:8].view(2, 4)),
-        (codes, scales, TWO, None, torch.float32),
+        (codes, scales, TWO, "rows", torch.float32),
+        (codes, scales, torch.zeros(1 << 18).int(), None, torch.float32),  # 4 MiB
     ):
         assert stored(*wrong) == (None, [0, 0, 0])
     with Watches():
