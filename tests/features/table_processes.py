@@ -135,26 +135,40 @@ def descend(model):
         weight.grad = None
 
 
-def train_rank(rank, store, answers, by_ddp):
+def train_rank(rank, store, answers, by_ddp, checkpoint):
     """Two steps of data-parallel training; the rows at the end."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    answers.put((rank, trained_rows(rank, by_ddp)))
+    answers.put((rank, trained_rows(rank, by_ddp, checkpoint)))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def trained_rows(rank, by_ddp):
-    """The wrapped model ends here: the group must not end with it.
+def wrap(model, by_ddp):
+    """The model under DistributedDataParallel, which does the rows' gradients too if `by_ddp`."""
+    if not by_ddp:
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["rows.weight"])
+    return DistributedDataParallel(model)
+
+
+def trained_rows(rank, by_ddp, checkpoint):
+    """With a `checkpoint` each step begins with a new model that reads the last one's state.
+
+    The wrapped model ends here: the group must not end with it.
 
     DistributedDataParallel holds the interpreter's lock while it frees the last reference to a
     group, which joins gloo's thread, which may wait for that lock to free a tensor.
     """
     model = ranker()
-    if not by_ddp:
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["rows.weight"])
-    wrapped = DistributedDataParallel(model)
+    wrapped = wrap(model, by_ddp)
     for step in range(2):
+        if checkpoint and step:
+            if rank == 0:
+                torch.save(model.state_dict(), checkpoint)
+            dist.barrier()
+            model = ranker()
+            model.load_state_dict(torch.load(checkpoint, weights_only=True))
+            wrapped = wrap(model, by_ddp)
         wrapped(BATCHES[step, rank]).backward()
         if not by_ddp:
             model.rows.average_gradients()

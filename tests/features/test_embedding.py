@@ -389,13 +389,15 @@ def test_rows_in_shared_memory():
     assert shared_buffer(plain[0].weight) is not None
 
 
+@pytest.mark.parametrize("resumed", [False, True], ids=["through", "resumed"])
 @pytest.mark.parametrize("by_ddp", [True, False], ids=["ddp", "average_gradients"])
-def test_two_ranks_train_as_one(tmp_path, by_ddp, rank_context):
+def test_two_ranks_train_as_one(tmp_path, by_ddp, resumed, rank_context):
+    checkpoint = tmp_path / "model.pt" if resumed else None
     answers = rank_context.Queue()
     ranks = [
         rank_context.Process(
             target=processes.train_rank,
-            args=(rank, tmp_path / "store", answers, by_ddp),
+            args=(rank, tmp_path / "store", answers, by_ddp, checkpoint),
             daemon=True,
         )
         for rank in range(2)
