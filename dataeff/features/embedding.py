@@ -6,13 +6,14 @@ import errno
 from collections.abc import Callable
 from math import prod
 from multiprocessing.reduction import ForkingPickler
-from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._integers import checked_int
 from dataeff._ops import row_table
 from dataeff.features.index import checked_tensor
 from dataeff.features.registration import RegisteredMemory
@@ -74,9 +75,9 @@ class HostEmbedding(torch.nn.Embedding):
         rows [*, embedding_dim].
 
     Raises:
-        TypeError: a size that is no integer; by a call, an index that is no tensor, or of another
-            dtype.
-        ValueError: an argument that is refused, a negative size, or a device other than the CPU.
+        TypeError: a size that is no integer, a dtype without gradients; by a call, an index that is
+            no tensor, or of another dtype.
+        ValueError: an argument that is refused or out of bounds, or a device other than the CPU.
         NotImplementedError: by a call inside a transform of `torch.func`.
         IndexError: by a call, an index out of range; on CUDA by a later one, and its row is zero.
         OSError: the kernel has no such memory.
@@ -102,7 +103,10 @@ class HostEmbedding(torch.nn.Embedding):
         weight = _weight
         if weight is None:
             shape = _checked_shape(num_embeddings, embedding_dim)
-            weight = _new_rows(shape, dtype or torch.get_default_dtype(), shared)
+            weight = _new_rows(shape, _checked_dtype(dtype), shared)
+        if padding_idx is not None:
+            num_rows = weight.shape[0]
+            checked_int("padding_idx", padding_idx, least=-num_rows, most=num_rows - 1)
         super().__init__(
             num_embeddings,
             embedding_dim,
@@ -246,12 +250,15 @@ def _refuse(
 
 
 def _checked_shape(num_embeddings: int, embedding_dim: int) -> tuple[int, int]:
-    for name, size in (("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)):
-        if not isinstance(size, SupportsIndex):
-            raise TypeError(f"{name}={size!r} is no integer: int({name})")
-        if size.__index__() < 0:
-            raise ValueError(f"{name}={size} is negative: give the number of rows, and of columns")
-    return int(num_embeddings), int(embedding_dim)
+    num_rows = checked_int("num_embeddings", num_embeddings, least=0)
+    return num_rows, checked_int("embedding_dim", embedding_dim, least=0)
+
+
+def _checked_dtype(dtype: torch.dtype | None) -> torch.dtype:
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not isinstance(dtype, torch.dtype) or not (dtype.is_floating_point or dtype.is_complex):
+        raise TypeError(f"dtype={dtype!r} is no torch.dtype that gradients have: torch.float32")
+    return dtype
 
 
 def _new_rows(shape: tuple[int, int], dtype: torch.dtype, shared: bool) -> Tensor:

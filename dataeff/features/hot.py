@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from dataeff._integers import checked_int
 from dataeff.features.adaptive import AdaptivePlacement
 from dataeff.features.gather_stored import Source, gather_stored
 from dataeff.features.hot_cost import suggest_hot_rows
@@ -52,18 +53,12 @@ class HotRows:
     def __init__(
         self, n: int, score: Tensor | None = None, *, policy: Policy = "static", every: int = 4
     ) -> None:
-        for name, value in (("n", n), ("every", every)):
-            if not isinstance(value, SupportsIndex):  # 0.1 would be no rows at all
-                raise TypeError(f"{name}={value!r} is no integer")
-        if n < 0:
-            raise ValueError(f"n={n} hot rows: at least 0")
+        n, every = checked_int("n", n, least=0), checked_int("every", every, least=1)
         if policy not in ("static", "adaptive"):
             raise ValueError(f"policy={policy!r} is not one of 'static', 'adaptive'")
-        if every < 1:
-            raise ValueError(f"every={every}: at least 1")
         if score is not None:
             _check_score(score)
-        self.n, self.score, self.policy, self.every = int(n), score, policy, int(every)
+        self.n, self.score, self.policy, self.every = n, score, policy, every
 
     def __repr__(self) -> str:
         score = "" if self.score is None else ", score"

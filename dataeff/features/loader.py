@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from dataeff._integers import checked_int
 from dataeff.features.pipeline import pipelined
 from dataeff.features.prefetch import Prefetch
 from dataeff.features.table import FeatureTable
@@ -49,6 +50,7 @@ class FeatureLoader:
         depth: sampled batches ahead, at least 1.
 
     Raises:
+        TypeError: a table is none; `num_threads` or `depth` is no integer.
         ValueError: `num_threads` or `depth` is too small.
 
     Example:
@@ -68,11 +70,11 @@ class FeatureLoader:
         num_threads: int = 1,
         depth: int = 2,
     ) -> None:
-        if num_threads < 0 or depth < 1:
-            raise ValueError(
-                f"num_threads={num_threads} must not be negative, and depth={depth} must be at "
-                "least 1"
-            )
+        for one in table.values() if isinstance(table, Mapping) else (table,):
+            if not isinstance(one, FeatureTable):
+                raise TypeError(f"rows come from a FeatureTable, got a {type(one).__name__}")
+        num_threads = checked_int("num_threads", num_threads, least=0)
+        depth = checked_int("depth", depth, least=1)
         self.items, self.table, self.sample = items, table, sample
         self.index = node_ids if index is None else index
         self.device = None if device is None else torch.device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from dataeff._core import FaultPlan
+from dataeff._integers import checked_int
 from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
 from dataeff.features.gather_cuda import check_devices
 from dataeff.features.hot import HotRows
@@ -36,6 +38,8 @@ from dataeff.memory import share_among_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+MOST_READS = 4096  # on their way at one time
 
 _is_compiling = torch.compiler.is_compiling
 _tables: weakref.WeakSet[FeatureTable] = weakref.WeakSet()
@@ -215,17 +219,16 @@ class FeatureTable:
 
         Raises:
             FileNotFoundError: a file is missing.
-            TypeError: a path is none.
+            TypeError: a path is none, or an option no integer.
             ValueError: a file is no table, damaged, truncated, in Fortran order or of another byte
-                order; or files differ in dtype or row shape.
+                order; or files differ in dtype or row shape; or an option is out of bounds.
             KeyError: a `.safetensors` file has no tensor of that name.
             OSError: a file cannot be read, or io_uring or cuFile was asked for and is refused.
 
         Source: pages as in Ginex (arXiv 2208.09151); S3-FIFO (SOSP 2023).
         """
-        for option, value in (("cache_bytes", cache_bytes), ("queue_depth", queue_depth)):
-            if not isinstance(value, int):
-                raise TypeError(f"{option}={value!r} is no integer: int({value!r})")
+        cache_bytes = checked_int("cache_bytes", cache_bytes, least=0, most=sys.maxsize)
+        queue_depth = checked_int("queue_depth", queue_depth, least=1, most=MOST_READS)
         if isinstance(paths, (str, bytes, os.PathLike)) or not isinstance(paths, Iterable):
             paths = [paths]
         options = DiskOptions(cache_bytes, queue_depth, engine, faults)

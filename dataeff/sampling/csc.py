@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._integers import checked_int
 from dataeff._ops import with_memory
 
 _MAX_INT32 = 2**31 - 1
@@ -235,11 +236,11 @@ class CSCGraph:
         self, num_nodes: int | tuple[int, int], num_edges: int, index_dtype: torch.dtype | None
     ) -> None:
         if isinstance(num_nodes, tuple):
-            self.num_src_nodes, self.num_dst_nodes = (int(n) for n in num_nodes)
+            num_sources, num_targets = num_nodes
         else:
-            self.num_src_nodes = self.num_dst_nodes = int(num_nodes)
-        if min(self.num_src_nodes, self.num_dst_nodes) < 0:
-            raise ValueError(f"num_nodes must not be negative, but is {num_nodes}")
+            num_sources = num_targets = num_nodes
+        self.num_src_nodes = checked_int("num_nodes", num_sources, least=0)
+        self.num_dst_nodes = checked_int("num_nodes", num_targets, least=0)
         largest = max(self.num_src_nodes, self.num_dst_nodes, num_edges)
         if index_dtype is None:
             index_dtype = torch.int32 if largest <= _MAX_INT32 else torch.int64

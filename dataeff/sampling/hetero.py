@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._integers import checked_int
 from dataeff.sampling.csc import CSCGraph, id_tensor
 from dataeff.sampling.neighbor import (
     address,
@@ -90,7 +91,7 @@ class HeteroNeighborSampler:
         self.disjoint = disjoint or self.temporal
         self.last = last
         self.induced = induced
-        self.seed = seed
+        self.seed = checked_int("seed", seed)
         if last and not self.temporal:
             raise ValueError("last=True takes the latest edges, but no graph has edge_time")
         for key, graph in self.graphs.items():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._integers import checked_int
 from dataeff.memory.own_pages import move_to_own_pages
 from dataeff.sampling.csc import CSCGraph, id_tensor
 from dataeff.sampling.on_device import DeviceSampler, Relation
@@ -154,7 +155,7 @@ class NeighborSampler:
         self.disjoint = disjoint or graph.edge_time is not None
         self.last = last
         self.induced = induced
-        self.seed = seed
+        self.seed = checked_int("seed", seed)
         check_options(graph, self.fanouts, replace=replace, last=last, induced=induced)
         self._begin()
 

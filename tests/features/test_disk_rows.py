@@ -267,8 +267,11 @@ def test_bad_options(path):
         open_(path, queue_depth=0)
     with pytest.raises(ValueError, match="two rows"):
         open_(path, cache_bytes=10)
-    with pytest.raises(ValueError, match="-1"):
+    with pytest.raises(ValueError, match="cache_bytes=-1 is too small"):
         open_(path, cache_bytes=-1)
+    for option in ("queue_depth", "cache_bytes"):
+        with pytest.raises(ValueError, match=f"{option}={10**30} is too large"):
+            open_(path, **{option: 10**30})
     with pytest.raises(ValueError, match="engine='magic'"):
         open_(path, engine="magic")
     with pytest.raises(ValueError, match="at least one file"):

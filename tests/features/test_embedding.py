@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -272,6 +273,8 @@ def test_gradients_in_float64():
         ({"scale_grad_by_freq": True}, "scale_grad_by_freq=True"),
         ({"sparse": False}, "sparse=True"),
         ({"device": "meta"}, "host memory, not on meta"),
+        ({"padding_idx": 3}, "padding_idx=3 is too large: at most 2"),
+        ({"padding_idx": -4}, "padding_idx=-4 is too small: at least -3"),
         ({"_weight": torch.empty(3, 2, device="meta")}, "host memory, not on meta"),
     ],
 )
@@ -280,12 +283,18 @@ def test_what_is_refused(arguments, words):
         dataeff.HostEmbedding(3, 2, **arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, "float32"])
+def test_a_dtype_without_gradients_is_named(dtype):
+    with pytest.raises(TypeError, match=re.escape(f"dtype={dtype!r}")):
+        dataeff.HostEmbedding(3, 2, dtype=dtype)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(
     ("sizes", "error", "words"),
     [
-        ((-1, 2), ValueError, "num_embeddings=-1 is negative"),
-        ((2, -3), ValueError, "embedding_dim=-3 is negative"),
+        ((-1, 2), ValueError, "num_embeddings=-1 is too small"),
+        ((2, -3), ValueError, "embedding_dim=-3 is too small"),
         ((2.0, 2), TypeError, "num_embeddings=2.0 is no integer"),
         (("3", 2), TypeError, "num_embeddings='3' is no integer"),
         ((1 << 62, 1 << 10), OSError, f"take {1 << 74} bytes"),

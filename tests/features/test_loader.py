@@ -164,6 +164,10 @@ def test_wrong_arguments_are_named(x):
     table = FeatureTable(x)
     with pytest.raises(ValueError, match="depth=0"):
         FeatureLoader([], table, depth=0)
+    with pytest.raises(TypeError, match="num_threads=nan is no integer"):
+        FeatureLoader([], table, num_threads=float("nan"))
+    with pytest.raises(TypeError, match="FeatureTable, got a Tensor"):
+        FeatureLoader([], {"a": torch.ones(3, 2)})
     with pytest.raises(ValueError, match="num_threads=-1"):
         FeatureLoader([], table, num_threads=-1)
     with pytest.raises(TypeError, match="pass index="):

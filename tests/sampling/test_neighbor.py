@@ -362,6 +362,8 @@ def test_integers_of_numpy_are_integers():
     )
     with pytest.raises(TypeError, match="float"):
         NeighborSampler(graph, [3]).sample(seeds, seed=1.5)
+    with pytest.raises(TypeError, match=r"seed=0\.5 is no integer"):
+        NeighborSampler(graph, [3], seed=0.5)
     with pytest.raises(TypeError, match="graph is a Tensor"):
         NeighborSampler(graph.row, [3])
 
