@@ -121,6 +121,19 @@ def test_rows_and_bytes_past_32_bits(tmp_path, engine, cache_bytes):
             table[num_rows]
 
 
+@pytest.mark.parametrize("cache_bytes", [0, 3 << 20])
+@pytest.mark.parametrize("width", [1 << 18, (5 << 18) + 1])  # 1 MiB; past 4, and no whole pages
+def test_rows_of_a_mebibyte_and_more(tmp_path, engine, cache_bytes, width):
+    if cache_bytes and width > 1 << 18:
+        cache_bytes *= 5
+    x, path = torch.randn(4, width), tmp_path / "wide.npy"
+    np.save(path, x.numpy())
+    with dataeff.FeatureTable.open(path, engine=engine, cache_bytes=cache_bytes) as table:
+        for index in ([3, 0, 3], [1, 2, 0], [-1]):
+            assert torch.equal(table[index], x[index])
+        assert (table.stats().disk.num_hits > 0) == (cache_bytes > 0)
+
+
 def test_bfloat16_from_safetensors(tmp_path):
     library = pytest.importorskip("safetensors.torch")
     x = torch.randn(50, 9, dtype=torch.bfloat16)
