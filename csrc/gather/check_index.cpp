@@ -4,6 +4,7 @@
 #include <string>
 
 #include "gather/gather.h"
+#include "gather/wide_vectors.h"
 #include "parallel/parallel_for.h"
 
 namespace dataeff {
@@ -15,7 +16,8 @@ constexpr int64_t kGrain = 1 << 16;
 // compiler turns into vector code. Unsigned arithmetic wraps where id is near the ends of its type,
 // and the wrapped value has the sign that marks it as bad.
 template <typename Id>
-bool any_bad(const Id* ids, int64_t size, int64_t num_rows) {
+inline __attribute__((always_inline)) bool any_bad_of(const Id* ids, int64_t size,
+                                                      int64_t num_rows) {
   const auto n = static_cast<uint64_t>(num_rows);
   uint64_t signs = 0;
   for (int64_t i = 0; i < size; ++i) {
@@ -23,6 +25,21 @@ bool any_bad(const Id* ids, int64_t size, int64_t num_rows) {
     signs |= (id + n) | (n - 1 - id);
   }
   return signs >> 63;
+}
+
+#if DATAEFF_HAS_WIDE
+template <typename Id>
+DATAEFF_WIDE bool any_bad_wide(const Id* ids, int64_t size, int64_t num_rows) {
+  return any_bad_of(ids, size, num_rows);
+}
+#endif
+
+template <typename Id>
+bool any_bad(const Id* ids, int64_t size, int64_t num_rows) {
+#if DATAEFF_HAS_WIDE
+  if (wide_vectors()) return any_bad_wide(ids, size, num_rows);
+#endif
+  return any_bad_of(ids, size, num_rows);
 }
 
 template <typename Id>
