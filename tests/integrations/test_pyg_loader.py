@@ -158,6 +158,7 @@ def test_features_come_out_of_a_table(filter_per_worker, device):
     assert tabled.x.stats().num_rows == sum(batch.num_nodes for batch in runs[1])
 
 
+@pytest.mark.filterwarnings("ignore:Unable to accurately infer")  # it cannot see the table
 def test_a_table_that_a_transform_passed_over_is_refused():
     data = make_data()
     data.x = dataeff.FeatureTable(data.x)
