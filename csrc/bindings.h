@@ -8,6 +8,7 @@ namespace dataeff {
 void bind_memory(pybind11::module_& m);
 void bind_registration(pybind11::module_& m);
 void bind_storage(pybind11::module_& m);
+void bind_spill(pybind11::module_& m);
 void bind_stored_rows(pybind11::module_& m);
 void bind_gather(pybind11::module_& m);
 void bind_sampling(pybind11::module_& m);

@@ -29,6 +29,7 @@ PYBIND11_MODULE(_core, m) {
   dataeff::bind_memory(m);
   dataeff::bind_registration(m);
   dataeff::bind_storage(m);
+  dataeff::bind_spill(m);
   dataeff::bind_stored_rows(m);
   dataeff::bind_gather(m);
   dataeff::bind_sampling(m);

@@ -6,6 +6,7 @@
 #include "memory/extent_map.h"
 #include "memory/host_mapping.h"
 #include "memory/huge_pages.h"
+#include "memory/slab.h"
 
 namespace py = pybind11;
 
@@ -81,6 +82,34 @@ void bind_memory(py::module_& m) {
       .def_property_readonly("num_free", &ExtentMap::num_free)
       .def_property_readonly("largest_free", &ExtentMap::largest_free)
       .def_property_readonly("tail_free", &ExtentMap::tail_free);
+  py::class_<SlabPart, std::shared_ptr<SlabPart>>(m, "SlabPart")
+      .def("release", &SlabPart::release)
+      .def_readonly("offset", &SlabPart::offset)
+      .def_readonly("nbytes", &SlabPart::nbytes)
+      .def_property_readonly("data_ptr", [](const SlabPart& self) {
+        return reinterpret_cast<uintptr_t>(self.data());
+      });
+  py::class_<Slab, std::shared_ptr<Slab>>(m, "Slab")
+      .def(py::init([](const HostBuffer& buffer) {
+             buffer.get();  // not closed
+             return std::make_shared<Slab>(buffer.mapping);
+           }),
+           py::arg("buffer"))
+      .def("take", &Slab::take, py::arg("nbytes"))
+      .def(
+          "lend",
+          [](Slab& self, int64_t nbytes) -> py::object {
+            constexpr int kCpu = 1;  // DLPack's number
+            const std::shared_ptr<SlabPart> part = self.take(nbytes);
+            if (!part) return py::none();
+            return alias_capsule(reinterpret_cast<uintptr_t>(part->data()), nbytes, kCpu, 0,
+                                 py::cast(part));
+          },
+          py::arg("nbytes"))
+      .def_property_readonly("used", &Slab::used)
+      .def_property_readonly("peak", &Slab::peak)
+      .def_property_readonly("largest_free", &Slab::largest_free)
+      .def_property_readonly("capacity", &Slab::capacity);
   m.def("alias_capsule", &alias_capsule, py::arg("data"), py::arg("nbytes"), py::arg("device_type"),
         py::arg("device_id"), py::arg("owner"));
   m.def(

@@ -2,13 +2,11 @@
 
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <cmath>
-
 #include "errors.h"
 #include "storage/alignment.h"
 #include "storage/crc32c.h"
 #include "storage/engine.h"
+#include "storage/wait_heard.h"
 
 namespace py = pybind11;
 
@@ -20,8 +18,9 @@ using std::chrono::nanoseconds;
 std::optional<Op> op_of(const std::string& name) {
   if (name == "read") return Op::kRead;
   if (name == "write") return Op::kWrite;
+  if (name == "reserve") return Op::kReserve;
   if (name == "any") return std::nullopt;
-  throw std::invalid_argument("op='" + name + "' is not one of read, write, any");
+  throw std::invalid_argument("op='" + name + "' is not one of read, write, reserve, any");
 }
 
 FaultPlan& add_fault(FaultPlan& plan, const std::string& op, int error,
@@ -44,29 +43,8 @@ std::shared_ptr<Transfer> submit(Engine& engine, Op op, int fd, uintptr_t data, 
   throw EndOfFile(failure.text);
 }
 
-// Waits in slices, so that Ctrl-C is heard.
 void wait(Transfer& transfer, std::optional<double> timeout_s) {
-  constexpr double kSlice_s = 0.1;
-  double left_s = timeout_s.value_or(INFINITY);
-  while (!transfer.done()) {
-    if (!transfer.of_this_process()) {
-      throw std::runtime_error(transfer.describe() +
-                               " was begun before a fork and ends only in the parent");
-    }
-    const double slice_s = std::clamp(left_s, 0.0, kSlice_s);
-    bool done;
-    {
-      py::gil_scoped_release release;
-      done = transfer.wait_for(nanoseconds{static_cast<int64_t>(slice_s * 1e9)});
-    }
-    if (done) break;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-    left_s -= slice_s;
-    if (left_s <= 0) {
-      PyErr_SetString(PyExc_TimeoutError, (transfer.describe() + " is not done yet").c_str());
-      throw py::error_already_set();
-    }
-  }
+  wait_heard(transfer, timeout_s, [&]() -> const Transfer& { return transfer; });
   if (transfer.cancelled() || transfer.failure()) raise_failure(transfer);
 }
 
@@ -129,10 +107,6 @@ void bind_storage(py::module_& m) {
   m.def("make_threads_engine", make_threads_engine, py::arg("num_threads"), py::arg("faults"));
   m.def("make_uring_engine", make_uring_engine, py::arg("queue_depth"), py::arg("faults"));
   m.def("make_cufile_engine", make_cufile_engine, py::arg("library"), py::arg("num_threads"));
-  m.def("direct_alignment", [](int fd) {
-    const Alignment alignment = alignment_of(fd);
-    return py::make_tuple(alignment.direct, alignment.memory, alignment.block);
-  });
   const auto checksum = [](auto* function) {
     return [function](uintptr_t data_ptr, int64_t nbytes, uint32_t initial) {
       if (nbytes < 0 || (data_ptr == 0 && nbytes > 0)) {

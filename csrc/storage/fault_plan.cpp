@@ -23,7 +23,7 @@ Fault FaultPlan::next(Op op) {
   Fault merged;
   bool any = false;
   for (Rule& rule : rules_) {
-    if (rule.op && *rule.op != op) continue;
+    if (rule.op ? *rule.op != op : op == Op::kReserve) continue;
     const int64_t since = ++rule.num_seen - rule.nth;
     if (since < 0 || since % rule.every != 0) continue;
     if (rule.times && since / rule.every >= *rule.times) continue;

@@ -14,7 +14,7 @@ namespace dataeff {
 // What one attempt (one system call, or one io_uring request) is to suffer.
 struct Fault {
   int error = 0;                           // errno to answer with, the kernel not asked; 0: none
-  std::optional<int64_t> max_nbytes = {};  // the most that the attempt may move
+  std::optional<int64_t> max_nbytes = {};  // the most that the attempt may move (or reserve)
   std::chrono::nanoseconds delay{0};       // waited before the attempt
   bool corrupt = false;                    // flips one bit of what was read
 };
@@ -24,7 +24,8 @@ struct Fault {
 class FaultPlan {
  public:
   // Applies `fault` to the `nth` attempt of its kind (from 1), then to every `every`-th after it,
-  // `times` times in all (without end when it has no value). No `op` means reads and writes.
+  // `times` times in all (without end when it has no value). No `op` means reads and writes, not
+  // reservations.
   void add(std::optional<Op> op, const Fault& fault, int64_t nth, int64_t every,
            std::optional<int64_t> times);
 
@@ -46,7 +47,7 @@ class FaultPlan {
 
   mutable std::mutex mutex_;
   std::vector<Rule> rules_;
-  int64_t num_attempts_[2] = {0, 0};
+  int64_t num_attempts_[3] = {0, 0, 0};
   int64_t num_injected_ = 0;
 };
 

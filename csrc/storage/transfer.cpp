@@ -23,7 +23,9 @@ std::string path_of(int fd) {
 
 }  // namespace
 
-const char* op_name(Op op) { return op == Op::kRead ? "read" : "write"; }
+const char* op_name(Op op) {
+  return op == Op::kRead ? "read" : op == Op::kWrite ? "write" : "reservation";
+}
 
 Transfer::Transfer(Op op, int fd, char* data, int64_t nbytes, int64_t offset,
                    const Alignment& alignment, int64_t room)

@@ -14,7 +14,11 @@
 
 namespace dataeff {
 
-enum class Op : uint8_t { kRead = 0, kWrite = 1 };
+enum class Op : uint8_t {
+  kRead = 0,
+  kWrite = 1,
+  kReserve = 2,  // of space on the disk: no engine moves it, but faults can be injected into it
+};
 
 const char* op_name(Op op);
 

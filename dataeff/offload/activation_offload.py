@@ -200,7 +200,6 @@ class ActivationOffload:
         self._pack, self._unpack = self._cache.pack, self._cache.unpack
         self._untraced = False
         self._active, self._thread = False, 0  # and in which thread
-        self._hooks = _HooksOfThread()
         self._num_decided = 0
         self._clock = StepClock()
         self._live = LiveView(self.report) if live else None
@@ -284,13 +283,19 @@ class ActivationOffload:
         """From here on this thread's saved tensors pass through the hooks."""
         self._exclusions.refresh()
         self._scopes.install()
-        hooks = self._make_hooks()
-        self._hooks.pushed.append(hooks)
-        hooks.__enter__()
+        self._make_hooks().__enter__()
 
     def _look_away(self) -> None:
-        while self._hooks.pushed:
-            self._hooks.pushed.pop().__exit__(None, None, None)
+        # Torch's own list says which hooks are in force: with another one beside it, an interrupt
+        # between the two changes would leave them at odds.
+        while self.looks:
+            torch._C._autograd._pop_saved_tensors_default_hooks()
+
+    @property
+    def looks(self) -> bool:
+        """Whether this thread's saved tensors pass through the hooks of this offload."""
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        return hooks is not None and hooks[1] in (self._unpack, self._cache.unpack)
 
     def _called(self, args: Any, kwargs: Any) -> bool:
         """The model is called: for the hooks on it."""
@@ -408,10 +413,3 @@ def _let_go(scopes: Scopes, auto: AutoPolicy | None) -> None:
     scopes.remove()
     if auto is not None:
         auto.remove()
-
-
-class _HooksOfThread(threading.local):
-    """The saved-tensor hooks that are in force: they hold for the thread that put them up."""
-
-    def __init__(self) -> None:
-        self.pushed: list[saved_tensors_hooks] = []

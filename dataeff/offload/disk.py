@@ -12,7 +12,6 @@ import ctypes
 import errno
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import torch
 
@@ -64,19 +63,19 @@ class SpillSet:
     @property
     def files(self) -> list[SpillFile]:
         """The spill file of each directory."""
-        return [lane.spill for lane in self._striped.lanes]
+        return self._striped.files
 
     @property
     def peak_nbytes(self) -> int:
         """The most bytes that were in the files at once."""
         return self._striped.peak_nbytes
 
-    def begin_write(self, address: int, nbytes: int) -> Written:
+    def begin_write(self, address: int, nbytes: int, source: object = None) -> Written:
         """Writes `nbytes` at `address` to where it will be done first.
 
-        Raises OSError(ENOSPC) when no file has room.
+        `source` is held until it is written. Raises OSError(ENOSPC) when no file has room.
         """
-        return Written(self._striped.write(address, nbytes))
+        return Written(self._striped.write(address, nbytes, source))
 
     def close(self) -> None:
         """Closes the engines and the files; no transfer may be under way."""
@@ -105,9 +104,9 @@ class Written:
         """Stops the write if it has not begun."""
         return self._stripe.cancel()
 
-    def begin_read(self, address: int) -> StripedRead:
-        """Begins to read the bytes to `address`."""
-        return self._stripe.read(address)
+    def begin_read(self, address: int, target: object = None) -> StripedRead:
+        """Begins to read the bytes to `address`; `target` is held while they may come."""
+        return self._stripe.read(address, target)
 
     def check_read(self, read: StripedRead) -> None:
         """Waits for a read of these bytes. Raises OSError with the file and the offset in it."""
@@ -147,25 +146,18 @@ class DiskCopy:
         self._tail = ctypes.string_at(address + lead + body, nbytes - lead - body)
         self.host_nbytes = nbytes - body
         self._crc = _core.crc32c(address + lead, body) if checksum else None
-        self._source: torch.UntypedStorage | None = storage  # the engine reads it until finish()
         self._memory = spills.memory
-        self._written = spills.begin_write(address + lead, body)
+        self._written = spills.begin_write(address + lead, body, storage)
         self.done = self._written.done
 
     def finish(self) -> Times:
         """Waits for the write. Raises OSError naming the file when it failed."""
-        try:
-            span = self._written.finish()
-        finally:
-            self._source = None
+        span = self._written.finish()
         return lambda: span
 
     def cancel(self) -> bool:
         """Stops the write if it has not begun."""
-        if not self._written.cancel():
-            return False
-        self._source = None
-        return True
+        return self._written.cancel()
 
     def load(self) -> DiskLoad:
         """Begins to read the bytes into a new storage."""
@@ -199,15 +191,8 @@ class DiskLoad:
         ctypes.memmove(self._body - lead, head, lead)
         ctypes.memmove(self._body + body, tail, len(tail))
         self._written, self._crc = written, crc
-        self._transfer = written.begin_read(self._body)
+        self._transfer = written.begin_read(self._body, self.storage)
         self.done: Callable[[], bool] = self._transfer.done
-
-    def __del__(self) -> None:
-        # Lost before anybody held it, by an interrupt: its memory must outlast the read.
-        transfer = getattr(self, "_transfer", None)
-        if transfer is not None and not transfer.done():
-            with suppress(OSError, EOFError):  # nobody wants to know
-                transfer.wait()
 
     def order(self) -> None:
         """Host memory has no streams: `finish` was all."""

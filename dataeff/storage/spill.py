@@ -5,16 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-import threading
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 from dataeff import _core
 
-BLOCK_BYTES = 4096  # every file system in use takes direct I/O in multiples of this
-MIN_GROWTH_BYTES = 64 << 20
-MAX_GROWTH_BYTES = 1 << 30
 # No room: on the disk, within the user's quota, or within the process's limit (ulimit -f).
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,20 +28,19 @@ class SpillFile:
     The file is opened with O_TMPFILE (created and unlinked at once where the file system lacks
     that), so it vanishes with the process, even on SIGKILL. It grows by reserving blocks, so a
     full disk is found by `allocate` and not in the middle of a write, and freed extents are used
-    again, best fit first. Thread-safe.
+    again, best fit first. It is open as long as anything uses it, unless closed. Thread-safe.
 
     Args:
         directory: where; must exist.
         capacity_bytes: the most the file may take; the disk's limit when None.
         direct: asks for O_DIRECT, past the page cache. `self.direct` says whether the file system
             took it.
+        faults: faults to inject into reservations, for tests.
 
     Attributes:
-        fd: for `Engine.read` and `Engine.write`.
         direct: whether the file is open for direct I/O.
-        alignment: what offsets and sizes of extents are multiples of.
         path_hint: the directory, for messages.
-        reserved: whether the file system reserves blocks ahead.
+        space: the extents, which the core hands out.
 
     Raises:
         OSError: the directory is missing, not writable, ...
@@ -56,18 +51,29 @@ class SpillFile:
         directory: str | os.PathLike[str],
         capacity_bytes: int | None = None,
         direct: bool = True,
+        faults: _core.FaultPlan | None = None,
     ) -> None:
         self.path_hint = Path(directory)
-        self.capacity_bytes = capacity_bytes
         try:
-            self.fd, self.direct = _open_unnamed(self.path_hint, direct)
+            fd, self.direct = _open_unnamed(self.path_hint, direct)
         except OSError as error:
             raise _refused(self.path_hint, error) from error
-        _, memory_alignment, block = _core.direct_alignment(self.fd)
-        self.alignment = max(BLOCK_BYTES, memory_alignment, block)
-        self.reserved = True
-        self._extents = _core.ExtentMap(0, self.alignment)
-        self._lock = threading.Lock()
+        self.space = _core.SpillSpace(fd, capacity_bytes, str(self.path_hint), faults)
+
+    @property
+    def fd(self) -> int:
+        """For `Engine.read` and `Engine.write`; -1 when the file is closed."""
+        return self.space.fd
+
+    @property
+    def alignment(self) -> int:
+        """What offsets and sizes of extents are multiples of."""
+        return self.space.alignment
+
+    @property
+    def reserved(self) -> bool:
+        """Whether the file system reserves blocks ahead."""
+        return self.space.reserved
 
     def allocate(self, nbytes: int) -> Extent:
         """Space for `nbytes` bytes, rounded up to the alignment; the file grows when it must.
@@ -77,15 +83,7 @@ class SpillFile:
                 `capacity_bytes` is exhausted; nothing is changed then.
             ValueError: the file is closed.
         """
-        with self._lock:
-            if self.fd < 0:
-                raise ValueError(f"the spill file in {self.path_hint} is closed")
-            offset = self._extents.allocate(nbytes)
-            if offset is None:
-                self._grow(self._extents.rounded(nbytes))
-                offset = self._extents.allocate(nbytes)
-                assert offset is not None
-            return Extent(offset, self._extents.rounded(nbytes))
+        return Extent(self.space.allocate(nbytes), self.space.rounded(nbytes))
 
     def free(self, extent: Extent) -> None:
         """Takes an extent back. No transfer may use it any more.
@@ -93,69 +91,26 @@ class SpillFile:
         Raises:
             ValueError: it was freed before, or is not of this file.
         """
-        with self._lock:
-            self._extents.free(extent.offset)
-
-    def _grow(self, nbytes: int) -> None:
-        """Makes the free tail at least `nbytes` long, and longer where there is room."""
-        size = self._extents.capacity
-        needed = nbytes - self._extents.tail_free
-        limit = self.capacity_bytes
-        if limit is not None and size + needed > limit:
-            raise OSError(
-                errno.ENOSPC,
-                f"{nbytes} bytes more than the spill file may take: {self._extents.used} of "
-                f"{limit} in use",
-                str(self.path_hint),
-            )
-        growth = max(needed, min(max(size, MIN_GROWTH_BYTES), MAX_GROWTH_BYTES))
-        if limit is not None:
-            growth = min(growth, limit // self.alignment * self.alignment - size)
-        growth = max(growth, needed)
-        try:
-            self._reserve(size, growth)
-        except OSError as error:
-            if error.errno not in FULL or growth == needed:
-                raise
-            self._reserve(size, growth := needed)
-        self._extents.grow(size + growth)
-
-    def _reserve(self, offset: int, nbytes: int) -> None:
-        try:
-            self.reserved &= _core.reserve_file(self.fd, offset, nbytes)
-        except OSError as error:
-            os.ftruncate(self.fd, offset)  # a reservation that failed may keep a part
-            why = f"{os.strerror(error.errno or 0)}, {error.strerror}"
-            raise OSError(error.errno, why, str(self.path_hint)) from None
+        self.space.free(extent.offset)
 
     @property
     def used_nbytes(self) -> int:
         """Bytes of the extents that are out."""
-        with self._lock:
-            return self._extents.used
+        return self.space.used
 
     @property
     def peak_nbytes(self) -> int:
         """The most that was out at one time."""
-        with self._lock:
-            return self._extents.peak
+        return self.space.peak
 
     @property
     def file_nbytes(self) -> int:
         """Size of the file."""
-        with self._lock:
-            return self._extents.capacity
+        return self.space.capacity
 
     def close(self) -> None:
         """Gives the space back to the file system. No transfer may be under way."""
-        with self._lock:
-            fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_lock"):  # opening may have failed
-            self.close()
+        self.space.close()
 
     def __enter__(self) -> SpillFile:
         return self

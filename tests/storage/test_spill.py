@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from dataeff.memory import HostBuffer
-from dataeff.storage import SpillFile, open_engine
-from dataeff.storage import spill as spill_module
+from dataeff.storage import FaultPlan, SpillFile, open_engine
 
 
 def test_the_file_has_no_name(tmp_path):
@@ -78,18 +77,13 @@ def test_the_budget(tmp_path):
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
-def test_a_full_disk_is_found_by_allocate(tmp_path, monkeypatch, reason):
-    real, limit = spill_module._core.reserve_file, 10 << 20
-
-    def full(fd, offset, nbytes):
-        if offset + nbytes > limit:
-            raise OSError(reason, "No space left on device")
-        return real(fd, offset, nbytes)
-
-    monkeypatch.setattr(spill_module._core, "reserve_file", full)
-    with SpillFile(tmp_path) as spill:
-        extents = [spill.allocate(4 << 20) for _ in range(2)]  # less than it would like to reserve
-        with pytest.raises(OSError, match="No space") as error:
+def test_a_full_disk_is_found_by_allocate(tmp_path, reason):
+    # Each asks for more than it needs first, and is refused; the third also for what it needs.
+    full = FaultPlan().add("reserve", error=reason, every=2)
+    full.add("reserve", error=reason, nth=6, times=1)
+    with SpillFile(tmp_path, faults=full) as spill:
+        extents = [spill.allocate(4 << 20) for _ in range(2)]
+        with pytest.raises(OSError, match=f"{os.strerror(reason)}, reserving 4194304") as error:
             spill.allocate(4 << 20)
         assert error.value.errno == reason and error.value.filename == str(tmp_path)
         assert os.fstat(spill.fd).st_size == spill.file_nbytes == 8 << 20
@@ -98,16 +92,29 @@ def test_a_full_disk_is_found_by_allocate(tmp_path, monkeypatch, reason):
         assert spill.allocate(4 << 20) == extents[0]
 
 
-def test_what_a_failed_reservation_took_is_given_back(tmp_path, monkeypatch):
-    def takes_a_part(fd, offset, nbytes):
-        os.ftruncate(fd, offset + nbytes // 2)
-        raise OSError(errno.ENOSPC, "no room for the rest")
+def test_a_real_limit_on_the_size_of_files(tmp_path):
+    script = f"""
+    import errno, os, resource
+    from dataeff.storage import SpillFile
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10 << 20, resource.RLIM_INFINITY))
+    with SpillFile({str(tmp_path)!r}) as spill:
+        extents = [spill.allocate(4 << 20) for _ in range(2)]
+        try:
+            spill.allocate(4 << 20)
+        except OSError as error:
+            assert error.errno == errno.EFBIG, error
+        assert spill.allocate(2 << 20).offset == 8 << 20
+        assert os.fstat(spill.fd).st_size == spill.file_nbytes == 10 << 20
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
 
-    with SpillFile(tmp_path) as spill:
+
+def test_what_a_failed_reservation_took_is_given_back(tmp_path):
+    takes_a_part = FaultPlan().add("reserve", error=errno.ENOSPC, max_nbytes=1 << 20, nth=2)
+    with SpillFile(tmp_path, faults=takes_a_part) as spill:
         spill.allocate(4096)
         before = os.fstat(spill.fd).st_size
-        monkeypatch.setattr(spill_module._core, "reserve_file", takes_a_part)
-        with pytest.raises(OSError, match="no room for the rest"):
+        with pytest.raises(OSError, match="No space left on device, reserving"):
             spill.allocate(2 * before)
         assert os.fstat(spill.fd).st_size == before
 

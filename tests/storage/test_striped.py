@@ -1,6 +1,9 @@
 import errno
 import shutil
+import time
+import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -178,3 +181,67 @@ def test_directories_that_cannot_be_used(directories):
         StripedSpill([])
     with pytest.raises(ValueError, match="chunk_nbytes=100 "):
         StripedSpill(directories, chunk_nbytes=100)
+
+
+def noted(nbytes, events):
+    """A numpy array, to be the target or source of a transfer, whose end is noted in `events`."""
+    array = np.zeros(nbytes, np.uint8)
+    weakref.finalize(array, events.append, "memory")
+    return array
+
+
+def test_a_read_that_is_dropped_ends_before_its_memory_goes(kind, directories):
+    """As when an interrupt comes before anybody holds it."""
+    slow = [FaultPlan().add("read", delay_s=0.1) for _ in directories]
+    with StripedSpill(directories, kind=kind, chunk_nbytes=CHUNK, faults=slow) as spill:
+        source = filled(3 * CHUNK)
+        stripe = spill.write(source.data_ptr, source.nbytes)
+        stripe.wait()
+        target, events = np.zeros(2 * source.nbytes, np.uint8), []
+        part = target[: source.nbytes]
+        address, held = part.ctypes.data, noted(1, events)
+        read = stripe.read(address, held)
+        del held
+        assert events == [] and not read.done()
+        del read  # nothing holds it: it ends here
+        assert events == ["memory"]
+        now = target.copy()
+        time.sleep(0.25)
+        assert (target == now).all()
+
+
+def test_a_write_that_is_dropped_ends_before_its_memory_and_its_space_go(kind, directories):
+    slow = [FaultPlan().add("write", delay_s=0.1, times=1) for _ in directories]
+    with StripedSpill(directories, kind=kind, chunk_nbytes=CHUNK, num_threads=1, faults=slow) as s:
+        source, events = filled(9 * CHUNK), []
+        held = noted(1, events)
+        stripe = s.write(source.data_ptr, source.nbytes, held)
+        del held
+        while not stripe.start_ns:
+            pass
+        assert events == [] and s.used_nbytes == 9 * CHUNK
+        del stripe
+        assert events == ["memory"] and s.used_nbytes == 0
+        assert all(lane.in_flight_nbytes == 0 for lane in s.lanes)
+        round_trip(s, source)
+
+
+def test_what_was_written_lets_go_of_its_source(directories):
+    with StripedSpill(directories) as spill:
+        events = []
+        buffer, held = filled(CHUNK), noted(1, events)
+        stripe = spill.write(buffer.data_ptr, buffer.nbytes, held)
+        del held
+        stripe.wait()
+        assert events == ["memory"] and spill.used_nbytes == CHUNK
+
+
+def test_transfers_outlive_the_object_that_made_them(directories):
+    source = filled(3 * CHUNK)
+    stripe = StripedSpill(directories).write(source.data_ptr, source.nbytes)
+    stripe.wait()
+    target = HostBuffer(source.nbytes)
+    read = stripe.read(target.data_ptr)
+    del stripe
+    read.wait()
+    assert torch.equal(target.tensor(), source.tensor())

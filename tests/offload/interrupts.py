@@ -1,0 +1,82 @@
+"""An exception between any two instructions of Python, as a signal's handler raises it.
+
+CPython runs signal handlers between instructions, for example when a call has returned and before
+its result is stored. A trace function that is asked before each instruction raises at the same
+places, and at those of which each run chooses.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import CodeType, FrameType
+from typing import Any
+
+import dataeff
+
+PACKAGE = os.path.dirname(dataeff.__file__)
+ROOMS = tuple(os.path.join(PACKAGE, room) + os.sep for room in ("offload", "storage", "memory"))
+
+Place = tuple[CodeType, int]  # a function, and the byte offset of an instruction
+
+
+@contextmanager
+def traced(seen: Callable[[Place], None], skipped: tuple[CodeType, ...]) -> Iterator[None]:
+    """Calls `seen` before each instruction of the three rooms, but of the functions `skipped`."""
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        code = frame.f_code
+        if not code.co_filename.startswith(ROOMS):
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        if event == "opcode" and code not in skipped:
+            seen((code, frame.f_lasti))
+        return trace
+
+    ignored, sys.unraisablehook = sys.unraisablehook, lambda error: None  # of finalisers
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(None)
+        sys.unraisablehook = ignored
+
+
+def places_in(run: Callable[[], object], skipped: tuple[CodeType, ...] = ()) -> dict[Place, int]:
+    """How often each instruction runs in `run()`."""
+    counts: dict[Place, int] = {}
+
+    def count(place: Place) -> None:
+        counts[place] = counts.get(place, 0) + 1
+
+    with traced(count, skipped):
+        run()
+    return counts
+
+
+def interrupt(
+    run: Callable[[], object], place: Place, nth: int, skipped: tuple[CodeType, ...] = ()
+) -> bool:
+    """`run()`, with a KeyboardInterrupt before the `nth` time of `place`; whether it came."""
+    left = nth
+
+    def strike(now: Place) -> None:
+        nonlocal left
+        if now == place:
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt), traced(strike, skipped):
+        run()
+    return left <= 0
+
+
+def named(place: Place) -> str:
+    """File, function and line, for messages."""
+    code, offset = place
+    lines = [line for begin, end, line in code.co_lines() if begin <= offset < end]
+    where = os.path.relpath(code.co_filename, PACKAGE)
+    return f"{where}:{lines[0] if lines else '?'} {code.co_qualname} at {offset}"
