@@ -12,24 +12,23 @@ import torch
 from dataeff import _core
 from dataeff.memory.host_buffer import HostBuffer, tensor_over
 
-PAGE_BYTES = 4096
+_LOOK_S = 0.1  # how often a waiting `acquire` looks by itself
 
 
 class PooledBuffer:
     """A page-aligned stretch of a pool's slab, of exactly `nbytes` bytes; its last page is padded.
 
     Hand it back with `release()` (or leave its `with` block) once no transfer and no tensor uses
-    it: the memory goes to the next `acquire`.
+    it: the memory goes to the next `acquire`. It goes back by itself when nothing holds this object
+    any more.
     """
 
-    __slots__ = ("_pool", "_view", "data_ptr", "nbytes", "offset")
+    __slots__ = ("_part", "_pool", "data_ptr", "nbytes", "offset")
 
-    def __init__(self, pool: BufferPool, view: memoryview, data_ptr: int, offset: int) -> None:
-        self._pool: BufferPool | None = pool
-        self._view = view
-        self.data_ptr = data_ptr
-        self.nbytes = view.nbytes
-        self.offset = offset
+    def __init__(self, pool: BufferPool, part: _core.SlabPart) -> None:
+        self._part: _core.SlabPart | None = part
+        self._pool = pool
+        self.data_ptr, self.nbytes, self.offset = part.data_ptr, part.nbytes, part.offset
 
     def tensor(
         self, dtype: torch.dtype = torch.uint8, shape: Sequence[int] | None = None
@@ -39,15 +38,17 @@ class PooledBuffer:
         Raises:
             ValueError: the shape needs more bytes than there are, or the buffer was released.
         """
-        if self._pool is None:
+        if self._part is None:
             raise ValueError("this buffer was released")
-        return tensor_over(self._view, dtype, shape)
+        whole = memoryview(self._pool.buffer)
+        return tensor_over(whole[self.offset : self.offset + self.nbytes], dtype, shape)
 
     def release(self) -> None:
         """Hands the memory back; a second call does nothing."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool._release(self.offset)
+        part, self._part = self._part, None
+        if part is not None:
+            part.release()
+            self._pool._released()
 
     def __enter__(self) -> PooledBuffer:
         return self
@@ -81,7 +82,7 @@ class BufferPool:
         self.buffer = HostBuffer(budget_nbytes, shared=shared)
         self.budget_nbytes = self.buffer.capacity_nbytes
         self.num_waits = 0
-        self._extents = _core.ExtentMap(self.budget_nbytes, PAGE_BYTES)
+        self._slab = _core.Slab(self.buffer)
         self._changed = threading.Condition()
         self._closed = False
 
@@ -101,47 +102,43 @@ class BufferPool:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
             waited = False
-            while (offset := self._try_allocate(nbytes)) is None:
+            while (part := self._try_take(nbytes)) is None:
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(
-                        f"no {nbytes} bytes free within {timeout_s} s: {self._extents.used} of "
+                        f"no {nbytes} bytes free within {timeout_s} s: {self._slab.used} of "
                         f"{self.budget_nbytes} in use, largest free part "
-                        f"{self._extents.largest_free}"
+                        f"{self._slab.largest_free}"
                     )
                 self.num_waits += not waited
                 waited = True
-                self._changed.wait(left)
-            view = memoryview(self.buffer)[offset : offset + nbytes]
-            return PooledBuffer(self, view, self.buffer.data_ptr + offset, offset)
+                # Nobody calls when a buffer goes back by itself.
+                self._changed.wait(_LOOK_S if left is None else min(left, _LOOK_S))
+            return PooledBuffer(self, part)
 
-    def _try_allocate(self, nbytes: int) -> int | None:
+    def _try_take(self, nbytes: int) -> _core.SlabPart | None:
         if self._closed:
             raise ValueError("this BufferPool is closed")
-        return self._extents.allocate(nbytes)
+        return self._slab.take(nbytes)
 
-    def _release(self, offset: int) -> None:
+    def _released(self) -> None:
         with self._changed:
-            self._extents.free(offset)
             self._changed.notify_all()
 
     @property
     def used_nbytes(self) -> int:
         """Bytes that are out now, in whole pages."""
-        with self._changed:
-            return self._extents.used
+        return self._slab.used
 
     @property
     def peak_nbytes(self) -> int:
         """The most that was out at one time."""
-        with self._changed:
-            return self._extents.peak
+        return self._slab.peak
 
     @property
     def largest_free_nbytes(self) -> int:
         """The largest buffer that `acquire` would give without waiting."""
-        with self._changed:
-            return self._extents.largest_free
+        return self._slab.largest_free
 
     def close(self) -> None:
         """Refuses further `acquire`; the slab is unmapped when the last tensor over it is gone."""

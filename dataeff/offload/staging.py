@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -38,9 +39,16 @@ class PinnedPool:
         self._cooling: OrderedDict[PooledBuffer, tuple[Event, torch.UntypedStorage | None]] = (
             OrderedDict()
         )
-        self._lock = threading.Lock()
-        self.used_nbytes = self.peak_nbytes = 0
+        self._lock = threading.RLock()  # a copy that is collected hands its buffer in
+        self._pageable: weakref.WeakSet[BufferPool] = weakref.WeakSet()
+        self.peak_nbytes = 0
         streams.pin(self._pool.buffer)
+
+    @property
+    def used_nbytes(self) -> int:
+        """Bytes of the buffers that are out, which the pools know: an interrupt loses none."""
+        used = self._pool.used_nbytes
+        return used + sum(pool.used_nbytes for pool in self._pageable) if self._pageable else used
 
     def acquire(self, nbytes: int) -> PooledBuffer:
         """A buffer, at once. Raises OSError(ENOSPC) when there is none."""
@@ -50,18 +58,11 @@ class PinnedPool:
             buffer = self._pool.acquire(padded, timeout_s=0)
         except (TimeoutError, ValueError) as error:
             raise OSError(errno.ENOSPC, f"the host pool has no room: {error}") from error
-        self._take(padded)
+        self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
         return buffer
-
-    def _take(self, nbytes: int) -> None:
-        with self._lock:
-            self.used_nbytes += nbytes
-            self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
 
     def release(self, buffer: PooledBuffer) -> None:
         """Takes a buffer back that nobody reads or writes."""
-        with self._lock:
-            self.used_nbytes -= buffer.nbytes
         buffer.release()
 
     def release_after(
@@ -87,8 +88,11 @@ class PinnedPool:
             return self.acquire(nbytes)
         except OSError:
             padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
-            self._take(padded)
-            return BufferPool(padded).acquire(padded)
+            pool = BufferPool(padded)
+            self._pageable.add(pool)
+            buffer = pool.acquire(padded)
+            self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
+            return buffer
 
     def wait_for_copies(self) -> None:
         """Waits for the copies that buffers were handed in with."""
@@ -128,15 +132,15 @@ class DeviceCopy:
         self.doomed = self.stayed = False
         self.tier = Tier.HOST if spill is None else Tier.DISK
         self._pool, self._streams, self._checksum = pool, streams, checksum
-        self._buffer: PooledBuffer | None = pool.acquire(self.nbytes)
         self._crc: int | None = None
         self._write_end_ns: int | None = None
-        source = flat_bytes(storage)
-        self._copied = streams.copy_out(source, self._buffer.tensor()[: self.nbytes])
-        self._busy: Event = self._copied  # the last copy to or from the buffer
         self._source: torch.UntypedStorage | None = storage  # until no stream reads it unordered
         self._written: Written | None = None
         self._spilled: Future[Written] | None = None
+        self._buffer: PooledBuffer | None = pool.acquire(self.nbytes)
+        source = flat_bytes(storage)
+        self._copied = streams.copy_out(source, self._buffer.tensor()[: self.nbytes])
+        self._busy: Event = self._copied  # the last copy to or from the buffer
         if spill is not None:
             self._spilled = spill[1].submit(self._spill, spill[0], self._buffer)
 
@@ -210,6 +214,13 @@ class DeviceCopy:
         self._pool.release_after(self._busy, self._buffer)
         self._buffer = None
         return None
+
+    def __del__(self) -> None:
+        # Lost by an interrupt before anybody held it: what moves its bytes must end first.
+        if getattr(self, "_spilled", None) is not None:
+            self.settle(wait=True)
+        if getattr(self, "_buffer", None) is not None and hasattr(self, "_busy"):
+            self.release()
 
     def _stay(self) -> None:
         self._spilled = None

@@ -72,7 +72,7 @@ def test_released_and_closed():
 
 def test_closing_wakes_who_waits():
     pool = BufferPool(4096)
-    pool.acquire(1)
+    held = pool.acquire(1)
     raised = []
 
     def wait():
@@ -87,7 +87,19 @@ def test_closing_wakes_who_waits():
         pass
     pool.close()
     thread.join(30)
-    assert len(raised) == 1
+    assert len(raised) == 1 and held.nbytes == 1
+
+
+def test_a_buffer_that_is_dropped_goes_back():
+    pool = BufferPool(4096)
+    held = pool.acquire(1)
+    timer = threading.Timer(0.05, lambda: holders.clear())
+    holders = [held]
+    del held
+    timer.start()
+    assert pool.acquire(4096, timeout_s=30).nbytes == 4096  # and who waits hears of it
+    timer.join()
+    assert pool.used_nbytes == 0
 
 
 def test_many_threads_never_share_a_byte():

@@ -1,16 +1,18 @@
 """An exception between any two instructions of Python, as a signal's handler raises it.
 
-CPython runs signal handlers between instructions, for example when a call has returned and before
-its result is stored. A trace function that is asked before each instruction raises at the same
-places, and at those of which each run chooses.
+CPython runs signal handlers when a function begins, when a call has returned (and its result is not
+yet stored) and when a loop begins again. A trace function that is asked before each instruction
+raises at just these places.
 """
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
@@ -44,12 +46,26 @@ def traced(seen: Callable[[Place], None], skipped: tuple[CodeType, ...]) -> Iter
         sys.unraisablehook = ignored
 
 
+@cache
+def may_strike(code: CodeType) -> frozenset[int]:
+    """The offsets of the instructions of a function before which a handler may run."""
+    found, before = set[int](), ""
+    for instruction in dis.get_instructions(code):
+        if before.startswith(("RESUME", "CALL")):
+            found.add(instruction.offset)
+        if "JUMP_BACKWARD" in instruction.opname:
+            found.add(instruction.argval)
+        before = instruction.opname
+    return frozenset(found)
+
+
 def places_in(run: Callable[[], object], skipped: tuple[CodeType, ...] = ()) -> dict[Place, int]:
-    """How often each instruction runs in `run()`."""
+    """How often `run()` comes to each instruction before which a handler may run."""
     counts: dict[Place, int] = {}
 
     def count(place: Place) -> None:
-        counts[place] = counts.get(place, 0) + 1
+        if place[1] in may_strike(place[0]):
+            counts[place] = counts.get(place, 0) + 1
 
     with traced(count, skipped):
         run()

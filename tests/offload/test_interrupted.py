@@ -185,13 +185,17 @@ class Interrupted:
 
     ends = (ActivationOffload.__enter__.__code__, ActivationOffload.__exit__.__code__)
 
-    def __init__(self, directory, **options):
+    def __init__(self, directory, late_streams, spill=False, streams=False, **options):
+        if spill:
+            options["spill"] = directory
+        if streams:
+            options["streams_of"] = lambda device: late_streams
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 96), nn.Tanh())
         self.x = torch.randn(96, 96)
         self.expected = self.gradients(contextlib.nullcontext())
         self.offload = ActivationOffload(
-            self.model, directory, min_bytes=1 << 15, in_flight_bytes=1 << 16, **options
+            self.model, min_bytes=1 << 15, in_flight_bytes=1 << 16, **options
         )
         for _ in range(3):  # what is made once is there
             self.step()
@@ -243,23 +247,30 @@ class Interrupted:
         return came
 
 
-KINDS = {"threads": {}, "io_uring": {"engine": "io_uring"}, "checksum": {"checksum": True}}
+KINDS = {
+    "threads": {"spill": True},
+    "io_uring": {"spill": True, "engine": "io_uring"},
+    "checksum": {"spill": True, "checksum": True},
+    "host": {"host_bytes": 1 << 22, "streams": True},
+    "staging": {"spill": True, "streams": True},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_interrupt_before_any_instruction_of_a_step_loses_nothing(tmp_path, kind):
+def test_an_interrupt_before_any_instruction_of_a_step_loses_nothing(tmp_path, late_streams, kind):
     """Some of all of them, others each time; its first run of a step and a later one."""
     if kind == "io_uring" and uring_refusal() is not None:
         pytest.skip(str(uring_refusal()))
-    case = Interrupted(tmp_path, **KINDS[kind])
+    late_streams.delay_s = 1e-4
+    case = Interrupted(tmp_path, late_streams, **KINDS[kind])
     places = case.places()
-    assert len(places) > 2000
+    assert len(places) > 300
     seed = int.from_bytes(os.urandom(4), "little")
     chosen = random.Random(seed)
     came = 0
-    for place in chosen.sample(list(places), 150):
+    for place in chosen.sample(list(places), 30):
         came += case.strike(place, chosen.randint(1, places[place]))
-    assert came > 75, seed  # the pace of the disk decides what runs
+    assert came > 15, seed  # the pace of the disk decides what runs
     case.offload.close()
 
 
