@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -117,11 +118,14 @@ class LateStreams:
         self.queues = {way: ThreadPoolExecutor(1) for way in ("out", "in")}
         self.num_out = self.num_in = 0
         self.pinned = 0
+        self.open = threading.Event()  # while it is not set, no copy ends
+        self.open.set()
 
     def _copy(self, way, source, target):
         def run():
             begin_ns = time.perf_counter_ns()
             time.sleep(self.delay_s)
+            self.open.wait()
             ctypes.memmove(target.data_ptr(), source.data_ptr(), target.numel())
             return begin_ns, time.perf_counter_ns()
 
