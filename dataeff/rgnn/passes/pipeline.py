@@ -14,6 +14,7 @@ from dataeff.rgnn.passes.dce import eliminate_dead_code
 from dataeff.rgnn.passes.fold_types import fold_types
 from dataeff.rgnn.passes.reassociate import reassociate
 from dataeff.rgnn.passes.reorder import reorder
+from dataeff.rgnn.passes.scale_weights import scale_weights
 from dataeff.rgnn.passes.spread import spread
 from dataeff.rgnn.verify import verify
 from dataeff.rgnn.view import SIZE_ORDER
@@ -23,8 +24,8 @@ Stages = list[tuple[str, Program]]
 
 # What can be left out, to see what it is worth: passes over programs, and what `lower` does.
 PASSES = (
-    *("canonicalise", "cse", "dce", "compact", "reorder", "fold_types", "aggregate_first"),
-    *("spread", "reassociate", "narrow"),
+    *("canonicalise", "cse", "dce", "compact", "reorder", "scale_weights", "fold_types"),
+    *("aggregate_first", "spread", "reassociate", "narrow"),
 )
 OPTIONAL = (*PASSES, "fuse", "memory_plan")
 
@@ -53,6 +54,8 @@ def optimise(
         ("cse", eliminate_common_subexpressions),
         ("dce", eliminate_dead_code),
         ("reorder", partial(reorder, rows=rows)),
+        ("scale_weights", partial(scale_weights, rows=rows)),
+        ("dce", eliminate_dead_code),
         ("fold_types", partial(fold_types, rows=rows)),
         ("dce", eliminate_dead_code),
         ("aggregate_first", partial(aggregate_first, rows=rows)),
