@@ -103,8 +103,8 @@ class Graph:
             self.num_node_types = (
                 num_node_types if num_node_types is not None else _count(node_type)
             )
-        self.edge_index = edge_index
-        self.edge_type = edge_type
+        self._ids: tuple[Tensor, Tensor] | None = (edge_index, edge_type)
+        self._by_type: Mapping[EdgeType, Tensor] | None = None  # what ids are merged of again
         self.node_type = node_type
         self._validated = False
         if validate:
@@ -134,7 +134,7 @@ class Graph:
 
         Args:
             edges: [2, num_edges] for each (source type, relation, destination type), with nodes
-                numbered within their type.
+                numbered within their type. They are kept, and must not be written to afterwards.
             num_nodes: nodes of each type.
             num_dst_nodes: of a sampled block, how many of each type, its first ones, are
                 destinations; all by default.
@@ -164,6 +164,8 @@ class Graph:
             validate=False,
         )
         graph.layout = layout
+        # Others of the same memory: who remembers graphs by the edges given sees those let go.
+        graph._by_type = {key: index.detach() for key, index in edges.items()}
         graph._validated = True  # by `merge_edges`
         return graph
 
@@ -212,6 +214,28 @@ class Graph:
             num_relations=num_relations,
         )
 
+    @property
+    def edge_index(self) -> Tensor:
+        """Sources and destinations, [2, num_edges]."""
+        return self.ids()[0]
+
+    @property
+    def edge_type(self) -> Tensor:
+        """Relation of each edge, [num_edges]."""
+        return self.ids()[1]
+
+    def ids(self) -> tuple[Tensor, Tensor]:
+        """`edge_index` and `edge_type`; merged again where `drop_merged_ids` has let them go."""
+        if self._ids is None:
+            assert self.layout is not None and self._by_type is not None
+            return merge_edges(self.layout, self._by_type, self.device)
+        return self._ids
+
+    def drop_merged_ids(self) -> None:
+        """Let merged ids of edges by type go: twelve bytes an edge that sorted edges stand for."""
+        if self._by_type is not None:
+            self._ids = None
+
     def validate(self, again: bool = False) -> None:
         """Check every id, unless that has been done (on a GPU this waits for the device once).
 
@@ -223,11 +247,12 @@ class Graph:
         """
         if self._validated and not again:
             return
+        (src, dst), edge_type = self.ids()
         check_ids(
             [
-                _edge_column("source node", self.edge_index[0], self.num_src_nodes),
-                _edge_column("destination node", self.edge_index[1], self.num_dst_nodes),
-                _edge_column("relation", self.edge_type, self.num_relations),
+                _edge_column("source node", src, self.num_src_nodes),
+                _edge_column("destination node", dst, self.num_dst_nodes),
+                _edge_column("relation", edge_type, self.num_relations),
                 *([] if self.node_type is None else [self._node_types(self.node_type)]),
             ]
         )
@@ -331,9 +356,10 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """The same graph on another device, with nothing built yet."""
+        edge_index, edge_type = self.ids()
         graph = Graph(
-            self.edge_index.to(device),
-            self.edge_type.to(device),
+            edge_index.to(device),
+            edge_type.to(device),
             num_src_nodes=self.num_src_nodes,
             num_dst_nodes=self.num_dst_nodes,
             num_relations=self.num_relations,
@@ -356,7 +382,7 @@ class Graph:
             "num_node_types": self.num_node_types or None,
             "validate": False,
         }
-        made = functools.partial(Graph, **options), (self.edge_index, self.edge_type)
+        made = functools.partial(Graph, **options), self.ids()
         return *made, {"layout": self.layout, "_validated": self._validated}
 
     def __repr__(self) -> str:

@@ -82,7 +82,7 @@ class Structure:
     def __init__(self, graph: Graph) -> None:
         refuse_capture(graph.device, "the sorted edges of a graph")
         self.graph = graph
-        src, dst = graph.edge_index[0], graph.edge_index[1]
+        (src, dst), etype = graph.ids()
         self._on_gpu = by_torch(src)
         if not self._on_gpu:
             graph.validate()
@@ -96,7 +96,7 @@ class Structure:
         self._typed_rows: dict[tuple[str, int, str, int], TypedRows] = {}
         src = self._cast(src, graph.num_src_nodes)
         dst = self._cast(dst, graph.num_dst_nodes)
-        etype = self._cast(graph.edge_type, graph.num_relations)
+        etype = self._cast(etype, graph.num_relations)
         by_type, given = self._sort_edges(dst, etype)
         self._segments["edge.dst"] = _split(given.ptr, None)
         src, dst, etype = (ids.index_select(0, given.order) for ids in (src, dst, etype))
@@ -104,6 +104,7 @@ class Structure:
         by_src = self._build_src_pairs(src, etype)
         if self._on_gpu:
             self._check_ids(by_type.ptr, given.ptr, by_src)
+        graph.drop_merged_ids()
 
     def _cast(self, ids: Tensor, limit: int) -> Tensor:
         if self._on_gpu and ids.dtype != self.dtype:
@@ -161,8 +162,9 @@ class Structure:
             self._index[name] = self._numbers_of_segments(name)
         if name == "edge.given" and name not in self._index:  # for values of edges alone
             refuse_capture(self.graph.device, f"the index of {name}")
-            dst = self._cast(self.graph.edge_index[1], self.graph.num_dst_nodes)
-            etype = self._cast(self.graph.edge_type, self.graph.num_relations)
+            (_, dst), etype = self.graph.ids()
+            dst = self._cast(dst, self.graph.num_dst_nodes)
+            etype = self._cast(etype, self.graph.num_relations)
             self._index[name] = self._sort_edges(dst, etype)[1].order
         if name not in self._index:
             if name not in ("node.ntype", "dst.ntype"):

@@ -1,3 +1,6 @@
+import gc
+import pickle
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -128,3 +131,28 @@ def test_refusals():
         graph.layout.concatenate({"author": torch.zeros(2), "paper": torch.zeros(3)})
     with pytest.raises(TypeError, match="edge_index and n_id"):
         rgnn.Graph.from_block(object())
+
+
+def test_merged_ids_go_when_edges_are_sorted_and_come_back_when_asked_for():
+    graph = rgnn.Graph.from_typed(EDGES, NODES)
+    before, held = graph.ids(), weakref.ref(graph.ids()[0])
+    merged = [ids.clone() for ids in before]
+    del before
+    graph.prepare()
+    gc.collect()
+    assert held() is None
+    assert all(map(torch.equal, graph.ids(), merged))
+    assert torch.equal(graph.edge_index, merged[0]) and torch.equal(graph.edge_type, merged[1])
+    for copy in (pickle.loads(pickle.dumps(graph)), graph.to("cpu")):
+        assert all(map(torch.equal, copy.prepare().ids(), merged))
+    given = graph.index("edge.given")
+    assert torch.equal(graph.index("edge.dst").long(), merged[0][1][given].long())
+
+
+def test_a_graph_keeps_no_edge_tensor_of_its_caller():
+    edges = {key: index.clone() for key, index in EDGES.items()}
+    held = weakref.ref(edges[CITES])
+    graph = rgnn.Graph.from_typed(edges, NODES)
+    del edges
+    gc.collect()
+    assert held() is None and graph.prepare().num_edges == 5
