@@ -2,6 +2,8 @@
 
 A value of one element is a scalar. A wider one is a pointer into a stored array, an expression that
 the loop reading it evaluates, or a local array when it is read twice. Sums run in one fixed order.
+A score that one pass over the edges computes, and that the next one turns into a stored weight,
+waits where the weight will stand.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ from dataeff.rgnn import cpp_reductions, domains
 from dataeff.rgnn.cpp_ahead import Lookahead
 from dataeff.rgnn.cpp_text import Block, Ref, Row, array_ref, flat, loops
 from dataeff.rgnn.cpp_values import Values
-from dataeff.rgnn.ir import Op, Program
+from dataeff.rgnn.ir import Op, Program, Type
 from dataeff.rgnn.kernels_ir import Schedule, Traversal, closure
-from dataeff.rgnn.memory_plan import overwritten
+from dataeff.rgnn.lower import COSTLY
+from dataeff.rgnn.memory_plan import ELEMENTWISE, overwritten
 from dataeff.rgnn.phases import Pass, Phases
 
 
@@ -60,7 +63,8 @@ class _Writer:
         held: set[int] = set(kernel.sinks)
         for sink in kernel.sinks:
             held |= closure(self.program, self.stored, sink)
-        readers = {v: 0 for v in held}
+        # What is costly and stored is not computed once more for those that read it here.
+        readers = {v: int(v in self.kept and self.program[v].kind in COSTLY) for v in held}
         for v in held:
             for arg in self.program[v].args:
                 readers[arg] = readers.get(arg, 0) + 1
@@ -82,19 +86,49 @@ class _Writer:
         center = Row(self.kernel.center, "i", "outer")
         self.ahead["outer"].start("i", "u", scattered=False)
         phases = Phases(self.schedule, self.kernel)
-        for step in phases.passes():
-            self._phase(step, center)
+        waiting = self._waiting(phases)
+        for number, step in enumerate(phases.passes()):
+            made = {s: v for s, v in waiting.items() if phases.of(v) == number}
+            read = {s: v for s, v in waiting.items() if phases.of(s) == number}
+            self._phase(step, center, made, read)
         for sink in self.kernel.sinks:
             if not phases.is_inner_store(sink):
                 self._store(self.outer, sink, self.emit(sink, center), center)
         return KernelSource(self.name, self._function(), tuple(self.arguments))
 
-    def _phase(self, step: Pass, center: Row) -> None:
-        """One pass over the inner rows."""
+    def _waiting(self, phases: Phases) -> dict[int, int]:
+        """By stored value of the inner rows, the costly one it is computed from in a later pass."""
+        found: dict[int, int] = {}
+        sinks = [s for s in self.kernel.sinks if s in self.kept and phases.is_inner_store(s)]
+        for sink in sorted(sinks, key=phases.of):
+            kind, stack = self.program[sink].type, [sink]
+            while stack:
+                op = self.program[stack.pop()]
+                if op.kind in ELEMENTWISE:
+                    stack += [a for a in op.args if self._computed(a, kind)]
+                elif op.kind in COSTLY and phases.of(op.id) < phases.of(sink):
+                    if op.id not in found.values():
+                        found[sink] = op.id
+                    break
+        return found
+
+    def _computed(self, value: int, kind: Type) -> bool:
+        return value not in self.stored and self.program[value].type == kind
+
+    def _phase(self, step: Pass, center: Row, made: dict[int, int], read: dict[int, int]) -> None:
+        """One pass over the inner rows.
+
+        It leaves values `made` where later passes store others, and finds those to be `read` there.
+        """
         assert self.kernel.map is not None
         self.inner = Block("        ")
         row = Row(domains.map_source(self.kernel.map), "e", "inner")
         self._start_ahead()
+        for sink, value in read.items():
+            op = self.program[sink]
+            place = f"({self.argument('value', sink)} + {row.name} * {op.type.numel})"
+            there = array_ref(place, op.type.shape)
+            self.inner.known[value, row.name] = self.values.to_array(there, self.inner)
         accumulators = {
             s: cpp_reductions.start(self.program[s], self.outer) for s in step.reductions
         }
@@ -105,6 +139,8 @@ class _Writer:
                 cpp_reductions.accumulate(op, accumulators[value], item, self.inner)
         for value in step.stores:
             self._store(self.inner, value, self.emit(value, row), row)
+        for sink, value in made.items():
+            self._store(self.inner, sink, self.emit(value, row), row)
         self._loop()
         begin, end = (self.argument(kind, self.kernel.map) for kind in ("begin", "end"))
         for value in sorted(step.reductions, key=lambda v: v in step.tops):

@@ -190,7 +190,8 @@ class Compiled:
             joint = differentiate(program, grads)
             recorded.append(("differentiate", joint))
             joint = optimise_joint(joint, sizes, recorded, disabled)
-        halves = split(joint, len(program.outputs))
+        weights = (self._how[2] or choose(self._how[1])) == "cpp"
+        halves = split(joint, len(program.outputs), weights=weights)
         forward = Runner(halves.forward, *self._how)
         backward = Runner(halves.backward, *self._how) if halves.backward else None
         return _Step(

@@ -4,7 +4,8 @@ A forward value that backward reads is kept if computing it again would cost a r
 over segments, or the inner product that gives an edge its score, a number that costs two rows to
 compute. Elementwise values, gathers and wide products of what is at hand are computed again: one
 more product costs a few hundredths of a step, and keeping rows of pairs through forward takes more
-memory than all features and gradients.
+memory than all features and gradients. Weights of a softmax are kept instead of its scores where
+backward has no other use for those: they are as many, and cost a pass over the edges to compute.
 """
 
 from __future__ import annotations
@@ -32,14 +33,23 @@ class Halves:
     num_outputs: int
 
 
-def split(joint: Program, num_outputs: int) -> Halves:
-    """Split a joint program whose first `num_outputs` results are the layer's outputs."""
-    outputs = joint.outputs[:num_outputs]
+def split(joint: Program, num_outputs: int, *, weights: bool = True) -> Halves:
+    """Split a joint program whose first `num_outputs` results are the layer's outputs.
+
+    `weights`: keep those of a softmax where that is no more than its scores. A backend that
+    computes scores again in each pass over a node's edges gains nothing by it.
+    """
+    outputs, results = joint.outputs[:num_outputs], joint.outputs[num_outputs:]
     if len(joint.outputs) == num_outputs:
         return Halves(eliminate_dead_code(joint), None, num_outputs)
     forward = _ancestors(joint, outputs)
+    values = _read_by_backward(joint, forward, results)
+    if weights:
+        others = _read_by_backward(joint, forward, results, weights=True)
+        if _elements_of_edges(joint, others) <= _elements_of_edges(joint, values):
+            values = others
     kept: dict[int, str] = {}
-    for value in _read_by_backward(joint, forward, joint.outputs[num_outputs:]):
+    for value in values:
         if value in outputs:
             kept[value] = f"output:{outputs.index(value)}"
         else:
@@ -61,8 +71,10 @@ def _ancestors(program: Program, roots: tuple[int, ...]) -> set[int]:
     return found
 
 
-def _read_by_backward(joint: Program, forward: set[int], roots: tuple[int, ...]) -> list[int]:
-    """Forward values to keep, in order."""
+def _read_by_backward(
+    joint: Program, forward: set[int], roots: tuple[int, ...], *, weights: bool = False
+) -> list[int]:
+    """Forward values to keep, in order; `weights`: those of a softmax among them."""
     kept: set[int] = set()
     seen: set[int] = set()
     stack = list(roots)
@@ -75,7 +87,8 @@ def _read_by_backward(joint: Program, forward: set[int], roots: tuple[int, ...])
             kept |= _compared(joint, forward, joint[value].args)
         if value in kept:
             continue
-        if value in forward and _keeps(joint, joint[value]):
+        softmax = weights and _is_softmax(joint, joint[value])
+        if value in forward and (softmax or _keeps(joint, joint[value])):
             kept.add(value)
         else:
             stack.extend(joint[value].args)
@@ -90,6 +103,18 @@ def _keeps(joint: Program, op: Op) -> bool:
         rows = joint[op.args[0]].type
         return rows.domain == "edge" and op.type.numel <= SMALL_PRODUCT < rows.numel
     return op.kind in HEAVY
+
+
+def _is_softmax(joint: Program, op: Op) -> bool:
+    """Whether a value is `exp(score - top - logsum)`, as `edge_softmax` makes it."""
+    shifted = joint[op.args[0]] if op.kind == "exp" and op.type.domain == "edge" else op
+    part = joint[shifted.args[1]] if shifted.kind == "sub" else op
+    return part.kind == "gather" and joint[part.args[0]].kind == "logsum"
+
+
+def _elements_of_edges(joint: Program, values: list[int]) -> int:
+    """Elements that these values have for each edge."""
+    return sum(joint[v].type.numel for v in values if joint[v].type.domain == "edge")
 
 
 def _compared(joint: Program, forward: set[int], args: tuple[int, ...]) -> set[int]:
