@@ -34,6 +34,8 @@ from dataeff.rgnn.signatures import SEGMENT
 # A product with no more outputs per row than this is a few inner products: it is done in a
 # traversal, where its operands are at hand, rather than as a matrix product.
 SMALL_PRODUCT = 8
+# Stored values of edges that a kernel reads, rather than one that another kernel makes of them.
+MOST_READ = 2
 # Domains with more rows than there are nodes.
 MANY_ROWS = ("src_pair", "dst_pair", "edge", "given")
 # Values that are stored where they are read through a gather.
@@ -190,8 +192,8 @@ def is_wide(op: Op) -> bool:
 
 
 def _shared_between_kernels(program: Program, stored: set[int], steps: list[Step]) -> set[int]:
-    """Costly narrow values of edges that more than one kernel would compute."""
-    costly = _costly(program, stored)
+    """Narrow values of edges, costly or made of many, that more than one kernel would compute."""
+    costly = _costly(program, stored) | _made_of_many(program, stored)
     count: dict[int, int] = {}
     for step in steps:
         if isinstance(step, Traversal):
@@ -211,6 +213,15 @@ def _shared_between_kernels(program: Program, stored: set[int], steps: list[Step
     }
     users = program.users()
     return {v for v in shared if any(u not in shared and count.get(u, 0) < 2 for u in users[v])}
+
+
+def _made_of_many(program: Program, stored: Set[int]) -> set[int]:
+    """Values of edges that are computed from several stored ones: to read one takes less."""
+    reads: dict[int, set[int]] = {}
+    for op in program.ops:
+        below = [{a} if a in stored else reads.get(a, set()) for a in op.args]
+        reads[op.id] = {v for v in set().union(*below) if program[v].type.domain == "edge"}
+    return {v for v, read in reads.items() if v not in stored and len(read) > MOST_READ}
 
 
 def _added_up(program: Program, stored: set[int]) -> dict[int, Gemm]:
