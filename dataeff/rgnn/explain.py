@@ -18,6 +18,7 @@ from dataeff.rgnn.passes.pipeline import rows_of
 from dataeff.rgnn.plan import Compiled, Plan
 from dataeff.rgnn.text import render
 from dataeff.rgnn.tiles import modelled_s
+from dataeff.rgnn.toolchain import why_none_compiles
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
@@ -42,6 +43,8 @@ def explain(
         f"(source, relation) pairs per edge {graph.src_pair_ratio:.3f},"
         f" (destination, relation) pairs per edge {graph.dst_pair_ratio:.3f}"
     )
+    if plan.compiled.forward_runner.name == "cpp" and (reason := why_none_compiles()) is not None:
+        parts.append(f"the kernels below do not run here, plain PyTorch does: {reason}")
     parts += _left_on_edges(plan.compiled)
     parts += [f"== {name} ==\n{render(program)}" for name, program in plan.compiled.stages]
     for title, runner in (

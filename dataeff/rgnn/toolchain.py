@@ -47,6 +47,8 @@ _REMEDY = (
 )
 
 _libraries: dict[str, ctypes.CDLL] = {}
+# By $CXX and $PATH: programs that compile nothing, and how each was refused.
+_broken: dict[tuple[str | None, str | None], dict[str, CompilerMissing]] = {}
 
 
 class CompilerMissing(RuntimeError):
@@ -77,7 +79,20 @@ def compile_cpp(source: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
         CompilerMissing: there is no compiler that compiles anything.
         CompileError: the compiler refused this source.
     """
-    compiler = find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
+    where = os.environ.get("CXX"), os.environ.get("PATH")
+    broken = _broken.setdefault(where, {})
+    while True:
+        try:
+            compiler = find_compiler(*where, frozenset(broken))
+        except CompilerMissing as missing:
+            raise next(iter(broken.values()), missing) from None
+        try:
+            return _load(source, flags, compiler)
+        except CompilerMissing as error:
+            broken[compiler.command[0]] = error
+
+
+def _load(source: str, flags: Sequence[str], compiler: Compiler) -> ctypes.CDLL:
     key = _key(source, flags, compiler)
     if key not in _libraries:
         folder = cache_dir()
@@ -93,14 +108,28 @@ def compile_cpp(source: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL:
     return _libraries[key]
 
 
+def why_none_compiles() -> str | None:
+    """What keeps every compiler here from compiling; None where one does."""
+    try:
+        compile_cpp("// nothing\n")
+    except CompilerMissing as missing:
+        return str(missing)
+    return None
+
+
 @functools.cache
-def find_compiler(wish: str | None, path: str | None) -> Compiler:
-    """The compiler in $CXX, which may hold flags as well, else the first usual name on the PATH."""
+def find_compiler(
+    wish: str | None, path: str | None, broken: frozenset[str] = frozenset()
+) -> Compiler:
+    """The compiler in $CXX, which may hold flags as well, else the first usual name on the PATH.
+
+    Programs that are `broken` are none.
+    """
     wish = (wish or "").strip()
     for name in [wish] if wish else ["c++", "g++", "clang++"]:
         words = name.split()
         program = shutil.which(words[0], path=path)
-        if program is None:
+        if program is None or program in broken:
             continue
         if (said := _run([program, "--version"])) is not None and said.returncode == 0:
             return Compiler((program, *words[1:]), said.stdout)

@@ -138,6 +138,23 @@ def test_a_compiler_that_compiles_nothing_is_none(cache, monkeypatch, tmp_path, 
         compile_cpp(ANSWER % 1)
 
 
+def test_the_next_compiler_compiles_what_a_broken_one_does_not(cache, monkeypatch, tmp_path):
+    works = shutil.which("c++")
+    folder = _a_program(tmp_path / "bin", BROKEN)
+    (folder / "clang++").write_text(f'#!/bin/sh\nPATH={os.environ["PATH"]} exec {works} "$@"\n')
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(folder))
+    assert compile_cpp(ANSWER % 1).answer() == 1
+    tried = []
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda c, **how: tried.append(c[0]) or run(c, **how))
+    assert compile_cpp(ANSWER % 2).answer() == 2
+    assert set(tried) == {str(folder / "clang++")}  # the broken ones are remembered
+    monkeypatch.setenv("CXX", "c++")  # who names one is told about that one
+    with pytest.raises(CompilerMissing, match="compiles nothing, it says 'cannot execute"):
+        compile_cpp(ANSWER % 3)
+
+
 @pytest.mark.parametrize("text", [BROKEN, None], ids=["broken", "none"])
 def test_layers_and_explain_run_without_a_compiler(cache, tmp_path, text):
     folder = tmp_path / "empty" if text is None else _a_program(tmp_path / "bin", text)
@@ -150,6 +167,7 @@ def test_layers_and_explain_run_without_a_compiler(cache, tmp_path, text):
     command = [sys.executable, "-m", "dataeff", "rgnn", "explain", str(example)]
     done = subprocess.run(command, capture_output=True, text=True, env=here)
     assert done.returncode == 0 and "== forward kernels ==" in done.stdout, done.stderr
+    assert "kernels below do not run here, plain PyTorch does: no C++ compiler: " in done.stdout
 
 
 def test_unwritable_cache_warns_and_compiles_and_leaves_nothing(tmp_path):
