@@ -15,6 +15,10 @@ from dataeff.rgnn.memory_plan import makes, overwritten, passing
 from dataeff.rgnn.view import View
 
 ALIGNMENT = 4096  # of the places, in bytes
+# Values smaller than this are left to malloc. It gives back to the system what stands free at the
+# end of its memory, which smaller values of one run are as well: where it did, inference of HGT on
+# 58 thousand edges took 1.5 to 1.9 times as long, and 1.03 times as long where it did not.
+SMALLEST_NBYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -83,13 +87,11 @@ def passing_values(schedule: Schedule) -> list[Passing]:
     return found
 
 
-def lives(
-    values: Iterable[Passing], sizes: tuple[int, ...], item_size: int, smallest: int
-) -> dict[int, Life]:
-    """Those of at least so many bytes on a graph of these sizes."""
+def lives(values: Iterable[Passing], sizes: tuple[int, ...], item_size: int) -> dict[int, Life]:
+    """Those of at least `SMALLEST_NBYTES` on a graph of these sizes."""
     found = {}
     for v in values:
         nbytes = View.rows_of(sizes, v.type.domain) * v.type.numel * item_size
-        if nbytes >= smallest:
+        if nbytes >= SMALLEST_NBYTES:
             found[v.value] = Life(v.first, v.last, nbytes)
     return found

@@ -8,7 +8,7 @@ from math import prod
 from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
-from dataeff.memory.scratch import ARENAS, SCRATCH, SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
+from dataeff.memory.scratch import ARENAS, SCRATCH, SMALLEST_LENT_NBYTES
 from dataeff.rgnn.arena import Places, lives, passing_values, place
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_gemm_sum, typed_sum
 from dataeff.rgnn.interpret import run_op
@@ -93,7 +93,7 @@ class Executor:
         key = view.sizes, item_size
         places = self._placed.get(key)
         if places is None:
-            found = lives(self.passing_values, view.sizes, item_size, SMALLEST_NBYTES)
+            found = lives(self.passing_values, view.sizes, item_size)
             if len(self._placed) >= KEPT_PLACES:
                 self._placed.clear()
             places = self._placed[key] = place(found)

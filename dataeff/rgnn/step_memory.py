@@ -8,7 +8,7 @@ large is compiled again with products of pairs made some columns at a time.
 
 from __future__ import annotations
 
-from dataeff.memory.scratch import SMALLEST_LENT_NBYTES, SMALLEST_NBYTES
+from dataeff.memory.scratch import SMALLEST_LENT_NBYTES
 from dataeff.rgnn.arena import lives, passing_values, place
 from dataeff.rgnn.kernels_ir import Schedule
 from dataeff.rgnn.lower import is_wide
@@ -22,7 +22,7 @@ ID_NBYTES = 24
 
 def peak_nbytes(schedule: Schedule, sizes: tuple[int, ...], item_size: int) -> int:
     """Bytes that a run takes at once: one block for what passes, and what else is alive."""
-    found = lives(passing_values(schedule), sizes, item_size, SMALLEST_NBYTES)
+    found = lives(passing_values(schedule), sizes, item_size)
     others = (
         sum(n for v, n in moment.alive.items() if v not in found)
         for moment in moments(schedule, sizes, item_size)

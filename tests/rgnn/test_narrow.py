@@ -6,7 +6,7 @@ from rgnn_layers import gated, rgat, rgcn_mean
 
 from dataeff import nn, rgnn
 from dataeff.bench.rgnn.workload import peak_host_bytes
-from dataeff.rgnn import plan, step_memory
+from dataeff.rgnn import arena, plan
 from dataeff.rgnn.interpret import interpret
 from dataeff.rgnn.passes.dce import eliminate_dead_code
 from dataeff.rgnn.passes.narrow import narrow
@@ -69,7 +69,7 @@ def test_a_narrowed_layer_gives_the_same_results_and_gradients(heads, tight):
 
 def test_a_dense_graph_is_narrowed_to_take_less_memory(monkeypatch):
     call, parameters = _hgt(1)
-    monkeypatch.setattr(step_memory, "SMALLEST_NBYTES", 1)
+    monkeypatch.setattr(arena, "SMALLEST_NBYTES", 1)
     monkeypatch.setattr(plan, "is_large", lambda *_: True)
     monkeypatch.setattr(plan, "_COMPILED", {})
     plan._plan_for.cache_clear()

@@ -6,7 +6,7 @@ from rgnn_layers import gated, rgat, rgcn_mean
 
 from dataeff import rgnn
 from dataeff.memory.scratch import ARENAS, SCRATCH, clear_idle
-from dataeff.rgnn import execute, plan
+from dataeff.rgnn import arena, execute, plan
 
 
 def _problem(layer):
@@ -42,13 +42,13 @@ def test_results_are_the_same_and_stay_so(layer, monkeypatch):
     graph, inputs = _problem(layer)
     _forget_plans(monkeypatch)
     with monkeypatch.context() as alone:
-        alone.setattr(execute, "SMALLEST_NBYTES", 1 << 60)
+        alone.setattr(arena, "SMALLEST_NBYTES", 1 << 60)
         alone.setattr(execute, "SMALLEST_LENT_NBYTES", 1 << 60)
         clear_idle()
         want = _train(layer, graph, inputs)
         assert SCRATCH.nbytes == ARENAS.nbytes == 0
     _forget_plans(monkeypatch)
-    monkeypatch.setattr(execute, "SMALLEST_NBYTES", 1)
+    monkeypatch.setattr(arena, "SMALLEST_NBYTES", 1)
     monkeypatch.setattr(execute, "SMALLEST_LENT_NBYTES", 1)
     found = [_train(layer, graph, inputs) for _ in range(3)]
     assert ARENAS.nbytes > 0
@@ -76,7 +76,7 @@ def test_a_result_takes_the_memory_of_one_that_is_gone(monkeypatch):
 
 def test_a_step_that_fails_keeps_no_block(monkeypatch):
     _forget_plans(monkeypatch)
-    monkeypatch.setattr(execute, "SMALLEST_NBYTES", 1)
+    monkeypatch.setattr(arena, "SMALLEST_NBYTES", 1)
     graph, inputs = _problem(gated)
     clear_idle()
     before, taken = ARENAS._used_nbytes, []
