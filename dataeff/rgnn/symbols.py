@@ -272,7 +272,8 @@ def align(tracer: Tracer, symbols: Sequence[Any]) -> list[Value]:
             found = ["one"]
     rows = [d for d in found if d not in domains.TYPE_DOMAINS]  # types follow rows, not they types
     domain = "dst" if set(rows) == {"node", "dst"} else (rows or found)[0]
-    return [bring(tracer, v, domain) for v in plain]
+    other = next((v.type for v in plain if v.type.domain == domain), None)
+    return [bring(tracer, v, domain, other) for v in plain]
 
 
 def _operand(tracer: Tracer, symbol: Any) -> Value:
@@ -288,8 +289,8 @@ def _operand(tracer: Tracer, symbol: Any) -> Value:
     raise tracer.error(f"cannot compute with {described(symbol)}")
 
 
-def bring(tracer: Tracer, value: Value | Picked, domain: str) -> Value:
-    """A value at the rows of a domain that its own is known from."""
+def bring(tracer: Tracer, value: Value | Picked, domain: str, other: Type | None = None) -> Value:
+    """A value at the rows of a domain that its own is known from; `other` stands there already."""
     have = tracer.builder[value.id].type.domain
     if have == domain:
         return Value(tracer, value.id)
@@ -297,10 +298,10 @@ def bring(tracer: Tracer, value: Value | Picked, domain: str) -> Value:
         return emit(tracer, "prefix", value.id)
     if have in domains.TYPE_DOMAINS and domains.path(domain, have):
         return emit(tracer, "gather", value.id, attrs=(f"{domain}.{have}",))
+    there = domains.a_value(domain) if other is None else f"{other}, {domains.a_value(domain)}"
     raise tracer.error(
-        f"{tracer.builder[value.id].type} is {domains.a_value(have)}, and is used with"
-        f" {domains.a_value(domain)}; bring it there with g.src, g.dst or g.edge, or reduce with"
-        " g.sum"
+        f"{tracer.builder[value.id].type} is {domains.a_value(have)}, and is used with {there};"
+        " bring it there with g.src, g.dst or g.edge, or reduce with g.sum"
     )
 
 

@@ -1,6 +1,7 @@
 """What a user can get wrong, and the message that names it."""
 
 import contextlib
+import re
 
 import pytest
 import torch
@@ -165,3 +166,22 @@ def test_a_gathered_row_out_of_range():
             torch.tensor([0, 2]),
             gather=torch.tensor([0, 9]),
         )
+
+
+@pytest.mark.parametrize(
+    ("function", "types"),
+    [
+        (lambda g, x, W: g.sum(g.src(x) * W[g.ntype]), (r"ntype\[4\]", r"edge\[8\]")),
+        (lambda g, x, W: g.sum(rgnn.concat(g.src(x), g.at_dst(x))), (r"dst\[8\]", r"edge\[8\]")),
+        (
+            lambda g, x, W: g.per_relation.sum(g.src(x)) * g.src(x),
+            (r"edge\[8\]", r"dst_pair\[8\]"),
+        ),
+    ],
+    ids=["node types", "destinations", "pairs"],
+)
+def test_values_of_other_domains_are_refused_with_both_types(small, function, types):
+    with pytest.raises(rgnn.LayerTypeError, match=r"test_bad_input.py:\d+: .*lambda g") as error:
+        rgnn.layer(function)(small, torch.randn(20, 8), torch.randn(4, 4))
+    for name in types:
+        assert re.search(name, str(error.value)), error.value
