@@ -319,6 +319,7 @@ def _type_counts(
 # Sampled blocks differ in size from step to step. Tracing one takes well under a millisecond;
 # passes, lowering and finding the kernels take many, so that their results are shared.
 _COMPILED: dict[tuple[Any, ...], Compiled] = {}
+KEPT_COMPILED = 256  # those made last
 
 
 def _compiled_for(plan: Plan, disabled: frozenset[str], backend: str) -> Compiled:
@@ -332,6 +333,8 @@ def _compiled_for(plan: Plan, disabled: frozenset[str], backend: str) -> Compile
     kind = (tuple(plan.wanted), request.dtype, request.device, disabled, backend, request.choice)
     key = (render(plan.traced), sizes, *kind)
     if key not in _COMPILED:
+        if len(_COMPILED) >= KEPT_COMPILED:
+            _COMPILED.pop(next(iter(_COMPILED)), None)
         _COMPILED[key] = Compiled(plan.traced, sizes, *kind)
     return _COMPILED[key]
 

@@ -51,6 +51,15 @@ def test_plans_do_not_pile_up():
     assert plan._plan_for.cache_info().currsize == bound
 
 
+def test_compiled_programs_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(plan, "_COMPILED", {})
+    monkeypatch.setattr(plan, "KEPT_COMPILED", 3)
+    plan._plan_for.cache_clear()
+    for num_nodes in (10, 100, 1000, 10_000, 1000):
+        step(num_nodes, 2 * num_nodes)
+    assert [key[1][0] for key in plan._COMPILED] == [nearby(n) for n in (100, 1000, 10_000)]
+
+
 def test_sizes_are_rounded_the_same_whatever_came_before():
     found = [nearby(n) for n in range(4000)]
     assert found == sorted(found) and found[:3] == [0, 1, 2]
