@@ -68,11 +68,7 @@ class Graph:
         num_node_types: int | None = None,
         validate: bool = True,
     ) -> None:
-        if not isinstance(edge_index, Tensor):
-            raise TypeError(f"edge_index must be a tensor, got {type(edge_index).__name__}")
-        if edge_index.dim() != 2 or edge_index.shape[0] != 2:
-            raise ValueError(f"edge_index must be [2, num_edges], got {list(edge_index.shape)}")
-        edge_index = _as_ids("edge_index", edge_index)
+        edge_index = _edge_index(edge_index)
         self.num_src_nodes = _first_given(num_src_nodes, num_nodes, "num_src_nodes or num_nodes")
         self.num_dst_nodes = _first_given(num_dst_nodes, num_nodes, "num_dst_nodes or num_nodes")
         self.num_edges = int(edge_index.shape[1])
@@ -81,25 +77,13 @@ class Graph:
         if edge_type is None:
             edge_type = edge_index.new_zeros(self.num_edges)
             num_relations = num_relations or 1
-        edge_type = _as_ids("edge_type", edge_type)
-        if edge_type.shape != (self.num_edges,):
-            raise ValueError(
-                f"edge_type must be [{self.num_edges}] like the edges, got {list(edge_type.shape)}"
-            )
-        if edge_type.device != self.device:
-            raise ValueError(f"edge_type is on {edge_type.device}, edge_index on {self.device}")
+        edge_type = self._one_each("edge_type", edge_type, self.num_edges, " like the edges")
         self.num_relations = num_relations if num_relations is not None else _count(edge_type)
         if self.num_relations < 0:
             raise ValueError(f"num_relations is {self.num_relations}, which is negative")
         self.num_node_types = 0
         if node_type is not None:
-            node_type = _as_ids("node_type", node_type)
-            if node_type.shape != (self.num_src_nodes,):
-                raise ValueError(
-                    f"node_type must be [{self.num_src_nodes}], got {list(node_type.shape)}"
-                )
-            if node_type.device != self.device:
-                raise ValueError(f"node_type is on {node_type.device}, edge_index on {self.device}")
+            node_type = self._one_each("node_type", node_type, self.num_src_nodes)
             self.num_node_types = (
                 num_node_types if num_node_types is not None else _count(node_type)
             )
@@ -119,6 +103,15 @@ class Graph:
         _LIVE[self._id] = self
         with torch.inference_mode(False):  # autograd saves it, of graphs made in validation too
             self.token = torch.tensor([self._id], device="cpu")
+
+    def _one_each(self, name: str, given: Any, rows: int, what: str = "") -> Tensor:
+        """Types of the edges or nodes, on the device of the edges."""
+        ids = _as_ids(name, given)
+        if ids.shape != (rows,):
+            raise ValueError(f"{name} must be [{rows}]{what}, got {list(ids.shape)}")
+        if ids.device != self.device:
+            raise ValueError(f"{name} is on {ids.device}, edge_index on {self.device}")
+        return ids
 
     @classmethod
     def from_typed(
@@ -426,6 +419,15 @@ def _first_given(first: int | None, second: int | None, what: str) -> int:
     if value < 0:
         raise ValueError(f"{what} is {value}, which is negative")
     return value
+
+
+def _edge_index(ids: Any) -> Tensor:
+    """Sources and destinations of edges."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"edge_index must be a tensor, got {type(ids).__name__}")
+    if ids.dim() != 2 or ids.shape[0] != 2:
+        raise ValueError(f"edge_index must be [2, num_edges], got {list(ids.shape)}")
+    return _as_ids("edge_index", ids)
 
 
 def _as_ids(name: str, ids: Any) -> Tensor:
