@@ -288,7 +288,7 @@ class DeviceLoad:
         Until then the memory is not given up, and no stream has been told to wait: only who unpacks
         the tensor waits for it, not all that the device does beside its copy.
         """
-        if self.event is None and self._transfer is not None and self._transfer.done():
+        if self._buffer is not None and self._transfer is not None and self._transfer.done():
             self._forward()
         return self._failure is not None or (self.event is not None and self.event.query())
 
@@ -297,7 +297,7 @@ class DeviceLoad:
 
         Raises OSError naming file and offset when the bytes cannot be read or fail their checksum.
         """
-        if self.event is None:
+        if self._buffer is not None:
             self._forward()
         if self._failure is not None:
             raise self._failure
@@ -309,37 +309,35 @@ class DeviceLoad:
         )
 
     def _forward(self) -> None:
-        """Sends what the disk has delivered to the device."""
-        if self._failure is None:
-            try:
-                buffer = self._finish_read()
-            except OSError as error:
-                self._failure = error
-                return
-            self._to_device(buffer)
-            assert self.event is not None
+        """Sends what the disk has delivered to the device; what an interrupt cut off, once more."""
+        buffer = self._buffer
+        assert buffer is not None
+        if self.event is None and self._failure is None:
+            self._failure = self._failed_read(buffer)
+            if self._failure is None:
+                self._to_device(buffer)
+        if self.event is not None:
             self._copy._pool.release_after(self.event, buffer)
+        else:
+            self._copy._pool.release(buffer)
+        self._buffer = None
 
     def order(self) -> None:
         """Lets the current stream wait for the bytes."""
         assert self.event is not None
         self._copy._streams.order_after(self.event)
 
-    def _finish_read(self) -> PooledBuffer:
-        """The buffer that the disk has filled. Raises OSError when the bytes are not right."""
-        copy, buffer, self._buffer = self._copy, self._buffer, None
-        assert copy._written is not None and buffer is not None and self._transfer is not None
-        failure: OSError | None = None
+    def _failed_read(self, buffer: PooledBuffer) -> OSError | None:
+        """Waits for the disk; why `buffer` does not hold the right bytes, if it does not."""
+        copy = self._copy
+        assert copy._written is not None and self._transfer is not None
         try:
             copy._written.check_read(self._transfer)
-            if copy._crc is not None and _core.crc32c(buffer.data_ptr, copy.nbytes) != copy._crc:
-                failure = copy._written.failed_read(OSError(errno.EIO), "checksum mismatch")
         except OSError as error:
-            failure = error
-        if failure is not None:
-            copy._pool.release(buffer)
-            raise failure
-        return buffer
+            return error
+        if copy._crc is not None and _core.crc32c(buffer.data_ptr, copy.nbytes) != copy._crc:
+            return copy._written.failed_read(OSError(errno.EIO), "checksum mismatch")
+        return None
 
 
 def _since(begin_ns: int, event: Event) -> Span | None:
