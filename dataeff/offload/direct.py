@@ -70,7 +70,9 @@ class DirectCopy:
         self.body = self.nbytes // ALIGNMENT * ALIGNMENT
         self.host_nbytes = self.nbytes - self.body
         self.path, self.streams = path, streams
-        self.tail = flat_bytes(storage)[self.body :].clone()
+        source = flat_bytes(storage)
+        streams.share(source)
+        self.tail = source[self.body :].clone()
         self._source: torch.UntypedStorage | None = storage  # cuFile reads it until finish()
         self.made = streams.mark()
         self._begun = path.write(self.made, storage.data_ptr(), self.body)

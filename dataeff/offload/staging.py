@@ -139,6 +139,7 @@ class DeviceCopy:
         self._spilled: Future[Written] | None = None
         self._buffer: PooledBuffer | None = pool.acquire(self.nbytes)
         source = flat_bytes(storage)
+        streams.share(source)
         self._copied = streams.copy_out(source, self._buffer.tensor()[: self.nbytes])
         self._busy: Event = self._copied  # the last copy to or from the buffer
         if spill is not None:

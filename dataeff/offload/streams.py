@@ -3,8 +3,10 @@
 - The compute stream is looked up at each call, before a side stream is entered.
 - A copy waits for what the compute stream had queued, and the memory it reads is kept by a
   reference until the compute stream has been told to wait for the copy. Then it may be freed:
-  whoever gets the memory next is queued behind that wait. `record_stream` is not used; it would
-  keep blocks back for an unknown time and fragment the allocator.
+  whoever gets the memory next is queued behind that wait. `record_stream` on the copy's stream
+  is not used; it would keep blocks back for an unknown time and fragment the allocator.
+- What was allocated on another stream than it is saved on goes back to that one, which waits for
+  nobody: `share` tells the allocator of the stream that saves. Without offload the graph keeps it.
 - The target of a copy to the device is allocated on the stream that was current when the bytes
   were saved, where backward uses them: freeing it is in that stream's order too, also when it was
   fetched early, from the backward of another stream.
@@ -49,6 +51,9 @@ class Streams(Protocol):
 
     def mark(self) -> Event:
         """The end of what is queued now on the compute stream."""
+
+    def share(self, memory: torch.Tensor) -> None:
+        """Lets whoever gets `memory` next wait for the current stream, if it is another's."""
 
     def order_after(self, event: Event) -> None:
         """What the caller queues from now on runs after `event`; the host does not wait."""
@@ -109,6 +114,10 @@ class CudaStreams:
         """An event at the end of the current stream."""
         current, now = torch.cuda.current_stream(self._device), self.moment()
         return CudaCopy(now, now, current)
+
+    def share(self, memory: torch.Tensor) -> None:
+        """Notes the current stream as a user; of its own memory the allocator notes nothing."""
+        memory.record_stream(torch.cuda.current_stream(self._device))
 
     def order_after(self, event: Event) -> None:
         """Lets the current stream wait for a copy, and the stream that it was queued beside.

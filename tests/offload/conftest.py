@@ -144,6 +144,9 @@ class LateStreams:
         """What was queued to be copied in has then been, however late."""
         return Reached(self.queues["in"].submit(time.sleep, self.delay_s))
 
+    def share(self, memory):
+        pass
+
     def order_after(self, event):
         event.synchronize()
 

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dataeff import ActivationOffload
+from dataeff.offload.streams import CudaStreams
 
 pytestmark = pytest.mark.filterwarnings("ignore:activation offload. a tier is full:RuntimeWarning")
 SEEDS = range(1, 1 + int(os.environ.get("PRETENDED_CUDA_SEEDS", "4")))
@@ -52,13 +53,28 @@ def make_model(block=Block):
     return nn.Sequential(*[block() for _ in range(3)]).to("cuda")
 
 
-def make_batch(seed=1):
+def make_batch(seed=1, rows=ROWS):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(ROWS, WIDTH, generator=generator).to("cuda")
+    return torch.randn(rows, WIDTH, generator=generator).to("cuda")
 
 
 def offload_of(model, tmp_path, spill=False, **options):
     return ActivationOffload(model, tmp_path if spill else None, min_bytes=0, **options)
+
+
+class Behind(CudaStreams):
+    """Copies that begin long after they were queued."""
+
+    def _copy(self, side, source, target):
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(1)
+        return super()._copy(side, source, target)
+
+
+def close(offload):
+    """Closes what has moved something: where all was too small, nothing was tested."""
+    assert sum(module.bytes_stored for module in offload.report().modules.values()) > 0
+    offload.close()
 
 
 def step(model, x, around=None):
@@ -77,12 +93,19 @@ def assert_same(found, expected, of=None):
         assert torch.equal(a, b), of
 
 
+def dirty(*_):
+    """Overwrites memory that the current stream has free."""
+    for n in (ROWS * WIDTH, 2 * ROWS * WIDTH, 128):
+        torch.full((n,), float("nan"), device="cuda")
+
+
+def dirty_much():
+    """The same, of all that was given up lately."""
+    return [torch.full((2 * ROWS * WIDTH,), float("nan"), device="cuda") for _ in range(40)]
+
+
 def crowd(model):
     """Allocates and overwrites memory between modules, forward and backward."""
-
-    def dirty(*_):
-        for nbytes in (ROWS * WIDTH * 4, 2 * ROWS * WIDTH * 4, 512):
-            torch.full((nbytes // 4,), float("nan"), device="cuda")
 
     for block in model:
         for module in block.children():
@@ -104,9 +127,7 @@ def test_every_order_gives_the_bits_of_keeping(late, tmp_path, tier, budgets, bl
         late(seed)
         for x, bits in zip(batches, expected, strict=True):
             assert_same(step(model, x, offload), bits, seed)
-    report = offload.report()
-    assert report.bytes_packed > 0
-    offload.close()
+    close(offload)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -123,7 +144,7 @@ def test_steps_on_streams_of_their_own(late, tmp_path, tier):
             with torch.cuda.stream(stream):
                 assert_same(step(model, x, offload), expected, seed)
             torch.cuda.current_stream().wait_stream(stream)
-    offload.close()
+    close(offload)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -143,12 +164,12 @@ def test_backward_on_another_stream_than_forward(late, tmp_path, tier):
             torch.cuda.current_stream().wait_stream(side)
         del loss
         assert_same([p.grad.cpu() for p in model.parameters()], expected, seed)
-    offload.close()
+    close(offload)
 
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_microbatches_and_retained_graphs(late, tmp_path, tier):
-    model, parts = make_model(), make_batch().chunk(2)
+    model, parts = make_model(), make_batch(rows=2 * ROWS).chunk(2)
 
     def run(offload=None):
         model.zero_grad(set_to_none=True)
@@ -171,7 +192,7 @@ def test_microbatches_and_retained_graphs(late, tmp_path, tier):
     for seed in SEEDS:
         late(seed)
         assert_same(run(offload), expected, seed)
-    offload.close()
+    close(offload)
 
 
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match")
@@ -179,7 +200,7 @@ def test_microbatches_and_retained_graphs(late, tmp_path, tier):
 @pytest.mark.parametrize("budgets", BUDGETS)
 def test_microbatches_on_two_streams(late, tmp_path, tier, budgets):
     """A store of one stream is ended, and its memory given up, while another is current."""
-    model, parts = make_model(), make_batch().chunk(4)
+    model, parts = make_model(), make_batch(rows=4 * ROWS).chunk(4)
     crowd(model)
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
 
@@ -206,7 +227,7 @@ def test_microbatches_on_two_streams(late, tmp_path, tier, budgets):
     for seed in SEEDS:
         late(seed)
         assert_same(run(offload), expected, seed)
-    offload.close()
+    close(offload)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -231,7 +252,7 @@ def test_a_step_cut_off_leaves_the_next_ones_right(late, tmp_path, tier, where):
         with pytest.raises(RuntimeError, match="cut off"):
             step(model, x, offload)
         assert_same(step(model, x, offload), expected, seed)
-    offload.close()
+    close(offload)
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -247,7 +268,7 @@ def test_graphs_that_are_dropped(late, tmp_path, tier):
     gc.collect()
     offload._cache.drain()
     assert offload.report().saved_bytes == 0
-    offload.close()
+    close(offload)
 
 
 def test_closed_with_copies_under_way(late, tmp_path):
@@ -263,6 +284,159 @@ def test_closed_with_copies_under_way(late, tmp_path):
             offload.close()
         torch.cuda.synchronize()
         assert (torch.ones(3, device="cuda") + 1).sum().item() == 6
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+@pytest.mark.parametrize("way", ["out", "in"])
+def test_closed_while_backward_is_owed(late, tmp_path, tier, way):
+    """What the graph still holds is copied to and from memory that close gives back."""
+    late(0)
+    model, x = make_model(), make_batch()
+    offload = offload_of(model, tmp_path, **TIERS[tier], streams_of=Behind)
+    with offload:
+        loss = model(x).square().mean()
+    if way == "in":
+        offload._cache.drain()
+        torch.cuda.synchronize()
+        offload.expect_backward()
+    close(offload)
+    del loss
+    torch.cuda.synchronize()
+    assert (torch.ones(3, device="cuda") + 1).sum().item() == 6
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_a_store_that_ends_while_another_stream_is_current(late, tmp_path, tier):
+    """The memory goes back to the stream that saved, which has to wait for the copy."""
+    late(0)
+    model, x = make_model(), make_batch()
+    expected = step(model, x)
+    offload = offload_of(model, tmp_path, **TIERS[tier], in_flight_bytes=0, streams_of=Behind)
+    one, other = torch.cuda.Stream(), torch.cuda.Stream()
+    model.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(one), offload:
+        loss = model(x).square().mean()
+    with torch.cuda.stream(other), offload, offload.microbatch(1):
+        model(x).square().mean()  # makes room for its own
+    with torch.cuda.stream(one):
+        dirty_much()
+        loss.backward()
+    torch.cuda.synchronize()
+    assert_same([p.grad.cpu() for p in model.parameters()], expected)
+    close(offload)
+
+
+class OnTheSide(torch.autograd.Function):
+    """The square, with a backward that works on another stream."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        now, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(now)
+        with torch.cuda.stream(side):
+            (x,) = ctx.saved_tensors
+            made = 2 * x * gradient
+        now.wait_stream(side)
+        made.record_stream(now)
+        return made
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_backward_that_asks_on_a_stream_of_its_own(late, tmp_path, tier):
+    late(0)
+    model, x = make_model(), make_batch(rows=2 * ROWS)
+
+    def run():
+        model.zero_grad(set_to_none=True)
+        OnTheSide.apply(model(x)).tanh().mean().backward()  # tanh ends its store
+        return [p.grad.cpu() for p in model.parameters()]
+
+    expected = run()
+    offload = offload_of(model, tmp_path, **TIERS[tier], **BUDGETS["no budgets"], streams_of=Behind)
+    with offload:
+        found = run()
+    assert_same(found, expected)
+    close(offload)
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_blocks_on_two_streams(late, tmp_path, tier):
+    """What one stream's backward fetches ahead is the other's memory, in the other's order."""
+    late(0)
+    model, x = make_model(), make_batch()
+    streams = torch.cuda.Stream(), torch.cuda.Stream()
+    for block in model[1:]:
+        block.register_full_backward_hook(lambda *_: torch.cuda._sleep(1))
+        block.up.register_full_backward_hook(lambda *_: torch.cuda._sleep(1))
+
+    def run():
+        model.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        y = x
+        for i, block in enumerate(model):
+            here, there = streams[i % 2], streams[1 - i % 2]
+            here.wait_stream(there)
+            with torch.cuda.stream(here):
+                y.record_stream(here)
+                y = block(y)
+        with torch.cuda.stream(here):
+            loss = y.square().mean()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(there):
+            torch.cuda._sleep(1)
+            dirty_much()
+        with torch.cuda.stream(here):
+            loss.backward()
+        torch.cuda.synchronize()
+        return [p.grad.cpu() for p in model.parameters()]
+
+    expected = run()
+    offload = offload_of(model, tmp_path, **TIERS[tier])
+    for _ in range(3):
+        with offload:
+            found = run()
+        assert_same(found, expected)
+    close(offload)
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
+def test_memory_of_another_stream(late, tmp_path, tier):
+    """Saved on one stream, allocated on another: a graph alone would keep it from being reused."""
+    late(0)
+    model, x = make_model(), make_batch(rows=2 * ROWS)
+    one, other = torch.cuda.Stream(), torch.cuda.Stream()
+
+    def run():
+        model.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(other), torch.no_grad():
+            y = x.exp()
+        one.wait_stream(other)
+        with torch.cuda.stream(one):
+            torch.cuda._sleep(1)
+            loss = model(y * 2).square().mean() + model[0].up(y).square().mean()
+        del y
+        with torch.cuda.stream(one):
+            loss = loss + model(x.exp()).square().mean()
+        with torch.cuda.stream(other):
+            dirty_much()
+        with torch.cuda.stream(one):
+            loss.backward(retain_graph=True)  # or `y` went back while `one` still reads it
+        torch.cuda.synchronize()
+        return [p.grad.cpu() for p in model.parameters()]
+
+    expected = run()
+    offload = offload_of(model, tmp_path, **TIERS[tier], in_flight_bytes=0, streams_of=Behind)
+    with offload:
+        found = run()
+    assert_same(found, expected)
+    close(offload)
 
 
 def test_the_plan_of_measured_steps(late, tmp_path):
