@@ -27,6 +27,9 @@ class Unpinned(CudaStreams):
     def unpin(self, buffer):
         pass
 
+    def share(self, memory):
+        pass  # host memory is nobody's stream's
+
 
 @pytest.fixture
 def device(monkeypatch):
