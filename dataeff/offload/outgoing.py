@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections import OrderedDict
 
@@ -118,6 +119,9 @@ class Outgoing:
         except OSError as error:
             self._take_off(saved)
             self._discard_copy(saved)
+            if error.errno == errno.ECANCELED:  # and an interrupt cut off what `cancel` does next
+                account.counters.bytes_cancelled += saved.nbytes
+                return
             self._failed(saved.nbytes, error)
             self._fall_back(saved)
             return

@@ -187,7 +187,7 @@ class DeviceCopy:
     def written(self) -> bool:
         """Whether the write to disk, if there is one, has ended, well or not."""
         spilled = self._spilled
-        if spilled is None:
+        if spilled is None or spilled.cancelled():
             return True
         return spilled.done() and (spilled.exception() is not None or spilled.result().done())
 
@@ -198,6 +198,9 @@ class DeviceCopy:
         keep the tensors of all of them until the next collection.
         """
         if self._spilled is None or not (wait or self.written()):
+            return None
+        if self._spilled.cancelled():  # and an interrupt cut off what `cancel` does next
+            self._stay()
             return None
         try:
             written = self._spilled.result()
