@@ -4,6 +4,7 @@ What was saved on one stream is wanted there; that backward fetches it early fro
 that a hook of a third one settles it, must not matter.
 """
 
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -105,6 +106,6 @@ def test_bytes_that_go_by_cufile_come_back_on_the_stream_that_saved_them(device,
 
 
 def _done(result):
-    return SimpleNamespace(
-        result=lambda: result, done=lambda: True, exception=lambda: None, cancel=lambda: False
-    )
+    future = Future()
+    future.set_result(result)
+    return future
