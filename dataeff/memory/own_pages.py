@@ -1,9 +1,8 @@
 """Pages that hold one tensor and nothing else, for memory that is registered with a device.
 
 A device registers whole pages. What else lies in the first and the last one is then registered in
-part, and CUDA refuses copies of it: "memory regions spanning over allocations that are both
-registered and not registered with CUDA are not supported" (CUDA Driver API, API synchronization
-behavior). The innocent owner of such a tensor would be told of an invalid argument.
+part, and CUDA need not copy what is (CUDA Driver API, API synchronization behavior): the innocent
+owner of such a tensor would be told of an invalid argument.
 """
 
 from __future__ import annotations
