@@ -1,3 +1,4 @@
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -7,6 +8,18 @@ import torch
 from dataeff import rgnn
 
 sys.path.insert(0, str(Path(__file__).parent))  # for rgnn_layers, shared by these tests
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _accesses_are_watched():
+    """Interpreted kernels are held to what programs that run at once may touch."""
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton_accesses import watched_accesses
+
+    with watched_accesses():
+        yield
 
 
 @pytest.fixture(autouse=True)
