@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "gather/copy_row.h"
 #include "gather/gather.h"
@@ -43,34 +44,27 @@ bool worth_streaming(const std::byte* out, int64_t nbytes, int64_t size) {
   return size * nbytes >= kStreamNbytes && (whole_lines || nbytes >= kStreamRowNbytes);
 }
 
+// Past two lines a loop over them is as fast, and faster where the table is in no cache.
+using FixedSizes = std::integer_sequence<int64_t, 1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 112, 128>;
+
+template <int64_t... kNbytes>
+bool run_fixed(int64_t nbytes, const auto& run, std::integer_sequence<int64_t, kNbytes...>) {
+  return ((nbytes == kNbytes && (run(FixedCopy<kNbytes>{}), true)) || ...);
+}
+
 template <typename Id>
 void gather(const RowTable& table, const Id* ids, int64_t size, std::byte* out, int num_threads) {
   const auto run = [&](const auto& copy) { gather_with(table, ids, size, out, num_threads, copy); };
   const int64_t nbytes = table.row_nbytes;
 #if DATAEFF_HAS_WIDE
-  if (nbytes >= kLine && wide_vectors()) {
-    if (worth_streaming(out, nbytes, size)) return run(LineCopy<true>{nbytes});
-    if (nbytes > kLine) return run(LineCopy<false>{nbytes});
-  }
+  const bool wide = nbytes >= kLine && wide_vectors();
+  if (wide && worth_streaming(out, nbytes, size)) return run(LineCopy<true>{nbytes});
 #endif
-  switch (nbytes) {
-    case 1:
-      return run(FixedCopy<1>{});
-    case 2:
-      return run(FixedCopy<2>{});
-    case 4:
-      return run(FixedCopy<4>{});
-    case 8:
-      return run(FixedCopy<8>{});
-    case 16:
-      return run(FixedCopy<16>{});
-    case 32:
-      return run(FixedCopy<32>{});
-    case 64:
-      return run(FixedCopy<64>{});
-    default:
-      return run(AnyCopy{nbytes});
-  }
+  if (run_fixed(nbytes, run, FixedSizes{})) return;
+#if DATAEFF_HAS_WIDE
+  if (wide) return run(LineCopy<false>{nbytes});
+#endif
+  run(AnyCopy{nbytes});
 }
 
 // Thread t owns the rows of one stretch of the table and walks the whole index in order, so the

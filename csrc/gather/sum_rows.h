@@ -1,10 +1,12 @@
 // The gradient of a gather: rows of one number summed, in the order in which they come.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 #include "gather/gather.h"
+#include "gather/row_format.h"
 
 namespace dataeff {
 
@@ -22,11 +24,15 @@ class NamedRows {
   void write_ids(int64_t* ids, int64_t stride) const;
 
   // sums[i] = the sum of rows[p] for each place p where the i-th of the different rows is named, in
-  // the order of p: the same bits at any number of threads. Rows have `width` elements.
-  template <typename Value>
-  void sum(const Value* rows, int64_t width, Value* sums, int num_threads) const;
+  // the order of p: the same bits at any number of threads. Rows have `width` elements; those of
+  // 16 bits are summed in float32 and rounded once.
+  void sum(Element element, const std::byte* rows, int64_t width, std::byte* sums,
+           int num_threads) const;
 
  private:
+  template <typename Out>
+  void sum_as(const typename Out::Value* rows, int64_t width, typename Out::Value* sums,
+              int num_threads) const;
   int64_t place(int64_t i) const { return static_cast<uint32_t>(named_[i]); }
 
   std::vector<uint64_t> named_{};  // row << 32 | place, ascending

@@ -11,9 +11,15 @@ namespace py = pybind11;
 namespace dataeff {
 namespace {
 
-bool is_real(const DLTensor& rows) {
-  return rows.dtype.code == kDlFloat && rows.dtype.lanes == 1 &&
-         (rows.dtype.bits == 32 || rows.dtype.bits == 64);
+std::optional<Element> element_of(const DLTensor& rows) {
+  const auto is = [&](int code, int bits) {
+    return rows.dtype.code == code && rows.dtype.bits == bits && rows.dtype.lanes == 1;
+  };
+  if (is(kDlFloat, 32)) return Element::kFloat32;
+  if (is(kDlFloat, 64)) return Element::kFloat64;
+  if (is(kDlFloat, 16)) return Element::kFloat16;
+  if (is(kDlBfloat, 16)) return Element::kBFloat16;
+  return {};
 }
 
 // Whether `rows` is contiguous and [*index.shape, ...].
@@ -30,13 +36,6 @@ bool are_new(const DLTensor& ids, const DLTensor& sums, const DLTensor& rows, in
          sums.dtype.bits == rows.dtype.bits && contiguous_numel(sums, 0) == size * width;
 }
 
-template <typename Value>
-void write_sums(const NamedRows& named, const DLTensor& rows, int64_t width, const DLTensor& sums,
-                int num_threads) {
-  named.sum(reinterpret_cast<const Value*>(data(rows)), width, reinterpret_cast<Value*>(data(sums)),
-            num_threads);
-}
-
 // What `make` gave, filled; null, with or without an exception, where something is not plain.
 PyObject* sum_plain(PyObject* index_object, PyObject* rows_object, int64_t num_rows,
                     int64_t padding, PyObject* make) {
@@ -44,7 +43,8 @@ PyObject* sum_plain(PyObject* index_object, PyObject* rows_object, int64_t num_r
   if (!unguarded() || !describe(index_object, index) || !describe(rows_object, rows))
     return nullptr;
   const auto numbers = row_index(index);
-  if (!numbers || !is_real(rows) || !is_named_by(rows, index)) return nullptr;
+  const auto element = element_of(rows);
+  if (!numbers || !element || !is_named_by(rows, index)) return nullptr;
   std::optional<NamedRows> named;
   if (!run_without_lock([&](int) { named.emplace(*numbers, num_rows, padding); })) return nullptr;
   const int64_t width = contiguous_numel(rows, 0) / numbers->size;
@@ -55,8 +55,7 @@ PyObject* sum_plain(PyObject* index_object, PyObject* rows_object, int64_t num_r
   if (!are_new(ids, sums, rows, named->size(), width)) return nullptr;
   const auto write = [&](int threads) {
     named->write_ids(reinterpret_cast<int64_t*>(data(ids)), ids.strides ? ids.strides[1] : 1);
-    const auto of_dtype = rows.dtype.bits == 32 ? write_sums<float> : write_sums<double>;
-    of_dtype(*named, rows, width, sums, threads);
+    named->sum(*element, data(rows), width, data(sums), threads);
   };
   return run_without_lock(write) ? made.release().ptr() : nullptr;
 }

@@ -18,7 +18,8 @@ struct DLDataType {
   uint16_t lanes;
 };
 
-constexpr uint8_t kDlInt = 0, kDlUInt = 1, kDlFloat = 2, kDlComplex = 5;  // codes of a DLDataType
+// Codes of a DLDataType.
+constexpr uint8_t kDlInt = 0, kDlUInt = 1, kDlFloat = 2, kDlBfloat = 4, kDlComplex = 5;
 
 struct DLTensor {
   void* data;

@@ -19,7 +19,8 @@ def sparse_row_gradient(
 
     Rows of equal indices are summed in the order of the index, so that they are the same bits at
     any number of threads. (`coalesce()` sums them in the order that the processor's sort leaves
-    them in.) On CUDA the sum is made there, by a stable sort and a segmented sum, so that only
+    them in.) Rows of half precision are summed in float32 and rounded once: in bfloat16, 1 added to
+    256 is 256. On CUDA the sum is made there, by a stable sort and a segmented sum, so that only
     unique rows cross the bus.
 
     Args:
@@ -102,9 +103,6 @@ def _sparse(ids: Tensor, rows: Tensor, shape: torch.Size, is_coalesced: bool | N
 
 def sum_rows_by_segments(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Unique indices, ascending, and for each the sum of its rows in their order; no atomics.
-
-    Rows of half precision are summed in float32 and rounded once: in bfloat16, 1 added to 256 is
-    256.
 
     Args:
         index: [n], int64.

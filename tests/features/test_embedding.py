@@ -86,7 +86,7 @@ def test_trains_as_a_plain_embedding_bit_by_bit(name, steps, padding_idx, dtype,
     index=st.lists(st.integers(-300, 299), max_size=60),
     repeat=st.integers(1, 3),
     width=st.sampled_from([(), (0,), (1,), (7,), (2, 3)]),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     int32=st.booleans(),
     padding_idx=st.sampled_from([None, 0, 299]),
 )
@@ -96,17 +96,17 @@ def test_gradients_are_summed_in_the_order_of_the_index(
 ):
     index = torch.tensor(index * repeat, dtype=torch.int32 if int32 else torch.int64)
     rows, shape = torch.randn(len(index), *width, dtype=dtype), torch.Size((300, *width))
-    if dtype == torch.bfloat16:  # left to `coalesce`, in whose order only small numbers are exact
-        rows = rows.sign()
+    # Rows of half precision are summed in float32 and rounded once.
+    summand = rows.float() if dtype.itemsize == 2 else rows
+    expected = summed_in_order(index, summand, shape, padding_idx)
     grad = sparse_row_gradient(index, rows, shape, padding_idx)
-    expected = summed_in_order(index, rows, shape, padding_idx)
-    assert grad.is_coalesced()
+    assert grad.is_coalesced() and grad.dtype == dtype
     assert torch.equal(grad.indices(), expected.indices())
-    assert torch.equal(grad.values(), expected.values())
+    assert torch.equal(grad.values(), expected.values().to(dtype))
 
 
 @pytest.mark.parametrize("rows", [5, 1 << 20])
-@pytest.mark.parametrize("count", [1, 3000])
+@pytest.mark.parametrize("count", [1, 3000, 5000])
 def test_many_rows_are_summed_by_threads_as_by_one(rows, count):
     index = torch.randint(-rows, rows, (count,))
     values, shape = torch.randn(count, 33), torch.Size((rows, 33))
@@ -179,9 +179,14 @@ def test_segments_sum_what_coalescing_sums(index, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_row_that_comes_often_has_all_of_its_gradient(dtype):
     index = torch.tensor([2, 5] * 1000)
-    unique, sums = sum_rows_by_segments(index, torch.ones(2000, 3, dtype=dtype))
-    assert unique.tolist() == [2, 5] and sums.dtype == dtype
-    assert sums.tolist() == [[1000] * 3] * 2
+    rows = torch.ones(2000, 3, dtype=dtype)
+    grad = sparse_row_gradient(index, rows, torch.Size((6, 3)))
+    for unique, sums in (
+        sum_rows_by_segments(index, rows),
+        (grad.indices()[0], grad.values()),
+    ):
+        assert unique.tolist() == [2, 5] and sums.dtype == dtype
+        assert sums.tolist() == [[1000] * 3] * 2
 
 
 class OnGpu(torch.Tensor):
