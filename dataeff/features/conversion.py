@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import glob
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataeff import _core
 from dataeff.features.row_sources import RowSource, row_source
-from dataeff.features.stripe_head import HEAD_NBYTES, stripe_head
+from dataeff.features.stripe_head import HEAD_NBYTES, STRIPE_SUFFIX, stripe_head
+from dataeff.features.stripe_note import noted_stripes, remove_left_stripes
 from dataeff.features.table_files import (
     SAFETENSORS_DTYPES,
     SUFFIXES,
     RowFiles,
     local_path,
-    read_header,
     stripes_text,
 )
+from dataeff.features.whole_files import whole_file
 
 PathLike = str | os.PathLike[str]
 PAGE_NBYTES = 4096
@@ -48,8 +46,9 @@ def convert(
 
     Rows are read and written chunk by chunk, so source and target may be larger than memory. The
     target appears when it is complete and on the disk: after an error (a full disk), Ctrl-C or
-    SIGKILL nothing is left of it, and a target that was there is as it was. (Where a file system
-    has no files without a name, as NFS, SIGKILL leaves a `.partial` file.)
+    SIGKILL nothing is left of it, and a target that was there is as it was. (What SIGKILL leaves in
+    the moment of naming stripes, and where a file system has no files without a name, as NFS, goes
+    with the next conversion to the same target.)
 
     Args:
         source: a tensor or array [num_rows, ...] (a memmap, too), a `FeatureTable`, or a path to
@@ -86,7 +85,7 @@ def convert(
     else:
         head = _npy_head(rows) if target.suffix == ".npy" else _safetensors_head(rows, name or "x")
         with ExitStack() as stack:
-            file = stack.enter_context(_whole_file(target, len(head) + _nbytes(rows), overwrite))
+            file = stack.enter_context(whole_file(target, len(head) + _nbytes(rows), overwrite))
             file.write(head)
             for chunk in _reported(rows, progress):
                 file.write(chunk)
@@ -163,132 +162,6 @@ def _safetensors_head(rows: RowSource, name: str) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-# --- files that appear when they are whole ------------------------------------------------------
-
-
-class _PartialFile:
-    """Sequential writes that continue after short ones."""
-
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path, self._fd = path, fd
-
-    def write(self, data: bytes | memoryview) -> None:
-        left = memoryview(data)
-        try:
-            while left:
-                left = left[os.write(self._fd, left) :]
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from None
-
-
-@contextmanager
-def _whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[_PartialFile]:
-    """A file that takes the name `path`, on the disk, when the block ends without error.
-
-    Until then it has no name, so that not even SIGKILL leaves it behind; where the file system has
-    no such files, and for the moment in which it takes the place of another, it is a `.partial` one
-    beside `path`, which is locked while anyone writes it: the next conversion removes what is not.
-    """
-    _remove_left(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        fd = _open_without_name(path.parent)
-        named = fd is None
-        if fd is None:
-            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    try:
-        _lock(fd)
-        if nbytes:
-            _reserve(fd, nbytes, path)
-        yield _PartialFile(path, fd)
-        os.fsync(fd)
-        if not named:
-            partial.unlink(missing_ok=True)  # of a process that had this number
-            _name(fd, partial if overwrite else path)
-        if overwrite:
-            partial.replace(path)
-        elif named:
-            os.link(partial, path)  # unlike a rename it refuses a target that came meanwhile
-            partial.unlink()
-        _sync_folder(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(fd)
-
-
-def _remove_left(path: Path) -> None:
-    """Removes what conversions to `path` left that were killed."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        try:
-            fd = os.open(partial, os.O_WRONLY | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):  # gone meanwhile, or another user's
-            continue
-        try:
-            if _lock(fd):
-                partial.unlink(missing_ok=True)
-        finally:
-            os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    """Whether a file is locked now: False where a conversion under way has it, or none can be."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        return False
-    return True
-
-
-def _open_without_name(folder: Path) -> int | None:
-    """A file that no folder lists, or None where there are none, or none that can be named."""
-    try:
-        fd = os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-            raise
-        return None
-    if not _entry(fd).exists():  # no /proc here
-        os.close(fd)
-        return None
-    return fd
-
-
-def _entry(fd: int) -> Path:
-    return Path(f"/proc/self/fd/{fd}")
-
-
-def _name(fd: int, path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # Given a folder Python calls linkat, which follows /proc's link to the file; link does not.
-        os.link(_entry(fd), path.name, dst_dir_fd=folder, follow_symlinks=True)
-    finally:
-        os.close(folder)
-
-
-def _reserve(fd: int, nbytes: int, path: Path) -> None:
-    try:
-        _core.reserve_file(fd, 0, nbytes)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"no space for {nbytes} bytes ({error.strerror})", str(path)
-        ) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 # --- stripes ------------------------------------------------------------------------------------
 
 
@@ -307,26 +180,12 @@ def _write_stripes(
     extent = max(EXTENT_NBYTES // max(row_nbytes * aligned, 1), 1) * aligned
     # Names of their own: an index that is replaced goes on naming its old stripes until the end.
     table_id, count = os.urandom(16).hex(), len(folders)
-    names = [f"{target.stem}.{table_id[:8]}.{i}-of-{count}.rows" for i in range(count)]
+    names = [f"{target.stem}.{table_id[:8]}.{i}-of-{count}{STRIPE_SUFFIX}" for i in range(count)]
     paths = tuple(folder / name for folder, name in zip(folders, names, strict=True))
     files = RowFiles(rows.shape, rows.dtype, paths, HEAD_NBYTES, extent, table_id)
-    old = _stripes_of(target) if overwrite else ()
-    try:
-        _fill_stripes(rows, target, files, overwrite, progress)
-    except BaseException:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        raise
-    for path in old:
-        path.unlink(missing_ok=True)
-
-
-def _stripes_of(target: Path) -> tuple[Path, ...]:
-    """The files that an index names which is about to be replaced."""
-    try:
-        return read_header(target).paths
-    except (ValueError, FileNotFoundError):  # none there, or none that can be read
-        return ()
+    remove_left_stripes(target)
+    with noted_stripes(target, table_id, paths) as note:
+        _fill_stripes(rows, target, files, overwrite, progress, note)
 
 
 def _fill_stripes(
@@ -335,17 +194,21 @@ def _fill_stripes(
     files: RowFiles,
     overwrite: bool,
     progress: Callable[[int, int], object] | None,
+    note: Callable[[], None],
 ) -> None:
     index = stripes_text(files, target.parent).encode()
     extent_nbytes, written = files.rows_per_extent * files.row_nbytes, 0
     with ExitStack() as stack:
         # Left last, so that the index appears after the files it names.
-        stack.enter_context(_whole_file(target, len(index), overwrite)).write(index)
+        stack.enter_context(whole_file(target, len(index), overwrite)).write(index)
         parts = []
         for number, path in enumerate(files.paths):
             size = files.offset + files.rows_in_file(number) * files.row_nbytes
-            parts.append(stack.enter_context(_whole_file(path, size, overwrite=False)))
+            parts.append(stack.enter_context(whole_file(path, size, overwrite=False)))
             parts[-1].write(stripe_head(str(files.table_id), number, len(files.paths)))
+        named = any(part.named for part in parts)
+        if named:
+            note()
         for chunk in _reported(rows, progress):
             while chunk:
                 number, inside = divmod(written, extent_nbytes)
@@ -353,3 +216,5 @@ def _fill_stripes(
                 parts[number % len(parts)].write(piece)
                 written += len(piece)
                 chunk = chunk[len(piece) :]
+        if not named:  # they are about to be
+            note()

@@ -10,7 +10,11 @@ import json
 from pathlib import Path
 
 FORMAT = "dataeff-stripe"
+STRIPE_SUFFIX = ".rows"
 HEAD_NBYTES = 4096  # one page, so that whole rows of a page are whole pages of the file
+
+
+_NONE = "no stripe, or a damaged one"
 
 
 def stripe_head(table_id: str, number: int, count: int) -> bytes:
@@ -30,6 +34,16 @@ def check_stripe_head(path: Path, index: Path, table_id: str, number: int, count
         )
 
 
+def is_stripe(path: Path) -> bool:
+    """Whether a file is there that begins as a stripe does, of whatever table."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_NBYTES)
+    except FileNotFoundError:
+        return False
+    return _what_it_is(head) != _NONE
+
+
 def _what_it_is(head: bytes) -> str:
     try:
         fields = json.loads(head)
@@ -37,4 +51,4 @@ def _what_it_is(head: bytes) -> str:
             return f"stripe {fields['stripe']} of {fields['of']} of table {fields['table']}"
     except (ValueError, KeyError, TypeError):  # bytes of something else
         pass
-    return "no stripe, or a damaged one"
+    return _NONE

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import dataeff
-from dataeff.features import conversion, row_sources
+from dataeff.features import conversion, row_sources, whole_files
 
 DTYPES = [torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool]
 WIDE_DTYPES = [*DTYPES, torch.bfloat16, torch.float8_e4m3fn]
@@ -164,7 +164,7 @@ def test_an_interrupted_write_leaves_nothing_and_harms_nothing(
     tmp_path, small_chunks, suffix, there, nameless, monkeypatch
 ):
     if not nameless:
-        monkeypatch.setattr(conversion, "_open_without_name", lambda folder: None)
+        monkeypatch.setattr(whole_files, "open_without_name", lambda folder: None)
     x, target = torch.randn(500, 4), tmp_path / f"x{suffix}"
     stripes = [tmp_path] if suffix == ".json" else []
     if there:
@@ -208,7 +208,7 @@ def test_file_systems_without_nameless_files_take_named_ones(tmp_path, monkeypat
 @pytest.mark.parametrize("target", ["x.npy", "x.json"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_killed_process_leaves_nothing(tmp_path, target, overwrite):
-    if conversion._open_without_name(tmp_path) is None:
+    if whole_files.open_without_name(tmp_path) is None:
         pytest.skip("this file system has no files without a name")
     stripes = [str(tmp_path)] if target.endswith(".json") else []
     if overwrite:
@@ -250,6 +250,76 @@ dataeff.convert(torch.zeros(9, 4), {str(target)!r}, overwrite=True)
     assert torch.equal(table_of(target), torch.zeros(9, 4))
 
 
+KILLED = """
+import os, pathlib, signal, sys, dataeff, torch
+from dataeff.features import whole_files
+
+target, folders, nameless = sys.argv[1], sys.argv[2:4], sys.argv[4] == "True"
+if not nameless:
+    whole_files.open_without_name = lambda folder: None
+
+
+def convert_until(step, value):
+    left = [step]
+
+    def kill(event, arguments):
+        if event in ("os.link", "os.rename", "os.remove"):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        sys.addaudithook(kill)
+        dataeff.convert(torch.full((9, 4), value), target, stripes=folders, overwrite=True)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+step, value = 0, 1.0
+while convert_until(step, value):
+    files = lambda: {str(p) for f in {pathlib.Path(target).parent, *map(pathlib.Path, folders)}
+                     for p in f.iterdir() if p.is_file()}
+    left = files()
+    rows = dataeff.FeatureTable.open(target)[:].unique().tolist() if target in left else []
+    assert rows in ([], [value], [value - 1]), rows
+    assert convert_until(1000, value) == 0
+    assert len(files()) == 1 + len(folders), (step, left, files())
+    assert dataeff.FeatureTable.open(target)[:].unique().tolist() == [value]
+    step, value = step + 1, value + 1
+    if step % 2:  # now with a table to replace, now without
+        for path in files():
+            os.remove(path)
+print(step)
+"""
+
+
+@pytest.mark.parametrize("nameless", [True, False])
+def test_a_conversion_killed_while_it_names_stripes_is_cleared_by_the_next(tmp_path, nameless):
+    if nameless and whole_files.open_without_name(tmp_path) is None:
+        pytest.skip("this file system has no files without a name")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    arguments = [str(tmp_path / "x.json"), *map(str, folders), str(nameless)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 5  # two stripes, an index, the old stripes
+
+
+def test_a_note_removes_nothing_but_stripes(tmp_path):
+    others = [tmp_path / "thesis.txt", tmp_path / "thesis.rows"]
+    for other in others:
+        other.write_text("years of work")
+    (tmp_path / ".x.json.0.stripes").write_text(json.dumps([str(other) for other in others]))
+    (tmp_path / ".x.json.1.stripes").write_text('["cut o')
+    dataeff.convert(torch.ones(9, 4), tmp_path / "x.json", stripes=[tmp_path])
+    assert all(other.read_text() == "years of work" for other in others)
+    assert not list(tmp_path.glob(".*"))
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_systems_without_locks_are_written_all_the_same(tmp_path, monkeypatch, code):
     def refuses(fd, operation):
@@ -275,7 +345,7 @@ def test_no_space_is_found_before_a_byte_is_written(tmp_path):
 
 
 def test_a_write_that_fails_names_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "_reserve", lambda *_: None)  # a file system that cannot
+    monkeypatch.setattr(whole_files, "_reserve", lambda *_: None)  # a file system that cannot
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
