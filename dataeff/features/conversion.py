@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataeff._flags import checked_bool
 from dataeff.features.row_sources import RowSource, row_source
 from dataeff.features.stripe_head import HEAD_NBYTES, STRIPE_SUFFIX, stripe_head
 from dataeff.features.stripe_note import noted_stripes, remove_left_stripes
@@ -72,11 +73,12 @@ def convert(
         FileNotFoundError: the source is missing, or the target's folder.
         OSError: no space, or the target cannot be written.
         EOFError: the source was cut off meanwhile.
-        TypeError: a source of another kind; one name or directory where a list of them goes.
+        TypeError: a source of another kind; one name or directory where a list of them goes; an
+            `overwrite` that is no bool.
         ValueError: a target of another suffix; a dtype that `.npy` lacks; a damaged source, a
             sparse tensor, a masked array; `name` or `columns` for a source that has none.
     """
-    target = local_path(target)
+    target, overwrite = local_path(target), checked_bool("overwrite", overwrite)
     _check_target(target, stripes, overwrite)
     rows = row_source(source, name=name, columns=columns)
     # Only now: the source may be the very file that is replaced.

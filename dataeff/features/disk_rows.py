@@ -69,6 +69,8 @@ class DiskRows(Rows):
     def __init__(self, paths: Sequence[PathLike], name: str | None, options: DiskOptions) -> None:
         if options.engine not in ENGINES:
             raise ValueError(f"engine={options.engine!r} is not one of {', '.join(ENGINES)}")
+        if not isinstance(options.faults, _core.FaultPlan | None):
+            raise TypeError(f"faults={options.faults!r} is no FaultPlan")
         if not paths:
             raise ValueError("no path was given: a table on disk has at least one file")
         self._paths, self._name, self._options = [local_path(p) for p in paths], name, options

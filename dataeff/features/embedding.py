@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._flags import checked_bool
 from dataeff._integers import checked_int
 from dataeff._ops import row_table
 from dataeff.features.index import checked_tensor
@@ -75,8 +76,8 @@ class HostEmbedding(torch.nn.Embedding):
         rows [*, embedding_dim].
 
     Raises:
-        TypeError: a size that is no integer, a dtype without gradients; by a call, an index that is
-            no tensor, or of another dtype.
+        TypeError: a size that is no integer, a flag that is no bool, a dtype without gradients; by
+            a call, an index that is no tensor, or of another dtype.
         ValueError: an argument that is refused or out of bounds, or a device other than the CPU.
         NotImplementedError: by a call inside a transform of `torch.func`.
         IndexError: by a call, an index out of range; on CUDA by a later one, and its row is zero.
@@ -100,6 +101,7 @@ class HostEmbedding(torch.nn.Embedding):
         shared: bool = False,
     ) -> None:
         _refuse(max_norm, scale_grad_by_freq, sparse, device, _weight)
+        shared, _freeze = checked_bool("shared", shared), checked_bool("freeze", _freeze)
         weight = _weight
         if weight is None:
             shape = _checked_shape(num_embeddings, embedding_dim)
@@ -237,12 +239,12 @@ def _refuse(
     device: torch.device | str | None,
     weight: Tensor | None,
 ) -> None:
-    if max_norm is not None or scale_grad_by_freq:
+    if max_norm is not None or checked_bool("scale_grad_by_freq", scale_grad_by_freq):
         raise ValueError(
             f"max_norm={max_norm} and scale_grad_by_freq={scale_grad_by_freq} are not for rows in "
             "host memory: clip or scale the gathered rows"
         )
-    if not sparse:
+    if not checked_bool("sparse", sparse):
         raise ValueError("the gradient of rows in host memory is sparse: sparse=True")
     device = torch.device("cpu" if device is None else device) if weight is None else weight.device
     if device.type != "cpu":

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from dataeff._core import FaultPlan
+from dataeff._flags import checked_bool
 from dataeff._integers import checked_int
 from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
 from dataeff.features.gather_cuda import check_devices
@@ -83,7 +84,8 @@ class FeatureTable:
             and there is no GPU to gather instead.
 
     Raises:
-        TypeError: `x` is no tensor, or not of a dtype that `store` takes; `hot` is no `HotRows`.
+        TypeError: `x` is no tensor, or not of a dtype that `store` takes; `hot` is no `HotRows`; a
+            flag is no bool.
         ValueError: `x` is not in host memory, not dense, has no dimension, or has rows that are not
             contiguous; it asks for gradients, which a gather of features does not pass on; a row is
             not finite and `store` is int8 or fp8; or `hot` has a score of another length.
@@ -104,8 +106,10 @@ class FeatureTable:
         sort: Sort = "auto",
         huge_pages: bool | None = None,
     ) -> None:
-        if sort not in ("auto", True, False):
-            raise ValueError(f"sort={sort!r} is not one of 'auto', True, False")
+        if sort != "auto":
+            sort = checked_bool("sort", sort)
+        if huge_pages is not None:
+            huge_pages = checked_bool("huge_pages", huge_pages)
         check_source(x)
         plain = store is None and hot is None
         if plain and sort is not True and not (sort == "auto" and sorting_could_pay(x)):
@@ -308,7 +312,7 @@ class FeatureTable:
             IndexError: an index is out of range; nothing is written then. On CUDA it is raised by a
                 later call on the device, and the row of the wrong index is zero.
             TypeError: an index, out or `dtype` of the wrong dtype; an index or `out` that is no
-                tensor.
+                tensor; a `unique` that is no bool.
             ValueError: a wrong shape, device or layout; both `out` and `dtype`; an `out` that asks
                 for gradients, or lies in the memory of the table or the index.
             RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
@@ -317,6 +321,8 @@ class FeatureTable:
         rows = self._open_rows()
         if out is not None and not isinstance(out, Tensor):
             raise TypeError(f"out is a tensor, got {type(out).__name__}: torch.as_tensor(out)")
+        if unique is not False:
+            unique = checked_bool("unique", unique)
         if not (dtype or unique or _is_compiling() or (out is not None and out.requires_grad)):
             found = rows.gather_at_once(index, out, self._account)
             if found is not None:
@@ -397,7 +403,7 @@ class FeatureTable:
         Raises:
             RuntimeError: the table is closed.
         """
-        index = checked_tensor(index)
+        index, unique = checked_tensor(index), checked_bool("unique", unique)
         with self._lock:
             rows, account = self._open_rows(), self._account
             on_host, out = index.device.type == "cpu", None

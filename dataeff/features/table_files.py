@@ -9,6 +9,7 @@ import ast
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,8 @@ def _npy_fields(path: Path, text: str) -> tuple[tuple[int, ...], torch.dtype]:
         raise _damaged(path, f"shape {shape!r}")
     if not shape:
         raise ValueError(f"{path} holds a 0-dimensional array: a table needs rows")
+    if not isinstance(fortran, bool):
+        raise _damaged(path, f"fortran_order {fortran!r}")
     if fortran and sum(size > 1 for size in shape) > 1:
         raise ValueError(
             f"{path} is in Fortran order, in which no row is contiguous: write it again with "
@@ -188,7 +191,9 @@ def torch_dtype(dtype: np.dtype[Any], whose: str) -> torch.dtype:
 
 
 def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, Sequence) and all(type(n) is int and n >= 0 for n in shape)
+    return isinstance(shape, Sequence) and all(
+        type(n) is int and 0 <= n <= sys.maxsize for n in shape
+    )
 
 
 # --- .safetensors -------------------------------------------------------------------------------
@@ -203,7 +208,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
             raise _damaged(path, f"it claims to be {length} bytes long, the file has {size}")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _damaged(path, str(error)) from None
     if not isinstance(header, dict):
         raise _damaged(path, f"it is a {type(header).__name__}, not a dict")
@@ -276,7 +281,14 @@ def _stripes(path: Path) -> RowFiles:
         shape, extent, names = fields["shape"], fields["rows_per_extent"], fields["files"]
         valid = _is_shape(shape) and shape and type(extent) is int and extent > 0 and names
         paths = tuple(path.parent / str(name) for name in names)
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        AttributeError,
+        UnicodeDecodeError,
+        json.JSONDecodeError,
+        RecursionError,
+    ) as error:
         raise _damaged(path, f"it is no index of a striped table ({error!r})") from None
     if not valid or not isinstance(dtype, torch.dtype):
         raise _damaged(path, f"dtype {dtype}, shape {shape}, rows_per_extent {extent}")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dataeff._flags import checked_bool
 from dataeff._ops import with_memory
 from dataeff.features.placement import CPU, Operand, placement
 from dataeff.features.unified_memory import UnifiedMemory
@@ -145,7 +146,7 @@ def unified(x: Tensor, *, propagate: bool = False) -> UnifiedTensor:
         propagate: whether operations that no other tensor decides run on the current GPU.
 
     Raises:
-        TypeError: `x` is no dense tensor.
+        TypeError: `x` is no dense tensor, or `propagate` no bool.
         ValueError: `x` is not in host memory, or autograd recorded how it was made.
 
     Example:
@@ -165,7 +166,7 @@ def unified(x: Tensor, *, propagate: bool = False) -> UnifiedTensor:
         raise ValueError("autograd recorded how x was made: x.detach()")
     x = with_memory(x, "x")
     _let_compiled_code_take_subclasses()
-    kind = PropagatingTensor if propagate else UnifiedTensor
+    kind = PropagatingTensor if checked_bool("propagate", propagate) else UnifiedTensor
     plain = _plain(x).detach()
     u = plain.as_subclass(kind)
     u.__dict__["_memory"] = x._unified if isinstance(x, UnifiedTensor) else UnifiedMemory(plain)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._flags import checked_bool
 from dataeff._integers import checked_int
 from dataeff.sampling.csc import CSCGraph, id_tensor
 from dataeff.sampling.neighbor import (
@@ -62,7 +63,7 @@ class HeteroNeighborSampler:
         seed: random seed of samples that do not name their own.
 
     Raises:
-        TypeError: a fan-out is not an integer.
+        TypeError: a fan-out is not an integer, or a flag no bool.
         ValueError: graphs disagree on a number of nodes, fan-outs are missing or of several
             lengths, or the options contradict one another.
     """
@@ -86,11 +87,11 @@ class HeteroNeighborSampler:
         self.graphs = {key: graph.with_index_dtype(index_dtype) for key, graph in graphs.items()}
         self.num_nodes = _sizes(self.graphs, num_nodes or {})
         self.fanouts = _fanouts_by_type(self.graphs, fanouts)
-        self.replace = replace
+        self.replace = checked_bool("replace", replace)
         self.temporal = any(graph.edge_time is not None for graph in graphs.values())
-        self.disjoint = disjoint or self.temporal
-        self.last = last
-        self.induced = induced
+        self.disjoint = checked_bool("disjoint", disjoint) or self.temporal
+        self.last = checked_bool("last", last)
+        self.induced = checked_bool("induced", induced)
         self.seed = checked_int("seed", seed)
         if last and not self.temporal:
             raise ValueError("last=True takes the latest edges, but no graph has edge_time")

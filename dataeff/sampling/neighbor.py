@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff._flags import checked_bool
 from dataeff._integers import checked_int
 from dataeff.memory.own_pages import move_to_own_pages
 from dataeff.sampling.csc import CSCGraph, id_tensor
@@ -126,7 +127,7 @@ class NeighborSampler:
         seed: random seed of samples that do not name their own.
 
     Raises:
-        TypeError: a fan-out is not an integer, or `graph` no `CSCGraph`.
+        TypeError: a fan-out is not an integer, a flag no bool, or `graph` no `CSCGraph`.
         ValueError: fan-outs do not fit the graph, or the options contradict one another.
     """
 
@@ -151,10 +152,10 @@ class NeighborSampler:
         typed = graph.edge_type is not None
         self.graph = graph
         self.fanouts = checked_fanouts(fanouts, graph.num_relations if typed else None)
-        self.replace = replace
-        self.disjoint = disjoint or graph.edge_time is not None
-        self.last = last
-        self.induced = induced
+        self.replace = checked_bool("replace", replace)
+        self.disjoint = checked_bool("disjoint", disjoint) or graph.edge_time is not None
+        self.last = checked_bool("last", last)
+        self.induced = checked_bool("induced", induced)
         self.seed = checked_int("seed", seed)
         check_options(graph, self.fanouts, replace=replace, last=last, induced=induced)
         self._begin()

@@ -74,6 +74,8 @@ def test_arrays_that_are_no_table(tmp_path, array, words):
         (lambda b: b.replace(b"'shape'", b"'shope'"), "shape"),
         (lambda b: b.replace(b"(5, 3)", b"(5,-3)"), r"\(5, -3\)"),
         (lambda b: b.replace(b"(5, 3)", b"open()"), "open"),
+        (lambda b: b.replace(b"False", b"'no' "), "fortran_order 'no'"),
+        (lambda b: b.replace(b"(5, 3), }" + b" " * 15, b"(9223372036854775808, 0),"), "9223372036"),
         (lambda b: b[:-1], "truncated: it has 187 bytes.*need 188"),
     ],
 )
@@ -128,6 +130,7 @@ def test_damaged_tensors(tmp_path, entry, words):
         (struct.pack("<Q", 1 << 60) + b"{}", "claims to be"),
         (struct.pack("<Q", 2) + b"[]", "list"),
         (struct.pack("<Q", 2) + b"{,", "damaged"),
+        (struct.pack("<Q", 10**5) + b"[" * 10**5, "damaged.*recursion"),
         (struct.pack("<Q", 10) + b'{"a": {}}\n', "dtype"),
     ],
 )
@@ -138,7 +141,9 @@ def test_damaged_safetensors(tmp_path, content, words):
         read_header(path)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": "dataeff-stripes", "version": 7}'])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"format": "dataeff-stripes", "version": 7}', "[" * 10**5]
+)
 def test_damaged_index(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match="damaged header"):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data, HeteroData
 
+from dataeff._flags import checked_bool
 from dataeff.features import FeatureTable, convert
 from dataeff.features.table_files import read_header
 from dataeff.integrations.pyg.graph import (
@@ -95,7 +96,7 @@ def open_dataset(
         FileNotFoundError: there is no dataset in `folder`, or a file of it is missing.
         ValueError: a file is truncated or no `.npy`, or the graph is not valid.
     """
-    folder = Path(folder)
+    on_disk, folder = checked_bool("on_disk", on_disk), Path(folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     table = partial(FeatureTable.open, cache_bytes=cache_bytes) if on_disk else _mapped_table
     tables = {

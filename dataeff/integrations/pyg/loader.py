@@ -11,6 +11,7 @@ import torch
 import torch_geometric.loader as pyg_loader
 from torch_geometric.data import Data, HeteroData
 
+from dataeff._flags import checked_bool
 from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.delivery import Delivery
 from dataeff.integrations.pyg.graph import (
@@ -206,7 +207,7 @@ def _check_one_for_each(seeds: str, num_seeds: int, **values: torch.Tensor | Non
 def _make_sampler(
     data: Any, neighbor_sampler: Any, directed: bool, **options: Any
 ) -> PyGNeighborSampler:
-    if not directed:
+    if not checked_bool("directed", directed):
         options["subgraph_type"] = "induced"
     if neighbor_sampler is None:
         return PyGNeighborSampler(data, **options)
