@@ -5,10 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+from dataeff.features.rows import Rows
+from dataeff.features.stats import Account
+from dataeff.features.unique import gather_once
 
 T = TypeVar("T")
 
@@ -122,3 +127,39 @@ def prefetch_on_stream(
 
     # Or whoever gets the memory of the index next would write into it before it is read.
     return Prefetch(finish, abandon=lambda: made_on.wait_event(done))
+
+
+class Prefetcher:
+    """Begins the prefetches of one table: on a stream for each device, or in one thread."""
+
+    def __init__(self) -> None:
+        self._executor: ThreadPoolExecutor | None = None
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def begin(self, rows: Rows, account: Account, index: Tensor, unique: bool) -> Prefetch:
+        """Starts a gather; not for two threads at once, nor after `close`."""
+        on_host, out = index.device.type == "cpu", None
+        if not on_host:  # on the stream of whoever asks, in whose order it will be let go
+            out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=rows.dtype)
+        unique = unique and index.numel() > 0
+        fetch = partial(gather_once, rows) if unique else rows.gather
+        gather = partial(fetch, index, out, account)
+        if not on_host and rows.asynchronous and not unique:
+            return prefetch_on_stream(self._stream(index), index, gather)
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
+        if on_host:
+            return prefetch_in_thread(self._executor, gather)
+        return prefetch_in_thread_on_stream(self._executor, self._stream(index), index, gather)
+
+    def _stream(self, index: Tensor) -> torch.cuda.Stream:
+        if index.device not in self._streams:
+            self._streams[index.device] = torch.cuda.Stream(index.device)
+        return self._streams[index.device]
+
+    def close(self) -> None:
+        """Waits for what is under way in the thread, and cancels what has not begun."""
+        executor, self._executor = self._executor, None
+        self._streams.clear()
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)

@@ -7,8 +7,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +21,7 @@ from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
 from dataeff.features.gather_cuda import check_devices
 from dataeff.features.hot import HotRows
 from dataeff.features.index import RowSelection, checked_tensor, row_index
-from dataeff.features.prefetch import (
-    Prefetch,
-    prefetch_in_thread,
-    prefetch_in_thread_on_stream,
-    prefetch_on_stream,
-)
+from dataeff.features.prefetch import Prefetch, Prefetcher
 from dataeff.features.quantised import Store
 from dataeff.features.rows import HostRows, Rows, check_source
 from dataeff.features.stats import Account, TableStats
@@ -121,8 +114,7 @@ class FeatureTable:
         self._rows: Rows | None = rows
         self._account = Account()
         self._lock = threading.Lock()  # a prefetch begins before a close or after it
-        self._executor: ThreadPoolExecutor | None = None
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._prefetcher = Prefetcher()
         self._number = number_of(self)
         _tables.add(self)
 
@@ -178,8 +170,7 @@ class FeatureTable:
     def _forked(self) -> None:
         # A child has none of the parent's threads and streams, and its locks may stand locked.
         self._lock = threading.Lock()
-        self._executor = None
-        self._streams = {}
+        self._prefetcher = Prefetcher()
         self._account = Account()
         if self._rows is not None:
             self._rows.forked()
@@ -405,26 +396,7 @@ class FeatureTable:
         """
         index, unique = checked_tensor(index), checked_bool("unique", unique)
         with self._lock:
-            rows, account = self._open_rows(), self._account
-            on_host, out = index.device.type == "cpu", None
-            if not on_host:  # on the stream of whoever asks, in whose order it will be let go
-                out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=rows.dtype)
-            unique = unique and index.numel() > 0
-            fetch = partial(gather_once, rows) if unique else rows.gather
-            gather = partial(fetch, index, out, account)
-            if not on_host and rows.asynchronous and not unique:
-                return prefetch_on_stream(self._stream(index), index, gather)
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
-            if on_host:
-                return prefetch_in_thread(self._executor, gather)
-            stream = self._stream(index)
-            return prefetch_in_thread_on_stream(self._executor, stream, index, gather)
-
-    def _stream(self, index: Tensor) -> torch.cuda.Stream:
-        if index.device not in self._streams:
-            self._streams[index.device] = torch.cuda.Stream(index.device)
-        return self._streams[index.device]
+            return self._prefetcher.begin(self._open_rows(), self._account, index, unique)
 
     # --- the account --------------------------------------------------------------------------
 
@@ -442,11 +414,8 @@ class FeatureTable:
     def close(self) -> None:
         """Waits for the gathers under way, cancels prefetches not begun, and lets go of `x`."""
         with self._lock:
-            executor, self._executor = self._executor, None
             rows, self._rows = self._rows, None
-            self._streams.clear()
-        if executor is not None:
-            executor.shutdown(wait=True, cancel_futures=True)
+        self._prefetcher.close()
         if rows is not None:
             rows.settle(self._account)
             rows.release()

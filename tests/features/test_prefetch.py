@@ -110,7 +110,7 @@ def test_rows_of_a_thread_stay_for_another_reader_too(cuda_double, monkeypatch):
     with FeatureTable._over(LoggedRows(cuda, asynchronous=False)) as table:
         with FakeTensorMode():
             pending = table.prefetch(torch.zeros(7, dtype=torch.int64, device="cuda"))
-        table._executor.submit(lambda: None).result()  # the rows are there
+        table._prefetcher._executor.submit(lambda: None).result()  # the rows are there
         cuda.current = cuda.stream("another")
         monkeypatch.setattr(
             torch.Tensor, "record_stream", lambda rows, stream: cuda.log.append(stream.name)

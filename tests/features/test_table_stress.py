@@ -119,7 +119,7 @@ class TableMachine(RuleBasedStateMachine):
     @invariant()
     def no_thread_is_left_by_a_closed_table(self) -> None:
         if getattr(self, "closed", False):
-            assert self.table._executor is None
+            assert self.table._prefetcher._executor is None
 
     def teardown(self) -> None:
         if hasattr(self, "executor"):

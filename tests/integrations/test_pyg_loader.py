@@ -505,3 +505,10 @@ def test_a_mask_of_another_length_is_refused(num):
     for data, seeds in ((homogeneous, mask), (typed, ("a", mask))):
         with pytest.raises(ValueError, match=rf"each of the {NUM_NODES} nodes.*\[{num}\]"):
             NeighborLoader(data, [2], input_nodes=seeds)
+
+
+@pytest.mark.parametrize("flag", ["replace", "disjoint", "directed", "filter_per_worker"])
+def test_flags_are_bools(flag):
+    data = Data(x=torch.randn(4, 2), edge_index=torch.tensor([[0, 1], [1, 2]]))
+    with pytest.raises(TypeError, match=f"{flag}='no' is neither True nor False"):
+        NeighborLoader(data, [2], **{flag: "no"})

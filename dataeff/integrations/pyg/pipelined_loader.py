@@ -1,0 +1,172 @@
+"""What dataeff's loaders add to PyG's: threads that work ahead, and rows out of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import torch
+from torch_geometric.data import Data, HeteroData
+
+from dataeff._flags import checked_bool
+from dataeff.features.pipeline import pipelined
+from dataeff.integrations.pyg.delivery import Delivery
+from dataeff.integrations.pyg.graph import has_row_per_node, is_table, node_counts
+from dataeff.integrations.pyg.sampler import PyGNeighborSampler
+
+_REFUSED = {
+    "worker_init_fn": "there are no worker processes to initialise",
+    "multiprocessing_context": "there are no worker processes",
+    "timeout": "an error in a thread reaches you by itself",
+}
+
+
+class PipelinedLoader:
+    """What both loaders add to PyG's: threads that work ahead, and rows out of tables."""
+
+    device: torch.device | None
+    _user_transform: Any
+
+    def _begin(
+        self,
+        data: Any,
+        num_neighbors: Any,
+        sampling: dict[str, Any],
+        delivery: dict[str, Any],
+        kwargs: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What PyG's loader is given beside the seeds.
+
+        Args:
+            data: as the loader was given it, its numbers of nodes told.
+            num_neighbors: as the loader was given it.
+            sampling: the options of `PyGNeighborSampler`, `neighbor_sampler` and `directed`.
+            delivery: `device`, `transform`, `transform_sampler_output` and `filter_per_worker`.
+            kwargs: the options of torch's `DataLoader`, and those that concern threads.
+        """
+        kwargs = self._thread_options(kwargs)
+        device = delivery.pop("device")
+        self.device = None if device is None else torch.device(device)
+        self._user_transform = delivery.pop("transform")
+        if delivery["filter_per_worker"] is not None:
+            checked_bool("filter_per_worker", delivery["filter_per_worker"])
+        return {
+            "data": data,
+            "num_neighbors": num_neighbors,
+            "time_attr": sampling["time_attr"],
+            "neighbor_sampler": _make_sampler(data, num_neighbors=num_neighbors, **sampling),
+            "transform": self._finish,
+            **delivery,
+            **kwargs,
+        }
+
+    def _thread_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Takes out of `kwargs` what concerns threads; the rest is for PyG's loader."""
+        for name, reason in _REFUSED.items():
+            if kwargs.pop(name, None):
+                raise NotImplementedError(
+                    f"{name} is not supported: this loader works in threads, so {reason}"
+                )
+        kwargs.pop("persistent_workers", None)  # a thread costs nothing to start again
+        num_threads = kwargs.pop("num_workers", 0)
+        per_thread = kwargs.pop("prefetch_factor", None) or 2
+        if num_threads < 0 or per_thread < 1:
+            raise ValueError(
+                f"num_workers={num_threads} must not be negative, and prefetch_factor={per_thread} "
+                "must be at least 1"
+            )
+        self._num_threads, self._depth = num_threads, max(num_threads, 1) * per_thread
+        return kwargs
+
+    def _work(self, task: tuple[Any, int]) -> Any:
+        index, seed = task
+        share = max(1, torch.get_num_threads() // max(self._num_threads, 1))
+        self._sampler.prepare(seed, share)
+        return self.collate_fn(index)  # type: ignore[attr-defined]
+
+    def _tasks(self) -> Iterator[tuple[Any, int]]:
+        generator = self.generator  # type: ignore[attr-defined]
+        device = "cpu" if generator is None else generator.device
+        base = int(torch.empty((), dtype=torch.int64, device=device).random_(generator=generator))
+        for i, index in enumerate(self._index_sampler):  # type: ignore[attr-defined]
+            yield index, base + i
+
+    def __iter__(self) -> Iterator[Any]:
+        threads = {"num_threads": self._num_threads, "depth": self._depth}
+        if not self.filter_per_worker:  # type: ignore[attr-defined]
+            for drawn in pipelined(self._tasks(), self._work, **threads):
+                yield self.filter_fn(drawn)  # type: ignore[attr-defined]
+        elif self._num_threads and self.device is not None and self.device.type == "cuda":
+            delivery = Delivery(self.device)
+            work = partial(delivery.run, self._work)
+            with closing(pipelined(self._tasks(), work, **threads)) as batches:
+                for delivered in batches:
+                    yield delivery.take(delivered)
+        else:
+            yield from pipelined(self._tasks(), self._work, **threads)
+
+    @property
+    def _sampler(self) -> PyGNeighborSampler:
+        raise NotImplementedError
+
+    def _finish(self, batch: Any) -> Any:
+        """Takes rows out of tables, brings the batch to its device, calls the user's transform."""
+        homogeneous = isinstance(batch, Data)
+        if not isinstance(self.data, (Data, HeteroData)):  # type: ignore[attr-defined]
+            self._take_edge_features(batch)
+        for store in batch.stores:
+            for key, value in list(store.items()):
+                if is_table(value):
+                    ids = self._rows_of(store, key, len(value), homogeneous)
+                    store[key] = value.gather(ids if self.device is None else ids.to(self.device))
+        if self.device is not None:
+            batch = batch.to(self.device, non_blocking=True)
+        elif self.pin_memory and torch.cuda.is_available():  # type: ignore[attr-defined]
+            batch = batch.pin_memory()
+        return batch if self._user_transform is None else self._user_transform(batch)
+
+    def _take_edge_features(self, batch: Any) -> None:
+        """Edge attributes of stores, which PyG's own loaders leave out or read by node."""
+        features, counts = self.data[0], node_counts(self.data)  # type: ignore[attr-defined]
+        for attr in features.get_all_tensor_attrs():
+            group, name = attr.group_name, attr.attr_name
+            if isinstance(counts, int):
+                by_edge, edges = features.get_tensor_size(attr)[0] != counts, batch
+            else:
+                by_edge = isinstance(group, tuple) and group in batch.edge_types
+                edges = batch[group] if by_edge else None
+            if by_edge and "e_id" in edges:
+                edges[name] = features.get_tensor(group, name, edges.e_id)
+
+    def _rows_of(self, store: Any, key: str, num_rows: int, homogeneous: bool) -> torch.Tensor:
+        """The ids that a table's rows are asked for: nodes or edges."""
+        by_node = "n_id" in store
+        if homogeneous:
+            by_node = has_row_per_node(key, num_rows, self.data)  # type: ignore[attr-defined]
+        ids: torch.Tensor = store.n_id if by_node else store.e_id
+        return ids
+
+    def enable_multithreading(self, worker_threads: int | None = None) -> Any:
+        """Not supported: the threads of a sample are torch's, shared out among `num_workers`."""
+        raise NotImplementedError("use torch.set_num_threads: this loader works in threads")
+
+    def enable_cpu_affinity(self, loader_cores: Any = None) -> Any:
+        """Not supported: threads of one process run where the process may (`taskset`)."""
+        raise NotImplementedError("use taskset or numactl: this loader works in threads")
+
+
+def _make_sampler(
+    data: Any, neighbor_sampler: Any, directed: bool, **options: Any
+) -> PyGNeighborSampler:
+    if not checked_bool("directed", directed):
+        options["subgraph_type"] = "induced"
+    if neighbor_sampler is None:
+        return PyGNeighborSampler(data, **options)
+    if not isinstance(neighbor_sampler, PyGNeighborSampler):
+        raise TypeError(
+            f"neighbor_sampler is a {type(neighbor_sampler).__name__}, not a PyGNeighborSampler: "
+            "for another sampler use PyG's own loader"
+        )
+    return neighbor_sampler
