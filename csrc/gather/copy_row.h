@@ -20,8 +20,10 @@ namespace dataeff {
 constexpr int64_t kLine = 64;
 // A piece of work: large enough to hide the hand-over, small enough to balance threads.
 constexpr int64_t kPieceNbytes = 256 << 10;
-// Below this a second thread costs more than it brings.
-constexpr int64_t kSerialNbytes = 64 << 10;
+// Up to here a second thread costs as much as it brings, rows in the caches or not, and where
+// another process has its core, a time slice of that (both measured; it gains from twice as much
+// on).
+constexpr int64_t kSerialNbytes = 128 << 10;
 // Past this the output leaves the caches before anyone reads it: write around them. A gather and
 // the first reading of what it wrote were measured to take as long either way at 32 MiB.
 constexpr int64_t kStreamNbytes = 32 << 20;
