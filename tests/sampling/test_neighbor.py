@@ -409,3 +409,40 @@ def test_edges_of_one_time_are_all_seen_at_it_and_none_before(last):
             assert set(found) <= set(there)
             if last:
                 assert found == there[len(there) - len(found) :]
+
+
+def unmixed(z):
+    """The number that `mix64` turns into `z`: each of its steps has an inverse."""
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, 1)):
+        whole = z
+        for _ in range(64 // shift):
+            z = whole ^ (z >> shift)
+        z = z * pow(factor, -1, 2**64) % 2**64
+    return z
+
+
+def seed_of_first_draw(bits, node):
+    """The seed for which the first number drawn at `node`, in the first hop, is `bits`."""
+    key = (unmixed(bits) - ref._GOLDEN) % 2**64
+    for fork in (node, 0, 0):  # of the node, the relation, the hop
+        key = (~unmixed(key) - ref._GOLDEN * (fork + 1)) % 2**64
+    return unmixed(key)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("total", [3.0, 1e-300, 0.3 + 0.3 + 0.3])
+def test_the_ends_of_chance_take_edges_of_positive_weight(bits, total):
+    """The largest number drawn is 1 when it is rounded, and there is no edge above the total."""
+    node, seed = 2, seed_of_first_draw(bits, 2)
+    stream = ref.Stream(ref.mix64(seed)).fork(0).fork(0).fork(node)
+    assert stream.draw(0) == bits
+    weights = torch.tensor([0, 0, *[total / 3] * 3, 0, 0, 7], dtype=torch.float64)
+    targets = torch.tensor([node] * 7 + [3])
+    graph = CSCGraph(torch.stack([torch.arange(8), targets]), num_nodes=8, edge_weight=weights)
+    sampler = NeighborSampler(graph, [1], replace=True)
+    expected = 2 if bits < 2 else 4 if bits == 2**64 - 1 else 3
+    drawn = sampler.sample(torch.tensor([node]), seed=seed)
+    assert drawn.e_id.tolist() == [expected]
+    on_device = sampler.on_device(torch.device("cpu"))
+    _, [edges] = on_device.sample([torch.tensor([node])], [None], seed)
+    assert edges.read(graph)[1].tolist() == [expected]
