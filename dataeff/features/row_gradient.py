@@ -51,8 +51,6 @@ def sparse_row_gradient(
     if padding_idx is not None:
         kept = flat != padding_idx
         flat, values = flat[kept], values[kept]
-    if not flat.is_cuda:
-        return sparse_rows(flat, values, shape).coalesce()
     flat, values = sum_rows_by_segments(flat, values)
     flat, values = flat.cpu(), values.cpu()
     _check_ends(flat, shape[0])
@@ -106,8 +104,11 @@ def sum_rows_by_segments(index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         index: [n], int64.
-        rows: [n, ...], floating point.
+        rows: [n, ...], floating point or complex.
     """
+    if rows.is_complex():
+        unique, sums = sum_rows_by_segments(index, torch.view_as_real(rows))
+        return unique, torch.view_as_complex(sums)
     order = torch.sort(index, stable=True)
     unique, counts = torch.unique_consecutive(order.values, return_counts=True)
     if not len(unique):

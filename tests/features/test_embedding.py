@@ -189,6 +189,14 @@ def test_a_row_that_comes_often_has_all_of_its_gradient(dtype):
         assert sums.tolist() == [[1000] * 3] * 2
 
 
+def test_complex_rows_are_summed_on_every_device():
+    index, rows = torch.tensor([2, 5, 2]), torch.randn(3, 4, dtype=torch.complex64)
+    expected = torch.stack([rows[0] + rows[2], rows[1]])
+    for where in (index, index.as_subclass(OnGpu)):
+        grad = sparse_row_gradient(where, rows, torch.Size((6, 4)))
+        assert torch.equal(grad.values(), expected)
+
+
 class OnGpu(torch.Tensor):
     """Ids whose sums are made as on a GPU, where a wrong one has not been refused before."""
 
