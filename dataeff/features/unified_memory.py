@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import weakref
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 from torch.utils.dlpack import from_dlpack
 
 from dataeff import _core
@@ -45,6 +48,7 @@ class UnifiedMemory:
         self._read: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         self._written: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         self._lock = threading.Lock()  # no event may go that another thread has just recorded
+        self._lent: weakref.WeakKeyDictionary[_Loan, Tensor] = weakref.WeakKeyDictionary()
 
     def covers(self, x: Tensor) -> bool:
         """Whether a CPU tensor lies in it."""
@@ -63,7 +67,10 @@ class UnifiedMemory:
         if device.type != "cuda":
             raise ValueError(f"unified memory is read by the CPU and by CUDA, not by {device}")
         self.registered.register(device)
-        return byte_alias(x, DLPACK_CUDA, device.index, self.registered)
+        loan = _Loan(self, device)
+        alias = byte_alias(x, DLPACK_CUDA, device.index, loan)
+        self._lent[loan] = _version_of(alias)
+        return alias
 
     # --- the order of what GPU and CPU do ---------------------------------------------------------
 
@@ -79,10 +86,16 @@ class UnifiedMemory:
             events[stream].record(stream)
 
     def wait(self, to_write: bool) -> None:
-        """Waits until the CPU may read, or write, what the GPUs have been given to do."""
+        """Waits until the CPU may read, or write, what the GPUs have been given to do.
+
+        What an alias that autograd keeps is read by is unknown before it goes: then a write waits
+        for all that its device does.
+        """
         if self._pid != os.getpid():  # the parent's events, which a forked child may not ask
-            self._parents = self._read, self._written  # nor let go
+            self._parents = self._read, self._written, self._lent  # nor let go
             self._begin()
+        for device in {loan.device for loan in list(self._lent)} if to_write else ():
+            torch.cuda.synchronize(device)
         for events in (self._written, self._read) if to_write else (self._written,):
             with self._lock:
                 recorded = list(events.items())
@@ -91,6 +104,33 @@ class UnifiedMemory:
                 with self._lock:  # kept where a thread has recorded it anew meanwhile
                     if event.query() and events.get(stream) is event:
                         del events[stream]
+
+    def overwritten(self) -> None:
+        """Lets autograd refuse to use what it has saved of the memory, as of any tensor."""
+        for version in list(self._lent.values()):
+            increment_version(version)
+
+
+def _version_of(alias: Tensor) -> Tensor:
+    """A tensor without memory that counts writes together with the alias and its views."""
+    with torch.inference_mode(False):
+        version = alias.detach()
+        version.data = torch.empty(0, dtype=alias.dtype, device=alias.device)
+    return version
+
+
+class _Loan:
+    """What the memory of an alias holds while a tensor uses it.
+
+    Autograd lets it go when backward has queued what reads it, on the stream that does.
+    """
+
+    def __init__(self, memory: UnifiedMemory, device: torch.device) -> None:
+        self._memory, self.device = memory, device
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing() and self._memory._pid == os.getpid():
+            self._memory.used(self.device, wrote=False)
 
 
 def byte_alias(x: Tensor, device_type: int, device_id: int, owner: object) -> Tensor:

@@ -232,6 +232,9 @@ def _run_on_cpu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
             memory.wait(to_write=mutates(func, kwargs))
     with torch._C.DisableTorchFunctionSubclass():
         result = func(*args, **kwargs)
+        for u in _written(func, args, kwargs):
+            if (memory := u.__dict__.get("_memory")) is not None:
+                memory.overwritten()
         if func in _CLONES:
             clone: UnifiedTensor = result.as_subclass(type(own[0]))
             return clone
@@ -347,6 +350,7 @@ def _run_on_alias(
         u._unified.used(device, wrote=any(u is w for w in written))
     for u in written:
         torch.autograd.graph.increment_version(_plain(u))
+        u._unified.overwritten()
     return _map(result, lambda x: _own_memory(x, own, written, aliases))
 
 

@@ -84,6 +84,28 @@ def test_the_cpu_writes_after_what_the_gpu_reads(x):
     assert torch.equal(rows.cpu(), before) and not x.any()
 
 
+WRITES = {
+    "by the CPU": lambda u: u.zero_(),
+    "by the CPU, in part": lambda u: u[3].fill_(1),
+    "by the GPU": lambda u: u.add_(torch.ones(33, device="cuda")),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("learns", [False, True])
+def test_what_autograd_has_saved_must_not_be_written(x, write, learns):
+    """As of any tensor: a gradient of other values than the forward's would be wrong in silence."""
+    u = dataeff.unified(x.requires_grad_(learns))
+    h = torch.randn(5, 33, device="cuda", requires_grad=True)
+    y = F.linear(h, u)
+    with torch.no_grad():
+        WRITES[write](u)
+    with pytest.raises(RuntimeError, match=r"modified .*in-?place"):
+        y.sum().backward()
+    F.linear(h, u).sum().backward()
+    torch.testing.assert_close(h.grad.cpu(), u.detach().cpu().sum(0).expand(5, 33))
+
+
 def test_an_alias_outlives_the_tensor(x):
     expected = (x * 2).cuda()
     u = dataeff.unified(x)
