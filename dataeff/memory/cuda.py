@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,29 @@ def capturing() -> bool:
     Then nothing may wait for a device or pin memory. Starts no CUDA context.
     """
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+POOLED_STREAMS = 32  # that torch has of a priority on each device, and hands out in turn
+
+
+def capturing_anywhere(devices: Iterable[torch.device]) -> bool:
+    """Whether a stream of these devices is being captured, by whichever thread.
+
+    To wait for a device would end the capture then, and by default (`capture_error_mode="global"`)
+    so would a query of an event, from other threads too: a collection of garbage may be in any.
+    """
+    return capturing() or any(
+        captures(torch.cuda.Stream(device, priority))
+        for device in devices
+        for priority in (0, -1)
+        for _ in range(POOLED_STREAMS)
+    )
+
+
+def captures(stream: torch.cuda.Stream) -> bool:
+    """Whether a stream is being captured."""
+    with torch.cuda.stream(stream):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def current_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

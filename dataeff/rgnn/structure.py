@@ -5,6 +5,8 @@ and `Segments` lists, for each a, the rows b with m(b) = a. Indices are int32 wh
 
 Every index is in range whatever the ids were: the ids are checked before anything is looked up by
 them. On a GPU that costs no wait of its own, for the number of pairs is waited for as well.
+
+What is built at a call on one stream is found by calls on others, so it goes by a `StreamOrder`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dataeff.memory.stream_order import StreamOrder
 from dataeff.rgnn import domains
 from dataeff.rgnn.capture import refuse_capture
 from dataeff.rgnn.sorting import Sorted, by_torch, count_ids, find_runs, rank_ids, sort_ids
@@ -94,6 +97,7 @@ class Structure:
         self._segments: dict[str, Segments] = {}
         self._long_rows: dict[str, Tensor] = {}
         self._typed_rows: dict[tuple[str, int, str, int], TypedRows] = {}
+        self._order = StreamOrder(graph.device)
         src = self._cast(src, graph.num_src_nodes)
         dst = self._cast(dst, graph.num_dst_nodes)
         etype = self._cast(etype, graph.num_relations)
@@ -105,6 +109,11 @@ class Structure:
         if self._on_gpu:
             self._check_ids(by_type.ptr, given.ptr, by_src)
         graph.drop_merged_ids()
+        self._order.made()
+
+    def __del__(self) -> None:
+        if "_order" in self.__dict__:
+            self._order.let_go()
 
     def _cast(self, ids: Tensor, limit: int) -> Tensor:
         if self._on_gpu and ids.dtype != self.dtype:
@@ -151,40 +160,48 @@ class Structure:
 
     def index(self, name: str) -> Tensor:
         """For each row of the map's source, the row it leads to."""
-        if name not in self._index and name in _COMPOSED:
-            refuse_capture(self.graph.device, f"the index of {name}")
+        if name not in self._index:
+            found = self._build_index(name)
+            self._order.made()
+            self._index[name] = found
+            # A caller on another stream may have it in hand, for a kernel that is yet to be queued.
+            if name == "edge.src" and not self._order.is_shared:
+                self._index.pop("edge.src_pair", None)
+        self._order.read()
+        return self._index[name]
+
+    def _build_index(self, name: str) -> Tensor:
+        device = self.graph.device
+        if name in _COMPOSED:
+            refuse_capture(device, f"the index of {name}")
             first, second = (self.index(part) for part in _COMPOSED[name])
-            self._index[name] = second.index_select(0, first)
-            if name == "edge.src":
-                del self._index["edge.src_pair"]
-        if name in _NUMBERED and name not in self._index:
-            refuse_capture(self.graph.device, f"the index of {name}")
-            self._index[name] = self._numbers_of_segments(name)
-        if name == "edge.given" and name not in self._index:  # for values of edges alone
-            refuse_capture(self.graph.device, f"the index of {name}")
+            return second.index_select(0, first)
+        if name in _NUMBERED:
+            refuse_capture(device, f"the index of {name}")
+            return self._numbers_of_segments(name)
+        if name == "edge.given":  # for values of edges alone
+            refuse_capture(device, f"the index of {name}")
             (_, dst), etype = self.graph.ids()
             dst = self._cast(dst, self.graph.num_dst_nodes)
             etype = self._cast(etype, self.graph.num_relations)
-            self._index[name] = self._sort_edges(dst, etype)[1].order
-        if name not in self._index:
-            if name not in ("node.ntype", "dst.ntype"):
-                raise ValueError(f"map {name!r} has no index")
-            types = self.graph.node_type
-            if types is None:
-                raise ValueError("the layer reads node types, but the graph has no node_type")
-            refuse_capture(self.graph.device, f"the index of {name}")
-            self.graph.validate()
-            rows = self.graph.num_rows(name.partition(".")[0])
-            self._index[name] = self._cast(types[:rows], self.graph.num_node_types)
-        return self._index[name]
+            return self._sort_edges(dst, etype)[1].order
+        if name not in ("node.ntype", "dst.ntype"):
+            raise ValueError(f"map {name!r} has no index")
+        types = self.graph.node_type
+        if types is None:
+            raise ValueError("the layer reads node types, but the graph has no node_type")
+        refuse_capture(device, f"the index of {name}")
+        self.graph.validate()
+        rows = self.graph.num_rows(name.partition(".")[0])
+        return self._cast(types[:rows], self.graph.num_node_types)
 
     def _numbers_of_segments(self, name: str) -> Tensor:
         """For each row, the segment that it stands in."""
-        segments = self._segments[name]
+        segments = self.segments(name)
         counts = segments.end - segments.begin
         rows = self.graph.num_rows(domains.map_source(name))
         if name == "edge.dst_pair":  # whose segments stand by destination, and not in their order
-            number = self._segments["dst_pair.dst"].items
+            number = self.segments("dst_pair.dst").items
             assert number is not None
             return torch.repeat_interleave(number, counts.index_select(0, number), output_size=rows)
         number = torch.repeat_interleave(counts, output_size=rows).to(self.dtype)
@@ -198,7 +215,10 @@ class Structure:
         """For each row of the map's target, the rows that lead to it."""
         if name not in self._segments:
             refuse_capture(self.graph.device, f"the rows of {name}")
-            self._segments[name] = self._build_segments(name)
+            found = self._build_segments(name)
+            self._order.made()
+            self._segments[name] = found
+        self._order.read()
         return self._segments[name]
 
     def long_rows(self, name: str, longer_than: int) -> Tensor:
@@ -218,7 +238,9 @@ class Structure:
             rows = torch.searchsorted(upto, slots, out_int32=self.dtype == torch.int32)
             if bound:
                 rows.masked_fill_(slots > upto[-1], -1)
+            self._order.made()
             self._long_rows[key] = rows
+        self._order.read()
         return self._long_rows[key]
 
     def typed_rows(
@@ -230,7 +252,10 @@ class Structure:
         """
         if key not in self._typed_rows:
             refuse_capture(self.graph.device, f"the rows of {key[0]} by {key[2]}")
-            self._typed_rows[key] = build()
+            rows = build()
+            self._order.made()
+            self._typed_rows[key] = rows
+        self._order.read()
         return self._typed_rows[key]
 
     def _build_segments(self, name: str) -> Segments:

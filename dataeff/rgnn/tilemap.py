@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dataeff.memory.stream_order import StreamOrder
 from dataeff.rgnn.capture import refuse_capture
 
 
@@ -56,6 +57,7 @@ class TileMaps:
         self.seg_ptr = seg_ptr
         self.num_rows = num_rows
         self._of_block: dict[int, TileMap] = {}
+        self._order = StreamOrder(seg_ptr.device)
 
     def of_block(self, block: int) -> TileMap:
         """The map with tiles of at most `block` rows.
@@ -65,8 +67,15 @@ class TileMaps:
         """
         if block not in self._of_block:
             refuse_capture(self.seg_ptr.device, f"the map of tiles of {block} rows")
-            self._of_block[block] = build_tile_map(self.seg_ptr, self.num_rows, block)
+            made = build_tile_map(self.seg_ptr, self.num_rows, block)
+            self._order.made()
+            self._of_block[block] = made
+        self._order.read()
         return self._of_block[block]
+
+    def __del__(self) -> None:
+        if "_order" in self.__dict__:
+            self._order.let_go()
 
     @property
     def nbytes(self) -> int:
