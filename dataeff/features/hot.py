@@ -136,7 +136,8 @@ class HotTier:
             self.slots = self.slots.to(device)
         self.hits = torch.zeros(1, dtype=torch.int64, device=device)
         self.rows: Tensor | None = None
-        self._ready: Any = None
+        # Of the last gather where hot rows move; in a captured graph, of its last replay.
+        self._gathered: torch.cuda.Event | None = None
         if device.type == "cuda":
             ids = torch.arange(self.num_hot, device="cpu") if chosen is None else chosen
             with torch.cuda.device(device):
@@ -144,6 +145,9 @@ class HotTier:
                 self.rows = gather_stored(codes, ids.to(device), source.table.dtype)
                 # Once: the next gather may be on another stream, which knows nothing of this one.
                 torch.cuda.current_stream(device).synchronize()
+                if self.placement is not None:
+                    self._gathered = torch.cuda.Event(external=True)
+                    self._gathered.record(torch.cuda.current_stream(device))
 
     def source(self) -> Source:
         """Where a gather on the device finds the rows."""
@@ -153,23 +157,29 @@ class HotTier:
         return Source(base.table, base.scales, self.rows, self.slots, self.hits)
 
     def before(self, index: Tensor) -> None:
-        """Orders a gather on the current stream behind the last change of the hot rows."""
-        if self.placement is not None and self._ready is not None and not _capturing(index):
-            torch.cuda.current_stream(index.device).wait_event(self._ready)
+        """Orders a gather on the current stream behind the last change of the hot rows.
+
+        Captured, it is each replay that waits: for the last gather, or replay, before it.
+        """
+        if self._gathered is not None:
+            torch.cuda.current_stream(index.device).wait_event(self._gathered)
 
     def after(self, index: Tensor) -> int:
         """Counts hits where no kernel does, and follows the accesses; returns rows fetched."""
         with self._lock:
             if self.rows is None:
                 self.hits += self._found(index)
-            if self.placement is None or not self.num_hot or not index.numel() or _capturing(index):
-                return 0
-            self._num_gathers += 1
-            moved = self._follow(index) if self._num_gathers % self._every == 0 else 0
-            if index.device.type == "cuda":
-                self._ready = torch.cuda.Event()
-                self._ready.record(torch.cuda.current_stream(index.device))
-            return moved
+            try:  # an earlier wrong index may be raised here, when part of it is under way
+                return self._follow_in_turn(index)
+            finally:
+                if self._gathered is not None:
+                    self._gathered.record(torch.cuda.current_stream(index.device))
+
+    def _follow_in_turn(self, index: Tensor) -> int:
+        if self.placement is None or not self.num_hot or not index.numel() or _capturing(index):
+            return 0
+        self._num_gathers += 1
+        return self._follow(index) if self._num_gathers % self._every == 0 else 0
 
     def _found(self, index: Tensor) -> Tensor:
         num_rows = self._source.table.shape[0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from dataeff import _core
 from dataeff._ops import row_span
 from dataeff.features.gather_cuda import bad_indices
-from dataeff.memory.cuda import capturing, current_device
+from dataeff.memory.cuda import capturing, capturing_anywhere, current_device
 from dataeff.memory.own_pages import move_to_own_pages
 
 # Devices, registration and storage of memory that was collected while a CUDA graph was captured,
@@ -131,7 +131,7 @@ class RegisteredMemory:
 
     def release(self) -> None:
         """Waits for the devices that may be reading the memory and gives the registration back."""
-        if _put_off and not capturing():
+        if _put_off:
             _release_put_off()
         with self.unread():
             if self._registration is not None:
@@ -143,17 +143,20 @@ class RegisteredMemory:
         # A compiler's trace makes one without its attributes.
         if sys.is_finalizing() or "_pid" not in self.__dict__:
             return
-        if self._pid == os.getpid() and self._devices and capturing():
+        if self._pid == os.getpid() and capturing_anywhere(self._devices):
             _put_off.append((self._pid, self._devices, self._registration, self._storage))
         else:
             self.release()
 
 
 def _release_put_off() -> None:
-    """Releases what was collected during a capture that has ended."""
+    """Releases what was collected during a capture, if it has ended."""
+    waiting = [entry for entry in _put_off if entry[0] == os.getpid()]  # others are the parent's
+    if capturing_anywhere({device for _, devices, *_ in waiting for device in devices}):
+        return
     while _put_off:
         pid, devices, registration, _storage = _put_off.pop()
-        if pid != os.getpid():  # the parent's
+        if pid != os.getpid():
             continue
         for device in devices:
             torch.cuda.synchronize(device)

@@ -17,7 +17,7 @@ import threading
 import torch
 
 from dataeff.ledger import Ledger, Tier
-from dataeff.memory.cuda import capturing
+from dataeff.memory.cuda import capturing, capturing_anywhere
 from dataeff.offload.account import Account
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.held import HeldBytes
@@ -90,7 +90,7 @@ class TensorCache:
         self.num_moved = 0  # storages that were
         self.closed = False
         close_at_exit(self)
-        while _put_off and not capturing():
+        while _put_off and not capturing_anywhere(_put_off[-1]._tiers.devices):
             _put_off.pop().close()
 
     # ---- the two hooks ---------------------------------------------------------------------
@@ -370,7 +370,7 @@ class TensorCache:
         # The engine reads and writes memory that the queues of this object keep alive.
         if not hasattr(self, "closed"):
             return
-        if not self.closed and capturing():
+        if not self.closed and capturing_anywhere(self._tiers.devices):
             _put_off.append(self)  # to wait for its transfers would end the capture
         else:
             self.close()

@@ -78,6 +78,11 @@ class Tiers:
         used = 0 if host is None else host.used_nbytes
         return used if staging is None else used + staging.used_nbytes
 
+    @property
+    def devices(self) -> list[torch.device]:
+        """GPUs that copies may be under way to or from."""
+        return [device for device in self._streams if device.type == "cuda"]
+
     def peaks(self) -> Peaks:
         """The most bytes that were in host memory, and in files."""
         host = sum(pool.peak_nbytes for pool in self._pools())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -93,6 +93,10 @@ class Tiers(Protocol):
     @property
     def used_nbytes(self) -> int:
         """Host memory that copies take now."""
+
+    @property
+    def devices(self) -> Sequence[torch.device]:
+        """GPUs that copies may be under way to or from."""
 
     def moves(self, device: torch.device) -> bool:
         """Whether there is a tier that would free memory of `device`."""
