@@ -10,6 +10,7 @@
 #include <ATen/native/Copy.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
@@ -125,14 +126,28 @@ struct Call {
   }
 };
 
+// Of the first tensor that is on one, or the one that is asked for.
+std::optional<at::Device> device_of(c10::ArrayRef<IValue> arguments) {
+  std::optional<at::Device> found;
+  for (const IValue& value : arguments)
+    with_tensors(value, [&](const Tensor& t) {
+      if (!found && t.is_cuda()) found = t.device();
+      return t;
+    });
+  for (const IValue& value : arguments)
+    if (!found && value.isDevice() && value.toDevice().is_cuda()) found = value.toDevice();
+  return found && found->has_index() ? found : std::nullopt;
+}
+
 void require_one_device(const c10::OperatorHandle& op, c10::ArrayRef<IValue> arguments) {
+  const auto device = device_of(arguments);
   static const std::set<std::string> mixed{"aten::index", "aten::index_put_",
                                            "aten::_index_put_impl_", "aten::_unsafe_index"};
   if (mixed.count(op.operator_name().name)) return;
   for (const IValue& value : arguments)
     with_tensors(value, [&](const Tensor& t) {
-      TORCH_CHECK(t.is_cuda() || t.dim() == 0 || t.is_meta(),
-                  "Expected all tensors to be on the same device, but found cuda:0 and ",
+      TORCH_CHECK((t.is_cuda() && t.device() == device) || t.dim() == 0 || t.is_meta() || !device,
+                  "Expected all tensors to be on the same device, but found ", *device, " and ",
                   t.device(), " in ", op.operator_name().name);
       return t;
     });
@@ -152,7 +167,7 @@ int argument_of(const c10::FunctionSchema& schema, size_t which) {
 // Draws of the device's generator become draws of one of the host's with a seed out of its state.
 void seed_draws(const c10::OperatorHandle& op, Stack& arguments) {
   if (!op.hasTag(at::Tag::nondeterministic_seeded)) return;
-  auto generator = at::cuda::detail::getDefaultCUDAGenerator(0);
+  auto generator = at::cuda::detail::getDefaultCUDAGenerator(c10::cuda::current_device());
   IValue* place = nullptr;
   for (size_t i = 0; i < arguments.size(); ++i) {
     if (op.schema().arguments()[i].type()->str().find("Generator") == std::string::npos) continue;
@@ -214,6 +229,7 @@ void run_boxed(const c10::OperatorHandle& op, Stack* stack) {
   const auto& schema = op.schema();
   Stack arguments(stack->end() - schema.arguments().size(), stack->end());
   torch::jit::drop(*stack, schema.arguments().size());
+  const c10::cuda::OptionalCUDAGuard guard_of_device(device_of(arguments));
   require_one_device(op, arguments);
   const auto shapes = shapes_of(op, arguments);
   Stack given = arguments;
@@ -259,11 +275,12 @@ void run_boxed(const c10::OperatorHandle& op, Stack* stack) {
 
 // Between host and device torch's own, within the device ours.
 Tensor& copy(Tensor& self, const Tensor& source, bool non_blocking) {
-  if (!self.is_cuda() || !source.is_cuda()) {
+  if (!self.is_cuda() || self.device() != source.device()) {
     Below guard;
     return at::native::copy_(self, source, non_blocking);
   }
   if (self.is_same(source)) return self;
+  const c10::cuda::CUDAGuard guard(self.device());
   auto work = [to = View(self), from = View(source)] {
     Below guard;
     to.get().copy_(from.get());
@@ -303,6 +320,7 @@ void fill_what_is_given_up() {
   c10::cuda::CUDACachingAllocator::attachAllocatorTraceTracker([](const Entry& entry) {
     if (entry.action_ != Entry::FREE_COMPLETED) return;
     auto* const data = reinterpret_cast<void*>(entry.addr_);
+    const c10::cuda::CUDAGuard guard(entry.device_);
     pretended_cuda::enqueue(entry.stream_,
                             [data, size = entry.size_] { std::memset(data, 0xfb, size); });
   });

@@ -1,4 +1,5 @@
-// A libcudart of one device whose memory is the host's and whose streams are threads that run late.
+// A libcudart of two devices whose memory is the host's and whose streams are threads that run
+// late.
 //
 // What CUDA leaves open is decided against the caller: a stream starts its work when somebody waits
 // for it or some time later (by the seed), pageable memory is read at the call, and memory that was
@@ -32,6 +33,7 @@ using Clock = std::chrono::steady_clock;
 using Work = std::function<void()>;
 using std::chrono::microseconds;
 
+constexpr int kNumDevices = 2;
 constexpr size_t kDeviceNbytes = size_t{16} << 30;
 constexpr int kRubbish = 0xfb;
 constexpr microseconds kHeldUs{20000};
@@ -39,6 +41,7 @@ constexpr microseconds kHeldUs{20000};
 // --- what a thread is told of errors; a broken device stays broken
 
 thread_local cudaError_t last_error = cudaSuccess;
+thread_local int current_device = 0;
 std::atomic<int> broken{cudaSuccess};
 
 cudaError_t tell(cudaError_t error) {
@@ -65,7 +68,8 @@ struct Record {  // one recording of an event
 struct Task {
   Work work;                        // or
   std::shared_ptr<Record> record;   // written when reached, or
-  std::shared_ptr<Record> awaited;  // waited for
+  std::shared_ptr<Record> awaited;  // waited for; and in a captured graph, of each launch
+  cudaEvent_t recorded_event = nullptr, awaited_event = nullptr;
   uint64_t number = 0;
   Clock::time_point queued;
 };
@@ -73,7 +77,11 @@ struct Task {
 struct Capture {
   std::vector<Task> tasks;
   CUstream_st* origin;
+  cudaStreamCaptureMode mode;
+  std::thread::id by;
+  bool broken = false;
 };
+thread_local cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;
 
 std::mutex& lock = *new std::mutex;
 std::condition_variable& progress = *new std::condition_variable;  // of any stream
@@ -90,6 +98,7 @@ uint64_t mix(uint64_t a, uint64_t b) {
 }  // namespace
 
 struct CUevent_st {
+  int device = current_device;
   std::shared_ptr<Record> record;
   Capture* capture = nullptr;
   bool timed = true;
@@ -97,6 +106,7 @@ struct CUevent_st {
 
 struct CUstream_st {
   uint64_t id = num_streams++;
+  int device = current_device;
   bool blocking = true;
   int priority = 0;
   std::deque<Task> queue;
@@ -195,11 +205,40 @@ struct CUstream_st {
 namespace {
 
 std::set<CUstream_st*>& streams = *new std::set<CUstream_st*>;
-CUstream_st* const default_stream = new CUstream_st;
+std::set<Capture*>& captures = *new std::set<Capture*>;  // under way
+
+// Whether a call that might wait, or that gives memory out or takes it back, is refused by the
+// rules of capture modes; it ends the captures then. `waits_for_all`: no mode allows it.
+cudaError_t end_captures(bool waits_for_all = false) {
+  cudaError_t error = cudaSuccess;
+  for (Capture* capture : captures) {
+    const bool own = capture->by == std::this_thread::get_id();
+    const bool concerns = own ? capture->mode != cudaStreamCaptureModeRelaxed
+                              : capture->mode == cudaStreamCaptureModeGlobal &&
+                                    capture_mode == cudaStreamCaptureModeGlobal;
+    if (!waits_for_all && (!concerns || capture_mode == cudaStreamCaptureModeRelaxed)) continue;
+    capture->broken = true;
+    error = cudaErrorStreamCaptureUnsupported;
+  }
+  return tell(error);
+}
+cudaError_t refused_by_captures() {
+  const Held held(lock);
+  return end_captures();
+}
+
+std::vector<CUstream_st*>& default_streams = *[] {
+  auto* made = new std::vector<CUstream_st*>;
+  for (int device = 0; device < kNumDevices; ++device) {
+    made->push_back(new CUstream_st);
+    made->back()->device = device;
+  }
+  return made;
+}();
 
 CUstream_st* stream_of(cudaStream_t stream) {
   const bool is_default = stream == nullptr || stream == cudaStreamLegacy;
-  return is_default ? default_stream : stream;
+  return is_default ? default_streams[current_device] : stream;
 }
 
 // Queues a task; the default stream and the blocking ones await each other.
@@ -209,13 +248,19 @@ uint64_t queue_on(cudaStream_t given, Task task) {
     const auto record = other->tail();
     if (!record->done) stream->push({.awaited = record});
   };
-  if (stream == default_stream) {
+  if (CUstream_st* legacy = default_streams[stream->device]; stream == legacy) {
     for (CUstream_st* other : streams)
-      if (other->blocking && !other->capture) await(other);
+      if (other->device == stream->device && other->blocking && !other->capture) await(other);
   } else if (stream->blocking && !stream->capture) {
-    await(default_stream);
+    await(legacy);
   }
   return stream->push(std::move(task));
+}
+
+void record_on(cudaStream_t stream, cudaEvent_t event) {
+  event->record = std::make_shared<Record>(Record{stream_of(stream), 0});
+  // Known before the task may run: the lock is held.
+  event->record->number = queue_on(stream, {.record = event->record});
 }
 
 // --- memory: ranges by address
@@ -223,9 +268,10 @@ uint64_t queue_on(cudaStream_t given, Task task) {
 struct Range {
   uintptr_t end;
   bool on_device, registered;
+  int device = current_device;
 };
 std::map<uintptr_t, Range>& ranges = *new std::map<uintptr_t, Range>;
-size_t device_nbytes_used = 0;
+size_t device_nbytes_used[kNumDevices] = {};
 
 const Range* range_at(uintptr_t address) {
   auto it = ranges.upper_bound(address);
@@ -261,9 +307,10 @@ struct Side {  // of a copy
 cudaError_t allocate(void** data, size_t nbytes, bool on_device) {
   *data = nullptr;
   if (const auto error = state()) return error;
+  if (const auto error = refused_by_captures()) return error;
   if (nbytes == 0) return cudaSuccess;
   const Held held(lock);
-  if (on_device && device_nbytes_used + nbytes > kDeviceNbytes)
+  if (on_device && device_nbytes_used[current_device] + nbytes > kDeviceNbytes)
     return tell(cudaErrorMemoryAllocation);
   const size_t size = (nbytes + 4095) & ~size_t{4095};
   void* memory = mmap(nullptr, size, PROT_READ | PROT_WRITE,
@@ -272,20 +319,30 @@ cudaError_t allocate(void** data, size_t nbytes, bool on_device) {
   std::memset(memory, kRubbish, nbytes);
   const auto begin = reinterpret_cast<uintptr_t>(memory);
   ranges[begin] = {begin + nbytes, on_device, false};
-  if (on_device) device_nbytes_used += nbytes;
+  if (on_device) device_nbytes_used[current_device] += nbytes;
   *data = memory;
   return cudaSuccess;
 }
 
+void finish_device(Held& held, int device) {
+  default_streams[device]->finish(held, default_streams[device]->num_queued);
+  for (CUstream_st* stream : std::set<CUstream_st*>(streams))
+    if (stream->device == device && !stream->capture) stream->finish(held, stream->num_queued);
+}
+void finish_all(Held& held) {
+  for (int device = 0; device < kNumDevices; ++device) finish_device(held, device);
+}
+
 cudaError_t give_back(void* data, bool on_device) {
   if (!data) return state();
-  cudaDeviceSynchronize();
-  const Held held(lock);
+  Held held(lock);
+  if (const auto error = end_captures()) return error;
+  finish_all(held);
   const auto it = ranges.find(reinterpret_cast<uintptr_t>(data));
   if (it == ranges.end() || it->second.on_device != on_device || it->second.registered)
     return tell(cudaErrorInvalidValue);
   const size_t nbytes = it->second.end - it->first;
-  if (on_device) device_nbytes_used -= nbytes;
+  if (on_device) device_nbytes_used[it->second.device] -= nbytes;
   ranges.erase(it);
   munmap(data, (nbytes + 4095) & ~size_t{4095});
   return state();
@@ -311,6 +368,8 @@ cudaError_t copy(void* dst, const void* src, size_t nbytes, cudaMemcpyKind kind,
                  cudaStream_t stream, bool waits) {
   if (const auto error = state()) return error;
   if (nbytes == 0) return cudaSuccess;
+  if (waits)
+    if (const auto error = refused_by_captures()) return error;
   Held held(lock);
   const Side to(dst, nbytes), from(src, nbytes);
   if (!to.inside || !from.inside || !fits(kind, to, from)) return tell(cudaErrorInvalidValue);
@@ -341,6 +400,10 @@ cudaError_t copy(void* dst, const void* src, size_t nbytes, cudaMemcpyKind kind,
 cudaError_t queue_work(cudaStream_t stream, Work work) {
   if (const auto error = state()) return error;
   const Held held(lock);
+  if (stream_of(stream)->device != current_device) {
+    break_device(cudaErrorInvalidResourceHandle, "a launch on a stream of another device");
+    return tell(cudaErrorInvalidResourceHandle);
+  }
   queue_on(stream, {.work = std::move(work)});
   return cudaSuccess;
 }
@@ -360,10 +423,12 @@ void fail(const char* why) { break_device(cudaErrorAssert, why); }
 extern "C" {
 
 void pretended_cuda_seed(uint64_t value) {
-  cudaDeviceSynchronize();
-  const Held held(lock);
+  Held held(lock);
+  finish_all(held);
   seed = value;
 }
+
+void pretended_cuda_break(const char* why) { break_device(cudaErrorAssert, why); }
 
 // Undefined functions of the runtime end here (see stubs in build.py).
 cudaError_t pretended_cuda_missing(const char* name) {
@@ -373,10 +438,12 @@ cudaError_t pretended_cuda_missing(const char* name) {
 
 // --- the device
 
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = kNumDevices, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? state() : tell(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kNumDevices) return tell(cudaErrorInvalidDevice);
+  current_device = device;
+  return state();
 }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
@@ -384,19 +451,18 @@ cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) { return *can = 0, cudaS
 cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
   return *least = 0, *greatest = -5, cudaSuccess;
 }
-cudaError_t cudaDeviceGetPCIBusId(char* id, int size, int) {
-  return std::snprintf(id, size, "0000:01:00.0"), cudaSuccess;
+cudaError_t cudaDeviceGetPCIBusId(char* id, int size, int device) {
+  return std::snprintf(id, size, "0000:%02d:00.0", device + 1), cudaSuccess;
 }
 cudaError_t cudaDeviceSynchronize() {
   Held held(lock);
-  default_stream->finish(held, default_stream->num_queued);
-  for (CUstream_st* stream : std::set<CUstream_st*>(streams))
-    if (!stream->capture) stream->finish(held, stream->num_queued);
+  if (const auto error = end_captures(true)) return error;
+  finish_device(held, current_device);
   return state();
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) {
-  if (device != 0) return tell(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kNumDevices) return tell(cudaErrorInvalidDevice);
   *found = {};
   std::strcpy(found->name, "Pretended device");
   found->totalGlobalMem = kDeviceNbytes;
@@ -421,7 +487,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* found, int device) {
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
-  if (device != 0) return tell(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kNumDevices) return tell(cudaErrorInvalidDevice);
   switch (which) {
     case cudaDevAttrComputeCapabilityMajor:
       return *value = 9, cudaSuccess;
@@ -481,11 +547,12 @@ cudaError_t cudaFreeHost(void* data) { return give_back(data, false); }
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const Held held(lock);
   *total = kDeviceNbytes;
-  *free = kDeviceNbytes - device_nbytes_used;
+  *free = kDeviceNbytes - device_nbytes_used[current_device];
   return state();
 }
 cudaError_t cudaHostRegister(void* data, size_t nbytes, unsigned) {
   if (const auto error = state()) return error;
+  if (const auto error = refused_by_captures()) return error;
   const Held held(lock);
   const auto begin = reinterpret_cast<uintptr_t>(data);
   unsigned char resident = 0;
@@ -496,6 +563,7 @@ cudaError_t cudaHostRegister(void* data, size_t nbytes, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaHostUnregister(void* data) {
+  if (const auto error = refused_by_captures()) return error;
   const Held held(lock);
   const auto it = ranges.find(reinterpret_cast<uintptr_t>(data));
   if (it == ranges.end() || !it->second.registered) return tell(cudaErrorHostMemoryNotRegistered);
@@ -513,7 +581,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* d
   const Held held(lock);
   *found = {};
   const Range* range = range_at(data);
-  found->device = range ? 0 : -2;
+  found->device = range ? range->device : -2;
   if (!range) return found->type = cudaMemoryTypeUnregistered, cudaSuccess;
   found->type = range->on_device ? cudaMemoryTypeDevice : cudaMemoryTypeHost;
   found->devicePointer = const_cast<void*>(data);
@@ -526,6 +594,10 @@ cudaError_t cudaMemcpy(void* dst, const void* src, size_t nbytes, cudaMemcpyKind
 cudaError_t cudaMemcpyAsync(void* dst, const void* src, size_t nbytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
   return copy(dst, src, nbytes, kind, stream, false);
+}
+cudaError_t cudaMemcpyPeerAsync(void* dst, int, const void* src, int, size_t nbytes,
+                                cudaStream_t stream) {
+  return copy(dst, src, nbytes, cudaMemcpyDefault, stream, false);
 }
 cudaError_t cudaMemsetAsync(void* data, int value, size_t nbytes, cudaStream_t stream) {
   if (const auto error = state()) return error;
@@ -573,21 +645,28 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
   if (const auto error = state()) return error;
   const Held held(lock);
   stream = stream_of(stream);
+  if (const auto error = end_captures(stream->capture)) return error;
   return stream->num_done == stream->num_queued ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t given) {
   Held held(lock);
   CUstream_st* stream = stream_of(given);
-  if (stream->capture) return tell(cudaErrorStreamCaptureUnsupported);
-  if (stream == default_stream) queue_on(stream, {});  // awaits the blocking ones
+  if (const auto error = end_captures(stream->capture)) return error;
+  if (stream == default_streams[stream->device]) queue_on(stream, {});  // awaits the blocking ones
   stream->finish(held, stream->num_queued);
   return state();
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+cudaError_t cudaStreamWaitEvent(cudaStream_t given, cudaEvent_t event, unsigned flags) {
   if (const auto error = state()) return error;
   const Held held(lock);
-  if (event->capture) {
-    stream_of(stream)->capture = event->capture;
+  CUstream_st* stream = stream_of(given);
+  if (stream->capture && (flags & cudaEventWaitExternal)) {
+    stream->push({.awaited_event = event});
+  } else if (event->capture) {
+    stream->capture = event->capture;
+  } else if (stream->capture) {  // a graph cannot wait for what is outside of it
+    stream->capture->broken = true;
+    return tell(cudaErrorStreamCaptureIsolation);
   } else if (event->record) {
     queue_on(stream, {.awaited = event->record});
   }
@@ -608,30 +687,33 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t* made, unsigned flags) {
 }
 cudaError_t cudaEventCreate(cudaEvent_t* made) { return cudaEventCreateWithFlags(made, 0); }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t given) {
+cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t given, unsigned flags) {
   if (const auto error = state()) return error;
   const Held held(lock);
   CUstream_st* stream = stream_of(given);
+  if (stream->device != event->device) return tell(cudaErrorInvalidResourceHandle);
+  if (stream->capture && (flags & cudaEventRecordExternal))
+    return stream->push({.recorded_event = event}), cudaSuccess;
   event->capture = stream->capture;
   if (stream->capture) return cudaSuccess;
-  event->record = std::make_shared<Record>(Record{stream, 0});
-  // Known before the task may run: the lock is held.
-  event->record->number = queue_on(given, {.record = event->record});
+  record_on(given, event);
   return cudaSuccess;
 }
-cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) {
-  return cudaEventRecord(event, stream);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  return cudaEventRecordWithFlags(event, stream, cudaEventRecordDefault);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) {
   if (const auto error = state()) return error;
   const Held held(lock);
   if (event->capture) return tell(cudaErrorCapturedEvent);
+  if (const auto error = end_captures()) return error;
   return !event->record || event->record->done ? cudaSuccess : cudaErrorNotReady;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   if (const auto error = state()) return error;
   Held held(lock);
   if (event->capture) return tell(cudaErrorCapturedEvent);
+  if (const auto error = end_captures()) return error;
   if (const auto record = event->record) record->stream->finish(held, record->number);
   return state();
 }
@@ -647,10 +729,12 @@ cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
 
 // --- captured graphs: what the streams of a capture were given, run one after another
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   const Held held(lock);
-  if (stream_of(stream) == default_stream) return tell(cudaErrorStreamCaptureUnsupported);
-  stream->capture = new Capture{{}, stream};
+  if (stream_of(stream) == default_streams[current_device])
+    return tell(cudaErrorStreamCaptureUnsupported);
+  stream->capture = new Capture{{}, stream, mode, std::this_thread::get_id()};
+  captures.insert(stream->capture);
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
@@ -659,8 +743,9 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!capture || capture->origin != stream) return tell(cudaErrorInvalidValue);
   for (CUstream_st* other : streams)
     if (other->capture == capture) other->capture = nullptr;
-  *graph = reinterpret_cast<cudaGraph_t>(capture);
-  return cudaSuccess;
+  captures.erase(capture);
+  *graph = capture->broken ? nullptr : reinterpret_cast<cudaGraph_t>(capture);
+  return tell(capture->broken ? cudaErrorStreamCaptureInvalidated : cudaSuccess);
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
   const Held held(lock);
@@ -682,8 +767,7 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatu
   return cudaSuccess;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
-  thread_local cudaStreamCaptureMode current = cudaStreamCaptureModeGlobal;
-  std::swap(*mode, current);
+  std::swap(*mode, capture_mode);
   return cudaSuccess;
 }
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count) {
@@ -698,7 +782,15 @@ cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* made, cudaGraph_t gra
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
   if (const auto error = state()) return error;
   const Held held(lock);
-  for (const Task& task : reinterpret_cast<Capture*>(graph)->tasks) queue_on(stream, task);
+  for (const Task& task : reinterpret_cast<Capture*>(graph)->tasks) {
+    if (task.recorded_event) {
+      record_on(stream, task.recorded_event);
+    } else if (!task.awaited_event) {
+      queue_on(stream, task);
+    } else if (const auto record = task.awaited_event->record) {
+      queue_on(stream, {.awaited = record});
+    }
+  }
   return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {

@@ -1,4 +1,5 @@
-// A libcuda of the same device: what torch and cuFile ask of contexts. It has one, always current.
+// A libcuda of the same devices: what torch and cuFile ask of contexts. There is one, always
+// current.
 #include <cstdint>
 
 extern "C" {
@@ -8,7 +9,7 @@ static int context;
 
 int cuCtxGetCurrent(Context* found) { return *found = &context, 0; }
 int cuCtxSetCurrent(Context) { return 0; }
-int cuDeviceGet(int* device, int number) { return *device = number, number ? 101 : 0; }
+int cuDeviceGet(int* device, int number) { return *device = number, 0; }
 int cuDevicePrimaryCtxGetState(int, unsigned* flags, int* active) {
   return *flags = 0, *active = 1, 0;
 }

@@ -1,5 +1,6 @@
 """The pytest plugin that gives torch its pretended device before any test is read."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -22,3 +23,12 @@ sys.modules["dataeff._core"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["dataeff._core"])
 runtime = ctypes.CDLL(None)
 runtime.pretended_cuda_seed(ctypes.c_uint64(int(os.environ.get("PRETENDED_CUDA_SEED", "0"))))
+
+with contextlib.suppress(ImportError):  # Triton has no build for this platform
+    import triton_launches
+
+    triton_launches.install()
+
+
+def pytest_unconfigure():
+    torch.cuda.synchronize()  # or streams would call an interpreter that is gone

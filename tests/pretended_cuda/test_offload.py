@@ -287,6 +287,26 @@ def test_closed_with_copies_under_way(late, tmp_path):
 
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
+def test_memory_stays_until_the_copy_from_it_has_ended(late, tmp_path, tier):
+    """Also when nobody wants the copy any more: the allocator may unmap what it gets back."""
+    late(0)
+    model, x = make_model(), make_batch()
+    offload = offload_of(model, tmp_path, **TIERS[tier], streams_of=Behind)
+    before = torch.cuda.memory_allocated()
+    with offload:
+        loss = model(x).square().mean()
+        saved = torch.cuda.memory_allocated()
+        del loss
+    offload._cache._poll()
+    assert torch.cuda.memory_allocated() > (before + saved) / 2
+    torch.cuda.synchronize()
+    offload._cache.drain()
+    offload._cache._poll()
+    assert torch.cuda.memory_allocated() == before
+    close(offload)
+
+
+@pytest.mark.parametrize("tier", ["host", "disk"])
 @pytest.mark.parametrize("way", ["out", "in"])
 def test_closed_while_backward_is_owed(late, tmp_path, tier, way):
     """What the graph still holds is copied to and from memory that close gives back."""

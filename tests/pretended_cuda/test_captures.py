@@ -1,0 +1,179 @@
+"""Captured CUDA graphs: what must not end a capture, and replays beside eager work.
+
+By CUDA's rules a wait for a device ends every capture on it, and the query of an event those that
+are global, whichever thread asks: a collection of garbage may run in any.
+"""
+
+import gc
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from dataeff import ActivationOffload, FeatureTable, HotRows, _core, rgnn
+from dataeff.rgnn.published import PUBLISHED
+
+ROWS, WIDTH = 600, 16
+
+
+@pytest.fixture
+def x():
+    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def hold(stream=None):
+    """Lets what is queued on a stream from now on begin late."""
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(1)
+
+
+def in_another_thread(work):
+    """Runs it to its end; what it raises comes out here, also from `__del__`."""
+    wrong = []
+
+    def run():
+        try:
+            work()
+        except BaseException as error:
+            wrong.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for error in wrong:
+        raise error
+
+
+def capture_around(work, mode="global"):
+    """Captures `y = 2 * z` around `work`, then replays it; the capture must have lived."""
+    z, captured = torch.ones(5, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured, capture_error_mode=mode):
+        y = z * 2
+        work()
+        y = y + 0
+    z.fill_(4)
+    captured.replay()
+    assert y.tolist() == [8] * 5
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local", "relaxed"])
+def test_the_rules_are_kept(mode):
+    """What these tests rest on; torch itself is refused as by a driver."""
+    event = torch.cuda.Event()
+    event.record()
+    for ends, work in ((True, torch.cuda.synchronize), (mode == "global", event.query)):
+        captured = torch.cuda.CUDAGraph()
+        told = pytest.raises(torch.AcceleratorError) if ends else pytest.warns(UserWarning)
+        with told, torch.cuda.graph(captured, capture_error_mode=mode):
+            in_another_thread(work)
+        torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local"])
+@pytest.mark.parametrize("thread", ["own", "another"])
+def test_tables_collected_during_a_capture(late, x, mode, thread):
+    late(0)
+    tables = [FeatureTable(x).register()]
+    tables[0][torch.arange(9).cuda()]
+    torch.cuda.synchronize()
+
+    def collect():
+        tables.clear()
+        gc.collect()
+
+    capture_around(collect if thread == "own" else lambda: in_another_thread(collect), mode)
+    assert _core.is_registered(x.data_ptr(), x.nbytes)
+    FeatureTable(torch.randn(3, 4)).register().close()
+    assert not _core.is_registered(x.data_ptr(), x.nbytes)
+
+
+@pytest.mark.parametrize("thread", ["own", "another"])
+def test_offloads_collected_during_a_capture(late, thread):
+    late(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)).cuda()
+    held = [ActivationOffload(model, host_bytes=1 << 20, min_bytes=0)]
+    with held[0]:
+        model(torch.randn(64, 64, device="cuda")).sum().backward()
+    assert held[0].report().bytes_host > 0
+    torch.cuda.synchronize()
+
+    def collect():
+        held.clear()
+        gc.collect()
+
+    capture_around(collect if thread == "own" else lambda: in_another_thread(collect))
+    ActivationOffload(model, host_bytes=1 << 20).close()
+
+
+@pytest.mark.parametrize("thread", ["own", "another"])
+def test_graphs_of_several_streams_collected_during_a_capture(late, thread):
+    late(0)
+    pytest.importorskip("triton")
+    layer = PUBLISHED["rgcn"]
+    shapes = layer.shapes(8, 1, 2, 16, 1, 16)
+    args = {name: torch.randn(*shape, device="cuda") for name, shape in shapes.items()}
+    edges = torch.randint(8, (2, 30), device="cuda")
+    graphs = [rgnn.Graph(edges, edges[0] % 2, num_nodes=8, num_relations=2)]
+    for stream in (torch.cuda.Stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            layer.layer(graphs[0], **args, **layer.statics)
+    torch.cuda.synchronize()
+
+    def collect():
+        graphs.clear()
+        gc.collect()
+
+    capture_around(collect if thread == "own" else lambda: in_another_thread(collect))
+
+
+@pytest.mark.parametrize("first", ["replay", "gather"])
+def test_replays_beside_gathers_that_move_hot_rows(late, x, first):
+    """On a stream of their own: neither sees a slot that the other has half changed."""
+    late(0)
+    side = torch.cuda.Stream()
+    hot = HotRows(64, policy="adaptive", every=1)
+    with FeatureTable(x, hot=hot) as table:
+        table.register()
+        index = torch.arange(ROWS).cuda()
+        table[index]
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            rows = table[index]
+        torch.cuda.synchronize()
+        for step in range(8):
+            wanted = torch.arange(40 * step, 40 * step + 200).repeat(2) % ROWS
+            wanted = wanted.cuda()
+            torch.cuda.synchronize()
+            hold(torch.cuda.current_stream() if first == "replay" else side)
+            if first == "replay":
+                captured.replay()
+            with torch.cuda.stream(side):
+                found = table[wanted]
+            if first == "gather":
+                captured.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(rows.cpu(), x) and torch.equal(found.cpu(), x[wanted.cpu()])
+        assert table._rows._tiers[index.device].num_moved() > 20
+
+
+def test_replays_of_two_gathers_of_one_table_on_two_streams(late, x):
+    late(0)
+    hot = HotRows(64, policy="adaptive", every=1)
+    with FeatureTable(x, hot=hot) as table:
+        table.register()
+        index, graphs = torch.arange(ROWS).cuda(), []
+        table[index]
+        for _ in range(2):
+            captured = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(captured):
+                rows = table[index] * 1
+            graphs.append((captured, torch.cuda.Stream(), rows))
+        torch.cuda.synchronize()
+        for _ in range(3):
+            for captured, stream, _ in graphs:
+                hold(graphs[0][1])
+                with torch.cuda.stream(stream):
+                    captured.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(rows.cpu(), x) for _, _, rows in graphs)
