@@ -1,9 +1,12 @@
 """These tests run under `run.py` only, where streams are late in a way that a seed chooses."""
 
+import contextlib
 import ctypes
 import os
+import threading
 
 import pytest
+import torch
 
 PRETENDED = "PRETENDED_CUDA" in os.environ
 
@@ -25,3 +28,33 @@ def late():
 
     yield late
     late(int(os.environ["PRETENDED_CUDA_SEED"]))
+
+
+@contextlib.contextmanager
+def _held(stream=None):
+    stream, end = stream or torch.cuda.current_stream(), threading.Event()
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: end.wait(60))
+    launch = ctypes.CDLL(None).cudaLaunchHostFunc
+    launch.argtypes = [ctypes.c_void_p] * 3
+    with torch.cuda.device(stream.device):
+        assert launch(stream.cuda_stream, call, None) == 0
+    try:
+        yield
+    finally:
+        end.set()
+        stream.synchronize()
+
+
+@pytest.fixture
+def held():
+    """`with held(stream):` what the block queues on the stream runs after the block."""
+    return _held
+
+
+@pytest.fixture
+def cufile(fake_cufile, monkeypatch):
+    """A cuFile whose device memory is the pretended device's."""
+    for module in ("cufile", "engine"):
+        name = f"dataeff.storage.{module}.cufile_library"
+        monkeypatch.setattr(name, lambda: fake_cufile.path)
+    return fake_cufile

@@ -324,16 +324,16 @@ def test_dropped_without_being_closed(late, x):
 
 
 @pytest.mark.parametrize("kind", ["plain", "int8", "adaptive"])
-def test_wrong_indices_of_every_stream_are_counted_once(late, x, kind):
+def test_wrong_indices_of_every_stream_are_counted_once(late, held, x, kind):
     for seed in (0, *SEEDS):
         late(seed)
         index = torch.tensor([0, ROWS, 3, -ROWS - 1], device="cuda")
         table, found = FeatureTable(x, **TABLES[kind]).register(), []
-        hold()
-        for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                found.append(table[index])
+        with held():  # or the second gather would raise what the first has met
+            for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    found.append(table[index])
         with pytest.raises(IndexError, match="4 wrong indices"):
             table.check()
         table.check()
@@ -390,6 +390,30 @@ def test_rows_of_files_ahead_read_on_another_stream_or_never(late, x, tmp_path):
                     assert torch.equal(seen.cpu(), x[index]), seed
                 torch.cuda.synchronize()
                 assert all((other == 7).all() for other in others)
+
+
+def test_rows_of_files_by_cufile(late, x, tmp_path, cufile, monkeypatch):
+    """Which is ordered with no stream, so the host waits for whatever used the memory before."""
+    monkeypatch.setattr("dataeff.features.disk_rows.os.O_DIRECT", 0)  # the fake reads any bytes
+    np.save(tmp_path / "x.npy", x.clone().numpy())
+    for seed in (0, *SEEDS):
+        late(seed)
+        with FeatureTable.open(tmp_path / "x.npy", engine="cufile") as table:
+            for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+                for index in make_indices(3, 60):
+                    with torch.cuda.stream(stream):
+                        index = index.cuda()
+                        for width in (60, len(index.unique())):
+                            dirty(torch.empty(width, WIDTH, device="cuda"), 7.0)
+                        hold(stream)
+                        for width in (60, len(index.unique())):
+                            dirty(torch.empty(width, WIDTH, device="cuda"), float("nan"))
+                        hold(stream)
+                        pending = table.prefetch(index)
+                        rows = table[index]
+                        del index
+                        assert torch.equal(rows.cpu(), pending.wait().cpu())
+        assert cufile.num_reads
 
 
 # --- the loader -----------------------------------------------------------------------------------
