@@ -48,10 +48,13 @@ class Cuda:
     def __init__(self, monkeypatch):
         self.log = []
         self.current = self.stream("reader")
-        monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: self.stream("side"))
-        monkeypatch.setattr(torch.cuda, "Event", lambda: Event(self.log))
+        monkeypatch.setattr(
+            torch.cuda, "Stream", lambda device=None, priority=0: self.stream("side")
+        )
+        monkeypatch.setattr(torch.cuda, "Event", lambda external=False: Event(self.log))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: self.current)
         monkeypatch.setattr(torch.cuda, "stream", self.on)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def stream(self, name):
         return Stream(self.log, name)

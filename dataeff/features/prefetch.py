@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account
 from dataeff.features.unique import gather_once
+from dataeff.memory.cuda import captures
 
 T = TypeVar("T")
 
@@ -110,6 +111,7 @@ def prefetch_on_stream(
     That memory goes back only behind the gather, which whoever waits, or abandons, sees to.
     """
     made_on = torch.cuda.current_stream(index.device)
+    _leave_put_off()
     stream.wait_stream(made_on)
     with torch.cuda.stream(stream):
         rows = gather()
@@ -125,8 +127,37 @@ def prefetch_on_stream(
             rows.record_stream(reader)
         return rows
 
-    # Or whoever gets the memory of the index next would write into it before it is read.
-    return Prefetch(finish, abandon=lambda: made_on.wait_event(done))
+    def abandon() -> None:
+        # Or whoever gets the memory of the index next would write into it before it is read.
+        _leave(_Abandoned(made_on, done, (index, rows)))
+
+    return Prefetch(finish, abandon)
+
+
+class _Abandoned(NamedTuple):
+    """A gather that nobody waits for, and memory of `stream` that it reads and writes."""
+
+    stream: torch.cuda.Stream
+    done: torch.cuda.Event
+    memory: tuple[Tensor, ...]
+
+
+_put_off: list[_Abandoned] = []  # while their stream was captured: a graph cannot wait for them
+
+
+def _leave(gather: _Abandoned) -> None:
+    """Lets its memory go behind it, or keeps it until a capture has ended."""
+    if captures(gather.stream):
+        _put_off.append(gather)
+    else:
+        gather.stream.wait_event(gather.done)
+
+
+def _leave_put_off() -> None:
+    waiting = _put_off[:]
+    del _put_off[: len(waiting)]
+    for gather in waiting:
+        _leave(gather)
 
 
 class Prefetcher:

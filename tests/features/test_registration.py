@@ -16,6 +16,7 @@ from dataeff.features.registration import RegisteredMemory
 from dataeff.features.rows import HostRows
 from dataeff.features.stats import Account
 from dataeff.features.stored import StoredRows
+from dataeff.memory.cuda import POOLED_STREAMS
 
 GPU = torch.device("cuda", 0)
 
@@ -127,10 +128,31 @@ def test_a_release_waits_until_a_gather_is_under_way(registered, monkeypatch, ki
 
 @pytest.fixture
 def capturing(monkeypatch):
-    """Whether the current stream is being captured, as torch is made to say."""
-    state = [False]
+    """Whether the current stream is being captured, as torch is made to say.
+
+    The second says so of the last stream of torch's pool, whoever asks.
+    """
+    state, made, current = [False, False], [], [None]
+
+    def stream(device, priority):
+        assert device == GPU
+        made.append(priority)
+        return len(made) % (2 * POOLED_STREAMS)
+
+    @contextlib.contextmanager
+    def on(stream):
+        current.append(stream)
+        yield
+        current.pop()
+
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state[0])
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_current_stream_capturing",
+        lambda: state[current[-1] == 0] if current[-1] in (None, 0) else False,
+    )
     return state
 
 
@@ -150,12 +172,15 @@ def test_a_capture_registers_nothing(registered, capturing):
     memory.release()
 
 
-def test_memory_collected_during_a_capture_is_released_after_it(registered, capturing, monkeypatch):
+@pytest.mark.parametrize("thread", ["own", "another"])
+def test_memory_collected_during_a_capture_is_released_after_it(
+    registered, capturing, monkeypatch, thread
+):
     """A wait for the device in `__del__` would end the capture that the collector fell into."""
-    awaited = []
+    awaited, which = [], thread != "own"
 
     def synchronize(device):
-        assert not capturing[0]
+        assert not any(capturing)
         awaited.append(device)
 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
@@ -163,11 +188,11 @@ def test_memory_collected_during_a_capture_is_released_after_it(registered, capt
     alive, x = weakref.ref(array), torch.from_numpy(array)
     memory = RegisteredMemory(x)
     memory.register(GPU)
-    capturing[0] = True
+    capturing[which] = True
     del memory, x, array
     gc.collect()
     assert not registered[0].closed and alive() is not None and awaited == []
-    capturing[0] = False
+    capturing[which] = False
     other = RegisteredMemory(torch.ones(5))
     other.register(GPU)
     gc.collect()

@@ -127,6 +127,38 @@ def test_graphs_of_several_streams_collected_during_a_capture(late, thread):
     capture_around(collect if thread == "own" else lambda: in_another_thread(collect))
 
 
+def test_prefetches_dropped_while_their_stream_is_captured(late, held, x):
+    late(0)
+    stream = torch.cuda.Stream()
+    with FeatureTable(x) as table:
+        table.register()
+        side = table._stream(torch.arange(1).cuda())
+        with torch.cuda.stream(stream):
+            index = torch.arange(ROWS).cuda()
+            pending = [table.prefetch(index)]
+        torch.cuda.synchronize()
+        with held(side):
+            with torch.cuda.stream(stream):
+                pending.append(table.prefetch(index.clone()))
+            captured, z = torch.cuda.CUDAGraph(), torch.ones(5, device="cuda")
+            with torch.cuda.stream(stream):
+                captured.capture_begin()
+                y = z * 2
+                pending.clear()
+                y = y + 0
+                captured.capture_end()
+                others = [torch.full((ROWS,), 1 << 40, device="cuda") for _ in range(6)]
+                rows = [torch.full((ROWS, WIDTH), 7.0, device="cuda") for _ in range(6)]
+        torch.cuda.synchronize()
+        z.fill_(4)
+        captured.replay()
+        assert y.tolist() == [8] * 5
+        assert all((a == 1 << 40).all() for a in others) and all((a == 7).all() for a in rows)
+        with torch.cuda.stream(stream):
+            assert torch.equal(table.prefetch(index).wait().cpu(), x)
+        table.check()
+
+
 @pytest.mark.parametrize("first", ["replay", "gather"])
 def test_replays_beside_gathers_that_move_hot_rows(late, x, first):
     """On a stream of their own: neither sees a slot that the other has half changed."""

@@ -55,15 +55,6 @@ def dirty(like, value, count=6):
     return [torch.full_like(like, value) for _ in range(count)]
 
 
-def on(stream, work):
-    """Runs `work` on a stream that begins after the current one, which then waits for it."""
-    now = torch.cuda.current_stream()
-    stream.wait_stream(now)
-    with torch.cuda.stream(stream):
-        made = work()
-    return made
-
-
 # --- gathers on several streams, hot rows moving --------------------------------------------------
 
 
