@@ -35,6 +35,9 @@ class HostEmbedding(torch.nn.Embedding):
         rows.sum().backward()      # weight.grad: each touched row once, sparse, on the host
         optimizer.step()           # updates them in place: torch.optim's SGD, Adagrad, SparseAdam
 
+    The optimizer writes rows on the CPU: backward has waited for the gathers that it goes through,
+    but after others, under `torch.no_grad()`, call `torch.cuda.synchronize()` before `step()`.
+
     `model.cuda()` leaves the rows where they are; give them to an optimizer as any parameter.
     Gradients of equal indices are summed in the order of the index, so results are the same bits at
     any number of threads: those of `torch.nn.Embedding(sparse=True)` whose gradient is summed so. A

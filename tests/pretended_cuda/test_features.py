@@ -7,6 +7,7 @@ rubbish in the rows, as a wrong index that nobody gave, or as another choice of 
 import gc
 import os
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -477,6 +478,36 @@ def test_a_loader_that_is_left_or_fails_leaves_the_next_one_right(late, x, kind)
             assert len(found) == 5
             for rows, index in zip(found, indices, strict=False):
                 assert torch.equal(rows.cpu(), x[index])
+            table.check()
+
+
+@pytest.mark.parametrize("kind", ["plain", "adaptive"])
+@pytest.mark.parametrize("reader", ["default", "its own"])
+def test_threads_of_a_loader_deliver_to_whoever_takes_the_batches(late, x, kind, reader):
+    """On a stream of theirs, whose memory a batch that is let go comes back to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data_module = pytest.importorskip("torch_geometric.data")
+        from dataeff.integrations.pyg import NeighborLoader
+    edges = torch.randint(ROWS, (2, 4000), generator=torch.Generator().manual_seed(2))
+    for seed in (0, SEEDS[-1]):
+        late(seed)
+        train = torch.cuda.current_stream() if reader == "default" else torch.cuda.Stream()
+        with FeatureTable(x, **TABLES[kind]) as table:
+            data = data_module.Data(x=table, edge_index=edges, num_nodes=ROWS)
+            loader = NeighborLoader(data, [4, 3], batch_size=90, num_workers=2, device="cuda")
+            found = []
+            with torch.cuda.stream(train):
+                for _ in range(2):
+                    for batch in loader:
+                        hold()
+                        found.append((batch.n_id + 0, batch.x * 1, batch.edge_index + 0))
+                        del batch
+                    next(iter(loader))  # and left
+                torch.cuda.synchronize()
+                for n_id, rows, edge_index in found:
+                    assert torch.equal(rows.cpu(), x[n_id.cpu()]), seed
+                    assert edge_index.max() < len(n_id)
             table.check()
 
 
