@@ -143,7 +143,8 @@ class RegisteredMemory:
         # A compiler's trace makes one without its attributes.
         if sys.is_finalizing() or "_pid" not in self.__dict__:
             return
-        if self._pid == os.getpid() and capturing_anywhere(self._devices):
+        here = self._pid == os.getpid()
+        if here and self._devices and capturing_anywhere(self._devices):
             _put_off.append((self._pid, self._devices, self._registration, self._storage))
         else:
             self.release()

@@ -108,7 +108,8 @@ class UnifiedMemory:
     def overwritten(self) -> None:
         """Lets autograd refuse to use what it has saved of the memory, as of any tensor."""
         for version in list(self._lent.values()):
-            increment_version(version)
+            if not version.is_inference():  # which autograd does not save
+                increment_version(version)
 
 
 def _version_of(alias: Tensor) -> Tensor:

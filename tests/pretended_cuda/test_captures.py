@@ -6,12 +6,14 @@ are global, whichever thread asks: a collection of garbage may run in any.
 
 import gc
 import threading
+import time
 
 import pytest
 import torch
 from torch import nn
 
 from dataeff import ActivationOffload, FeatureTable, HotRows, _core, rgnn
+from dataeff.features.adaptive import AdaptivePlacement
 from dataeff.rgnn.published import PUBLISHED
 
 ROWS, WIDTH = 600, 16
@@ -45,10 +47,10 @@ def in_another_thread(work):
         raise error
 
 
-def capture_around(work, mode="global"):
+def capture_around(work, mode="global", stream=None):
     """Captures `y = 2 * z` around `work`, then replays it; the capture must have lived."""
     z, captured = torch.ones(5, device="cuda"), torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured, capture_error_mode=mode):
+    with torch.cuda.graph(captured, capture_error_mode=mode, stream=stream):
         y = z * 2
         work()
         y = y + 0
@@ -81,7 +83,10 @@ def test_tables_collected_during_a_capture(late, x, mode, thread):
     def collect():
         tables.clear()
         gc.collect()
+        if thread == "another" and mode == "thread_local":  # which lets this thread register
+            others.append(FeatureTable(torch.randn(3, 4)).register())
 
+    others = []
     capture_around(collect if thread == "own" else lambda: in_another_thread(collect), mode)
     assert _core.is_registered(x.data_ptr(), x.nbytes)
     FeatureTable(torch.randn(3, 4)).register().close()
@@ -115,7 +120,8 @@ def test_graphs_of_several_streams_collected_during_a_capture(late, thread):
     args = {name: torch.randn(*shape, device="cuda") for name, shape in shapes.items()}
     edges = torch.randint(8, (2, 30), device="cuda")
     graphs = [rgnn.Graph(edges, edges[0] % 2, num_nodes=8, num_relations=2)]
-    for stream in (torch.cuda.Stream(), torch.cuda.Stream()):
+    streams = torch.cuda.Stream(), torch.cuda.Stream()
+    for stream in streams:
         with torch.cuda.stream(stream):
             layer.layer(graphs[0], **args, **layer.statics)
     torch.cuda.synchronize()
@@ -124,7 +130,8 @@ def test_graphs_of_several_streams_collected_during_a_capture(late, thread):
         graphs.clear()
         gc.collect()
 
-    capture_around(collect if thread == "own" else lambda: in_another_thread(collect))
+    work = collect if thread == "own" else lambda: in_another_thread(collect)
+    capture_around(work, stream=streams[1])
 
 
 def test_prefetches_dropped_while_their_stream_is_captured(late, held, x):
@@ -159,34 +166,50 @@ def test_prefetches_dropped_while_their_stream_is_captured(late, held, x):
         table.check()
 
 
-@pytest.mark.parametrize("first", ["replay", "gather"])
-def test_replays_beside_gathers_that_move_hot_rows(late, x, first):
-    """On a stream of their own: neither sees a slot that the other has half changed."""
+def test_a_replay_sees_no_half_of_a_move(late, x, monkeypatch):
+    """The rows are where they go, and their places are not yet said to be there."""
+    late(0)
+    commit, side = AdaptivePlacement.commit, torch.cuda.Stream()
+
+    def commit_late(self, move):
+        hold(torch.cuda.current_stream())
+        commit(self, move)
+
+    monkeypatch.setattr(AdaptivePlacement, "commit", commit_late)
+    with FeatureTable(x, hot=HotRows(64, policy="adaptive", every=1)) as table:
+        table.register()
+        index, captured = torch.arange(ROWS).cuda(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            rows = table[index]
+        for step in range(6):
+            wanted = (torch.arange(40 * step, 40 * step + 200).repeat(2) % ROWS).cuda()
+            torch.cuda.synchronize()
+            with torch.cuda.stream(side):
+                found = table[wanted]
+            captured.replay()
+            torch.cuda.synchronize()
+            assert torch.equal(rows.cpu(), x) and torch.equal(found.cpu(), x[wanted.cpu()])
+        assert table._rows._tiers[index.device].num_moved() > 10
+
+
+def test_a_move_waits_for_replays_before_it(late, held, x):
     late(0)
     side = torch.cuda.Stream()
-    hot = HotRows(64, policy="adaptive", every=1)
-    with FeatureTable(x, hot=hot) as table:
+    with FeatureTable(x, hot=HotRows(64, policy="adaptive", every=1)) as table:
         table.register()
-        index = torch.arange(ROWS).cuda()
-        table[index]
-        captured = torch.cuda.CUDAGraph()
+        index, captured = torch.arange(ROWS).cuda(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(captured):
             rows = table[index]
         torch.cuda.synchronize()
-        for step in range(8):
-            wanted = torch.arange(40 * step, 40 * step + 200).repeat(2) % ROWS
-            wanted = wanted.cuda()
-            torch.cuda.synchronize()
-            hold(torch.cuda.current_stream() if first == "replay" else side)
-            if first == "replay":
-                captured.replay()
+        with held():
+            captured.replay()
             with torch.cuda.stream(side):
-                found = table[wanted]
-            if first == "gather":
-                captured.replay()
-            torch.cuda.synchronize()
-            assert torch.equal(rows.cpu(), x) and torch.equal(found.cpu(), x[wanted.cpu()])
-        assert table._rows._tiers[index.device].num_moved() > 20
+                found = table[index]
+            for _ in range(50):  # long enough for one that does not wait
+                assert not side.query()
+                time.sleep(0.002)
+        torch.cuda.synchronize()
+        assert torch.equal(rows.cpu(), x) and torch.equal(found.cpu(), x)
 
 
 def test_replays_of_two_gathers_of_one_table_on_two_streams(late, x):
