@@ -97,7 +97,7 @@ def test_tables_collected_during_a_capture(late, x, mode, thread):
 def test_offloads_collected_during_a_capture(late, thread):
     late(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)).cuda()
-    held = [ActivationOffload(model, host_bytes=1 << 20, min_bytes=0)]
+    held = [ActivationOffload(model, host_bytes=1 << 20, min_bytes=0, in_flight_bytes=0)]
     with held[0]:
         model(torch.randn(64, 64, device="cuda")).sum().backward()
     assert held[0].report().bytes_host > 0

@@ -313,7 +313,7 @@ def test_memory_stays_until_the_copy_from_it_has_ended(late, held, tmp_path, tie
     close(offload)
 
 
-@pytest.mark.parametrize("tier", ["host", "disk"])
+@pytest.mark.parametrize("tier", ["host", "disk", "cufile"])
 @pytest.mark.parametrize("way", ["out", "in"])
 def test_closed_while_backward_is_owed(late, tmp_path, tier, way):
     """What the graph still holds is copied to and from memory that close gives back."""
@@ -332,7 +332,7 @@ def test_closed_while_backward_is_owed(late, tmp_path, tier, way):
     assert (torch.ones(3, device="cuda") + 1).sum().item() == 6
 
 
-@pytest.mark.parametrize("tier", ["host", "disk"])
+@pytest.mark.parametrize("tier", ["host", "disk", "cufile"])
 def test_a_store_that_ends_while_another_stream_is_current(late, tmp_path, tier):
     """The memory goes back to the stream that saved, which has to wait for the copy."""
     late(0)
@@ -374,7 +374,7 @@ class OnTheSide(torch.autograd.Function):
         return made
 
 
-@pytest.mark.parametrize("tier", ["host", "disk"])
+@pytest.mark.parametrize("tier", ["host", "disk", "cufile"])
 def test_backward_that_asks_on_a_stream_of_its_own(late, tmp_path, tier):
     late(0)
     model, x = make_model(), make_batch(rows=2 * ROWS)
@@ -392,7 +392,7 @@ def test_backward_that_asks_on_a_stream_of_its_own(late, tmp_path, tier):
     close(offload)
 
 
-@pytest.mark.parametrize("tier", ["host", "disk"])
+@pytest.mark.parametrize("tier", ["host", "disk", "cufile"])
 def test_blocks_on_two_streams(late, tmp_path, tier):
     """What one stream's backward fetches ahead is the other's memory, in the other's order."""
     late(0)
@@ -432,7 +432,7 @@ def test_blocks_on_two_streams(late, tmp_path, tier):
     close(offload)
 
 
-@pytest.mark.parametrize("tier", ["host", "disk"])
+@pytest.mark.parametrize("tier", ["host", "disk", "cufile"])
 def test_memory_of_another_stream(late, tmp_path, tier):
     """Saved on one stream, allocated on another: a graph alone would keep it from being reused."""
     late(0)
