@@ -120,16 +120,16 @@ class DirectLoad:
     shift = 0
 
     def __init__(self, copy: DirectCopy, written: Written) -> None:
-        self._copy, self._written = copy, written
+        self._written = written
         # On the stream of the pack, where backward uses the bytes: the memory comes from its order
         # and goes back to it.
         with copy.streams.beside(copy.made):
             target = torch.empty(copy.nbytes, dtype=torch.uint8, device=copy.device)
             target[copy.body :] = copy.tail
             # What used this memory before may still be queued; so is the copy of the tail.
-            self._free = copy.streams.mark()
+            free = copy.streams.mark()
         self.storage = target.untyped_storage()
-        self._begun = copy.path.read(self._free, written, target.data_ptr())
+        self._begun = copy.path.read(free, written, target.data_ptr())
 
     def done(self) -> bool:
         """Whether the read has ended, well or not."""
@@ -144,5 +144,4 @@ class DirectLoad:
         return lambda: span
 
     def order(self) -> None:
-        """Lets the current stream wait for the tail; the rest was there when `finish` returned."""
-        self._copy.streams.order_after(self._free)
+        """Nothing is left to wait for: the read began when the tail was there, and has ended."""
