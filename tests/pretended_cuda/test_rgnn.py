@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 SEEDS = range(1, 1 + int(os.environ.get("PRETENDED_CUDA_SEEDS", "4")))
 NODES, EDGES, RELATIONS, NODE_TYPES, WIDTH = 20, 70, 3, 2, 16
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 4e-2}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 8e-2}
 
 
 def hold(stream=None):
