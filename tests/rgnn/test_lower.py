@@ -1,0 +1,41 @@
+"""Which values of edges are stored: what kernels would else read and compute time and again."""
+
+import pytest
+
+from dataeff.rgnn.ir import Builder, Type
+from dataeff.rgnn.kernels_ir import Traversal
+from dataeff.rgnn.lower import lower
+
+
+def summed_twice(num_factors):
+    """The product of so many values of edges, added up by destination and by source pair."""
+    b = Builder()
+    factors = [b.emit("input", attrs=(f"f{k}",), type=Type("edge", ())) for k in range(num_factors)]
+    product = factors[0]
+    for factor in factors[1:]:
+        product = b.emit("mul", product, factor)
+    sums = [b.emit("sum", product, attrs=(m,)) for m in ("edge.dst", "edge.src_pair")]
+    return b.program(sums), factors, product
+
+
+@pytest.mark.parametrize("num_factors", [2, 3, 5])
+def test_a_value_of_many_that_two_kernels_read_is_made_by_one(num_factors):
+    program, factors, product = summed_twice(num_factors)
+    schedule = lower(program)
+    traversals = [step for step in schedule.steps if isinstance(step, Traversal)]
+    assert [t.center for t in traversals] == ["dst", "src_pair"]
+    reads = [schedule.reads(t) & {*factors, product} for t in traversals]
+    if num_factors > 2:  # one value read is less than three
+        assert product in schedule.stored
+        assert reads[0] >= set(factors) and reads[1] == {product}
+    else:
+        assert product not in schedule.stored
+        assert reads == [set(factors)] * 2
+
+
+def test_a_value_of_many_that_one_kernel_reads_is_not_stored():
+    b = Builder()
+    factors = [b.emit("input", attrs=(f"f{k}",), type=Type("edge", ())) for k in range(3)]
+    product = b.emit("mul", b.emit("mul", factors[0], factors[1]), factors[2])
+    schedule = lower(b.program([b.emit("sum", product, attrs=("edge.dst",))]))
+    assert product not in schedule.stored
