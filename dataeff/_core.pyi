@@ -510,8 +510,15 @@ def counting_sort(
     ptr: int,
     num_threads: int,
 ) -> None: ...
-def count_runs(
-    itemsize: int, a: int, b: int, order: int, num_rows: int, num_threads: int
+def count_runs(itemsize: int, a: int, b: int, num_rows: int, num_threads: int) -> int: ...
+def merge_edges(
+    parts: int,
+    num_parts: int,
+    itemsize: int,
+    src: int,
+    dst: int,
+    type: int,
+    num_threads: int,
 ) -> int: ...
 def number_runs(
     itemsize: int,

@@ -1,6 +1,7 @@
 #include "bindings.h"
 
 #include "graph/counting_sort.h"
+#include "graph/merge_edges.h"
 #include "graph/runs.h"
 
 namespace py = pybind11;
@@ -38,16 +39,25 @@ void bind_graph(py::module_& m) {
       py::arg("num_threads"));
   m.def(
       "count_runs",
-      [](int itemsize, uintptr_t a, uintptr_t b, uintptr_t order, int64_t num_rows,
-         int num_threads) {
+      [](int itemsize, uintptr_t a, uintptr_t b, int64_t num_rows, int num_threads) {
         return by_itemsize(itemsize, [&](auto zero) {
           using Index = decltype(zero);
-          return count_runs(at<const Index>(a), at<const Index>(b), at<const Index>(order),
-                            num_rows, num_threads);
+          return count_runs(at<const Index>(a), at<const Index>(b), num_rows, num_threads);
         });
       },
-      py::arg("itemsize"), py::arg("a"), py::arg("b"), py::arg("order"), py::arg("num_rows"),
-      py::arg("num_threads"));
+      py::arg("itemsize"), py::arg("a"), py::arg("b"), py::arg("num_rows"), py::arg("num_threads"));
+  m.def(
+      "merge_edges",
+      [](uintptr_t parts, int64_t num_parts, int itemsize, uintptr_t src, uintptr_t dst,
+         uintptr_t type, int num_threads) {
+        return by_itemsize(itemsize, [&](auto zero) {
+          using Index = decltype(zero);
+          return merge_edges(at<const EdgePart>(parts), num_parts, at<Index>(src), at<Index>(dst),
+                             at<Index>(type), num_threads);
+        });
+      },
+      py::arg("parts"), py::arg("num_parts"), py::arg("itemsize"), py::arg("src"), py::arg("dst"),
+      py::arg("type"), py::arg("num_threads"));
   m.def(
       "number_runs",
       [](int itemsize, uintptr_t a, uintptr_t b, uintptr_t order, int64_t num_rows,

@@ -29,6 +29,11 @@ struct Sort {
   int64_t num_rows, num_keys, num_chunks;
   int num_threads;
   std::unique_ptr<Index[]> next;  // [num_chunks, num_keys]: counts, then where to write
+  // With `first` the keys in the order that it says: looked up once, not once to count them and
+  // once more to place them.
+  std::unique_ptr<Index[]> found{};
+
+  Index key_at(int64_t position) const { return found ? found[position] : key[position]; }
 
   Index row(int64_t position) const {
     return first ? first[position] : static_cast<Index>(position);
@@ -46,10 +51,12 @@ struct Sort {
 
   void count() {
     std::atomic<int64_t> wrong{-1};
+    if (first) found = std::make_unique_for_overwrite<Index[]>(num_rows);
     each_chunk([&](Index* counts, int64_t begin, int64_t end) {
       std::fill_n(counts, num_keys, Index(0));
+      for (int64_t i = begin; found && i < end; ++i) found[i] = key[first[i]];
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t k = key[row(i)];
+        const int64_t k = key_at(i);
         if (k < 0 || k >= num_keys) {
           wrong.store(row(i), std::memory_order_relaxed);
           return;
@@ -82,8 +89,7 @@ struct Sort {
   void scatter(const Write& write) {
     each_chunk([&](Index* positions, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const Index r = row(i);
-        write(r, positions[key[r]]++);
+        write(row(i), positions[key_at(i)]++);
       }
     });
   }

@@ -15,20 +15,14 @@ template <class Index>
 struct Runs {
   const Index* a;
   const Index* b;
-  const Index* order;
   int64_t num_rows;
   int num_threads;
   int64_t num_chunks =
       std::max<int64_t>(1, std::min<int64_t>(num_threads, num_rows / kMinChunkRows));
 
-  Index row(int64_t position) const {
-    return order ? order[position] : static_cast<Index>(position);
-  }
-
   bool starts(int64_t position) const {
     if (position == 0) return true;
-    const Index mine = row(position), before = row(position - 1);
-    return (a[mine] != a[before]) | (b[mine] != b[before]);
+    return (a[position] != a[position - 1]) | (b[position] != b[position - 1]);
   }
 
   // A chunk begins where a run does, so that no two chunks write to one run.
@@ -61,33 +55,31 @@ struct Runs {
 }  // namespace
 
 template <class Index>
-int64_t count_runs(const Index* a, const Index* b, const Index* order, int64_t num_rows,
-                   int num_threads) {
-  return Runs<Index>{a, b, order, num_rows, num_threads}.before_chunks().back();
+int64_t count_runs(const Index* a, const Index* b, int64_t num_rows, int num_threads) {
+  return Runs<Index>{a, b, num_rows, num_threads}.before_chunks().back();
 }
 
 template <class Index>
 void number_runs(const Index* a, const Index* b, const Index* order, int64_t num_rows,
                  Index* run_of, Index* ptr, Index* run_a, Index* run_b, int num_threads) {
-  const Runs<Index> runs{a, b, order, num_rows, num_threads};
+  const Runs<Index> runs{a, b, num_rows, num_threads};
   const std::vector<int64_t> before = runs.before_chunks();
   runs.each_chunk([&](int64_t c, int64_t begin, int64_t end) {
     int64_t run = before[c] - 1;
     for (int64_t i = begin; i < end; ++i) {
-      const Index r = runs.row(i);
       run += runs.starts(i);
       // Written at every row, the last one wins: on random graphs a branch would be mispredicted.
       ptr[run + 1] = static_cast<Index>(i + 1);
-      run_a[run] = a[r];
-      run_b[run] = b[r];
-      run_of[r] = static_cast<Index>(run);
+      run_a[run] = a[i];
+      run_b[run] = b[i];
+      run_of[order ? order[i] : i] = static_cast<Index>(run);
     }
   });
   ptr[0] = 0;
 }
 
-template int64_t count_runs<int32_t>(const int32_t*, const int32_t*, const int32_t*, int64_t, int);
-template int64_t count_runs<int64_t>(const int64_t*, const int64_t*, const int64_t*, int64_t, int);
+template int64_t count_runs<int32_t>(const int32_t*, const int32_t*, int64_t, int);
+template int64_t count_runs<int64_t>(const int64_t*, const int64_t*, int64_t, int);
 template void number_runs<int32_t>(const int32_t*, const int32_t*, const int32_t*, int64_t,
                                    int32_t*, int32_t*, int32_t*, int32_t*, int);
 template void number_runs<int64_t>(const int64_t*, const int64_t*, const int64_t*, int64_t,

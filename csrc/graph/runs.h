@@ -7,14 +7,13 @@ namespace dataeff {
 
 // How many runs there are.
 //
-//   a, b   [num_rows]: the two columns; the columns of a row, not of a position in `order`
-//   order  [num_rows] or null: the rows in sorted order; null is 0, 1, 2 ...
+//   a, b   [num_rows]: the two columns, in sorted order
 template <class Index>
-int64_t count_runs(const Index* a, const Index* b, const Index* order, int64_t num_rows,
-                   int num_threads);
+int64_t count_runs(const Index* a, const Index* b, int64_t num_rows, int num_threads);
 
 // Numbers the runs in order.
 //
+//   order   [num_rows] or null: the row that stands at each position; null is 0, 1, 2 ...
 //   run_of  [num_rows]: receives the run of each row
 //   ptr     [runs + 1]: receives the position where each run begins, and num_rows
 //   run_a, run_b  [runs]: receive the columns of each run

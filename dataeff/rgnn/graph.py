@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from dataeff._ops import with_memory
 from dataeff.rgnn.capture import refuse_capture
-from dataeff.rgnn.id_range import IdColumn, check_ids, refuse_meta
+from dataeff.rgnn.id_range import IdColumn, as_edge_index, as_ids, check_ids, refuse_meta
 from dataeff.rgnn.profile import profile_of
 from dataeff.rgnn.structure import Segments, Structure
 from dataeff.rgnn.typed import EdgeType, TypedLayout, hetero_parts, merge_edges, typed_layout
@@ -68,7 +67,7 @@ class Graph:
         num_node_types: int | None = None,
         validate: bool = True,
     ) -> None:
-        edge_index = _edge_index(edge_index)
+        edge_index = as_edge_index("edge_index", edge_index)
         self.num_src_nodes = _first_given(num_src_nodes, num_nodes, "num_src_nodes or num_nodes")
         self.num_dst_nodes = _first_given(num_dst_nodes, num_nodes, "num_dst_nodes or num_nodes")
         self.num_edges = int(edge_index.shape[1])
@@ -106,7 +105,7 @@ class Graph:
 
     def _one_each(self, name: str, given: Any, rows: int, what: str = "") -> Tensor:
         """Types of the edges or nodes, on the device of the edges."""
-        ids = _as_ids(name, given)
+        ids = as_ids(name, given)
         if ids.shape != (rows,):
             raise ValueError(f"{name} must be [{rows}]{what}, got {list(ids.shape)}")
         if ids.device != self.device:
@@ -419,26 +418,6 @@ def _first_given(first: int | None, second: int | None, what: str) -> int:
     if value < 0:
         raise ValueError(f"{what} is {value}, which is negative")
     return value
-
-
-def _edge_index(ids: Any) -> Tensor:
-    """Sources and destinations of edges."""
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"edge_index must be a tensor, got {type(ids).__name__}")
-    if ids.dim() != 2 or ids.shape[0] != 2:
-        raise ValueError(f"edge_index must be [2, num_edges], got {list(ids.shape)}")
-    return _as_ids("edge_index", ids)
-
-
-def _as_ids(name: str, ids: Any) -> Tensor:
-    """The ids, out of a wrapper like PyG's `EdgeIndex`, when they may be ids."""
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
-    if ids.layout != torch.strided:
-        raise TypeError(f"{name} must be dense, got {ids.layout}: turn sparse adjacencies into ids")
-    if ids.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64, got {ids.dtype}")
-    return with_memory(ids, name)
 
 
 def _count(ids: Tensor) -> int:

@@ -1,12 +1,15 @@
-"""Finds ids that are out of range and names them; however many columns, a device is read once."""
+"""What may be ids, and which of them are out of range: named, with one wait for a device in all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dataeff._ops import with_memory
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,34 @@ def check_ids(columns: Sequence[IdColumn]) -> None:
             wrong = low if low < 0 else high
             row = int((column.ids == wrong).nonzero()[0])
             raise IndexError(column.complaint(wrong, row))
+
+
+def as_edge_index(name: str, ids: Any) -> Tensor:
+    """Sources and destinations of edges, [2, num_edges], as `as_ids` has them.
+
+    Raises:
+        TypeError, ValueError: names what was given.
+    """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
+    if ids.dim() != 2 or ids.shape[0] != 2:
+        raise ValueError(f"{name} must be [2, num_edges], got {list(ids.shape)}")
+    return as_ids(name, ids)
+
+
+def as_ids(name: str, ids: Any) -> Tensor:
+    """The ids, out of a wrapper like PyG's `EdgeIndex`, when they may be ids.
+
+    Raises:
+        TypeError: they are not dense int32 or int64.
+    """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
+    if ids.layout != torch.strided:
+        raise TypeError(f"{name} must be dense, got {ids.layout}: turn sparse adjacencies into ids")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {ids.dtype}")
+    return with_memory(ids, name)
 
 
 def refuse_meta(name: str, ids: Tensor) -> None:

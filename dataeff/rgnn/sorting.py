@@ -131,10 +131,12 @@ def find_runs(a: Tensor, b: Tensor, order: Tensor | None = None) -> Runs:
     """
     if by_torch(a):
         return _find_by_torch(a, b, order)
+    if order is not None:  # looked up once: both loops below read each row and the one before
+        a, b = (ids.index_select(0, order) for ids in (a, b))
     columns = (a.element_size(), a.data_ptr(), b.data_ptr())
     where = 0 if order is None else order.data_ptr()
     threads = torch.get_num_threads()
-    num_runs = _core.count_runs(*columns, where, a.numel(), threads)
+    num_runs = _core.count_runs(*columns, a.numel(), threads)
     runs = Runs(
         torch.empty_like(a),
         a.new_empty(num_runs + 1),

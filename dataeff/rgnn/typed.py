@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from dataeff.rgnn.id_range import refuse_meta
+from dataeff import _core
+from dataeff.rgnn.id_range import as_edge_index, refuse_meta
 
 EdgeType = tuple[str, str, str]
 
@@ -137,17 +138,68 @@ def merge_edges(
         IndexError: a node number that its type does not have.
         ValueError: an edge index that is not [2, num_edges].
     """
-    for key, index in edges.items():
-        if index.dim() != 2 or index.shape[0] != 2:
-            raise ValueError(f"edges of {key} must be [2, num_edges], got {list(index.shape)}")
+    given = {key: as_edge_index(f"edges of {key}", index) for key, index in edges.items()}
+    fits = max(sum(layout.num_nodes), len(layout.edge_types)) < 2**31
+    dtype = torch.int32 if fits else torch.int64
+    found = {index.device for index in given.values()} or {torch.device("cpu")}
+    if device is not None:
+        found |= {torch.device(device)}
+    for index in given.values():
+        refuse_meta("edges", index)
+    if found == {torch.device("cpu")}:
+        return _merged_by_core(layout, given, dtype)
+    return _merged_by_torch(layout, given, dtype, device)
+
+
+def _merged_by_core(
+    layout: TypedLayout, edges: Mapping[EdgeType, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    first, rest = layout.offsets()
+    type_of = {name: t for t, name in enumerate(layout.node_types)}
+    number_of = {key: number for number, key in enumerate(layout.edge_types)}
+
+    def node_rows(t: int, limit: int) -> tuple[int, int, int, int]:
+        return limit, layout.num_dst_nodes[t], first[t], rest[t]
+
+    parts = []
+    for key, ids in edges.items():
+        s, d = type_of[key[0]], type_of[key[2]]
+        src, size = ids.data_ptr(), ids.element_size()
+        where = src, src + ids.stride(0) * size, ids.stride(1), size, ids.shape[1]
+        ends = *node_rows(s, layout.num_nodes[s]), *node_rows(d, layout.num_dst_nodes[d])
+        parts.append((*where, number_of[key], *ends))
+    num_edges = sum(ids.shape[1] for ids in edges.values())
+    merged = torch.empty(3, num_edges, dtype=dtype, device="cpu")
+    src, dst, types = (row.data_ptr() for row in merged)
+    table = torch.tensor(parts, dtype=torch.int64, device="cpu")
+    wrong = _core.merge_edges(
+        *(table.data_ptr(), len(parts), merged.element_size()),
+        *(src, dst, types, torch.get_num_threads()),
+    )
+    if wrong >= 0:
+        end, at = divmod(wrong, num_edges)
+        for key, ids in edges.items():
+            if at < ids.shape[1]:
+                t = type_of[key[2 * end]]
+                limit = (layout.num_nodes, layout.num_dst_nodes)[end][t]
+                _refuse(key, end, at, int(ids[end, at]), limit)
+            at -= ids.shape[1]
+    return merged[:2], merged[2]
+
+
+def _merged_by_torch(
+    layout: TypedLayout,
+    edges: Mapping[EdgeType, Tensor],
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+) -> tuple[Tensor, Tensor]:
     if not edges:
-        none = torch.zeros(3, 0, dtype=torch.long, device=device or "cpu")
+        none = torch.zeros(3, 0, dtype=dtype, device=device)
         return none[:2], none[2]
-    # All types together: a loop over hundreds of them took longer than sorting their edges.
+    # All types together: a loop over hundreds of them would take longer than sorting their edges.
     ids, keys = torch.cat(list(edges.values()), dim=1), list(edges)
     if device is not None:
         ids = ids.to(device)
-    refuse_meta("edges", ids)
     counts = torch.tensor([index.shape[1] for index in edges.values()], device=ids.device)
     key_of = torch.repeat_interleave(counts, output_size=ids.shape[1])
 
@@ -171,8 +223,7 @@ def merge_edges(
         offset = torch.where(inner, offset, of_edge(rest[t] for t in src))
     ids += torch.stack([offset, of_edge(first[t] for t in dst)])
     types = of_edge(map(layout.edge_types.index, keys))
-    fits = max(sum(layout.num_nodes), sum(layout.num_dst_nodes), len(layout.edge_types)) < 2**31
-    return (ids.int(), types.int()) if fits else (ids, types)
+    return ids.to(dtype), types.to(dtype)
 
 
 def _refuse(key: EdgeType, row: int, edge: int, node: int, limit: int) -> NoReturn:

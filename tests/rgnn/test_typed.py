@@ -8,6 +8,7 @@ import torch
 from pretended_gpu import GPU, PretendedGpu
 
 from dataeff import nn, rgnn
+from dataeff.rgnn import typed
 from dataeff.sampling import CSCGraph, HeteroNeighborSampler, NeighborSampler
 
 WRITES, CITES = ("author", "writes", "paper"), ("paper", "cites", "paper")
@@ -156,3 +157,53 @@ def test_a_graph_keeps_no_edge_tensor_of_its_caller():
     del edges
     gc.collect()
     assert held() is None and graph.prepare().num_edges == 5
+
+
+def _edges_by_loop(layout, edges):
+    """Rows of every edge, one by one."""
+    first, rest = layout.offsets()
+    rows = []
+    for key, ids in edges.items():
+        s, d = (layout.node_types.index(key[end]) for end in (0, 2))
+        for a, b in ids.t().tolist():
+            source = a + (first[s] if a < layout.num_dst_nodes[s] else rest[s])
+            rows.append((source, b + first[d], layout.edge_types.index(key)))
+    return rows
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_edges_of_any_strides_and_dtypes_are_merged_alike_by_the_core_and_by_torch(whole, dtype):
+    g = torch.Generator().manual_seed(0)
+    nodes, inner = {"a": 9, "b": 0, "c": 70_000}, {"a": 4, "c": 60_000}
+    edges = {
+        ("a", "r", "c"): torch.randint(9, (40_000, 2), generator=g).t(),  # columns apart
+        ("b", "r", "b"): torch.zeros(2, 0, dtype=torch.long),
+        ("c", "r", "a"): torch.randint(4, (2, 60_000), generator=g)[:, ::2].to(dtype),
+        ("c", "s", "a"): torch.tensor([[69_999], [3]]).expand(2, 7),
+    }
+    layout = typed.typed_layout(edges, nodes, None if whole else inner, list(edges)[::-1])
+    (src, dst), types = typed.merge_edges(layout, edges)
+    assert {ids.dtype for ids in (src, dst, types)} == {torch.int32}
+    found = list(zip(src.tolist(), dst.tolist(), types.tolist(), strict=True))
+    assert found == _edges_by_loop(layout, edges)
+    (src2, dst2), types2 = typed._merged_by_torch(layout, edges, torch.int32, None)
+    assert all(map(torch.equal, (src, dst, types), (src2, dst2, types2)))
+
+
+def test_the_first_wrong_node_is_named_sources_before_destinations():
+    many = torch.zeros(2, 100_000, dtype=torch.long)
+    wrong = {key: many.clone() for key in ("b", "c", "d")}
+    wrong["b"][1, 5] = 7
+    wrong["c"][0, 70_000], wrong["c"][0, 3] = -1, 9
+    wrong["d"][0, 0] = 8
+    edges = {("n", key, "n"): ids for key, ids in wrong.items()}
+    with pytest.raises(IndexError, match=r"source 9 of edge type \('n', 'c', 'n'\) at edge 3 "):
+        rgnn.Graph.from_typed(edges, {"n": 7})
+    with pytest.raises(IndexError, match=r"destination 7 of .*'b'.* at edge 5 .* 7 'n' nodes"):
+        rgnn.Graph.from_typed({("n", "b", "n"): wrong["b"]}, {"n": 7})
+
+
+def test_edges_by_type_that_are_no_ids_are_named():
+    with pytest.raises(TypeError, match=r"edges of \('n', 'r', 'n'\) must be int32 or int64"):
+        rgnn.Graph.from_typed({("n", "r", "n"): torch.zeros(2, 3)}, {"n": 7})
