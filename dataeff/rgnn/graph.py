@@ -263,9 +263,14 @@ class Graph:
     @property
     def structure(self) -> Structure:
         """Sorted edges and unique pairs, built at first use."""
+        return self.sorted_for()
+
+    def sorted_for(self, *values: Tensor) -> Structure:
+        """`structure`, where it is not there yet built for a layer that is given these values."""
         if self._structure is None:
+            of_edges = any(v.dim() and v.shape[0] == self.num_edges for v in values)
             with _outside_transforms():
-                self._structure = Structure(self)
+                self._structure = Structure(self, keep_order=of_edges)
         return self._structure
 
     @property

@@ -84,7 +84,11 @@ class Layer:
         for position, tensor in enumerate(inputs):
             if needs_grad and tensor.requires_grad:
                 wanted |= 1 << position
-        profile = graph.profile if torch.compiler.is_compiling() else None
+        if torch.compiler.is_compiling():
+            profile = graph.profile
+        else:
+            profile = None
+            graph.sorted_for(*inputs)
         choice = self.choice_for(graph, inputs[0]) if self.choices else None
         spec = spec_of(names, statics, profile, graph.layout is not None, choice)
         sizes = list(graph.sizes)

@@ -77,12 +77,17 @@ class TypedRows:
 class Structure:
     """What a `Graph` knows about its edges once they are sorted; internal to `dataeff.rgnn`.
 
+    Args:
+        graph: holds the ids.
+        keep_order: values of edges are at hand, which are read in the order of the sort: without
+            it edges are sorted once more when such values come.
+
     Raises:
         IndexError: an id of the graph is out of range; names it.
         RuntimeError: a CUDA graph is being captured.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, keep_order: bool = False) -> None:
         refuse_capture(graph.device, "the sorted edges of a graph")
         self.graph = graph
         (src, dst), etype = graph.ids()
@@ -102,6 +107,8 @@ class Structure:
         dst = self._cast(dst, graph.num_dst_nodes)
         etype = self._cast(etype, graph.num_relations)
         by_type, given = self._sort_edges(dst, etype)
+        if keep_order:
+            self._index["edge.given"] = given.order
         self._segments["edge.dst"] = _split(given.ptr, None)
         src, dst, etype = (ids.index_select(0, given.order) for ids in (src, dst, etype))
         self._build_dst_pairs(dst, etype)

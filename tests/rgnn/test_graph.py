@@ -1,10 +1,14 @@
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from rgnn_layers import built_as_on_a_gpu, graphs, rgat
+from rgnn_layers import built_as_on_a_gpu, gated, graphs, rgat
 
 from dataeff import rgnn
+from dataeff.rgnn import structure
+from dataeff.rgnn.sorting import sort_ids
 
 MAPS = (
     "edge.dst",
@@ -126,3 +130,24 @@ def test_a_graph_is_found_again_whatever_the_default_device_is():
     with torch.device("meta"):
         graph = rgnn.Graph(edges, num_nodes=2)
     assert graph.token.device.type == "cpu"
+
+
+def test_a_new_graph_is_sorted_once_for_a_layer_of_edge_values():
+    ends, kinds = torch.randint(20, (2, 60)), torch.randint(4, (60,))
+    x, W, U = torch.randn(20, 5), torch.randn(4, 5, 6), torch.randn(5, 6)
+    c, e = torch.randn(4), torch.randn(60)
+    made = []
+
+    def sort(*args):
+        made.append(args)
+        return sort_ids(*args)
+
+    graph = rgnn.Graph(ends, kinds, num_nodes=20)
+    with mock.patch.object(structure, "sort_ids", sort):
+        y = gated(graph, x, W, U, c, e)
+        once = len(made)
+        later = rgnn.Graph(ends, kinds, num_nodes=20).prepare()
+        assert len(made) == 2 * once
+        assert torch.equal(gated(later, x, W, U, c, e), y)  # their order is asked for too late
+        assert len(made) > 2 * once
+    assert torch.equal(graph.index("edge.given"), later.index("edge.given"))
