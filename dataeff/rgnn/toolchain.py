@@ -143,9 +143,25 @@ def find_compiler(
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
     """What a command said, or None where the file is no program that this machine starts."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return _finish(command)
     except OSError:
         return None
+
+
+def _finish(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """What a command said. An interrupt ends it and waits: compilers then remove what they wrote.
+
+    `subprocess.run` would kill it, which leaves its temporary files, and not wait for it.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            said, complained = process.communicate()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, said, complained)
 
 
 @functools.cache
@@ -247,7 +263,7 @@ def _build(folder: Path, key: str, source: str, flags: Sequence[str], compiler: 
         written, made = Path(scratch) / f"{key}.cpp", Path(scratch) / "kernel.so"
         written.write_text(source)
         command = [*compiler.command, *BASE_FLAGS, *flags, str(written), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = _finish(command)
         readable = written.replace(folder / written.name)
         if done.returncode != 0:
             if os.strerror(errno.ENOSPC) in done.stderr:

@@ -146,8 +146,8 @@ def test_the_next_compiler_compiles_what_a_broken_one_does_not(cache, monkeypatc
     monkeypatch.setenv("PATH", str(folder))
     assert compile_cpp(ANSWER % 1).answer() == 1
     tried = []
-    run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda c, **how: tried.append(c[0]) or run(c, **how))
+    run = toolchain._finish
+    monkeypatch.setattr(toolchain, "_finish", lambda c: tried.append(c[0]) or run(c))
     assert compile_cpp(ANSWER % 2).answer() == 2
     assert set(tried) == {str(folder / "clang++")}  # the broken ones are remembered
     monkeypatch.setenv("CXX", "c++")  # who names one is told about that one
@@ -212,14 +212,14 @@ def test_a_cache_that_filled_up_warns_once_and_compiles(cache, monkeypatch, tmp_
 
         monkeypatch.setattr(Path, "write_text", write_text)
     else:
-        run = subprocess.run
+        run = toolchain._finish
 
-        def linked(command, **options):
+        def linked(command):
             if str(cache) in command[-1]:
                 return subprocess.CompletedProcess(command, 1, "", f"ld: {full.strerror}")
-            return run(command, **options)
+            return run(command)
 
-        monkeypatch.setattr(subprocess, "run", linked)
+        monkeypatch.setattr(toolchain, "_finish", linked)
     with pytest.warns(UserWarning, match=rf"{cache} cannot be written .*No space left.*{scratch}"):
         assert compile_cpp(ANSWER % 1).answer() == 1
     assert compile_cpp(ANSWER % 2).answer() == 2  # without a second warning, which is an error here
@@ -264,3 +264,47 @@ def test_a_forked_child_runs_its_loops():
     if child == 0:
         os._exit(0 if twice(library, 1000, 10, 2) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+from pathlib import Path
+
+from dataeff.rgnn.toolchain import compile_cpp
+
+folder = Path(sys.argv[1])
+
+
+def interrupt():
+    while not (folder / "begun").exists():
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+threading.Thread(target=interrupt).start()
+try:
+    compile_cpp("// slow")
+except KeyboardInterrupt:
+    print([(folder / name).exists() for name in ("begun", "left")], os.listdir(folder / "cpp"))
+"""
+
+
+def test_an_interrupt_ends_the_compiler_which_cleans_up(tmp_path, monkeypatch):
+    """The interrupt of a notebook, which its compiler does not hear."""
+    program = tmp_path / "c++"
+    program.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = --version ] && exit 0\n'
+        f"touch {tmp_path}/left\n"
+        f"trap 'rm {tmp_path}/left; exit 1' TERM\n"
+        f"touch {tmp_path}/begun\n"
+        "i=0; while [ $i -lt 100 ]; do sleep 0.1; i=$((i + 1)); done\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("CXX", str(program))
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", INTERRUPTED, str(tmp_path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "[True, False] []\n"
+    assert not done.stderr
