@@ -3,7 +3,8 @@
 The text is compiled once per value and index type for the CPU at hand (`toolchain.compile_cpp`).
 Each piece of the loop is a tile of rows of one type; a tile's rows are read through `gather` by the
 multiply-adds themselves, so no gathered copy is made, and fetched ahead: 3.8 million rows of 64
-features out of 1.7 million take 0.29 s then instead of 0.43 on two Zen 4 cores.
+features out of 1.7 million take 0.29 s then instead of 0.43 on two Zen 4 cores. Weights that are
+not contiguous are packed once for all tiles of their type that follow one another.
 
 Products that are added up where `target` says are never stored: each thread has a range of the
 sums, and takes of every type the rows that lead there, so that each sum adds its rows up in order.
@@ -60,6 +61,7 @@ constexpr int kVectorBytes = 16, kRows = 4, kVectors = 2;
 #endif
 constexpr int kInputs = 4;        // of the weight gradient's register tile
 constexpr int64_t kTileRows = 192;  // of one piece of the forward loop
+constexpr int64_t kFirstCache = (24 << 10) / sizeof(Value);  // elements of a weight in it
 constexpr int64_t kBlockRows = 64;  // that the weight gradient multiplies from the first cache
 
 typedef Value Vector __attribute__((vector_size(kVectorBytes)));
@@ -104,9 +106,12 @@ static void for_tiles(const Arguments& a, const std::vector<int64_t>& tile_ptr, 
   });
 }
 
-// Rows that an index leads to are fetched before they are read: no processor guesses them.
+// Rows that an index leads to are fetched before they are read: no processor guesses them. Rows of
+// results are fetched to be written, as a store of what no cache holds waits for memory.
+template <bool Write = false>
 static inline void fetch(const Value* row, int64_t size) {
-  for (int64_t k = 0; k < size; k += 64 / int64_t(sizeof(Value))) __builtin_prefetch(row + k);
+  constexpr int64_t kLine = 64 / sizeof(Value);
+  for (int64_t k = 0; k < size; k += kLine) __builtin_prefetch(row + k, Write);
 }
 
 // The row of x that row i reads; a wrong index is reported and reads row 0.
@@ -123,10 +128,10 @@ static inline const Value* source_row(const Arguments& a, int64_t i) {
 
 _FORWARD = """
 // Rows x V columns: y[r] = scale[r] * (x[r] @ b), or y[r] += that, b with ld elements between its
-// rows.
+// rows; scale may be null.
 template <bool Add, int Rows, int V>
 static void multiply(const Value* const* x, int64_t num_in, const Value* b, int64_t ld,
-                     const Value* scale, Value* const* y, int64_t num_columns) {
+                     const Value* scale, Value* const* y, int64_t column, int64_t num_columns) {
   Vector acc[Rows][V] = {};
   const Value* row[Rows];
   for (int r = 0; r < Rows; ++r) row[r] = x[r];
@@ -136,85 +141,99 @@ static void multiply(const Value* const* x, int64_t num_in, const Value* b, int6
     for (int r = 0; r < Rows; ++r)
       for (int v = 0; v < V; ++v) acc[r][v] += row[r][k] * bk[v];
   }
+  if (scale)
+    for (int r = 0; r < Rows; ++r)
+      for (int v = 0; v < V; ++v) acc[r][v] *= scale[r];
   for (int r = 0; r < Rows; ++r) {
-    for (int v = 0; v < V; ++v) acc[r][v] *= scale[r];
+    Value* const to = y[r] + column;
     if (num_columns == V * kLanes) {
-      for (int v = 0; v < V; ++v) {
-        Value* to = y[r] + v * kLanes;
-        store(to, Add ? load(to) + acc[r][v] : acc[r][v]);
-      }
-    } else if (Add) {
-      Value found[V * kLanes];
-      std::memcpy(found, &acc[r][0], sizeof found);
-      for (int64_t n = 0; n < num_columns; ++n) y[r][n] += found[n];
+      for (int v = 0; v < V; ++v)
+        store(to + v * kLanes, Add ? load(to + v * kLanes) + acc[r][v] : acc[r][v]);
     } else {
-      std::memcpy(y[r], &acc[r][0], num_columns * sizeof(Value));
+      Value found[V * kLanes];
+      for (int v = 0; v < V; ++v) store(found + v * kLanes, acc[r][v]);
+      for (int64_t n = 0; n < num_columns; ++n) to[n] = Add ? to[n] + found[n] : found[n];
     }
   }
 }
 
-// Columns [column, column + kPanel) of a weight with zeros beyond the last, kPanel to a row.
-static void pack_panel(const Arguments& a, const Value* w, int64_t column, Value* panel) {
-  const int64_t filled = std::min<int64_t>(kPanel, a.num_out - column);
-  for (int64_t k = 0; k < a.num_in; ++k, panel += kPanel) {
-    const Value* from = w + k * a.w_in + column * a.w_out;
-    for (int64_t n = 0; n < filled; ++n) panel[n] = from[n * a.w_out];
-    std::fill(panel + filled, panel + kPanel, Value(0));
+// All columns of a weight, kPanel after kPanel, with zeros beyond the last.
+static void pack(const Arguments& a, const Value* w, std::vector<Value>& panels) {
+  panels.resize(a.num_in * ((a.num_out + kPanel - 1) / kPanel * kPanel));
+  Value* to = panels.data();
+  for (int64_t column = 0; column < a.num_out; column += kPanel) {
+    const int64_t filled = std::min<int64_t>(kPanel, a.num_out - column);
+    for (int64_t k = 0; k < a.num_in; ++k, to += kPanel) {
+      const Value* from = w + k * a.w_in + column * a.w_out;
+      for (int64_t n = 0; n < filled; ++n) to[n] = from[n * a.w_out];
+      std::fill(to + filled, to + kPanel, Value(0));
+    }
   }
 }
 
-// What one thread keeps between tiles: a packed panel, and the rows of a product that overwrites
-// them, [kTileRows, num_in].
+// What one thread keeps between tiles: a packed weight, the rows of a product that overwrites them,
+// [kTileRows, num_in], and a result that nobody reads, [num_out].
 struct Workspace {
-  std::vector<Value> panel, rows;
-  const Value* packed = nullptr;  // where the panel was read from, in the call number `call`
+  std::vector<Value> panels, rows, spare;
+  const Value* packed = nullptr;  // where the panels were read from, in the call number `call`
   int64_t call = 0;
 };
 
-// No two rows of a tile that are added up have one target.
+// At most kTileRows rows; no two that are added up have one target.
 template <bool Add>
 static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t begin,
                           int64_t end, Workspace& work) {
-  std::vector<Value>& panel = work.panel;
-  const bool overwrites = a.x == a.y;
-  if (overwrites) {
-    for (int64_t i = begin; i < end; ++i)
-      std::copy_n(a.x + i * a.x_row + head * a.x_head, a.num_in,
-                  work.rows.data() + (i - begin) * a.num_in);
-  }
-  const Value* w = a.weight + t * a.w_type + head * a.w_head;
-  const bool in_place = a.w_out == 1 && a.num_out % kLanes == 0;
-  for (int64_t column = 0; column < a.num_out; column += kPanel) {
-    const int64_t columns = std::min<int64_t>(kPanel, a.num_out - column);
-    const Value* b = w + column * a.w_out;
-    if (!in_place) {
-      if (work.packed != b) pack_panel(a, w, column, panel.data());
-      work.packed = b;
-      b = panel.data();
+  const Value* x[kTileRows + 1];
+  Value* y[kTileRows + 1];
+  Value scale[kTileRows + 1];
+  int64_t num_rows = end - begin;
+  for (int64_t i = 0; i < num_rows; ++i) {
+    if (a.x == a.y) {
+      Value* const copy = work.rows.data() + i * a.num_in;
+      std::copy_n(a.x + (begin + i) * a.x_row + head * a.x_head, a.num_in, copy);
+      x[i] = copy;
+    } else {
+      x[i] = source_row(a, begin + i) + head * a.x_head;
     }
-    const int64_t ld = in_place ? a.w_in : kPanel;
-    for (int64_t i = begin; i < end; i += kRows) {
-      for (int64_t next = i + kRows; next < std::min<int64_t>(i + 2 * kRows, end); ++next) {
-        if (a.gather && !column) fetch(source_row(a, next) + head * a.x_head, a.num_in);
-        if (Add) fetch(a.y + a.target[next] * a.y_row + head * a.y_head + column, columns);
-      }
-      const int rows = static_cast<int>(std::min<int64_t>(kRows, end - i));
-      const Value* x[kRows];
-      Value* y[kRows];
-      Value scale[kRows];
-      for (int r = 0; r < rows; ++r) {
-        x[r] = overwrites ? work.rows.data() + (i + r - begin) * a.num_in
-                          : source_row(a, i + r) + head * a.x_head;
-        const int64_t to = Add ? int64_t(a.target[i + r]) : i + r;
-        y[r] = a.y + to * a.y_row + head * a.y_head + column;
-        scale[r] = a.row_scale ? a.row_scale[(i + r) * a.s_row + head * a.s_head] : Value(1);
-      }
-      with_constant<kVectors>(static_cast<int>((columns + kLanes - 1) / kLanes), [&](auto v) {
-        with_constant<kRows>(rows, [&](auto r) {
-          multiply<Add, decltype(r)::value, decltype(v)::value>(x, a.num_in, b, ld, scale, y,
-                                                                columns);
+    const int64_t to = Add ? int64_t(a.target[begin + i]) : begin + i;
+    y[i] = a.y + to * a.y_row + head * a.y_head;
+    if (a.row_scale) scale[i] = a.row_scale[(begin + i) * a.s_row + head * a.s_head];
+  }
+  // A row alone is multiplied twice: of one sum at a time, GCC rounds the products on processors
+  // where adding them to it in one step is slow, and the bits would depend on what rows stand near.
+  if (num_rows % kRows == 1) {
+    work.spare.resize(a.num_out);
+    x[num_rows] = x[num_rows - 1];
+    y[num_rows] = work.spare.data();
+    if (a.row_scale) scale[num_rows] = scale[num_rows - 1];
+    ++num_rows;
+  }
+  const Value* const w = a.weight + t * a.w_type + head * a.w_head;
+  const bool in_place = a.w_out == 1 && a.num_out % kLanes == 0;
+  if (!in_place && work.packed != w) pack(a, w, work.panels);
+  work.packed = w;
+  // A weight that the first cache holds is read through for every few rows, which are then read
+  // once; else a panel of it is read for all rows of the tile.
+  const int64_t group = a.num_in * a.num_out <= kFirstCache ? kRows : num_rows;
+  for (int64_t first = 0; first < num_rows; first += group) {
+    const int64_t last = std::min(first + group, num_rows);
+    for (int64_t column = 0; column < a.num_out; column += kPanel) {
+      const int64_t columns = std::min<int64_t>(kPanel, a.num_out - column);
+      const Value* const b = in_place ? w + column : work.panels.data() + column * a.num_in;
+      const int64_t ld = in_place ? a.w_in : kPanel;
+      for (int64_t i = first; i < last; i += kRows) {
+        for (int64_t n = i + kRows; n < std::min<int64_t>(i + 2 * kRows, num_rows); ++n) {
+          if (a.gather && !column) fetch(x[n], a.num_in);
+          fetch<true>(y[n] + column, columns);
+        }
+        const int rows = static_cast<int>(std::min<int64_t>(kRows, num_rows - i));
+        with_constant<kVectors>(static_cast<int>((columns + kLanes - 1) / kLanes), [&](auto v) {
+          with_constant<kRows>(rows, [&](auto r) {
+            multiply<Add, decltype(r)::value, decltype(v)::value>(
+                x + i, a.num_in, b, ld, a.row_scale ? scale + i : nullptr, y + i, column, columns);
+          });
         });
-      });
+      }
     }
   }
 }
@@ -243,7 +262,6 @@ EXPORT void typed_gemm_sum(const Arguments* arguments) {
   const std::vector<int64_t> bounds = ranges_of_sums(a);
   dataeff::parallel_for(bounds.size() - 1, 1, a.num_threads, [&](int64_t begin, int64_t end) {
     Workspace work;
-    work.panel.resize(a.num_in * kPanel);
     for (int64_t range = begin; range < end; ++range) {
       const int64_t low = bounds[range], high = bounds[range + 1];
       if (!a.add) std::fill(a.y + low * a.y_row, a.y + high * a.y_row, Value(0));
@@ -252,10 +270,9 @@ EXPORT void typed_gemm_sum(const Arguments* arguments) {
         const Index* const from = std::lower_bound(a.target + a.seg_ptr[t], stop, low);
         const int64_t first = from - a.target;
         const int64_t last = std::lower_bound(from, stop, high) - a.target;
-        for (int64_t head = 0; head < a.num_heads && first < last; ++head) {
-          work.packed = nullptr;
-          multiply_tile<true>(a, t, head, first, last, work);
-        }
+        for (int64_t head = 0; head < a.num_heads; ++head)
+          for (int64_t row = first; row < last; row += kTileRows)
+            multiply_tile<true>(a, t, head, row, std::min(row + kTileRows, last), work);
       }
     }
   });
@@ -271,7 +288,6 @@ EXPORT void typed_gemm(const Arguments* arguments) {
     static thread_local Workspace work;
     if (work.call != call) work.packed = nullptr;
     work.call = call;
-    work.panel.resize(a.num_in * kPanel);
     if (a.x == a.y) work.rows.resize(kTileRows * a.num_in);
     for (int64_t head = 0; head < a.num_heads; ++head)
       multiply_tile<false>(a, t, head, begin, end, work);
