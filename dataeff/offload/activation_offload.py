@@ -29,7 +29,7 @@ from dataeff.offload.places import spill_directories
 from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
 from dataeff.offload.report import OffloadReport, Pace, make_report
-from dataeff.offload.rest import Rest
+from dataeff.offload.rest import Asked, Rest
 from dataeff.offload.scopes import Scopes, is_compiled
 from dataeff.offload.simulate import Forecast
 from dataeff.offload.tiers import StreamsOf, cuda_streams
@@ -62,8 +62,9 @@ class ActivationOffload:
 
     When two steps had nothing to move, those that follow are not looked at, and cost nothing, while
     the model is called with tensors of the sizes that those steps had and as many of its parameters
-    are frozen; every 64th is. A callable `policy` may change its mind: steps in which it is asked
-    about anything are looked at.
+    are frozen; every 64th is. A callable `policy` may change its mind from step to step: when the
+    model is called it is asked again about what such a call saved the last time, and where it would
+    move any of that, the call is looked at.
 
     `torch.func.grad` and its kin refuse to run where saved tensors are hooked: call them outside.
 
@@ -161,7 +162,9 @@ class ActivationOffload:
         self._exclusions = Exclusions(model)
         self._model = model
         self._scopes = Scopes(model, self._exclusions, self._called, self._returned)
-        self._rest, self._asks = Rest(), callable(policy)
+        if callable(policy):
+            choose = Asked(policy)
+        self._rest = Rest(choose if isinstance(choose, Asked) else None)
         self.ledger = Ledger(max_spans=_MAX_SPANS)
         self._wear = Wear(endurance)
         self._tiers = tiers = open_tiers(
@@ -200,7 +203,7 @@ class ActivationOffload:
         self._pack, self._unpack = self._cache.pack, self._cache.unpack
         self._untraced = False
         self._active, self._thread = False, 0  # and in which thread
-        self._num_decided = 0
+        self._num_moved = 0  # when the step under way began
         self._clock = StepClock()
         self._live = LiveView(self.report) if live else None
         weakref.finalize(self, _let_go, self._scopes, self._auto).atexit = False
@@ -226,7 +229,7 @@ class ActivationOffload:
         if self._auto is not None:
             self._auto.begin_step(self._cache)
         self._rest.begin(self._auto is None or self._auto.plan is not None)
-        self._num_decided = self._count_decided()
+        self._num_moved = self._cache.num_moved
         self._look_away()  # from what an interrupt in the middle of a beginning left
         if self._rest.resting:
             self._scopes.remove_inner()
@@ -259,7 +262,7 @@ class ActivationOffload:
             if error is None:
                 self._auto.end_step(self._cache)
         if error is None:
-            self._rest.end(self._count_decided() - self._num_decided)
+            self._rest.end(self._cache.num_moved - self._num_moved)
 
     def _end_unended(self) -> None:
         """Ends the last block, whose `__exit__` an interrupt may have cut off before it began."""
@@ -274,10 +277,6 @@ class ActivationOffload:
             stacklevel=3,
         )
         self.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
-
-    def _count_decided(self) -> int:
-        """Storages that were moved, or that a callable, whose mind may change, was asked about."""
-        return self._selection.num_asked if self._asks else self._cache.num_moved
 
     def _look(self) -> None:
         """From here on this thread's saved tensors pass through the hooks."""

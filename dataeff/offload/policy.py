@@ -70,14 +70,12 @@ class Selection:
         moves: whether some tier frees memory of a device.
         min_bytes: smaller storages stay in memory.
         exclusions: knows which tensors are casts of parameters.
-        num_asked: how often the policy was asked.
     """
 
     policy: Policy
     moves: Callable[[torch.device], bool]
     min_bytes: int
     exclusions: Exclusions
-    num_asked: int = 0
 
     def __call__(self, tensor: torch.Tensor, nbytes: int, scope: str) -> bool | Tier:
         """Whether the storage of `tensor`, of `nbytes`, is to be stored, or in which tier."""
@@ -85,6 +83,5 @@ class Selection:
             return False
         if self.exclusions.is_cast(tensor):
             return False
-        self.num_asked += 1
         info = SavedTensorInfo(tensor.shape, tensor.dtype, tensor.device, nbytes, scope)
         return self.policy(info)

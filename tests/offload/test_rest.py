@@ -158,13 +158,79 @@ def test_a_callable_that_is_never_asked_rests_until_there_is_something_to_ask(ne
     offload.close()
 
 
-def test_a_callable_is_always_asked(net, tmp_path):
+def test_a_callable_is_asked_in_every_step_and_looked_at_where_it_changes_its_mind(
+    net, tmp_path, gradients, assert_same
+):
+    x = torch.ones(4 * LARGE, 64)
+    expected = gradients(net, lambda: net(x).square().sum().backward())
+    asked, answer = [], False
+
+    def policy(info):
+        asked.append(info)
+        return answer
+
+    offload = ActivationOffload(net, tmp_path, policy=policy, min_bytes=1 << 16)
+    looked, of_step = [], []
+    for _ in range(5):
+        asked.clear()
+        looked.append(step(offload, net, x)[0])
+        of_step.append(list(asked))
+    assert looked[0] == looked[1] > 0 and looked[2:] == [0, 0, 0]
+    assert of_step[0] and all(infos == of_step[0] for infos in of_step)
+    assert {info.scope for info in of_step[-1]} >= {"layers.1", "layers.3"}
+    assert offload.report().num_steps_at_rest == 3
+    answer = True
+    assert_same(gradients(net, lambda: moved.append(step(offload, net, x)[1])), expected)
+    assert moved[0] > 0  # in that very step
+    assert step(offload, net, x)[1] > 0
+    offload.close()
+
+
+def test_a_callable_is_asked_about_each_call_of_a_step(net, tmp_path):
+    """Of microbatches of other sizes, and of one that is not among those that are known."""
     asked = []
-    offload = ActivationOffload(net, tmp_path, policy=lambda info: bool(asked.append(info)))
+    offload = ActivationOffload(
+        net, tmp_path, policy=lambda info: bool(asked.append(info)), min_bytes=1 << 16
+    )
+
+    def steps(*rows):
+        asked.clear()
+        before = offload.report().num_packed
+        with offload:
+            for num in rows:
+                net(torch.ones(num, 64)).square().sum().backward()
+        return offload.report().num_packed - before, [info.shape[0] for info in asked]
+
+    for _ in range(2):
+        num_looked, rows = steps(LARGE, 2 * LARGE)
+        assert num_looked and set(rows) == {LARGE, 2 * LARGE}
+    assert steps(LARGE, 2 * LARGE) == (0, rows)
+    assert steps(2 * LARGE) == (0, [num for num in rows if num == 2 * LARGE])
+    num_looked, now = steps(LARGE, 3 * LARGE)
+    assert num_looked and set(now) == {LARGE, 3 * LARGE}
+    offload.close()
+
+
+def test_a_callable_that_is_asked_before_the_model_is_called_is_always_asked(net, tmp_path):
+    asked = []
+    offload = ActivationOffload(
+        net, tmp_path, policy=lambda info: bool(asked.append(info)), min_bytes=1 << 16
+    )
     for i in range(5):
-        step(offload, net, torch.ones(4 * LARGE, 64).repeat(4, 1))
-        assert len(asked) > 2 * i
+        with offload:
+            x = torch.ones(LARGE, 64, requires_grad=True).exp()
+            assert len(asked) == i + 1
+            net(x[:SMALL].clone()).sum().backward()
     assert offload.report().num_steps_at_rest == 0
+    offload.close()
+
+
+def test_what_a_callable_was_asked_about_is_bounded(net, tmp_path, monkeypatch):
+    monkeypatch.setattr("dataeff.offload.rest._MOST_ASKED", 8)
+    offload = ActivationOffload(net, tmp_path, policy=lambda info: False, min_bytes=1 << 16)
+    for i in range(20):
+        step(offload, net, torch.ones(LARGE + i, 64))
+        assert sum(map(len, offload._rest._quiet.values())) <= 8
     offload.close()
 
 

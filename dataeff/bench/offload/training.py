@@ -199,7 +199,7 @@ def nothing(inputs: Inputs) -> Step:
 
 
 def asking(inputs: Inputs) -> Step:
-    """The hooks and the books of an offload that has to ask for every storage."""
+    """An offload that has to ask about every storage: it soon asks when the model is called."""
     return offloaded(inputs, policy=lambda saved: False)
 
 
