@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "errors.h"
+
 namespace dataeff {
 
 Engine::Engine(std::string name, std::shared_ptr<FaultPlan> faults)
@@ -25,7 +27,13 @@ std::shared_ptr<Transfer> Engine::submit(Op op, int fd, char* data, int64_t nbyt
                                 std::to_string(reinterpret_cast<uintptr_t>(data)) +
                                 " makes no sense");
   }
-  const Alignment alignment = alignment_for(fd);
+  Alignment alignment;
+  try {
+    alignment = alignment_for(fd);
+  } catch (const OsError&) {
+    if (closed()) throw std::invalid_argument("the engine is closed");  // and its file as well
+    throw;
+  }
   if (offset % alignment.block != 0) {
     throw std::invalid_argument("offset=" + std::to_string(offset) + " must be a multiple of " +
                                 std::to_string(alignment.block) +

@@ -207,7 +207,8 @@ bool Stripe::cancel() {
   if (!waiting) return false;  // another thread waits, for as long as the disk takes
   std::lock_guard lock(mutex_);
   auto part = parts_.begin();
-  while (part != parts_.end() && part->transfer->cancel()) ++part;
+  // A part without a transfer is one that no lane would take.
+  while (part != parts_.end() && part->transfer && part->transfer->cancel()) ++part;
   if (part == parts_.end()) {
     settle();
     failure_ = {ECANCELED, "the write was cancelled"};

@@ -1,15 +1,22 @@
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "check.h"
 #include "errors.h"
 #include "memory/extent_map.h"
 #include "memory/host_mapping.h"
+#include "memory/slab.h"
 
 using dataeff::ExtentMap;
 using dataeff::HostMapping;
+using dataeff::Slab;
+using dataeff::SlabPart;
 
 TEST(extents_agree_with_a_map_of_units) {
   constexpr int64_t kUnits = 200, kUnit = 16;
@@ -65,4 +72,39 @@ TEST(an_attached_mapping_is_the_same_memory) {
   CHECK_THROWS(HostMapping::attach(mapping->fd(), 9000), std::invalid_argument);
   CHECK_THROWS(HostMapping::attach(-1, 1), dataeff::OsError);
   CHECK_THROWS(HostMapping::create(-1, false), std::invalid_argument);
+}
+
+TEST(parts_of_a_slab_are_their_holders_alone) {
+  auto slab = std::make_shared<Slab>(HostMapping::create(64 * dataeff::kPageBytes, false));
+  std::mutex mutex;
+  std::vector<std::shared_ptr<SlabPart>> handed_over;
+  std::atomic<int> num_refused{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&, i] {
+      std::mt19937 random(i);
+      for (int round = 0; round < 2'000; ++round) {
+        std::shared_ptr<SlabPart> part = slab->take(1 + random() % (20 * dataeff::kPageBytes));
+        if (!part) {
+          ++num_refused;
+          CHECK(slab->largest_free() < slab->capacity());
+        } else {
+          std::memset(part->data(), i, part->nbytes);
+          CHECK_EQ(std::count(part->data(), part->data() + part->nbytes, i), part->nbytes);
+        }
+        // Another thread may give it back.
+        std::lock_guard lock(mutex);
+        if (part && random() % 2) handed_over.push_back(std::move(part));
+        if (!handed_over.empty() && random() % 2) handed_over.pop_back();
+        if (part && random() % 2) part->release();
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  CHECK(num_refused > 0);
+  handed_over.resize(1);
+  CHECK_EQ(slab->used(), dataeff::round_up(handed_over[0]->nbytes, dataeff::kPageBytes));
+  CHECK(slab->peak() <= slab->capacity());
+  slab.reset();  // the memory stays as long as any part of it
+  std::memset(handed_over[0]->data(), 1, handed_over[0]->nbytes);
 }
