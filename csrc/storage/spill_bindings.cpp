@@ -65,8 +65,9 @@ void wait_for_read(StripedRead& self, std::optional<double> timeout_s) {
 
 void bind_space(py::module_& m) {
   py::class_<SpillSpace, std::shared_ptr<SpillSpace>>(m, "SpillSpace")
-      .def(py::init<int, std::optional<int64_t>, std::string, std::shared_ptr<FaultPlan>>(),
-           py::arg("fd"), py::arg("limit"), py::arg("directory"), py::arg("faults"))
+      .def_static("open", &SpillSpace::open, py::arg("directory"), py::arg("flags"),
+                  py::arg("named"), py::arg("limit"), py::arg("faults"),
+                  py::call_guard<py::gil_scoped_release>())
       .def("allocate", &SpillSpace::allocate, py::arg("nbytes"),
            py::call_guard<py::gil_scoped_release>())
       .def("free", &SpillSpace::free, py::arg("offset"))

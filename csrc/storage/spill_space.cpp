@@ -1,5 +1,7 @@
 #include "storage/spill_space.h"
 
+#include <fcntl.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,9 +25,34 @@ int64_t unit_of(int fd) {
   return std::max({kBlockBytes, alignment.memory, alignment.block});
 }
 
+int open_unnamed(const std::string& directory, int flags) {
+  return ::open(directory.c_str(), flags | O_RDWR | O_CLOEXEC | O_TMPFILE, 0600);
+}
+
+int open_and_unlink(const std::string& directory, int flags) {
+  std::string path = directory + "/.dataeff-spill-XXXXXX";
+  const int fd = mkostemp(path.data(), flags | O_CLOEXEC);
+  if (fd < 0 || unlink(path.c_str()) == 0) return fd;
+  const int code = errno;
+  ::close(fd);
+  errno = code;
+  return -1;
+}
+
 }  // namespace
 
 bool is_full(int code) { return code == ENOSPC || code == EDQUOT || code == EFBIG; }
+
+std::shared_ptr<SpillSpace> SpillSpace::open(const std::string& directory, int flags, bool named,
+                                             std::optional<int64_t> limit,
+                                             std::shared_ptr<FaultPlan> faults) {
+  int fd;
+  do {
+    fd = named ? open_and_unlink(directory, flags) : open_unnamed(directory, flags);
+  } while (fd < 0 && errno == EINTR);
+  if (fd < 0) throw OsError(errno, std::strerror(errno), directory);
+  return std::make_shared<SpillSpace>(fd, limit, directory, std::move(faults));
+}
 
 SpillSpace::SpillSpace(int fd, std::optional<int64_t> limit, std::string directory,
                        std::shared_ptr<FaultPlan> faults)

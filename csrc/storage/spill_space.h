@@ -21,6 +21,12 @@ bool is_full(int code);
 // Owns the descriptor. Thread-safe.
 class SpillSpace {
  public:
+  // A new file in `directory`, opened for reading and writing with `flags` and without a name: one
+  // that never had any (O_TMPFILE), or one whose name is gone when this returns. Throws OsError.
+  static std::shared_ptr<SpillSpace> open(const std::string& directory, int flags, bool named,
+                                          std::optional<int64_t> limit,
+                                          std::shared_ptr<FaultPlan> faults);
+
   // `limit`: the most that the file may take. `directory` is for messages.
   SpillSpace(int fd, std::optional<int64_t> limit, std::string directory,
              std::shared_ptr<FaultPlan> faults);

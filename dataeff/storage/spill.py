@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -55,10 +54,9 @@ class SpillFile:
     ) -> None:
         self.path_hint = Path(directory)
         try:
-            fd, self.direct = _open_unnamed(self.path_hint, direct)
+            self.space, self.direct = _open_unnamed(self.path_hint, direct, capacity_bytes, faults)
         except OSError as error:
             raise _refused(self.path_hint, error) from error
-        self.space = _core.SpillSpace(fd, capacity_bytes, str(self.path_hint), faults)
 
     @property
     def fd(self) -> int:
@@ -138,33 +136,30 @@ def _refused(directory: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"{why} ({remedy})", str(directory))
 
 
-def _open_unnamed(directory: Path, direct: bool) -> tuple[int, bool]:
-    """An open file without a name, and whether it is open for direct I/O."""
+def _open_unnamed(
+    directory: Path, direct: bool, limit: int | None, faults: _core.FaultPlan | None
+) -> tuple[_core.SpillSpace, bool]:
+    """The space of an open file without a name, and whether it is open for direct I/O."""
     if direct:
         try:
-            return _open_with(directory, os.O_DIRECT), True
+            return _open_with(directory, os.O_DIRECT, limit, faults), True
         except OSError as error:
             if error.errno != errno.EINVAL:  # what a file system without direct I/O answers
                 raise
-    return _open_with(directory, 0), False
+    return _open_with(directory, 0, limit, faults), False
 
 
-def _open_with(directory: Path, flags: int) -> int:
-    flags |= os.O_RDWR | os.O_CLOEXEC
+def _open_with(
+    directory: Path, flags: int, limit: int | None, faults: _core.FaultPlan | None
+) -> _core.SpillSpace:
     try:
-        return os.open(directory, flags | os.O_TMPFILE, 0o600)
+        return _open(str(directory), flags, False, limit, faults)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # no O_TMPFILE here
             raise
-    return _open_and_unlink(directory, flags)
+    return _open(str(directory), flags, True, limit, faults)
 
 
-def _open_and_unlink(directory: Path, flags: int) -> int:
-    name = tempfile.mktemp(prefix=".dataeff-spill-", dir=directory)
-    fd = os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.unlink(name)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+# In one call of the core, which owns the file: an interrupt between opening and owning would leave
+# its descriptor open, and one before it is unlinked its name on the disk.
+_open = _core.SpillSpace.open

@@ -17,7 +17,9 @@ def test_a_probe_measures_and_leaves_nothing(kind, tmp_path):
 
 def test_what_makes_the_figures_less_than_they_seem(tmp_path, monkeypatch):
     real = spill_module._open_with
-    monkeypatch.setattr(spill_module, "_open_unnamed", lambda path, direct: (real(path, 0), False))
+    monkeypatch.setattr(
+        spill_module, "_open_unnamed", lambda path, direct, *rest: (real(path, 0, *rest), False)
+    )
     found = probe(tmp_path, nbytes=8 << 20, max_seconds=0.05)
     assert not found.direct
     assert any("no direct I/O" in reason for reason in found.reasons)

@@ -9,6 +9,8 @@ import pytest
 
 from dataeff.memory import HostBuffer
 from dataeff.storage import FaultPlan, SpillFile, open_engine
+from dataeff.storage import spill as spill_module
+from tests.offload import interrupts
 
 
 def test_the_file_has_no_name(tmp_path):
@@ -20,19 +22,20 @@ def test_the_file_has_no_name(tmp_path):
 
 @pytest.mark.parametrize("flag", ["O_TMPFILE", "O_DIRECT"])
 def test_file_systems_that_lack_something(tmp_path, monkeypatch, flag):
-    real = os.open
+    real, named = spill_module._open, []
     refusal = {"O_TMPFILE": errno.EOPNOTSUPP, "O_DIRECT": errno.EINVAL}[flag]
-    bits = getattr(os, flag)
 
-    def refusing(path, flags, *args):
-        if flags & bits == bits:
+    def refusing(path, flags, has_name, *args):
+        if flags & os.O_DIRECT if flag == "O_DIRECT" else not has_name:
             raise OSError(refusal, os.strerror(refusal))
-        return real(path, flags, *args)
+        named.append(has_name)
+        return real(path, flags, has_name, *args)
 
-    monkeypatch.setattr(os, "open", refusing)
+    monkeypatch.setattr(spill_module, "_open", refusing)
     with SpillFile(tmp_path) as spill, open_engine() as engine:
-        assert spill.direct == (flag != "O_DIRECT")
+        assert spill.direct == (flag != "O_DIRECT") and named == [flag == "O_TMPFILE"]
         assert list(tmp_path.iterdir()) == []
+        assert os.fstat(spill.fd).st_nlink == 0
         buffer = HostBuffer(10_000)
         buffer.tensor().fill_(9)
         extent = spill.allocate(10_000)
@@ -152,3 +155,29 @@ def test_a_killed_process_leaves_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], timeout=60)
     assert done.returncode == -9
     assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_interrupt_while_it_is_opened_leaves_nothing_open(tmp_path, monkeypatch, named):
+    real = spill_module._open
+
+    def refusing(path, flags, has_name, *args):
+        if named and not has_name:
+            raise OSError(errno.EOPNOTSUPP, "")
+        return real(path, flags, has_name, *args)
+
+    monkeypatch.setattr(spill_module, "_open", refusing)
+
+    def opened():
+        with SpillFile(tmp_path):
+            pass
+
+    opened()
+    num_fds = len(os.listdir("/proc/self/fd"))
+    num_struck = 0
+    for place, count in interrupts.places_in(opened).items():
+        for nth in range(1, count + 1):
+            num_struck += interrupts.interrupt(opened, place, nth)
+            assert len(os.listdir("/proc/self/fd")) <= num_fds, interrupts.named(place)
+            assert list(tmp_path.iterdir()) == []
+    assert num_struck > 5
