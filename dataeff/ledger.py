@@ -105,14 +105,24 @@ class Ledger:
     def chrome_trace(self, path: str | Path) -> None:
         """Writes the timeline in Chrome's trace-event format (`chrome://tracing`, Perfetto).
 
-        `otherData` in it says how many spans were dropped.
+        A track has as many rows as it has spans at one time: viewers take spans that overlap in a
+        row for calls, one within the other. `otherData` says how many spans were dropped.
         """
         with self._lock:
             spans, metadata = list(self.spans), {"num_dropped_spans": self.num_dropped_spans}
-        tracks = {track: i for i, track in enumerate(dict.fromkeys(span.track for span in spans))}
+        placed = _in_rows(spans)
+        names = {track: i for i, track in enumerate(dict.fromkeys(span.track for span in spans))}
+        rows = sorted({(names[span.track], row, span.track) for span, row in placed})
+        tids = {(track, row): tid for tid, (_, row, track) in enumerate(rows)}
         events: list[dict[str, object]] = [
-            {"ph": "M", "name": "thread_name", "pid": 0, "tid": tid, "args": {"name": track}}
-            for track, tid in tracks.items()
+            {
+                "ph": "M",
+                "name": "thread_name",
+                "pid": 0,
+                "tid": tid,
+                "args": {"name": track if row == 0 else f"{track} {row + 1}"},
+            }
+            for (track, row), tid in tids.items()
         ]
         events += [
             {
@@ -120,11 +130,23 @@ class Ledger:
                 "name": span.name,
                 "cat": span.track,
                 "pid": 0,
-                "tid": tracks[span.track],
+                "tid": tids[span.track, row],
                 "ts": span.start_ns / 1e3,
                 "dur": (span.end_ns - span.start_ns) / 1e3,
                 "args": {"nbytes": span.nbytes},
             }
-            for span in spans
+            for span, row in placed
         ]
         Path(path).write_text(json.dumps({"traceEvents": events, "otherData": metadata}))
+
+
+def _in_rows(spans: list[Span]) -> list[tuple[Span, int]]:
+    """Each span with a row of its track in which no other one overlaps it, in order of begin."""
+    ends: defaultdict[str, list[int]] = defaultdict(list)  # of each row, when its last span ends
+    placed = []
+    for span in sorted(spans, key=lambda span: span.start_ns):
+        rows = ends[span.track]
+        row = next((i for i, end_ns in enumerate(rows) if end_ns <= span.start_ns), len(rows))
+        rows[row : row + 1] = [span.end_ns]
+        placed.append((span, row))
+    return placed

@@ -1,5 +1,7 @@
 """Waits and transfers of a device are told by its own time stamps, once it has reached them."""
 
+import json
+
 import pytest
 import torch
 from device_double import Device, Slow
@@ -81,3 +83,27 @@ def test_from_the_host_to_the_device(device):
 def test_a_moment_of_the_host_is_never_after_its_end():
     begin, end = HostMoment(), HostMoment()
     assert span_of(end, begin) == (begin.ns(), begin.ns())
+
+
+def test_spans_that_overlap_are_drawn_in_rows_of_their_own(tmp_path):
+    ledger = Ledger(max_spans=10)
+    for track, start_us, end_us in (
+        ("store", 0, 30), ("store", 10, 20), ("load", 5, 40), ("store", 15, 50), ("store", 20, 25),
+        ("store", 30, 35),
+    ):  # fmt: skip
+        ledger.span(track, track, start_us * 1000, end_us * 1000, end_us - start_us)
+    ledger.chrome_trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    names = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
+    assert list(names.values()) == ["store", "store 2", "store 3", "load"]
+    rows = {}
+    for event in events:
+        if event["ph"] == "X":
+            assert event["dur"] == event["args"]["nbytes"]
+            rows.setdefault(names[event["tid"]], []).append(
+                (event["ts"], event["ts"] + event["dur"])
+            )
+    assert rows == {
+        "store": [(0, 30), (30, 35)], "store 2": [(10, 20), (20, 25)], "store 3": [(15, 50)],
+        "load": [(5, 40)],
+    }  # fmt: skip
