@@ -47,7 +47,8 @@ class Scratch:
         self.kept_nbytes = kept_nbytes
         self.roomy = roomy
         self._idle: list[Tensor] = []
-        self._used_nbytes = self._most_nbytes = 0  # in use now, and at most since `clear`
+        self._used: dict[int, _InUse] = {}  # by the `id` of the block
+        self._most_nbytes = 0  # in use at most since `clear`
         self.forked()
         _all.add(self)
 
@@ -61,6 +62,11 @@ class Scratch:
         """Bytes of the blocks that are not in use."""
         with self._lock:
             return sum(b.nbytes for b in self._idle)
+
+    @property
+    def used_nbytes(self) -> int:
+        """Bytes of the blocks that are in use."""
+        return sum(ref.nbytes for ref in list(self._used.values()))
 
     def take(self, nbytes: int) -> Tensor:
         """A block of at least `nbytes`; uint8, of any content.
@@ -76,21 +82,21 @@ class Scratch:
             ]
             best = min(fits, key=lambda b: b.nbytes, default=None)
             if best is None:
-                used = self._used_nbytes + nbytes
+                used = self.used_nbytes + nbytes
                 spare = max(used, self._most_nbytes) * 5 // 4 - used
                 self._shrink(0 if self.roomy else spare)
                 best = on_huge_pages(torch.empty(nbytes, dtype=torch.uint8, device="cpu"))
             else:
                 self._idle = [b for b in self._idle if b is not best]
             # Only what is really there is in use: the system may have refused.
-            self._used_nbytes += best.nbytes
-            self._most_nbytes = max(self._most_nbytes, self._used_nbytes)
+            self._used[id(best)] = _InUse.of(best, self._used)
+            self._most_nbytes = max(self._most_nbytes, self.used_nbytes)
             return best
 
     def give(self, block: Tensor) -> None:
         """Return a block; the blocks returned longest ago make room for it."""
         with self._lock:
-            self._used_nbytes -= block.nbytes
+            self._used.pop(id(block), None)
             self._idle.append(block)
             self._shrink(self.kept_nbytes)
 
@@ -114,7 +120,23 @@ class Scratch:
         """Give all idle blocks back to the system."""
         with self._lock:
             self._idle.clear()
-            self._most_nbytes = self._used_nbytes
+            self._most_nbytes = self.used_nbytes
+
+
+class _InUse(weakref.ref[Tensor]):
+    """Counts a block for as long as it is there: one that an interrupt loses is in use no more."""
+
+    __slots__ = ("nbytes",)
+
+    nbytes: int
+
+    @classmethod
+    def of(cls, block: Tensor, used: dict[int, _InUse]) -> _InUse:
+        """Leaves `used`, where it stands under the `id` of the block, when that goes."""
+        key = id(block)
+        ref = cls(block, lambda ref: used.pop(key, None))
+        ref.nbytes = block.nbytes
+        return ref
 
 
 class _Loan:
@@ -126,7 +148,9 @@ class _Loan:
         self._scratch, self._block = scratch, block
 
     def __del__(self) -> None:
-        self._scratch.give(self._block)
+        block = getattr(self, "_block", None)
+        if block is not None:  # else an interrupt came before it was complete
+            self._scratch.give(block)
 
 
 def memory_nbytes() -> int:

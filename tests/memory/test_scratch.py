@@ -12,6 +12,7 @@ import torch
 
 from dataeff.memory import scratch
 from dataeff.memory.scratch import Scratch, new_on_host
+from tests.offload import interrupts
 
 MB = 1 << 20
 
@@ -217,3 +218,22 @@ def test_a_roomy_scratch_takes_any_larger_block_and_leaves_none_idle_for_a_new_o
         kept.give(block)
     kept.take(40 * MB)
     assert kept.nbytes == 0
+
+
+def test_what_an_interrupt_loses_is_not_in_use():
+    scratch = Scratch(64 << 20)
+
+    def lent():
+        scratch.lend(8 << 20)
+
+    lent()
+    num_struck = 0
+    for place, count in interrupts.places_in(lent).items():
+        for nth in range(1, count + 1):
+            num_struck += interrupts.interrupt(lent, place, nth)
+            assert scratch.used_nbytes == 0, interrupts.named(place)
+    assert num_struck > 5
+    lasting = scratch.lend(8 << 20)
+    assert scratch.used_nbytes == 8 << 20
+    del lasting
+    assert scratch.used_nbytes == 0

@@ -79,17 +79,17 @@ def test_a_step_that_fails_keeps_no_block(monkeypatch):
     monkeypatch.setattr(arena, "SMALLEST_NBYTES", 1)
     graph, inputs = _problem(gated)
     clear_idle()
-    before, taken = ARENAS._used_nbytes, []
+    before, taken = ARENAS.used_nbytes, []
     run = execute.Executor._run
 
     def failing(self, number, step, view, values, like, memory):
         run(self, number, step, view, values, like, memory)
         if memory.block is not None:
-            taken.append(ARENAS._used_nbytes)
+            taken.append(ARENAS.used_nbytes)
             raise ArithmeticError("on purpose")
 
     monkeypatch.setattr(execute.Executor, "_run", failing)
     with pytest.raises(ArithmeticError, match="on purpose"):
         gated(graph, *inputs)
-    assert taken[0] > before and ARENAS._used_nbytes == before
+    assert taken[0] > before and ARENAS.used_nbytes == before
     clear_idle()
