@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import dataeff
 from dataeff.bench import Record, read
 from dataeff.cli import main
 from dataeff.cli.app import COMMANDS
+from dataeff.offload import OffloadReport
 
 
 def run(capsys, *arguments):
@@ -228,6 +230,46 @@ def test_plan_of_what_fits_wears_no_disk(capsys):
 )
 def test_plan_refuses_in_one_line(capsys, typed, message):
     code, out, err = run(capsys, "plan", *typed)
+    assert code == 2 and message in err and err.count("\n") == 1 and out == ""
+
+
+def saved_report(path, **changed):
+    """A report of ten steps that moved 4 GB each in 2 s."""
+    numbers = {f.name: 0 for f in fields(OffloadReport) if f.type in ("int", "float")}
+    report = {**numbers, "endurance_days": None, "modules": {}, "reason": ""}
+    report |= {"num_steps": 10, "step_s": 2.0, "bytes_written": 40 * 10**9}
+    path.write_text(json.dumps(report | changed))
+    return path
+
+
+def test_plan_of_a_report(capsys, tmp_path):
+    path = saved_report(tmp_path / "r.json")
+    code, out, _ = run(capsys, "plan", "--from-report", str(path), "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert (plan["excess"], plan["step_s"], plan["write_bandwidth"]) == (4e9, 2.0, 4e9)
+
+
+@pytest.mark.parametrize(
+    ("changed", "typed", "message"),
+    [
+        ({"step_s": -2.0}, [], "step_s=-2.0 is below 0"),
+        ({"step_s": float("inf")}, [], "step_s=inf is below 0, or without end"),
+        ({"step_s": float("nan")}, [], "step_s=nan is below 0, or without end"),
+        ({"bytes_written": "much"}, [], "bytes_written='much' is no number"),
+        ({"num_steps": None}, [], "num_steps=None is no number"),
+        ({"num_steps": 0}, [], "holds no finished step"),
+        ({"modules": []}, [], "is not a saved OffloadReport"),
+        ({"another": 1}, [], "is not a saved OffloadReport"),
+        ({}, ["--disks", "-1"], "--disks: -1 is not a positive number"),
+        ({}, ["--gpus", "1024"], "--gpus is for --model"),
+        ({}, ["--only-layer-inputs"], "--only-layer-inputs is for --model"),
+        ({}, ["--model", "llama-8b"], "name either --model NAME or --from-report FILE"),
+    ],
+)
+def test_plan_refuses_a_report_in_one_line(capsys, tmp_path, changed, typed, message):
+    path = saved_report(tmp_path / "r.json", **changed)
+    code, out, err = run(capsys, "plan", "--from-report", str(path), *typed)
     assert code == 2 and message in err and err.count("\n") == 1 and out == ""
 
 

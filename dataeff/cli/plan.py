@@ -15,8 +15,16 @@ if TYPE_CHECKING:
 GB = 1e9
 TB = 1e12
 
+# Options that take positive numbers.
+_OF_A_MODEL = (
+    "gpus", "tensor_parallel", "microbatch", "sequence", "gpu_memory_gb", "gpu_tflops",
+    "utilization",
+)  # fmt: skip
+_OF_DISKS = ("disks", "write_gbs", "read_gbs", "disk_tb", "endurance_tb")
+
 
 def command(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help="A model by name; an unknown one lists them.")
     ] = None,
@@ -47,27 +55,7 @@ def command(
     """
     from dataeff.offload.capacity import MODELS, Disks, Gpu, plan_capacity
 
-    if (model is None) == (from_report is None):
-        raise UserError("name either --model NAME or --from-report FILE")
-    if from_report is None and model not in MODELS:
-        raise UserError(f"--model: unknown model {model!r}: choose from {', '.join(MODELS)}")
-    positive = {
-        "--gpus": gpus,
-        "--tensor-parallel": tensor_parallel,
-        "--microbatch": microbatch,
-        "--sequence": sequence,
-        "--gpu-memory-gb": gpu_memory_gb,
-        "--gpu-tflops": gpu_tflops,
-        "--utilization": utilization,
-        "--disks": disks,
-        "--write-gbs": write_gbs,
-        "--read-gbs": read_gbs,
-        "--disk-tb": disk_tb,
-        "--endurance-tb": endurance_tb,
-    }
-    for option, value in positive.items():
-        if not 0 < value < float("inf"):
-            raise UserError(f"{option}: {value} is not a positive number")
+    _check(context)
     disk = Disks(disks, endurance_tb * TB, write_gbs * GB, read_gbs * GB, disk_tb * TB)
     if from_report is not None:
         _show(f"what {from_report} measured", _from_report(from_report, disk), as_json)
@@ -87,6 +75,32 @@ def command(
     except ValueError as error:
         raise UserError.of(error) from error
     _show(f"{model} on {gpus} GPUs, one GPU's share of a step", plan, as_json)
+
+
+def _check(context: typer.Context) -> None:
+    """Refuses what cannot be planned, by the name of the option."""
+    from dataeff.offload.capacity import MODELS
+
+    given = context.params
+    model, measured = given["model"], given["from_report"] is not None
+    if (model is not None) == measured:
+        raise UserError("name either --model NAME or --from-report FILE")
+    if not measured and model not in MODELS:
+        raise UserError(f"--model: unknown model {model!r}: choose from {', '.join(MODELS)}")
+    for name in (*_OF_A_MODEL, *_OF_DISKS):
+        if not 0 < given[name] < float("inf"):
+            raise UserError(f"{_option(name)}: {given[name]} is not a positive number")
+    for name in (*_OF_A_MODEL, "only_layer_inputs") if measured else ():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(
+                f"{_option(name)} is for --model: a report was measured on what it ran on; leave "
+                "the option away"
+            )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _from_report(path: Path, disks: Disks) -> CapacityPlan:

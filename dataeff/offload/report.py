@@ -164,7 +164,10 @@ class OffloadReport:
         try:
             found = json.loads(Path(path).read_text())
             modules = {k: ModuleBytes(**v) for k, v in found.pop("modules").items()}
-            return cls(**found, modules=modules)
+            report = cls(**found, modules=modules)
+            for field in fields(cls):
+                _check_number(field.name, field.type, getattr(report, field.name))
+            return report
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} is not a saved OffloadReport: {error}") from error
 
@@ -176,6 +179,15 @@ class OffloadReport:
             if value not in ("", None)
         ]
         return "\n".join(lines)
+
+
+def _check_number(name: str, kind: object, value: object) -> None:
+    if kind not in ("int", "float"):
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}={value!r} is no number")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}={value!r} is below 0, or without end")
 
 
 class Pace(NamedTuple):
