@@ -23,14 +23,14 @@ from dataeff.offload.cache import CAPTURED, TensorCache
 from dataeff.offload.disk import SMALLEST_NBYTES
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.live import LiveView
-from dataeff.offload.opening import check_sizes, device_of, open_tiers
+from dataeff.offload.opening import check_model, check_sizes, device_of, open_tiers
 from dataeff.offload.passes import Budgets
 from dataeff.offload.places import spill_directories
 from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
 from dataeff.offload.report import OffloadReport, Pace, make_report
 from dataeff.offload.rest import Asked, Rest
-from dataeff.offload.scopes import Scopes, is_compiled
+from dataeff.offload.scopes import Scopes
 from dataeff.offload.simulate import Forecast
 from dataeff.offload.tiers import StreamsOf, cuda_streams
 from dataeff.offload.wear import Endurance, StepClock, Wear
@@ -134,8 +134,7 @@ class ActivationOffload:
         faults: FaultPlan | None = None,
         streams_of: StreamsOf = cuda_streams,
     ) -> None:
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model: a torch.nn.Module is needed, not {type(model).__name__}")
+        said_compiled = check_model(model)
         check_sizes(
             host_bytes=host_bytes,
             min_bytes=min_bytes,
@@ -145,15 +144,6 @@ class ActivationOffload:
             spill_bytes=spill_bytes,
             staging_bytes=staging_bytes,
         )
-        if is_compiled(model):
-            warnings.warn(
-                "activation offload: the whole model is compiled, so backward asks for everything "
-                "that it saved at once and memory falls in forward only. Compile its blocks one by "
-                "one instead: each then asks for its own.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        said_compiled = is_compiled(model)
         directories = spill_directories(spill)
         if memory_budget is not None and policy != "auto":
             raise ValueError("memory_budget is kept by policy='auto' only")

@@ -1,4 +1,4 @@
-"""What the arguments of an `ActivationOffload` ask for: sizes that are checked, tiers opened."""
+"""What the arguments of an `ActivationOffload` ask for: checked, and the tiers opened."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dataeff.offload.disk import SpillSet
+from dataeff.offload.scopes import is_compiled
 from dataeff.offload.tiers import StreamsOf, Tiers
 from dataeff.offload.wear import Wear
 from dataeff.storage import FaultPlan, choose_engine, cufile_refusal
@@ -19,6 +20,26 @@ from dataeff.storage.choice import DEFAULT
 from dataeff.storage.spill import FULL
 
 _LEAST = {"spill_bytes": 1, "staging_bytes": 1}  # 0 of the others
+
+
+def check_model(model: Any) -> bool:
+    """Warns where the whole of `model` is compiled; true where it is.
+
+    Raises:
+        TypeError: it is no module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model: a torch.nn.Module is needed, not {type(model).__name__}")
+    compiled = is_compiled(model)
+    if compiled:
+        warnings.warn(
+            "activation offload: the whole model is compiled, so backward asks for everything "
+            "that it saved at once and memory falls in forward only. Compile its blocks one by "
+            "one instead: each then asks for its own.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return compiled
 
 
 def check_sizes(**sizes: Any) -> None:
