@@ -248,6 +248,9 @@ def test_plan_of_a_report(capsys, tmp_path):
     plan = json.loads(out)
     assert code == 0
     assert (plan["excess"], plan["step_s"], plan["write_bandwidth"]) == (4e9, 2.0, 4e9)
+    assert plan["verdict"].startswith("Offload 4 GB per step")
+    saved_report(path, bytes_written=33 * 10**7)  # of a small model: not "0.0 GB"
+    assert "Offload 0.033 GB per step" in run(capsys, "plan", "--from-report", str(path))[1]
 
 
 @pytest.mark.parametrize(

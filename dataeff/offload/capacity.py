@@ -248,7 +248,7 @@ class CapacityPlan:
             return "The disks are too small for it: recompute, add disks, or take fewer tokens."
         if not self.hides:
             return "The disks are too slow to hide it: recompute, add disks, or use host memory."
-        return f"Offload {self.excess / 1e9:.1f} GB per step; the transfers hide behind compute."
+        return f"Offload {self.excess / 1e9:.3g} GB per step; the transfers hide behind compute."
 
 
 def plan_capacity(
