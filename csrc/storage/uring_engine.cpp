@@ -51,35 +51,43 @@ struct Slot {
 // What the ring's thread works on; the owner only pushes to the queue and rings the bell.
 class Loop {
  public:
-  Loop(int depth, FaultPlan* faults) : uring_(depth + 1), slots_(depth), faults_(faults) {
+  Loop(int depth, FaultPlan* faults)
+      : uring_(std::in_place, depth + 1), slots_(depth), faults_(faults) {
     for (int i = depth - 1; i >= 0; --i) idle_.push_back(i);
   }
 
+  // Until the queue is closed and empty. The ring goes then, and its descriptor; the bell, which
+  // others may still be about to ring, with this object.
   void run() {
-    listen();
-    for (;;) {
-      fill();
-      if (idle_.size() == slots_.size() && !listening_) return;
-      try {
-        uring_.submit_and_wait();
-      } catch (const OsError&) {
-        go_on_without_ring();
-        return;
-      }
-      uint64_t user_data;
-      int32_t result;
-      while (uring_.reap(user_data, result)) complete(user_data, result);
-    }
+    serve();
+    uring_.reset();
   }
 
   TransferQueue queue;
   EventFd bell;
 
  private:
+  void serve() {
+    listen();
+    for (;;) {
+      fill();
+      if (idle_.size() == slots_.size() && !listening_) return;
+      try {
+        uring_->submit_and_wait();
+      } catch (const OsError&) {
+        go_on_without_ring();
+        return;
+      }
+      uint64_t user_data;
+      int32_t result;
+      while (uring_->reap(user_data, result)) complete(user_data, result);
+    }
+  }
+
   // Asks to be told when the bell rings: that is how a thread that waits for the disk also hears
   // of new work.
   void listen() {
-    io_uring_sqe& sqe = uring_.prepare();
+    io_uring_sqe& sqe = uring_->prepare();
     sqe.opcode = IORING_OP_READ;
     sqe.fd = bell.fd;
     sqe.addr = reinterpret_cast<uint64_t>(&num_rings_);
@@ -111,13 +119,13 @@ class Loop {
     lost_ = true;
     uint64_t user_data;
     int32_t result;
-    while (uring_.take_back(user_data)) {
+    while (uring_->take_back(user_data)) {
       if (user_data != kBell) send(static_cast<int>(user_data & ~kPause));
     }
     while (idle_.size() < slots_.size()) {
       // Its completions are handed over whenever this thread returns from a system call.
       std::this_thread::sleep_for(std::chrono::microseconds{100});
-      while (uring_.reap(user_data, result)) complete(user_data, result);
+      while (uring_->reap(user_data, result)) complete(user_data, result);
     }
     Op preferred = Op::kRead;
     for (Piece piece; queue.take(preferred, piece);) {
@@ -137,7 +145,7 @@ class Loop {
       return;
     }
     slot.pause = {pause_ns / 1'000'000'000, pause_ns % 1'000'000'000};
-    io_uring_sqe& sqe = uring_.prepare();
+    io_uring_sqe& sqe = uring_->prepare();
     sqe.opcode = IORING_OP_TIMEOUT;
     sqe.addr = reinterpret_cast<uint64_t>(&slot.pause);
     sqe.len = 1;
@@ -155,7 +163,7 @@ class Loop {
       return;
     }
     const Transfer& transfer = slot.io->transfer();
-    io_uring_sqe& sqe = uring_.prepare();
+    io_uring_sqe& sqe = uring_->prepare();
     sqe.opcode = transfer.op == Op::kRead ? IORING_OP_READ : IORING_OP_WRITE;
     sqe.fd = transfer.fd;
     sqe.addr = reinterpret_cast<uint64_t>(slot.attempt.data);
@@ -188,7 +196,7 @@ class Loop {
     }
   }
 
-  Uring uring_;
+  std::optional<Uring> uring_;
   std::vector<Slot> slots_;
   std::vector<int> idle_;
   FaultPlan* const faults_;

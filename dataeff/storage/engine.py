@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import errno
+import os
 import weakref
 
 from dataeff import _core
@@ -39,7 +41,16 @@ def open_engine(
     if kind == "threads":
         engine = _core.make_threads_engine(num_threads, faults)
     elif kind == "io_uring":
-        engine = _core.make_uring_engine(queue_depth, faults)
+        try:
+            engine = _core.make_uring_engine(queue_depth, faults)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {os.strerror(error.errno)}; a ring takes two (close some, or "
+                "raise the limit: ulimit -n; the engine 'threads' takes none)",
+            ) from error
     elif kind == "cufile":
         if faults is not None:
             raise ValueError("faults cannot be injected into cuFile: they would touch GPU memory")

@@ -1,5 +1,6 @@
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -368,3 +369,32 @@ def test_a_ring_that_the_kernel_refuses_gives_way_to_blocking_calls(tmp_path):
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120
     )
     assert done.stdout == "same bytes\n", (done.returncode, done.stderr)
+
+
+@pytest.mark.skipif(uring_refusal() is not None, reason="no io_uring here")
+def test_a_ring_without_descriptors_says_what_helps_and_a_closed_one_holds_none():
+    def rings():
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        return [link for link in links if os.path.lexists(link) and "uring" in os.readlink(link)]
+
+    before = rings()
+    used = [int(fd) for fd in os.listdir("/proc/self/fd")]
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(used) + 1, limits[1]))
+    taken = []
+    try:
+        while True:
+            try:
+                taken.append(os.dup(0))
+            except OSError:
+                break
+        with pytest.raises(OSError, match=r"Too many open files; a ring takes two .*ulimit -n"):
+            open_engine("io_uring")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
+    engine = open_engine("io_uring")
+    assert len(rings()) == len(before) + 1
+    engine.close()
+    assert rings() == before
