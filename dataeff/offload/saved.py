@@ -31,11 +31,13 @@ class Remains(weakref.ref["SavedStorage | Direct"]):
         held_nbytes: bytes of memory that it holds.
         cached_nbytes: of these, bytes that are in a tier too.
         last_nbytes: of these, bytes that stayed because backward wants them first.
+        weak: the last storage known to hold the bytes; here, because its end runs code of Python.
     """
 
-    __slots__ = ("cached_nbytes", "copy", "held_nbytes", "last_nbytes")
+    __slots__ = ("cached_nbytes", "copy", "held_nbytes", "last_nbytes", "weak")
 
     copy: Copy | None
+    weak: StorageWeakRef
     held_nbytes: int
     cached_nbytes: int
     last_nbytes: int
@@ -78,7 +80,6 @@ class SavedStorage:
         storage: the bytes in memory, while they are held; the first one is at `shift`.
         copy: the bytes in a tier, complete unless `writing`.
         load: the read under way, if any.
-        weak: the last storage known to hold the bytes, alive as long as anybody holds it.
         home: the tier that the device of the storage is.
         cached: held in memory although a complete copy exists.
         tape: the pass that it belongs to, and its position there.
@@ -91,7 +92,6 @@ class SavedStorage:
     writing = False
     tape: Tape | None = None
     position = -1
-    _num_handles = 0  # whose death is not yet noticed
     _pass = 0
     _num_seen = 0  # handles unpacked in this pass
     _num_spent = 0  # of these, handles that died in it
@@ -107,7 +107,8 @@ class SavedStorage:
         self._storage: torch.UntypedStorage | None = storage
         self.home = Tier.HOST if storage.device.type == "cpu" else Tier.DEVICE
         self.weak = StorageWeakRef(storage)
-        self._dead: deque[int] = deque()  # of each dead handle, the pass it was last unpacked in
+        self._handles: set[HandleRef] = set()  # whose death is not yet noticed
+        self._dead: deque[HandleRef] = deque()
 
     @property
     def storage(self) -> torch.UntypedStorage | None:
@@ -137,23 +138,37 @@ class SavedStorage:
     def cached(self, cached: bool) -> None:
         self._remains.cached_nbytes = self.nbytes if cached else 0
 
+    @property
+    def weak(self) -> StorageWeakRef:
+        """The last storage known to hold the bytes, alive as long as anybody holds it."""
+        return self._remains.weak
+
+    @weak.setter
+    def weak(self, weak: StorageWeakRef) -> None:
+        self._remains.weak = weak
+
     def stay(self) -> None:
         """The bytes are among the last of their pass and are not moved."""
         self._remains.last_nbytes = self.nbytes
 
-    def add_handle(self) -> None:
-        """Counts a new handle."""
-        self._num_handles += 1
+    def add_handle(self, handle: Handle) -> HandleRef:
+        """Counts a new handle for as long as it lives."""
+        ref = HandleRef(handle, self._dead.append)
+        ref.last_pass = -1
+        self._handles.add(ref)
+        return ref
 
     @property
     def wanted(self) -> bool:
         """Whether any handle is alive."""
-        return len(self._dead) < self._num_handles
+        return len(self._dead) < len(self._handles)
 
     def _notice_deaths(self) -> None:
         while self._dead:
-            self._num_spent += self._dead.popleft() == self._pass
-            self._num_handles -= 1
+            ref = self._dead[0]
+            self._num_spent += ref.last_pass == self._pass
+            self._handles.discard(ref)
+            self._dead.popleft()
 
     @property
     def in_use(self) -> bool:
@@ -166,11 +181,11 @@ class SavedStorage:
         The bytes are then given up (if there is a copy), and a new pass begins: with
         `retain_graph=True` the handles live on and may all be unpacked again.
         """
-        if handle.last_pass != self._pass:
-            handle.last_pass = self._pass
+        if handle.ref.last_pass != self._pass:
+            handle.ref.last_pass = self._pass
             self._num_seen += 1
         self._notice_deaths()
-        if self._num_seen - self._num_spent < self._num_handles:
+        if self._num_seen - self._num_spent < len(self._handles):
             return False
         self._pass += 1
         self._num_seen = self._num_spent = 0
@@ -183,17 +198,31 @@ class SavedStorage:
         self.arrived = load
 
 
+class HandleRef(weakref.ref["Handle"]):
+    """Tells the death of a handle.
+
+    Autograd lets handles go in the middle of its own code: what Python ran there (`__del__`, say)
+    would be where a signal is heard, and what the signal's handler raises would be lost.
+
+    Attributes:
+        last_pass: the pass in which the handle was last unpacked.
+    """
+
+    __slots__ = ("last_pass",)
+
+    last_pass: int
+
+
 class Handle:
     """What autograd keeps instead of a saved tensor."""
 
-    __slots__ = ("last_pass", "probe", "saved", "view")
+    __slots__ = ("__weakref__", "probe", "ref", "saved", "view")
 
     def __init__(self, saved: SavedStorage, tensor: torch.Tensor, shift: int) -> None:
         self.view = View.of(tensor, shift)
         self.probe = VersionProbe(tensor)
-        self.last_pass = -1
-        saved.add_handle()
         self.saved = saved
+        self.ref = saved.add_handle(self)
 
     def check_version(self) -> None:
         """Raises RuntimeError when the tensor was changed in place after it was saved."""
@@ -203,8 +232,3 @@ class Handle:
     def rebuild(self, storage: torch.UntypedStorage) -> torch.Tensor:
         """The saved tensor over `storage`, under its own version counter."""
         return self.probe.attach(self.view.over(storage, self.saved.shift))
-
-    def __del__(self) -> None:
-        saved = getattr(self, "saved", None)
-        if saved is not None:  # else an interrupt came before it was complete
-            saved._dead.append(self.last_pass)
