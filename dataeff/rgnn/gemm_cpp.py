@@ -171,10 +171,10 @@ static void pack(const Arguments& a, const Value* w, std::vector<Value>& panels)
   }
 }
 
-// What one thread keeps between tiles: a packed weight, the rows of a product that overwrites them,
-// [kTileRows, num_in], and a result that nobody reads, [num_out].
+// What one thread keeps between tiles: a packed weight, and the rows of a product that overwrites
+// them, [kTileRows, num_in].
 struct Workspace {
-  std::vector<Value> panels, rows, spare;
+  std::vector<Value> panels, rows;
   const Value* packed = nullptr;  // where the panels were read from, in the call number `call`
   int64_t call = 0;
 };
@@ -183,10 +183,10 @@ struct Workspace {
 template <bool Add>
 static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t begin,
                           int64_t end, Workspace& work) {
-  const Value* x[kTileRows + 1];
-  Value* y[kTileRows + 1];
-  Value scale[kTileRows + 1];
-  int64_t num_rows = end - begin;
+  const Value* x[kTileRows];
+  Value* y[kTileRows];
+  Value scale[kTileRows];
+  const int64_t num_rows = end - begin;
   for (int64_t i = 0; i < num_rows; ++i) {
     if (a.x == a.y) {
       Value* const copy = work.rows.data() + i * a.num_in;
@@ -198,15 +198,6 @@ static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t b
     const int64_t to = Add ? int64_t(a.target[begin + i]) : begin + i;
     y[i] = a.y + to * a.y_row + head * a.y_head;
     if (a.row_scale) scale[i] = a.row_scale[(begin + i) * a.s_row + head * a.s_head];
-  }
-  // A row alone is multiplied twice: of one sum at a time, GCC rounds the products on processors
-  // where adding them to it in one step is slow, and the bits would depend on what rows stand near.
-  if (num_rows % kRows == 1) {
-    work.spare.resize(a.num_out);
-    x[num_rows] = x[num_rows - 1];
-    y[num_rows] = work.spare.data();
-    if (a.row_scale) scale[num_rows] = scale[num_rows - 1];
-    ++num_rows;
   }
   const Value* const w = a.weight + t * a.w_type + head * a.w_head;
   const bool in_place = a.w_out == 1 && a.num_out % kLanes == 0;
