@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -99,8 +100,12 @@ class CudaStreams:
         self._device = device
         self._out = torch.cuda.Stream(device)
         self._in = torch.cuda.Stream(device)
-        self._clock = DeviceClock(device)
         self._registrations: dict[int, _core.HostRegistration] = {}
+
+    @functools.cached_property
+    def _clock(self) -> DeviceClock:
+        # Not before something moves: it waits for the device, and to wait would end a capture.
+        return DeviceClock(self._device)
 
     def copy_out(self, source: torch.Tensor, target: torch.Tensor) -> CudaCopy:
         """Copies on the outgoing stream."""

@@ -139,7 +139,7 @@ def test_prefetches_dropped_while_their_stream_is_captured(late, held, x):
     stream = torch.cuda.Stream()
     with FeatureTable(x) as table:
         table.register()
-        side = table._stream(torch.arange(1).cuda())
+        side = table._prefetcher._stream(torch.arange(1).cuda())
         with torch.cuda.stream(stream):
             index = torch.arange(ROWS).cuda()
             pending = [table.prefetch(index)]
