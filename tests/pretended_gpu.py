@@ -10,6 +10,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from dataeff.memory.stream_order import StreamOrder
+from dataeff.rgnn import structure
+
 GPU, HOST = torch.device("cuda", 0), torch.device("cpu")
 INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
 MIXING = {"copy_", "to", "cpu", "__get__", "__set__", "backward"}
@@ -27,6 +30,7 @@ class PretendedGpu(TorchFunctionMode):
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=None: None)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        monkeypatch.setattr(structure, "StreamOrder", lambda device: StreamOrder(HOST))
 
     def place(self, tensor):
         key, _ = _memory(tensor)

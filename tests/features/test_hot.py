@@ -116,7 +116,7 @@ def test_equal_scores_are_chosen_by_position():
             ValueError,
             "3 values but the table has 4 rows",
         ),
-        (lambda: dataeff.FeatureTable(torch.rand(4, 2), sort="yes"), ValueError, "'yes'"),
+        (lambda: dataeff.FeatureTable(torch.rand(4, 2), sort="yes"), TypeError, "sort='yes'"),
     ],
 )
 def test_bad_input_is_named(make, error, words):

@@ -99,10 +99,10 @@ def test_bytes_that_go_by_cufile_come_back_on_the_stream_that_saved_them(device,
         copy = DirectCopy(storage, path, streams)
     copy.finish()
     theirs.now_ms = 90.0
-    load = copy.load()
+    copy.load()
     assert owners == [theirs]
     assert [after.end.event.at_ms for after in begun] == [50.0, 90.0]
-    assert load._free.stream is theirs
+    assert begun[1].stream is theirs
 
 
 def _done(result):

@@ -159,7 +159,9 @@ def test_a_new_graph_is_made_in_every_step(monkeypatch):
     made = []
     structure = dataeff.rgnn.structure.Structure
     monkeypatch.setattr(
-        dataeff.rgnn.graph, "Structure", lambda graph: made.append(1) or structure(graph)
+        dataeff.rgnn.graph,
+        "Structure",
+        lambda *args, **how: made.append(1) or structure(*args, **how),
     )
     step.call()
     step.call()
