@@ -1,10 +1,10 @@
 import pytest
 import rgnn_layers
 import torch
-from dataeff.kernels import interpreter
-from dataeff.kernels import typed_gemm as kernels
 
 from dataeff import rgnn
+from dataeff.kernels import interpreter
+from dataeff.kernels import typed_gemm as kernels
 from dataeff.rgnn import aot
 from dataeff.rgnn.aot import compile_kernel, load_kernels
 from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, product_reports

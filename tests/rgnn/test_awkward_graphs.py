@@ -54,7 +54,6 @@ def test_triton_forward_and_backward(layer, case, monkeypatch):
 
 def test_a_second_layer_builds_no_tile_map(monkeypatch):
     from dataeff.kernels import interpreter, typed_gemm
-
     from dataeff.rgnn import tilemap
 
     built = []

@@ -6,12 +6,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from dataeff.kernels import interpreter
-from dataeff.kernels import typed_gemm as kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dataeff.kernels import interpreter
+from dataeff.kernels import typed_gemm as kernels
 from dataeff.memory.cuda import current_device
 from dataeff.rgnn import gemm_native, gemm_triton
 from dataeff.rgnn.gemm import (

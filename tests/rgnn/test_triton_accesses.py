@@ -8,9 +8,10 @@ import torch
 pytest.importorskip("triton")
 import triton
 import triton.language as tl
-from dataeff.kernels.interpreter import interpreted
 from triton.runtime.interpreter import InterpreterError
 from triton_accesses import watched_accesses
+
+from dataeff.kernels.interpreter import interpreted
 
 N, BLOCK = 24, 8
 
