@@ -190,7 +190,7 @@ def test_whoever_waits_sees_all_rows(late, x):
         table.prefetch(index).wait()
         torch.cuda.synchronize()
         for reader in (torch.cuda.current_stream(), torch.cuda.Stream()):
-            hold(table._stream(index))
+            hold(table._prefetcher._stream(index))
             pending = table.prefetch(index)
             with torch.cuda.stream(reader):
                 seen = pending.wait() * 1
@@ -228,7 +228,7 @@ def test_an_index_let_go_is_read_before_its_memory_is_used_again(late, x, waits)
         for _ in range(3):
             index = torch.arange(ROWS).flip(0).cuda()
             like = torch.empty_like(index, device="meta")
-            hold(table._stream(index))
+            hold(table._prefetcher._stream(index))
             pending = table.prefetch(index)
             del index
             seen = None
@@ -276,7 +276,7 @@ def test_closed_with_gathers_under_way(late, x, kind):
         right = table[index.cpu()]
         pending = [table.prefetch(index) for _ in range(3)]
         side = torch.cuda.Stream()
-        hold(table._stream(index))
+        hold(table._prefetcher._stream(index))
         hold(side)
         with torch.cuda.stream(side):
             rows = table[index]
