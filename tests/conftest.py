@@ -123,3 +123,11 @@ def rank_context():
     # DistributedDataParallel imports torch's compiler: seconds, here once for all ranks.
     context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "dataeff"])
     return context
+
+
+@pytest.fixture(autouse=True)
+def _back_on_the_default_stream():
+    """A capture that fails leaves its own stream the current one, in torch 2.11."""
+    yield
+    if torch.cuda.is_initialized():
+        torch.cuda.set_stream(torch.cuda.default_stream())
