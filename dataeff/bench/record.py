@@ -128,9 +128,14 @@ def processor_name() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, CUDA and the packages that take part; absent ones are left out."""
+    """Versions of Python, CUDA and the packages that take part; absent ones are left out.
+
+    `vectors` are the widest of the CPU's that torch uses: virtual machines of one processor's name
+    may have AVX-512 or hide it.
+    """
     found = {"dataeff": __version__, "python": platform.python_version()}
     found["torch"] = str(torch.__version__)
+    found["vectors"] = torch.backends.cpu.get_cpu_capability()
     if torch.version.cuda:
         found["cuda"] = torch.version.cuda
     for package in PACKAGES:

@@ -204,8 +204,11 @@ def provenance(kind: str, records: Sequence[Record]) -> str:
         if last.load > 0.5
         else ""
     )
+    vectors = sorted({r.versions["vectors"] for r in records if "vectors" in r.versions})
+    with_vectors = f" with {' and '.join(vectors)}" if vectors and kind == "cpu" else ""
+    device = last.device.partition(": ")[2] + with_vectors
     return (
-        f"{label}: {last.device.partition(': ')[2]}, {_threads(last)}, {packages}, "
+        f"{label}: {device}, {_threads(last)}, {packages}, "
         f"{_commits(records)}, {_days(records)}.{busy}"
     )
 

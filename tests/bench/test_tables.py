@@ -68,6 +68,14 @@ def test_markdown_has_empty_gpu_columns_and_says_so():
     assert "CPU: some CPU, 2 threads, torch 2.13.0, triton 3.9.0, commit abc, 2026-01-02." in text
 
 
+def test_vector_instructions_of_the_cpu_are_named_where_records_know_them():
+    old, wide = records(size="rows=9"), {"torch": "2.13.0", "vectors": "AVX512"}
+    known = [replace(r, versions=wide | {"vectors": v}) for v in ("AVX512", "AVX2") for r in old]
+    assert "CPU: some CPU with AVX2 and AVX512, 2 threads" in markdown_table([*old, *known])
+    gpu = [replace(r, versions=wide) for r in records(device="cuda: some GPU")]
+    assert "GPU: some GPU, 2 threads" in markdown_table(gpu)
+
+
 def test_every_commit_that_was_measured_is_named_and_the_days():
     later = [replace(r, commit="def", time="2026-02-03T04:05:06+00:00") for r in records()]
     text = markdown_table([*later, *records(size="rows=9")])
