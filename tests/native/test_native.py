@@ -28,7 +28,7 @@ SANITIZERS = {
 }
 # The code for processors without the vector instructions of this one.
 PORTABLE = ["-O1", "-DDATAEFF_PORTABLE"]
-FLAGS = ["-std=c++20", "-g", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra"]
+FLAGS = ["-std=c++20", "-g1", "-fno-omit-frame-pointer", "-pthread", "-Wall", "-Wextra"]
 INCLUDED = re.compile(r'#include [<"]([^>"]+)[>"]')
 ADDR_NO_RANDOMIZE = 0x0040000
 

@@ -224,7 +224,7 @@ def test_any_sequence(late_streams):
     run_state_machine_as_test(
         AnySequence,
         settings=settings(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow],

@@ -70,6 +70,7 @@ def test_what_a_device_never_reaches_is_looked_at_now_and_then(device):
 
 def test_from_the_host_to_the_device(device):
     streams = CudaStreams(DEVICE)
+    streams.moment()  # starts the clock, which waits for the device
     begin = HostMoment()
     device.compute.now_ms = 1000.0
     end = streams.moment()
