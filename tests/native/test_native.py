@@ -6,6 +6,7 @@ Needs only a C++20 compiler. Objects are kept in build/native/, named by what th
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -64,11 +65,13 @@ def digest_of_headers() -> str:
 def compile_one(source: Path, flags: list[str]) -> Path:
     made_of = [*flags, str(source), digest_of_headers(), source.read_text()]
     obj = BUILD / f"{hashlib.sha256(repr(made_of).encode()).hexdigest()[:24]}.o"
-    if not obj.exists():
-        partial = obj.with_suffix(f".{os.getpid()}")
-        command = [*flags, f"-I{ROOT / 'csrc'}", f"-I{HERE}", "-c", str(source), "-o", str(partial)]
-        run([compiler(), *command])
-        partial.replace(obj)
+    with obj.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of the run want it too
+        if not obj.exists():
+            partial = obj.with_suffix(".partial")
+            command = [*flags, f"-I{ROOT / 'csrc'}", f"-I{HERE}", "-c", str(source)]
+            run([compiler(), *command, "-o", str(partial)])
+            partial.replace(obj)
     return obj
 
 
