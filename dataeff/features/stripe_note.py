@@ -37,7 +37,8 @@ def noted_stripes(
         noted.extend(_stripes_of(target))
         held.append(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         lock(held[0])
-        os.write(held[0], json.dumps([str(path) for path in noted]).encode())
+        with os.fdopen(held[0], "w", closefd=False) as file:  # goes on after short writes
+            json.dump([str(path) for path in noted], file)
         os.fsync(held[0])
         sync_folder(note.parent)
 
