@@ -88,8 +88,13 @@ def stable_pybind11_include(build_dir: Path) -> Path:
     return include
 
 
-def ninja_file(target: Path, build_dir: Path, nvcc: Path | None) -> str:
-    """The build graph: one object per source under csrc/, linked into one module."""
+def ninja_file(target: str, build_dir: Path, nvcc: Path | None) -> str:
+    """The build graph: one object per source under csrc/, linked into one module.
+
+    Paths of what is built are relative to the folder that ninja runs in, so that a copy of the
+    folder is as good as the folder, and objects are the same with CUDA and without where the
+    source does not ask.
+    """
     sources = sorted((ROOT / "csrc").rglob("*.cpp"))
     if nvcc:
         sources += sorted((ROOT / "csrc").rglob("*.cu"))
@@ -97,10 +102,9 @@ def ninja_file(target: Path, build_dir: Path, nvcc: Path | None) -> str:
     sources.sort(key=lambda path: path.suffix != ".cu")
     python_include = sysconfig.get_paths()["include"]
     pybind11_include = stable_pybind11_include(build_dir)
-    includes = f"-I{ROOT / 'csrc'} -isystem {pybind11_include} -isystem {python_include}"
+    includes = f"-I{ROOT / 'csrc'} -isystem {pybind11_include.name} -isystem {python_include}"
     cxx = os.environ.get("CXX", "c++")
     cxx_extra, link_extra = os.environ.get("CXXFLAGS", ""), os.environ.get("LDFLAGS", "")
-    define = "-DDATAEFF_WITH_CUDA=1" if nvcc else ""
     # cudart's static symbols stay private: torch's own copy in the same process must not bind them.
     # The Python package of nvcc does not search its own lib/ for it.
     link = (
@@ -113,7 +117,7 @@ def ninja_file(target: Path, build_dir: Path, nvcc: Path | None) -> str:
         "ninja_required_version = 1.5",
         "rule cxx",
         # The same objects wherever the sources lie: debug information names them from here.
-        f"  command = {cxx} {CXX_FLAGS} -ffile-prefix-map={ROOT}=. {define} {includes} {cxx_extra} "
+        f"  command = {cxx} {CXX_FLAGS} -ffile-prefix-map={ROOT}=. $define {includes} {cxx_extra} "
         "-MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
@@ -126,7 +130,7 @@ def ninja_file(target: Path, build_dir: Path, nvcc: Path | None) -> str:
         lines += [
             "rule nvcc",
             f"  command = {nvcc} -ccbin {cxx} -std=c++20 -O3 -lineinfo "
-            f"-Xcompiler -fPIC,-fvisibility=hidden,-Wall {define} {gencode_flags(nvcc)} "
+            f"-Xcompiler -fPIC,-fvisibility=hidden,-Wall {gencode_flags(nvcc)} "
             f"-I{ROOT / 'csrc'} -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
@@ -134,9 +138,11 @@ def ninja_file(target: Path, build_dir: Path, nvcc: Path | None) -> str:
         ]
     objects = []
     for source in sources:
-        obj = build_dir / f"{source.relative_to(ROOT / 'csrc')}.o"
-        objects.append(str(obj))
+        obj = f"{source.relative_to(ROOT / 'csrc')}.o"
+        objects.append(obj)
         lines.append(f"build {obj}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {source}")
+        if nvcc and "DATAEFF_WITH_CUDA" in source.read_text():
+            lines.append("  define = -DDATAEFF_WITH_CUDA=1")
     lines.append(f"build {target}: link {' '.join(objects)}")
     return "\n".join([*lines, f"default {target}", ""])
 
@@ -147,11 +153,11 @@ class NinjaBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Writes the ninja file, runs it, and copies the module to where setuptools wants it."""
         nvcc = choose_nvcc()
-        tag = f"{sys.implementation.cache_tag}-{'cuda' if nvcc else 'cpu'}"
-        build_dir = Path(os.environ.get("DATAEFF_BUILD_DIR", ROOT / "build" / f"core-{tag}"))
+        default = ROOT / "build" / f"core-{sys.implementation.cache_tag}"
+        build_dir = Path(os.environ.get("DATAEFF_BUILD_DIR", default))
         build_dir.mkdir(parents=True, exist_ok=True)
         built = build_dir / "_core.so"
-        (build_dir / "build.ninja").write_text(ninja_file(built, build_dir, nvcc))
+        (build_dir / "build.ninja").write_text(ninja_file(built.name, build_dir, nvcc))
         subprocess.run([find_ninja(), "-C", str(build_dir)], check=True)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
