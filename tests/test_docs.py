@@ -28,11 +28,26 @@ ALL_BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize("code", ALL_BLOCKS)
-def test_block_runs(code, tmp_path):
+# Runs each argument as a program of its own, in a process of its own that has imported torch.
+RUN_EACH = """
+import os, sys
+import torch
+
+for number, code in enumerate(sys.argv[1:]):
+    if (child := os.fork()) == 0:
+        exec(compile(code, f"block {number}", "exec"), {"__name__": "__main__"})
+        sys.exit()
+    if os.waitpid(child, 0)[1]:
+        sys.exit(f"block {number} failed:\\n{code}")
+"""
+
+
+@pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
+def test_blocks_of_a_page_run(page, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+        [sys.executable, "-W", "error", "-c", RUN_EACH, *blocks_of(page)],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("*")) == []
 
