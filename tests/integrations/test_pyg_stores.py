@@ -128,12 +128,29 @@ def test_layouts_tell_edges_by_their_ids():
     data = make_hetero()
     store = as_stores(data)[1]
     row, col, ids = (parts[WRITES] for parts in store.coo([WRITES]))
-    assert torch.equal(torch.stack([row, col]).long(), data[WRITES].edge_index) and ids is None
+    assert torch.equal(torch.stack([row, col]), data[WRITES].edge_index) and ids is None
     assert all(map(torch.equal, store.get_edge_index(WRITES, "coo"), (row, col)))
     rowptr, col, ids = (parts[WRITES] for parts in store.csr())
     assert len(rowptr) == 21 and rowptr[-1] == 100
     row = torch.arange(20).repeat_interleave(rowptr.diff())
-    assert torch.equal(torch.stack([row, col.long()]), data[WRITES].edge_index[:, ids])
+    assert torch.equal(torch.stack([row, col]), data[WRITES].edge_index[:, ids])
+
+
+def test_pyg_s_own_samplers_get_int64_and_ours_what_is_kept():
+    """torch-sparse refuses int32, and pyg-lib gives back edges of int32, which no layer takes."""
+    data = make_hetero()
+    stores = as_stores(data)
+    for arrays in (stores[1].csc(), stores[1].csr()):
+        assert {values.dtype for parts in arrays for values in parts.values()} == {torch.int64}
+    for layout in ("coo", "csc"):
+        arrays = stores[1].get_edge_index(WRITES, layout)
+        assert [values.dtype for values in arrays] == [torch.int64] * 2
+    kept = stores[1].kept()
+    graphs = PyGNeighborSampler(stores, [2]).sampler.graphs
+    for key in data.edge_types:
+        arrays = (graphs[key].row, graphs[key].colptr, graphs[key].e_id)
+        for values, own in zip(arrays, kept, strict=True):
+            assert values.dtype == torch.int32 and values.data_ptr() == own[key].data_ptr()
 
 
 def test_labels_of_links_belong_to_the_edges_of_the_store():

@@ -28,6 +28,15 @@ class RowTable(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsGraphs(Protocol):
+    """A graph store whose arrays can be had as they are kept, where `csc()` widens them for PyG."""
+
+    def kept(self) -> Any:
+        """`(row, colptr, e_id)`, each by edge type where there are types."""
+        ...
+
+
 def is_table(value: object) -> bool:
     """Whether `value` is a table of rows rather than a tensor (which has a `gather` of its own)."""
     return not isinstance(value, Tensor) and isinstance(value, RowTable)
@@ -172,7 +181,7 @@ def homogeneous_graph(data: Any, time_attr: str | None, weight_attr: str | None)
         count = node_counts(data)
         assert isinstance(count, int)
         return _stored_graph(
-            data[1].csc(), (count, count), node_time.get(None), edge_time.get(None)
+            _csc_of(data[1]), (count, count), node_time.get(None), edge_time.get(None)
         )
     if data.edge_index is None:
         raise ValueError(
@@ -218,7 +227,7 @@ def hetero_graphs(
             for key in data.edge_types
         }
     _refuse_weights(weight_attr)
-    rows, colptrs, e_ids = data[1].csc()
+    rows, colptrs, e_ids = _csc_of(data[1])
     return {
         key: _stored_graph(
             (row, colptrs[key], e_ids.get(key)),
@@ -229,6 +238,10 @@ def hetero_graphs(
         )
         for key, row in rows.items()
     }
+
+
+def _csc_of(store: GraphStore) -> Any:
+    return store.kept() if isinstance(store, KeepsGraphs) else store.csc()
 
 
 def _refuse_weights(weight_attr: str | None) -> None:

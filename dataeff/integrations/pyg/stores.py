@@ -70,10 +70,11 @@ class TableFeatureStore(FeatureStore):  # type: ignore[misc]
 
 
 class CSCGraphStore(GraphStore):  # type: ignore[misc]
-    """A `torch_geometric.data.GraphStore` over `CSCGraph`s: no conversion, no copy.
+    """A `torch_geometric.data.GraphStore` over `CSCGraph`s, which dataeff's samplers read in place.
 
-    `coo()`, `csc()` and `csr()` tell edges by their ids, as `e_id` of a batch does: `coo()` gives
-    them in that order, the others the id of each as PyG's permutation.
+    `coo()`, `csc()` and `csr()` are for PyG's own samplers, which take int64 alone: a graph that
+    keeps its ids in int32 is copied. They tell edges by their ids, as `e_id` of a batch does:
+    `coo()` gives them in that order, the others the id of each as PyG's permutation.
 
     Args:
         graphs: the edges by (source type, name, target type); of a graph without types by None.
@@ -99,7 +100,7 @@ class CSCGraphStore(GraphStore):  # type: ignore[misc]
         if graph is None:
             return None
         if edge_attr.layout == EdgeLayout.CSC:
-            return graph.row, graph.colptr
+            return _csc(graph)[:2]
         if edge_attr.layout == EdgeLayout.COO:
             return _coo(graph)[:2]
         return None
@@ -120,7 +121,11 @@ class CSCGraphStore(GraphStore):  # type: ignore[misc]
 
     def csc(self, edge_types: list[Any] | None = None, store: bool = False) -> Any:
         """`(row, colptr, e_id)`, each by edge type; e_id is None where edges stand in its order."""
-        return self._each(edge_types, lambda graph: (graph.row, graph.colptr, graph.e_id))
+        return self._each(edge_types, _csc)
+
+    def kept(self) -> Any:
+        """What `csc()` gives, in the dtypes that the graphs keep their ids in."""
+        return self._each(None, _kept)
 
     def csr(self, edge_types: list[Any] | None = None, store: bool = False) -> Any:
         """`(rowptr, col, e_id)`, each by edge type."""
@@ -139,9 +144,18 @@ class CSCGraphStore(GraphStore):  # type: ignore[misc]
 _Arrays: TypeAlias = tuple[Tensor, Tensor, Tensor | None]
 
 
+def _kept(graph: CSCGraph) -> _Arrays:
+    return graph.row, graph.colptr, graph.e_id
+
+
+def _csc(graph: CSCGraph) -> _Arrays:
+    e_id = None if graph.e_id is None else graph.e_id.long()
+    return graph.row.long(), graph.colptr.long(), e_id
+
+
 def _coo(graph: CSCGraph) -> _Arrays:
-    target = torch.arange(graph.num_dst_nodes, dtype=graph.index_dtype, device="cpu")
-    row, col = graph.row, target.repeat_interleave(graph.colptr.diff())
+    target = torch.arange(graph.num_dst_nodes, device="cpu")
+    row, col = graph.row.long(), target.repeat_interleave(graph.colptr.diff())
     if graph.e_id is None:
         return row, col, None
     order = graph.e_id.argsort()
@@ -152,5 +166,5 @@ def _csr(graph: CSCGraph) -> _Arrays:
     row, col, _ = _coo(graph)
     e_id = row.argsort(stable=True)
     counts = torch.bincount(row, minlength=graph.num_src_nodes)
-    rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(row.dtype)
+    rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return rowptr, col[e_id], e_id
