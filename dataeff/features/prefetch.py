@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from dataeff.features.pipeline import result_in
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account
 from dataeff.features.unique import gather_once
@@ -39,7 +41,8 @@ class Prefetch:
 
         Raises:
             IndexError: an index was out of range.
-            RuntimeError: the table was closed before the gather began.
+            RuntimeError: the table was closed before the gather began, or the process has forked
+                since and this is the child.
         """
         if self._rows is None:
             self._rows = self._finish()
@@ -53,13 +56,14 @@ class Prefetch:
 def prefetch_in_thread(executor: ThreadPoolExecutor, gather: Callable[[], Tensor]) -> Prefetch:
     """Runs `gather` in a thread; exceptions come out of `wait()`."""
     future: Future[Tensor] = executor.submit(gather)
+    pid = os.getpid()
 
-    return Prefetch(lambda: _result(future))
+    return Prefetch(lambda: _result(pid, future))
 
 
-def _result(future: Future[T]) -> T:
+def _result(pid: int, future: Future[T]) -> T:
     try:
-        return future.result()
+        return result_in(pid, future)
     except CancelledError:
         raise RuntimeError("the table was closed before this prefetch began") from None
 
@@ -90,9 +94,10 @@ def prefetch_in_thread_on_stream(
         return rows
 
     future = executor.submit(run)
+    pid = os.getpid()
 
     def finish() -> Tensor:
-        rows = _result(future)
+        rows = _result(pid, future)
         reader = torch.cuda.current_stream(index.device)
         if reader != made_on:
             rows.record_stream(reader)

@@ -3,6 +3,9 @@
 import multiprocessing
 import pickle
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import pytest
 import torch
 
 import dataeff
+from dataeff.features.pipeline import pipelined
+from dataeff.features.prefetch import prefetch_in_thread
 from dataeff.memory import share_
 from dataeff.memory.shared import shared_buffer
 
@@ -195,3 +200,36 @@ def test_a_forked_child_prefetches_with_a_thread_of_its_own():
         child.join()
         assert child.exitcode == 0
         assert table.stats().num_gathers == 1
+
+
+def test_a_forked_child_is_told_that_what_it_waits_for_is_the_parent_s():
+    """It waited forever: for a prefetch, and where it went on with a loop of the parent's."""
+    go, index = threading.Event(), torch.tensor([1])
+
+    def blocked(item):
+        if item:
+            go.wait()
+        return index
+
+    def ask(run, answers):
+        try:
+            answers.put(run().tolist())
+        except RuntimeError as error:
+            answers.put(str(error))
+
+    context, said = multiprocessing.get_context("fork"), []
+    with ThreadPoolExecutor(1) as executor:
+        there, missing = (prefetch_in_thread(executor, partial(blocked, i)) for i in range(2))
+        loop = pipelined(range(3), blocked, num_threads=1, depth=2)
+        next(loop)
+        there.wait()
+        for run in (there.wait, missing.wait, partial(next, loop)):
+            answers = context.Queue()
+            child = context.Process(target=ask, args=(run, answers), daemon=True)
+            child.start()
+            said.append(answers.get(timeout=60))
+            child.join()
+        go.set()
+    assert said[0] == [1]
+    assert all("in a thread that the child has not" in words for words in said[1:])
+    assert list(loop) == [index] * 2
