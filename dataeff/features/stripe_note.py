@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dataeff.features.stripe_head import STRIPE_SUFFIX, is_stripe
 from dataeff.features.table_files import STRIPES_FORMAT, read_header
-from dataeff.features.whole_files import lock, remove_left, sync_folder
+from dataeff.features.whole_files import PartialFile, lock, remove_left, sync_folder
 
 SUFFIX = ".stripes"
 
@@ -37,8 +37,7 @@ def noted_stripes(
         noted.extend(_stripes_of(target))
         held.append(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
         lock(held[0])
-        with os.fdopen(held[0], "w", closefd=False) as file:  # goes on after short writes
-            json.dump([str(path) for path in noted], file)
+        PartialFile(note, held[0], named=True).write(json.dumps([*map(str, noted)]).encode())
         os.fsync(held[0])
         sync_folder(note.parent)
 

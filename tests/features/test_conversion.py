@@ -320,6 +320,33 @@ def test_a_note_removes_nothing_but_stripes(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.parametrize("written", [7, 0])
+def test_the_note_of_stripes_is_whole_after_short_writes_or_named(tmp_path, monkeypatch, written):
+    """A full disk: it takes a part of the note, and then no more."""
+    write, link, noted = os.write, os.link, []
+
+    def short(fd, data):
+        if not os.readlink(f"/proc/self/fd/{fd}").endswith(".stripes"):
+            return write(fd, data)
+        if not written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:written])
+
+    def read_note(*arguments, **options):
+        noted.extend(json.loads(next(tmp_path.glob(".x.json.*.stripes")).read_text()))
+        link(*arguments, **options)
+
+    monkeypatch.setattr(os, "write", short)
+    monkeypatch.setattr(os, "link", read_note)
+    if not written:
+        with pytest.raises(OSError, match=r"No space left on device: .*\.x\.json\..*\.stripes"):
+            dataeff.convert(torch.ones(9, 4), tmp_path / "x.json", stripes=[tmp_path])
+        assert not list(tmp_path.iterdir())
+        return
+    dataeff.convert(torch.ones(9, 4), tmp_path / "x.json", stripes=[tmp_path])
+    assert {*noted} == {str(path) for path in tmp_path.glob("*.rows")}
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_systems_without_locks_are_written_all_the_same(tmp_path, monkeypatch, code):
     def refuses(fd, operation):

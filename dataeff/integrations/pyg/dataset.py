@@ -23,6 +23,7 @@ from torch_geometric.data import Data, HeteroData
 from dataeff._flags import checked_bool
 from dataeff.features import FeatureTable, convert
 from dataeff.features.table_files import read_header
+from dataeff.features.whole_files import sync_folder, whole_file
 from dataeff.integrations.pyg.graph import (
     has_row_per_node,
     hetero_graphs,
@@ -45,8 +46,9 @@ def save_dataset(
 ) -> None:
     """Writes the graph and every node and edge attribute of `data` into a new folder.
 
-    The folder appears when it is complete; after an error (a full disk) nothing of it is left. A
-    `Data` is written with one node type, `node`, and one edge type, `("node", "to", "node")`.
+    The folder appears when it is complete and on the disk; after an error (a full disk) nothing of
+    it is left. A `Data` is written with one node type, `node`, and one edge type,
+    `("node", "to", "node")`.
 
     Args:
         data: tensors of any dtype that `.npy` or `.safetensors` holds, or tables.
@@ -71,8 +73,11 @@ def save_dataset(
             "tables": _save_tables(data, partial, say),
             "graphs": _save_graphs(data, partial, say),
         }
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        text = json.dumps(manifest, indent=1).encode()
+        with whole_file(partial / MANIFEST, len(text), overwrite=False) as file:
+            file.write(text)
         partial.rename(folder)
+        sync_folder(folder.parent)
     except BaseException:
         shutil.rmtree(partial)
         raise
@@ -162,7 +167,7 @@ def _save_graphs(
             arrays["e_id"] = graph.e_id
         files = {name: f"graph-{i}-{name}.npy" for name in arrays}
         for name, array in arrays.items():
-            np.save(folder / files[name], array.numpy())
+            convert(array, folder / files[name])
         entries.append({"edge_type": key, "files": files, "num_src_nodes": graph.num_src_nodes})
     return entries
 
