@@ -1,6 +1,7 @@
 # Types of the compiled core, one section per folder of csrc/.
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -175,6 +176,23 @@ class SlabPart:
     @property
     def data_ptr(self) -> int: ...
     def release(self) -> None: ...
+
+class IdleBlocks:
+    """Blocks that nothing uses, oldest first; no line of Python runs when a loan of one ends."""
+
+    def __init__(self, kept_nbytes: int) -> None: ...
+    def give(self, block: object, nbytes: int) -> None: ...
+    def take(self, least: int, most: int) -> Any: ...
+    def shrink(self, nbytes: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def lent_nbytes(self) -> int: ...
+
+class Loan:
+    """Gives the block to `idle` when it goes."""
+
+    def __init__(self, idle: IdleBlocks, block: object, nbytes: int) -> None: ...
 
 class Slab:
     """One buffer, lent in parts of whole pages; best fit. Thread-safe."""

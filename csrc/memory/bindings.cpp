@@ -6,6 +6,7 @@
 #include "memory/extent_map.h"
 #include "memory/host_mapping.h"
 #include "memory/huge_pages.h"
+#include "memory/idle_blocks.h"
 #include "memory/slab.h"
 
 namespace py = pybind11;
@@ -50,9 +51,22 @@ void set_buffer_slots(PyHeapTypeObject* type) {
   type->ht_type.tp_as_buffer = &type->as_buffer;
 }
 
+void bind_idle_blocks(py::module_& m) {
+  py::class_<IdleBlocks, std::shared_ptr<IdleBlocks>>(m, "IdleBlocks")
+      .def(py::init<int64_t>(), py::arg("kept_nbytes"))
+      .def("give", &IdleBlocks::give, py::arg("block"), py::arg("nbytes"))
+      .def("take", &IdleBlocks::take, py::arg("least"), py::arg("most"))
+      .def("shrink", &IdleBlocks::shrink, py::arg("nbytes"))
+      .def_property_readonly("nbytes", &IdleBlocks::nbytes)
+      .def_property_readonly("lent_nbytes", &IdleBlocks::lent_nbytes);
+  py::class_<Loan>(m, "Loan").def(py::init<std::shared_ptr<IdleBlocks>, py::object, int64_t>(),
+                                  py::arg("idle"), py::arg("block"), py::arg("nbytes"));
+}
+
 }  // namespace
 
 void bind_memory(py::module_& m) {
+  bind_idle_blocks(m);
   py::class_<HostBuffer>(m, "HostBuffer", py::custom_type_setup(set_buffer_slots))
       .def(py::init([](int64_t nbytes, bool shared, std::optional<int> fd) {
              return HostBuffer{fd ? HostMapping::attach(*fd, nbytes)

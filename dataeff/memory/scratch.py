@@ -32,6 +32,7 @@ SMALLEST_LENT_NBYTES = 32 << 20  # and from call to call
 KEPT_NBYTES = 8 << 30
 KEPT_SHARE = 4
 CPU_DEVICE = 1  # DLPack's number
+_ANY = (1 << 63) - 1
 
 
 class Scratch:
@@ -46,7 +47,7 @@ class Scratch:
     def __init__(self, kept_nbytes: int, *, roomy: bool = False) -> None:
         self.kept_nbytes = kept_nbytes
         self.roomy = roomy
-        self._idle: list[Tensor] = []
+        self._idle = _core.IdleBlocks(kept_nbytes)
         self._used: dict[int, _InUse] = {}  # by the `id` of the block
         self._most_nbytes = 0  # in use at most since `clear`
         self.forked()
@@ -54,19 +55,18 @@ class Scratch:
 
     def forked(self) -> None:
         """In a forked child, where the lock may stand locked by a thread that does not exist."""
-        # A collection of garbage, which may come at any allocation, may return what was lent.
+        # A collection of garbage, which may come at any allocation, may run code that takes one.
         self._lock = threading.RLock()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the blocks that are not in use."""
-        with self._lock:
-            return sum(b.nbytes for b in self._idle)
+        return self._idle.nbytes
 
     @property
     def used_nbytes(self) -> int:
         """Bytes of the blocks that are in use."""
-        return sum(ref.nbytes for ref in list(self._used.values()))
+        return self._idle.lent_nbytes + sum(ref.nbytes for ref in list(self._used.values()))
 
     def take(self, nbytes: int) -> Tensor:
         """A block of at least `nbytes`; uint8, of any content.
@@ -75,51 +75,44 @@ class Scratch:
         all take at most a quarter more memory than was in use at once.
         """
         with self._lock:
-            fits = [
-                b
-                for b in self._idle
-                if nbytes <= b.nbytes and (self.roomy or b.nbytes <= nbytes * 5 // 4)
-            ]
-            best = min(fits, key=lambda b: b.nbytes, default=None)
-            if best is None:
-                used = self.used_nbytes + nbytes
-                spare = max(used, self._most_nbytes) * 5 // 4 - used
-                self._shrink(0 if self.roomy else spare)
-                best = on_huge_pages(torch.empty(nbytes, dtype=torch.uint8, device="cpu"))
-            else:
-                self._idle = [b for b in self._idle if b is not best]
+            block = self._find(nbytes)
             # Only what is really there is in use: the system may have refused.
-            self._used[id(best)] = _InUse.of(best, self._used)
+            self._used[id(block)] = _InUse.of(block, self._used)
             self._most_nbytes = max(self._most_nbytes, self.used_nbytes)
-            return best
+            return block
+
+    def _find(self, nbytes: int) -> Tensor:
+        """An idle block, or a new one."""
+        block: Tensor | None = self._idle.take(nbytes, _ANY if self.roomy else nbytes * 5 // 4)
+        if block is None:
+            used = self.used_nbytes + nbytes
+            spare = max(used, self._most_nbytes) * 5 // 4 - used
+            self._idle.shrink(0 if self.roomy else spare)
+            block = on_huge_pages(torch.empty(nbytes, dtype=torch.uint8, device="cpu"))
+        return block
 
     def give(self, block: Tensor) -> None:
         """Return a block; the blocks returned longest ago make room for it."""
-        with self._lock:
-            self._used.pop(id(block), None)
-            self._idle.append(block)
-            self._shrink(self.kept_nbytes)
-
-    def _shrink(self, nbytes: int) -> None:
-        """Let go the blocks returned longest ago until the idle ones take so much."""
-        while sum(b.nbytes for b in self._idle) > nbytes:
-            self._idle.pop(0)
+        self._used.pop(id(block), None)
+        self._idle.give(block, block.nbytes)
 
     def lend(self, nbytes: int) -> Tensor:
         """A tensor of `nbytes` bytes, uint8, of any content.
 
-        Its memory is returned when neither it nor a view of it is left.
+        Its memory is returned when neither it nor a view of it is left, without a line of Python.
         """
-        block = self.take(nbytes)
-        loan = _Loan(self, block)
-        capsule = _core.alias_capsule(block.data_ptr(), nbytes, CPU_DEVICE, 0, loan)
-        lent: Tensor = from_dlpack(capsule)
+        with self._lock:
+            block = self._find(nbytes)
+            place = block.data_ptr()
+            loan = _core.Loan(self._idle, block, block.nbytes)
+            self._most_nbytes = max(self._most_nbytes, self.used_nbytes)
+        lent: Tensor = from_dlpack(_core.alias_capsule(place, nbytes, CPU_DEVICE, 0, loan))
         return lent
 
     def clear(self) -> None:
         """Give all idle blocks back to the system."""
         with self._lock:
-            self._idle.clear()
+            self._idle.shrink(0)
             self._most_nbytes = self.used_nbytes
 
 
@@ -137,20 +130,6 @@ class _InUse(weakref.ref[Tensor]):
         ref = cls(block, lambda ref: used.pop(key, None))
         ref.nbytes = block.nbytes
         return ref
-
-
-class _Loan:
-    """What a lent tensor holds: returns the block when the tensor's memory is let go."""
-
-    __slots__ = ("_block", "_scratch")
-
-    def __init__(self, scratch: Scratch, block: Tensor) -> None:
-        self._scratch, self._block = scratch, block
-
-    def __del__(self) -> None:
-        block = getattr(self, "_block", None)
-        if block is not None:  # else an interrupt came before it was complete
-            self._scratch.give(block)
 
 
 def memory_nbytes() -> int:
