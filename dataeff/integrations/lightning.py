@@ -39,6 +39,7 @@ class OffloadCallback(Callback):  # type: ignore[misc,unused-ignore]
         assert self.offload is not None
         self.offload.__enter__()
         self._active = True
+        self.offload.expect_forward(batch)  # a `training_step` may call parts of the module only
 
     def on_train_batch_end(
         self,
@@ -54,17 +55,20 @@ class OffloadCallback(Callback):  # type: ignore[misc,unused-ignore]
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Leaves no hook behind."""
-        self._stop()
+        """Leaves no hook behind and gives the files back: nothing is torn down after it."""
+        self._close(type(exception), exception, exception.__traceback__)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the files back; `offload.report()` can still be read."""
-        self._stop()
-        if self.offload is not None:
-            self.offload.close()
+        self._close()
 
-    def _stop(self) -> None:
+    def _stop(self, *error: Any) -> None:
         """Ends the batch under way, if one is."""
         if self._active and self.offload is not None:
             self._active = False
-            self.offload.__exit__(None, None, None)
+            self.offload.__exit__(*(error or (None, None, None)))
+
+    def _close(self, *error: Any) -> None:
+        self._stop(*error)
+        if self.offload is not None:
+            self.offload.close()

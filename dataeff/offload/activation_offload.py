@@ -330,6 +330,14 @@ class ActivationOffload:
         """
         self._cache.expect_backward(index)
 
+    def expect_forward(self, *inputs: Any) -> None:
+        """Says, within the block, what the step works on where `model` itself is not called.
+
+        Its parts may be: what is a `LightningModule`'s `training_step`, say. As with the arguments
+        of a call, the tensors in `inputs` are left alone, and their sizes tell steps apart.
+        """
+        self._scopes.expect(inputs, {})
+
     def report(self) -> OffloadReport:
         """What was saved, where it went and what it cost, since the object was made."""
         self._cache.poll()

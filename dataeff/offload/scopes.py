@@ -100,7 +100,8 @@ class Scopes:
             frame = frame.f_back
         return ""
 
-    def _enter_model(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+    def expect(self, args: Any, kwargs: Any) -> None:
+        """The model, or parts of it, are about to be called with these."""
         # While dynamo traces, nothing here may break its graph.
         if torch.compiler.is_compiling() or not self.active:
             return
@@ -109,7 +110,10 @@ class Scopes:
             return
         self._exclusions.set_inputs(args, kwargs)
         if self._sharded:
-            self._exclusions.add_module(module)
+            self._exclusions.add_module(self._model)
+
+    def _enter_model(self, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        self.expect(args, kwargs)
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
         if self.active and not torch.compiler.is_compiling():

@@ -1,5 +1,7 @@
 """The callback in a real Lightning Trainer: the same weights, and bytes on disk."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
@@ -47,12 +49,21 @@ def test_fit_gives_the_same_weights(tmp_path):
     assert callback.offload.report().bytes_written > 0
 
 
-def test_exception_leaves_no_hook_active(tmp_path):
+def spill_files(folder):
+    links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    return [
+        at for link in links if os.path.islink(link) and str(folder) in (at := os.readlink(link))
+    ]
+
+
+def test_exception_leaves_no_hook_active_and_no_file_open(tmp_path):
+    """Lightning calls `on_exception` then, and no `teardown`."""
     from dataeff.integrations.lightning import OffloadCallback
 
     callback = OffloadCallback(spill=[tmp_path], min_bytes=0)
     with pytest.raises(ZeroDivisionError):
         fit([callback], explode=True)
+    assert spill_files(tmp_path) == []
     before = callback.offload.report().num_packed
     nn.Linear(64, 64)(torch.randn(64, 64)).exp().sum().backward()
     assert callback.offload.report().num_packed == before
@@ -71,3 +82,19 @@ def test_an_epoch_whose_rest_is_skipped(tmp_path):
     got = fit([callback], max_epochs=2, kind=Skips)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     assert callback.offload.report().bytes_written > 0
+
+
+def test_a_module_whose_parts_alone_are_called(tmp_path):
+    """Its batch is known all the same: nothing of it is moved, and steps with nothing rest."""
+    from dataeff.integrations.lightning import OffloadCallback
+
+    shapes = set()
+    callback = OffloadCallback(
+        spill=[tmp_path], min_bytes=0, policy=lambda info: bool(shapes.add(info.shape)) or True
+    )
+    fit([callback])
+    assert shapes == {(64, 256)}  # and not (64, 64)
+    callback = OffloadCallback(spill=[tmp_path], min_bytes=1 << 40)
+    fit([callback], max_epochs=2)
+    report = callback.offload.report()
+    assert (report.num_steps, report.num_steps_at_rest) == (8, 6)
