@@ -16,7 +16,7 @@ from dataeff.offload.moments import HostMoment, Moment, span_of
 from dataeff.offload.passes import Budgets
 from dataeff.offload.planner import Action, Plan, TierRate, plan
 from dataeff.offload.policy import SavedTensorInfo
-from dataeff.offload.profile import BlockProfiler, find_blocks, trials
+from dataeff.offload.profile import BlockProfiler, find_blocks, inside, trials
 from dataeff.offload.recompute import Changes, checkpoint
 from dataeff.offload.report import ModuleBytes
 from dataeff.offload.scopes import is_compiled
@@ -170,28 +170,35 @@ class AutoPolicy:
 
     def _begin_trials(self, cache: Any) -> None:
         self._saved = {
-            name: _since(account, self._before.get(name, ModuleBytes()))
+            name: account - self._before.get(name, ModuleBytes())
             for name, account in cache.account.by_module.items()
         }
-        inside = sum(
+        planned = sum(
             account.bytes_saved
             for scope, account in self._saved.items()
             if _treated(dict.fromkeys(self._blocks, Action.KEEP), scope) is not None
         )
-        self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - inside
+        self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - planned
         if self._changed:
             self._warn_of_changes()
         num = len(self._blocks)
-        again = set(self._blocks) - set(self._changed) if self._budget is not None else set[str]()
+        again = set[str]()
+        if self._budget is not None:
+            again = set(self._blocks) - set(self._changed) - self._run_again_anyway()
         num_kept = num // (2 if again else 4)
-        if self._budget is not None and inside:
-            block = inside / num
+        if self._budget is not None and planned:
+            block = planned / num
             room = self._budget - self.other_bytes - _IN_FLIGHT_BLOCKS * block
             num_kept = max(0, min(num_kept, int(room / block)))
         num_steps = (3 if again else 2) * _STEPS_OF_A_KIND
         self._trials = trials(list(self._blocks), num_kept, again, num_steps)
         self._profiler = BlockProfiler(self._blocks, self._device())
         self._profiler.install(cache.exposed_wait_s)
+
+    def _run_again_anyway(self) -> set[str]:
+        """The blocks that a checkpoint of the model's own runs again in backward."""
+        scopes = [scope for scope, account in self._saved.items() if account.bytes_again]
+        return {name for name in self._blocks if any(inside(scope, name) for scope in scopes)}
 
     def _actions(self) -> Mapping[str, Action]:
         """What is done with each block in the step that begins."""
@@ -302,10 +309,6 @@ def _treated(trial: Mapping[str, Action], scope: str) -> Action | None:
     while scope not in trial and scope:
         scope = scope.rpartition(".")[0]
     return trial.get(scope)
-
-
-def _since(now: ModuleBytes, before: ModuleBytes) -> ModuleBytes:
-    return ModuleBytes(now.bytes_saved - before.bytes_saved, now.bytes_stored - before.bytes_stored)
 
 
 def _percent(measured: float, predicted: float) -> str:

@@ -26,7 +26,7 @@ from dataeff.offload.incoming import Incoming
 from dataeff.offload.kept import MOST_NOTES, Alive, Direct, Kept, KeptBooks, KeptRef
 from dataeff.offload.lifetime import Process, close_at_exit
 from dataeff.offload.outgoing import Outgoing
-from dataeff.offload.passes import Budgets, Passes
+from dataeff.offload.passes import Budgets, Passes, in_backward
 from dataeff.offload.policy import Selection
 from dataeff.offload.regions import CompiledRegions
 from dataeff.offload.saved import Grave, Handle, SavedStorage
@@ -234,8 +234,6 @@ class TensorCache:
         self.counters.num_packed += 1
         self.counters.bytes_packed += nbytes
         self.held.add(nbytes)
-        module = self.account.module(scope)
-        module.bytes_saved += nbytes
         known = self._table.lookup(storage)
         saved = SavedStorage(known.generation, tensor._version, storage, self._grave)
         known.add(saved)
@@ -246,9 +244,11 @@ class TensorCache:
             saved.stay()
             self.held.last_nbytes += nbytes
             self.counters.bytes_kept += nbytes
+            stored = False
         else:
-            module.bytes_stored += nbytes
+            stored = True
             self._outgoing.begin(saved, storage, to if isinstance(to, Tier) else None)
+        self.account.module(scope).enter(nbytes, in_backward(), stored)
         return Handle(saved, tensor, 0)
 
     def _share_of_last(self, tape: Tape) -> int:
@@ -268,7 +268,7 @@ class TensorCache:
         kept = Kept(tensor.detach(), version, None, self._beside())
         ref = KeptRef(kept, books.notes.append)
         ref.key, ref.nbytes, ref.held = (storage._cdata, version), nbytes, False
-        ref.scope, ref.device = scope, tensor.device
+        ref.scope, ref.device, ref.again = scope, tensor.device, in_backward()
         books.known[ref.key] = ref
         books.notes.append((ref,))
         if len(books.notes) > MOST_NOTES:

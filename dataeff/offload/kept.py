@@ -72,10 +72,12 @@ class KeptRef(weakref.ref[Kept]):
         scope: the module that saved it.
         device: where it is.
         held: whether it was entered into the books.
+        again: whether backward saved it.
     """
 
-    __slots__ = ("device", "held", "key", "nbytes", "scope")
+    __slots__ = ("again", "device", "held", "key", "nbytes", "scope")
 
+    again: bool
     device: torch.device
     held: bool
     key: tuple[int, int]
@@ -136,7 +138,7 @@ class KeptBooks:
         counters.bytes_kept += nbytes
         if not self._tiers.moves(ref.device):
             counters.bytes_unmovable += nbytes
-        self._account.module(ref.scope).bytes_saved += nbytes
+        self._account.module(ref.scope).enter(nbytes, ref.again)
         self._held.add(nbytes)
 
 

@@ -23,6 +23,11 @@ class Budgets:
     prefetch: int | None = None
 
 
+def in_backward() -> bool:
+    """Whether backward runs on this thread: what is saved now, it saves."""
+    return torch._C._current_graph_task_id() != -1
+
+
 class Passes:
     """The tapes of the passes under way, one per microbatch and per backward that saves.
 

@@ -39,6 +39,8 @@ class ModuleProfile:
             transfers, memory that is mapped anew.
         recompute_s: seconds that recomputing it adds; those of its forward when None. Less, as a
             rule: what comes after the last tensor saved is not run again.
+        again_bytes: bytes that it saves only while backward runs it again, for a checkpoint of the
+            model's own.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ModuleProfile:
     stuck_bytes: int = 0
     moving_s: float = 0.0
     recompute_s: float | None = None
+    again_bytes: int = 0
 
     def added_s(self, action: Action) -> float:
         """Seconds that `action` adds to those of keeping, waits left out."""
@@ -177,7 +180,7 @@ class _Program:
         self.exposed, self.working = len(self.choices), len(self.choices) + 1
         self.size = len(self.choices) + 2
         # Solvers like numbers near one: bytes count in units of the total, times alike.
-        self.byte = float(sum(p.saved_bytes for p in profiles)) or 1.0
+        self.byte = float(sum(p.saved_bytes + p.again_bytes for p in profiles)) or 1.0
         self.second = sum(p.forward_s + p.backward_s for p in profiles) or 1.0
         self.rows: list[tuple[np.ndarray, float, float]] = []
         self._choose_one()
@@ -224,11 +227,13 @@ class _Program:
 
     def _working_set(self) -> None:
         for k, (i, action) in enumerate(self.choices):
-            if action is Action.KEEP:
-                continue
             row = self._row()
             p = self.profiles[i]
-            row[k] = p.saved_bytes if action is Action.RECOMPUTE else 2 * p.moved_bytes
+            row[k] = p.again_bytes
+            if action is Action.RECOMPUTE:
+                row[k] += p.saved_bytes
+            elif action is not Action.KEEP:
+                row[k] += 2 * p.moved_bytes
             row /= self.byte
             row[self.working] = -1.0
             self.rows.append((row, -np.inf, 0.0))
@@ -330,7 +335,10 @@ class _Program:
             profiles=self.profiles,
             actions=tuple(actions),
             peak_bytes=float(self._memory() @ x) * self.byte,
-            keep_bytes=self.byte,
+            keep_bytes=float(
+                sum(p.saved_bytes for p in self.profiles)
+                + max(p.again_bytes for p in self.profiles)
+            ),
             step_s=keep_s + added_s + float(x[self.exposed]) * self.second,
             keep_s=keep_s,
             fits=fits,

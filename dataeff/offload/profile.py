@@ -139,19 +139,21 @@ class BlockProfiler:
         # In the order of forward, which that of registration need not be.
         for name in dict.fromkeys([*self._input_bytes, *self._blocks]):
             forward_s, backward_s = base.get(name, (0.0, 0.0))
-            inside = [account for scope, account in saved.items() if _inside(scope, name)]
-            saved_bytes = sum(account.bytes_saved for account in inside)
-            stored_bytes = sum(account.bytes_stored for account in inside)
+            accounts = [account for scope, account in saved.items() if inside(scope, name)]
+            saved_bytes = sum(account.bytes_saved for account in accounts)
+            stored_bytes = sum(account.bytes_stored for account in accounts)
+            again_bytes = sum(account.bytes_again for account in accounts)
             found.append(
                 ModuleProfile(
                     name,
                     forward_s,
                     backward_s,
                     saved_bytes,
-                    self._input_bytes.get(name),
+                    None if again_bytes else self._input_bytes.get(name),
                     saved_bytes - stored_bytes,
                     (moving - 1) * (forward_s + backward_s),
                     times_again * forward_s if again else None,
+                    again_bytes,
                 )
             )
         return found
@@ -265,5 +267,6 @@ def _added_per_forward(times: Times, base: Times) -> float:
     return added_s / forward_s if forward_s else 1.0
 
 
-def _inside(scope: str, name: str) -> bool:
-    return scope == name or scope.startswith(name + ".")
+def inside(scope: str, name: str) -> bool:
+    """Whether the module `scope` is the one of that name, or in it."""
+    return not name or scope == name or scope.startswith(name + ".")

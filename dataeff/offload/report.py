@@ -42,10 +42,27 @@ class ModuleBytes:
     Attributes:
         bytes_saved: bytes of the storages first saved while it was the innermost module running.
         bytes_stored: of these, bytes that were sent to a tier.
+        bytes_again: bytes first saved while backward ran, by a checkpoint that runs the module
+            again for one; they are in neither of the others.
     """
 
     bytes_saved: int = 0
     bytes_stored: int = 0
+    bytes_again: int = 0
+
+    def enter(self, nbytes: int, again: bool, stored: bool = False) -> None:
+        """A storage of `nbytes` was saved, by backward if `again`."""
+        if again:
+            self.bytes_again += nbytes
+            return
+        self.bytes_saved += nbytes
+        if stored:
+            self.bytes_stored += nbytes
+
+    def __sub__(self, other: ModuleBytes) -> ModuleBytes:
+        """What has come since `other`."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return ModuleBytes(*(mine - theirs for mine, theirs in pairs))
 
 
 @dataclass(frozen=True)

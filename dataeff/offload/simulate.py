@@ -162,7 +162,8 @@ def simulate(
     order = [part for i in reversed(parts) for part in reversed(parts[i])]
     step.begin_backward(order[::-1])
     step.read_ahead(order)  # with the first tensor that backward wants, which lies outside
-    step.held -= other_bytes
+    if not any(profile.again_bytes for profile in profiles):
+        step.held -= other_bytes  # else it is inputs of checkpoints, which stay until these run
     position = 0
     for i in reversed(range(len(profiles))):
         _backward(step, profiles[i], actions[i], parts[i], order, position)
@@ -205,6 +206,7 @@ def _backward(
     position: int,
 ) -> None:
     ahead = order[position + len(parts) :]
+    step.hold(profile.again_bytes)
     if action is Action.RECOMPUTE:
         step.read_ahead(ahead)
         added_s = profile.added_s(action)  # negative where it is moving that is the slow way
@@ -225,3 +227,4 @@ def _backward(
             step.compute(backward_s / len(parts))
             step.done_with(part)
         step.hold(-profile.stuck_bytes)
+    step.hold(-profile.again_bytes)
