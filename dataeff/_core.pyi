@@ -48,6 +48,7 @@ def sum_rows_tensors(
     new: Callable[[int], tuple[Tensor, Tensor]],
     /,
 ) -> tuple[Tensor, Tensor] | None: ...
+def strictly_ascending(ids: int, size: int) -> bool: ...
 def scatter_cpu(
     table: int,
     num_rows: int,

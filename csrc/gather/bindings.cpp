@@ -7,6 +7,7 @@
 #include "gather/plain_tensors.h"
 #include "gather/request_count.h"
 #include "gather/stored_rows.h"
+#include "gather/sum_rows.h"
 #include "gather/sum_rows_tensors.h"
 
 namespace py = pybind11;
@@ -122,6 +123,12 @@ void bind_gather(py::module_& m) {
       py::arg("num_blocks") = 0, py::arg("places") = 0, py::arg("hot") = 0, py::arg("hot_rows") = 0,
       py::arg("hot_stride") = 0, py::arg("hot_slots") = 0, py::arg("hot_hits") = 0,
       py::arg("format") = -1, py::arg("element") = 0, py::arg("scales") = 0);
+  m.def(
+      "strictly_ascending",
+      [](uintptr_t ids, int64_t size) {
+        return strictly_ascending(reinterpret_cast<const int64_t*>(ids), size);
+      },
+      py::arg("ids"), py::arg("size"));
   bind_plain_tensors(m);
   bind_gather_tensors(m);
   bind_sum_rows_tensors(m);

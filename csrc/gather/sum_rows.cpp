@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <stdexcept>
+#include <utility>
+#include <vector>
 
 #include "gather/copy_row.h"
 #include "parallel/parallel_for.h"
@@ -14,33 +15,37 @@ namespace {
 constexpr int kPlaceBits = 32;
 // Two passes instead of three for a million rows; of few keys the counters would be most of it.
 constexpr int kFewBits = 8, kManyBits = 11;
-constexpr size_t kMany = 4096;
+constexpr int64_t kMany = 4096;
 
-// Sorts by the bits above the place, stable; `num_bits` of them are not zero.
-void radix_sort(std::vector<uint64_t>& keys, int num_bits) {
-  const int digit_bits = keys.size() < kMany ? kFewBits : kManyBits;
-  std::vector<uint64_t> other(keys.size());
-  std::vector<uint32_t> begins((1 << digit_bits) + 1);
-  for (int shift = kPlaceBits; shift < kPlaceBits + num_bits; shift += digit_bits) {
-    const auto digit = [=](uint64_t key) { return key >> shift & ((1 << digit_bits) - 1); };
-    std::fill(begins.begin(), begins.end(), 0);
-    for (const uint64_t key : keys) ++begins[digit(key) + 1];
-    for (size_t i = 1; i < begins.size(); ++i) begins[i] += begins[i - 1];
-    for (const uint64_t key : keys) other[begins[digit(key)]++] = key;
-    keys.swap(other);
+// How the numbers of rows are cut into digits, the lowest first.
+struct Digits {
+  Digits(int64_t size, int64_t num_rows)
+      : num_bits(size < kMany ? kFewBits : kManyBits),
+        count((std::bit_width(static_cast<uint64_t>(num_rows)) + num_bits - 1) / num_bits) {}
+
+  uint32_t of(uint64_t key, int digit) const {
+    return key >> (kPlaceBits + digit * num_bits) & ((1u << num_bits) - 1);
   }
-}
 
+  const int num_bits;
+  const int count;
+};
+
+// Writes row << 32 | place of each id that is not `padding`, and counts[d << num_bits | v]: how
+// many have the value v as digit d. Returns how many there are.
 template <typename Id>
-std::vector<uint64_t> named_by(const Id* ids, int64_t size, int64_t num_rows, int64_t padding) {
-  std::vector<uint64_t> named;
-  named.reserve(size);
+int64_t name_rows(const Id* ids, int64_t size, int64_t num_rows, int64_t padding,
+                  const Digits& digits, uint64_t* named, uint32_t* counts) {
+  int64_t num_named = 0;
   for (int64_t place = 0; place < size; ++place) {
     int64_t row = ids[place];
     row += (row >> 63) & num_rows;
-    if (row != padding) named.push_back(static_cast<uint64_t>(row) << kPlaceBits | place);
+    if (row == padding) continue;
+    const uint64_t key = static_cast<uint64_t>(row) << kPlaceBits | place;
+    named[num_named++] = key;
+    for (int d = 0; d < digits.count; ++d) ++counts[d << digits.num_bits | digits.of(key, d)];
   }
-  return named;
+  return num_named;
 }
 
 // Adds rows to the one that is in place.
@@ -89,14 +94,34 @@ NamedRows::NamedRows(const RowIndex& index, int64_t num_rows, int64_t padding) {
   if (num_rows >> kPlaceBits || index.size >> kPlaceBits)
     throw std::invalid_argument("more rows, or places, than 32 bits count");
   check_index(index, num_rows, 1);
-  named_ = index.itemsize == 4
-               ? named_by(static_cast<const int32_t*>(index.data), index.size, num_rows, padding)
-               : named_by(static_cast<const int64_t*>(index.data), index.size, num_rows, padding);
-  radix_sort(named_, std::bit_width(static_cast<uint64_t>(num_rows)));
-  const auto num_named = static_cast<int64_t>(named_.size());
-  for (int64_t i = 0; i < num_named; ++i)
-    if (i == 0 || named_[i] >> kPlaceBits != named_[i - 1] >> kPlaceBits) begins_.push_back(i);
-  begins_.push_back(num_named);
+  const Digits digits(index.size, num_rows);
+  named_ = std::make_unique_for_overwrite<uint64_t[]>(index.size);
+  std::vector<uint32_t> counts(static_cast<size_t>(digits.count) << digits.num_bits);
+  const auto name = [&](const auto* ids) {
+    num_named_ = name_rows(ids, index.size, num_rows, padding, digits, named_.get(), counts.data());
+  };
+  if (index.itemsize == 4) {
+    name(static_cast<const int32_t*>(index.data));
+  } else {
+    name(static_cast<const int64_t*>(index.data));
+  }
+  // A radix sort, which is stable, by the row alone.
+  auto other = std::make_unique_for_overwrite<uint64_t[]>(num_named_);
+  for (int d = 0; d < digits.count; ++d) {
+    uint32_t* begins = counts.data() + (static_cast<size_t>(d) << digits.num_bits);
+    for (uint32_t value = 0, begin = 0; value < 1u << digits.num_bits; ++value)
+      begin += std::exchange(begins[value], begin);
+    for (int64_t i = 0; i < num_named_; ++i) other[begins[digits.of(named_[i], d)]++] = named_[i];
+    named_.swap(other);
+  }
+  begins_ = std::make_unique_for_overwrite<uint32_t[]>(num_named_ + 1);
+  uint64_t last = ~uint64_t{0};
+  for (int64_t i = 0; i < num_named_; ++i) {
+    begins_[size_] = static_cast<uint32_t>(i);
+    size_ += named_[i] >> kPlaceBits != last;
+    last = named_[i] >> kPlaceBits;
+  }
+  begins_[size_] = static_cast<uint32_t>(num_named_);
 }
 
 void NamedRows::write_ids(int64_t* ids, int64_t stride) const {
@@ -106,10 +131,10 @@ void NamedRows::write_ids(int64_t* ids, int64_t stride) const {
 
 template <typename Out>
 void NamedRows::sum_as(const typename Out::Value* rows, int64_t width, typename Out::Value* sums,
-                       int num_threads) const {
+                       int num_threads, const auto copy) const {
   using Value = typename Out::Value;
   const int64_t nbytes = width * sizeof(Value);
-  const auto num_named = static_cast<int64_t>(named_.size());
+  const int64_t num_named = num_named_;
   if (num_named * nbytes <= kSerialNbytes) num_threads = 1;
   const int64_t grain = nbytes ? rows_per_piece(nbytes, size(), num_threads) : size();
   const int64_t ahead = nbytes ? rows_ahead(nbytes) / 4 : 0;
@@ -119,9 +144,9 @@ void NamedRows::sum_as(const typename Out::Value* rows, int64_t width, typename 
   parallel_for(size(), grain, num_threads, [=, this](int64_t begin, int64_t end) {
     RowSum<Out> sum(width);
     for (int64_t i = begin; i < end; ++i) {
-      fetch_row(row(std::min(begins_[i] + ahead, num_named - 1)), nbytes);
       Value* to = sums + i * width;
-      std::memcpy(to, rows + place(begins_[i]) * width, nbytes);
+      copy(reinterpret_cast<std::byte*>(to), row(begins_[i]),
+           row(std::min(begins_[i] + ahead, num_named - 1)));
       if (begins_[i] + 1 == begins_[i + 1]) continue;
       sum.start(to);
       for (int64_t next = begins_[i] + 1; next < begins_[i + 1]; ++next)
@@ -135,9 +160,22 @@ void NamedRows::sum(Element element, const std::byte* rows, int64_t width, std::
                     int num_threads) const {
   with_element(element, [&]<typename Out>(Out) {
     using Value = typename Out::Value;
-    sum_as<Out>(reinterpret_cast<const Value*>(rows), width, reinterpret_cast<Value*>(sums),
-                num_threads);
+    const int64_t nbytes = width * sizeof(Value);
+    const auto run = [&](const auto& copy) {
+      sum_as<Out>(reinterpret_cast<const Value*>(rows), width, reinterpret_cast<Value*>(sums),
+                  num_threads, copy);
+    };
+#if DATAEFF_HAS_WIDE
+    if (nbytes >= kLine && wide_vectors()) return run(LineCopy<false>{nbytes});
+#endif
+    run(AnyCopy{nbytes});
   });
+}
+
+bool strictly_ascending(const int64_t* ids, int64_t size) {
+  bool falls = false;  // without a branch, so that a vector of ids is looked at at once
+  for (int64_t i = 1; i < size; ++i) falls |= ids[i] <= ids[i - 1];
+  return !falls;
 }
 
 }  // namespace dataeff

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <memory>
 
 #include "gather/gather.h"
 #include "gather/row_format.h"
@@ -18,7 +18,7 @@ class NamedRows {
   NamedRows(const RowIndex& index, int64_t num_rows, int64_t padding);
 
   // The number of different rows.
-  int64_t size() const { return static_cast<int64_t>(begins_.size()) - 1; }
+  int64_t size() const { return size_; }
 
   // Writes the different rows, ascending, to ids[i * stride].
   void write_ids(int64_t* ids, int64_t stride) const;
@@ -32,11 +32,16 @@ class NamedRows {
  private:
   template <typename Out>
   void sum_as(const typename Out::Value* rows, int64_t width, typename Out::Value* sums,
-              int num_threads) const;
+              int num_threads, auto copy) const;
   int64_t place(int64_t i) const { return static_cast<uint32_t>(named_[i]); }
 
-  std::vector<uint64_t> named_{};  // row << 32 | place, ascending
-  std::vector<int64_t> begins_{};  // of each different row in named_, and the end
+  int64_t num_named_ = 0;
+  int64_t size_ = 0;
+  std::unique_ptr<uint64_t[]> named_{};   // row << 32 | place, ascending
+  std::unique_ptr<uint32_t[]> begins_{};  // of each different row in named_, and the end
 };
+
+// Whether each of the ids is above the one before: sorted, and none twice.
+bool strictly_ascending(const int64_t* ids, int64_t size);
 
 }  // namespace dataeff

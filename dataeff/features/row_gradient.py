@@ -54,20 +54,32 @@ def sparse_row_gradient(
     flat, values = sum_rows_by_segments(flat, values)
     flat, values = flat.cpu(), values.cpu()
     _check_ends(flat, shape[0])
-    ids = _new_ids(len(flat))
-    ids[0] = flat
-    return _sparse(ids, values, shape, True)
+    return _sparse(flat[None], values, shape, True)
 
 
 def _new_sums(like: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    return _new_ids(shape[0]), new_on_host(like, shape, like.dtype)
+    ids = torch.empty(1, shape[0], dtype=torch.int64, device="cpu")
+    return ids, new_on_host(like, shape, like.dtype)
 
 
-def _new_ids(size: int) -> Tensor:
-    # With a gap after each: of indices without, autograd takes the tensors of a gradient into a new
-    # one, which has forgotten that it is coalesced, so that optimizers sort and sum it again. With
-    # gaps it copies the gradient, which is quicker, and both tensors come out without.
-    return torch.empty_strided((1, size), (2 * size, 2), dtype=torch.int64, device="cpu")
+def tell_coalesced(weight: Tensor) -> None:
+    """Lets the gradients that autograd leaves in `weight` say that they are coalesced.
+
+    It takes the tensors of a gradient into a new one, which has forgotten it, so that optimizers
+    would sort it and sum it again.
+    """
+    hooks = weight._post_accumulate_grad_hooks
+    if weight.is_leaf and weight.requires_grad and _look_again not in (hooks or {}).values():
+        weight.register_post_accumulate_grad_hook(_look_again)
+
+
+def _look_again(weight: Tensor) -> None:
+    grad = weight.grad
+    if grad is None or not grad.is_sparse or grad.is_coalesced():
+        return
+    ids = grad._indices()
+    if len(ids) == 1 and ids.is_contiguous() and ids.is_cpu:
+        grad._coalesced_(_core.strictly_ascending(ids.data_ptr(), ids.shape[1]))
 
 
 def _check_ends(ascending: Tensor, num_rows: int) -> None:
@@ -155,6 +167,8 @@ _apply = super(torch.autograd.Function, GatherRows).apply
 
 def gather_rows(table: Tensor, index: Tensor, sparse: bool, padding_idx: int | None) -> Tensor:
     """`GatherRows.apply` for callers that no transform of `torch.func` is around."""
+    if sparse:
+        tell_coalesced(table)
     rows: Tensor = _apply(table, index, sparse, padding_idx)  # type: ignore[no-untyped-call]
     return rows
 

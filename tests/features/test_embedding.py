@@ -161,6 +161,24 @@ def test_optimizers_find_the_gradient_coalesced(count, times):
     assert torch.equal(grad.to_dense(), dense)
 
 
+def test_a_gradient_is_called_coalesced_only_where_it_is():
+    host = dataeff.HostEmbedding(6, 3)
+    for _ in range(3):  # one hook, however often it is called
+        host(torch.tensor([4, 1])).sum().backward()
+    assert len(host.weight._post_accumulate_grad_hooks) == 1
+    other = torch.nn.functional.embedding(torch.tensor([4, 4]), host.weight, sparse=True)
+    other.sum().backward()
+    assert not host.weight.grad.is_coalesced()
+    host.weight.grad = None
+    torch.nn.functional.embedding(torch.tensor([4, 1]), host.weight, sparse=True).sum().backward()
+    assert not host.weight.grad.is_coalesced()  # each once, but not in order
+    assert _core.strictly_ascending(0, 0)
+    for ids in ([3], [0, 1, 2**40], [1, 1], [*range(40), 39], [2, 1]):
+        tensor = torch.tensor(ids)
+        expected = ids == sorted(set(ids))
+        assert _core.strictly_ascending(tensor.data_ptr(), len(ids)) == expected
+
+
 @given(
     index=st.lists(st.integers(0, 5), max_size=30),
     dtype=st.sampled_from([torch.float32, torch.float64]),
