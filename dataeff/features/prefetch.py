@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from dataeff._worker import worker
 from dataeff.features.pipeline import result_in
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account
@@ -183,17 +184,10 @@ class Prefetcher:
         if not on_host and rows.asynchronous and not unique:
             return prefetch_on_stream(self._stream(index), index, gather)
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="dataeff-prefetch")
-        try:
-            if on_host:
-                return prefetch_in_thread(self._executor, gather)
-            return prefetch_in_thread_on_stream(self._executor, self._stream(index), index, gather)
-        except BaseException:
-            # An interrupt may have come while the thread was started: the executor does not know
-            # of it then, and the process would wait for it at its end.
-            self._executor.shutdown(wait=False)
-            self._executor = None
-            raise
+            self._executor = worker("dataeff-prefetch")
+        if on_host:
+            return prefetch_in_thread(self._executor, gather)
+        return prefetch_in_thread_on_stream(self._executor, self._stream(index), index, gather)
 
     def _stream(self, index: Tensor) -> torch.cuda.Stream:
         if index.device not in self._streams:

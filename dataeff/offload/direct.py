@@ -9,11 +9,12 @@ that no transfer has to go through a buffer of cuFile's own for them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
 
 import torch
 
+from dataeff._worker import worker
 from dataeff.ledger import Tier
 from dataeff.offload.disk import ALIGNMENT, SpillSet, Written, flat_bytes
 from dataeff.offload.moments import Times
@@ -33,8 +34,8 @@ class DirectPath:
     def __init__(self, spills: SpillSet) -> None:
         self.spills = spills
         # Waiting for a device holds up only what goes the same way.
-        self._out = ThreadPoolExecutor(1, thread_name_prefix="dataeff-cufile-out")
-        self._in = ThreadPoolExecutor(1, thread_name_prefix="dataeff-cufile-in")
+        self._out = worker("dataeff-cufile-out")
+        self._in = worker("dataeff-cufile-in")
 
     def write(self, after: Event, address: int, nbytes: int) -> Future[Written]:
         """Begins to write device memory once `after` is reached."""

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
+from dataeff._worker import worker
 from dataeff.ledger import Tier
 from dataeff.memory import HostBuffer
 from dataeff.offload.direct import DirectCopy, DirectPath
@@ -254,8 +255,8 @@ class Tiers:
         self, storage: torch.UntypedStorage, streams: Streams, exposed: Exposed
     ) -> Copy:
         if self._staging is None:
+            self._writer = worker("dataeff-offload")
             self._staging = PinnedPool(self._staging_bytes, streams)
-            self._writer = ThreadPoolExecutor(1, thread_name_prefix="dataeff-offload")
         assert self._spills is not None and self._writer is not None
         while True:
             try:

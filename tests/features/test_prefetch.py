@@ -1,7 +1,5 @@
 """The order of streams around a gather on a stream of its own."""
 
-import threading
-
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -118,22 +116,3 @@ def test_rows_of_a_thread_stay_for_another_reader_too(cuda_double, monkeypatch):
             torch.Tensor, "record_stream", lambda rows, stream: cuda.log.append(stream.name)
         )
         assert pending.wait().shape == (7, 2) and cuda.log[-1] == "another"
-
-
-def test_an_interrupt_while_the_thread_starts_leaves_none_that_is_waited_for(monkeypatch):
-    """The process hung at its end."""
-    start, started = threading.Thread.start, []
-
-    def interrupted(thread):
-        start(thread)
-        started.append(thread)
-        raise KeyboardInterrupt
-
-    with FeatureTable(torch.arange(6.0).view(3, 2)) as table:
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                table.prefetch(torch.tensor([1]))
-        started[0].join(timeout=10)
-        assert not started[0].is_alive()
-        assert table.prefetch(torch.tensor([1])).wait().tolist() == [[2, 3]]

@@ -181,6 +181,19 @@ class Reached:
 
 
 @pytest.fixture
+def until_running():
+    """until_running(future): returns once a thread has taken it up."""
+
+    def wait(future):
+        deadline = time.monotonic() + 10
+        while not future.running() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert future.running()
+
+    return wait
+
+
+@pytest.fixture
 def late_streams():
     streams = LateStreams(None)
     yield streams

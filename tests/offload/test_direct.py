@@ -88,12 +88,13 @@ def test_transfers_wait_for_the_device(opened, fake, late_streams):
     copy.release()
 
 
-def test_a_write_that_has_not_begun_is_cancelled(opened, fake, late_streams):
+def test_a_write_that_has_not_begun_is_cancelled(opened, fake, late_streams, until_running):
     tiers = opened(nn.Identity())._tiers
     late_streams.delay_s = 0.1
     storages = [torch.zeros(1 << 16, dtype=torch.uint8).untyped_storage() for _ in range(2)]
     num_writes = fake.num_writes
     first, second = (tiers.store(storage, None) for storage in storages)
+    until_running(first._begun)
     assert second.cancel() and not first.cancel()  # one waits for the device, one behind it
     second.release()
     first.finish()

@@ -298,7 +298,9 @@ def test_transfers_take_as_long_as_the_device_says(gpt_and_loss, offload_of, lat
     assert not offload._cache.account._pending
 
 
-def test_a_queued_write_is_cancelled_when_backward_comes_first(offload_of, late_streams):
+def test_a_queued_write_is_cancelled_when_backward_comes_first(
+    offload_of, late_streams, until_running
+):
     """The device's copy cannot be stopped; the write that waits for it, or behind it, can."""
     late_streams.delay_s = 0.1
     faults = FaultPlan()
@@ -311,6 +313,7 @@ def test_a_queued_write_is_cancelled_when_backward_comes_first(offload_of, late_
 
     first, second = (tiers.store(storage) for storage in storages)
     del storages
+    until_running(first._spilled)
     assert second.cancel() and not first.cancel()
     second.release()
     tiers.poll()
