@@ -7,6 +7,7 @@
 #include "memory/host_mapping.h"
 #include "memory/huge_pages.h"
 #include "memory/idle_blocks.h"
+#include "memory/same_bytes.h"
 #include "memory/slab.h"
 
 namespace py = pybind11;
@@ -139,6 +140,20 @@ void bind_memory(py::module_& m) {
         prefer_huge_pages(reinterpret_cast<void*>(data), nbytes);
       },
       py::arg("data"), py::arg("nbytes"));
+  m.def(
+      "copy_bytes",
+      [](uintptr_t parts, int64_t num_parts, int num_threads) {
+        copy_bytes(reinterpret_cast<const CopiedBytes*>(parts), num_parts, num_threads);
+      },
+      py::arg("parts"), py::arg("num_parts"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "same_bytes",
+      [](uintptr_t parts, int64_t num_parts, int num_threads) {
+        return same_bytes(reinterpret_cast<const CopiedBytes*>(parts), num_parts, num_threads);
+      },
+      py::arg("parts"), py::arg("num_parts"), py::arg("num_threads"),
+      py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace dataeff

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 
@@ -152,10 +152,21 @@ SCRATCH = Scratch(kept_share())
 ARENAS = Scratch(kept_share(), roomy=True)
 
 
+_clears: list[Callable[[], None]] = []
+
+
+def when_idle_is_cleared(clear: Callable[[], None]) -> Callable[[], None]:
+    """Have `clear_idle` call this too, for memory that is kept to save time and nothing else."""
+    _clears.append(clear)
+    return clear
+
+
 def clear_idle() -> None:
-    """Give all idle blocks of this process back to the system."""
+    """Give all that this process keeps for later calls back to the system."""
     for scratch in list(_all):
         scratch.clear()
+    for clear in _clears:
+        clear()
 
 
 def _forked() -> None:

@@ -14,11 +14,13 @@ from torch.nn.parameter import UninitializedParameter
 from dataeff import rgnn
 from dataeff.nn.arguments import check_features, refuse_other_arguments
 from dataeff.nn.graphs import typed_graph_for
+from dataeff.rgnn.constants import Arguments, constants_of
 from dataeff.rgnn.graph_symbol import GraphSymbol
 from dataeff.rgnn.symbols import Argument, Symbol, Value
 from dataeff.rgnn.typed import TypedLayout
 
 Metadata = tuple[list[str], list[tuple[str, str, str]]]
+Maps = tuple[list[Tensor], list[Tensor]]
 
 
 @rgnn.layer
@@ -157,16 +159,30 @@ class HGTConv(torch.nn.Module):
         self, graph: rgnn.Graph, layout: TypedLayout, x_dict: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The layer for features of one width."""
-        x, heads = layout.concatenate(x_dict), self.heads
-        weight, bias = self.kqv_lin.stacked()
-        weights = weight.unflatten(2, (3, heads, -1)).unbind(2)
-        biases = bias.unflatten(1, (3, heads, -1)).unbind(1)
-        pairs = [value for pair in zip(weights, biases, strict=True) for value in pair]
-        skip = None
-        if x.shape[-1] == self.out_channels:
-            skip = torch.cat([self.skip[name] for name in self.node_types])
-        out: Tensor = hgt(graph, x, *pairs, *self._relations(), *self.out_lin.stacked(), skip)
+        x = layout.concatenate(x_dict)
+        kqv, out_lin, skip, priors = self._sources(x.shape[-1] == self.out_channels)
+        stacks = self.k_rel.weight, self.v_rel.weight
+
+        def arguments() -> Arguments:
+            weight, bias = _stacked(kqv)
+            weights = weight.unflatten(2, (3, self.heads, -1)).unbind(2)
+            biases = bias.unflatten(1, (3, self.heads, -1)).unbind(1)
+            pairs = [value for pair in zip(weights, biases, strict=True) for value in pair]
+            shares = torch.cat(skip) if skip else None
+            return (*pairs, *self._relations(priors), *_stacked(out_lin), shares)
+
+        if torch.compiler.is_compiling():
+            made = arguments()
+        else:
+            parts = (*kqv[0], *kqv[1], *out_lin[0], *out_lin[1], *skip, *priors, *stacks)
+            made = constants_of(self).of(parts, arguments)
+        out: Tensor = hgt(graph, x, *made)
         return layout.split(out)
+
+    def _sources(self, skip: bool) -> tuple[Maps, Maps, list[Tensor], list[Tensor]]:
+        """Maps of inputs and of outputs, shares of the input if it is added, and priors."""
+        shares = [self.skip[name] for name in self.node_types] if skip else []
+        return self.kqv_lin.maps(), self.out_lin.maps(), shares, self._all_priors()
 
     def _by_type(
         self, graph: rgnn.Graph, layout: TypedLayout, x_dict: Mapping[str, Tensor]
@@ -174,7 +190,8 @@ class HGTConv(torch.nn.Module):
         """The layer for features of several widths, or none for a type without nodes."""
         kqv = {t: self.kqv_lin.lins[t](x) for t, x in x_dict.items()}
         k, q, v = layout.concatenate(kqv).unflatten(1, (3, self.heads, -1)).unbind(1)
-        out: Tensor = hgt_projected(graph, k, q, v, *self._relations(), *self.out_lin.stacked())
+        maps = _stacked(self.out_lin.maps())
+        out: Tensor = hgt_projected(graph, k, q, v, *self._relations(self._all_priors()), *maps)
         found = layout.split(out)
         for name, x in x_dict.items():
             if x.shape[-1] == self.out_channels:
@@ -182,13 +199,15 @@ class HGTConv(torch.nn.Module):
                 found[name] = share * rows + (1 - share) * x[: rows.shape[0]]
         return found
 
-    def _relations(self) -> tuple[Tensor, Tensor, Tensor]:
+    def _all_priors(self) -> list[Tensor]:
+        """Those of each relation, [1, heads]."""
+        own = self.p_rel._parameters  # asking the module takes a microsecond each, for hundreds
+        return [own[name] if name in own else self.p_rel[name] for name in self._priors]  # type: ignore[misc]
+
+    def _relations(self, priors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Weights of keys and of messages [relations, heads, D, D], and priors over sqrt(D)."""
         attend, message = (rel.by_relation(self.heads) for rel in (self.k_rel, self.v_rel))
-        own = self.p_rel._parameters  # asking the module takes a microsecond each, for hundreds
-        priors = [own[name] if name in own else self.p_rel[name] for name in self._priors]
-        prior = torch.cat(priors)  # type: ignore[arg-type]
-        return attend, message, prior / math.sqrt(self.out_channels // self.heads)
+        return attend, message, torch.cat(priors) / math.sqrt(self.out_channels // self.heads)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(-1, {self.out_channels}, heads={self.heads})"
@@ -232,10 +251,10 @@ class _Linears(torch.nn.Module):
         widths = {x.shape[-1] for x in x_dict.values()}
         return len(widths) == 1 and len(x_dict) == len(self.lins)
 
-    def stacked(self) -> tuple[Tensor, Tensor]:
-        """Weights [types, in, out] and biases [types, out]."""
+    def maps(self) -> Maps:
+        """Weights [out, in] and biases [out] of each type."""
         lins: list[Any] = list(self.lins.values())
-        return torch.stack([n.weight for n in lins]).mT, torch.stack([n.bias for n in lins])
+        return [n.weight for n in lins], [n.bias for n in lins]
 
 
 class _Stacked(torch.nn.Module):
@@ -253,6 +272,12 @@ class _Stacked(torch.nn.Module):
         """[relations, heads, width, width]."""
         split: Tensor = self.weight.unflatten(0, (heads, -1))
         return split.transpose(0, 1)
+
+
+def _stacked(maps: Maps) -> tuple[Tensor, Tensor]:
+    """Weights [types, in, out] and biases [types, out]."""
+    weights, biases = maps
+    return torch.stack(weights).mT, torch.stack(biases)
 
 
 def _joined(edge_type: tuple[str, ...]) -> str:

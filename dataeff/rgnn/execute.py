@@ -10,10 +10,11 @@ from torch import Tensor
 from dataeff.memory.huge_pages import on_huge_pages
 from dataeff.memory.scratch import ARENAS, SCRATCH, SMALLEST_LENT_NBYTES
 from dataeff.rgnn.arena import Places, lives, passing_values, place
+from dataeff.rgnn.constants import ConstantSteps
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_gemm_sum, typed_sum
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
-from dataeff.rgnn.memory_plan import last_uses, overwritten, passing
+from dataeff.rgnn.memory_plan import last_uses, makes, overwritten, passing
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.tiles import GemmSchedule
@@ -83,6 +84,7 @@ class Executor:
         self.overwrites = overwritten(schedule)
         self.passing = passing(schedule)
         self.passing_values = passing_values(schedule)
+        self.constant = ConstantSteps(schedule)
         self._placed: dict[tuple[tuple[int, ...], int], Places] = {}
 
     def _places(self, view: View, like: Tensor) -> Places:
@@ -107,13 +109,23 @@ class Executor:
             tensor = inputs[str(op.attrs[0])].contiguous()
             values[op.id] = tensor.unsqueeze(0) if op.type.domain == "one" else tensor
         memory = Memory(self._places(view, like))
+        group = self.constant.group(inputs)
+        key = None if group is None else self.constant.key(view)
+        known = None if group is None else group.find(key)
+        values |= known or {}
+        made: dict[int, Tensor] = {}
         try:
             for number, step in enumerate(self.schedule.steps):
-                self._run(number, step, view, values, like, memory)
+                if known is None or number not in self.constant.numbers:
+                    self._run(number, step, view, values, like, memory)
+                if known is None and number in self.constant.read:
+                    made |= {v: values[v] for v in makes(self.schedule, number)}
                 for value in self.dying[number]:
                     values.pop(value, None)
         finally:  # a step that failed keeps no block
             memory.close()
+        if group is not None and known is None:
+            group.keep(key, made, self.constant.flops(view))
         return [self._result(o, values, like) for o in self.program.outputs]
 
     def _result(self, output: int, values: dict[int, Tensor], like: Tensor) -> Tensor:

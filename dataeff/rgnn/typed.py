@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff.rgnn.id_range import as_edge_index, refuse_meta
+from dataeff.rgnn.watched import is_watched
 
 EdgeType = tuple[str, str, str]
 
@@ -67,7 +68,10 @@ class TypedLayout:
             for t, begin, end in self.parts()
             if (name := self.node_types[t]) in values
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(parts) == 1:
+            return parts[0]
+        whole = joined(parts)
+        return torch.cat(parts) if whole is None else whole
 
     def split(self, rows: Tensor) -> dict[str, Tensor]:
         """The rows [num_dst_nodes, ...] of each type's destinations."""
@@ -92,6 +96,25 @@ class TypedLayout:
         before = [0, *accumulate(others)]
         rest = [first[-1] + before[t] - inner for t, inner in enumerate(self.num_dst_nodes)]
         return first[:-1], rest
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor | None:
+    """The table that these are the parts of, in order, where they stand so and need no gradients.
+
+    So do the results of a layer that the next one is given: nothing is copied.
+    """
+    first = parts[0]
+    if is_watched() or first.device.type != "cpu" or any(type(p) is not Tensor for p in parts):
+        return None
+    kind = first.dtype, first.shape[1:], first.untyped_storage().data_ptr()
+    end = first.data_ptr()
+    for part in parts:
+        if (part.dtype, part.shape[1:], part.untyped_storage().data_ptr()) != kind:
+            return None
+        if not part.is_contiguous() or (part.data_ptr() != end and part.numel()):
+            return None
+        end += part.nbytes
+    return first.as_strided((sum(p.shape[0] for p in parts), *first.shape[1:]), first.stride())
 
 
 def typed_layout(

@@ -207,3 +207,24 @@ def test_the_first_wrong_node_is_named_sources_before_destinations():
 def test_edges_by_type_that_are_no_ids_are_named():
     with pytest.raises(TypeError, match=r"edges of \('n', 'r', 'n'\) must be int32 or int64"):
         rgnn.Graph.from_typed({("n", "r", "n"): torch.zeros(2, 3)}, {"n": 7})
+
+
+def test_parts_of_one_table_are_not_copied():
+    names = ("a", "b", "c")
+    layout = typed.typed_layout(
+        {("a", "r", "b"): torch.zeros(2, 0).long()}, {"a": 3, "b": 4, "c": 2}, None, None
+    )
+    table = torch.randn(9, 5)
+    parts = dict(zip(names, table.split([3, 4, 2]), strict=True))
+    with torch.no_grad():
+        whole = layout.concatenate(parts)
+        assert whole.data_ptr() == table.data_ptr() and torch.equal(whole, table)
+        for other in (
+            {**parts, "b": parts["b"].clone()},
+            {**parts, "a": table[4:7], "b": table[3:7]},
+            {**parts, "b": parts["b"].flip(1)},
+        ):
+            found = layout.concatenate(other)
+            assert torch.equal(found, torch.cat([other[n] for n in names]))
+            assert found.data_ptr() != table.data_ptr()
+    assert layout.concatenate(parts).data_ptr() != table.data_ptr()  # gradients may be wanted
