@@ -140,6 +140,8 @@ def _stored(program: Program, dense: tuple[str, ...]) -> set[int]:
     for op in program.ops:
         if op.kind == "gather" and op.args[0] in costly:
             found.add(op.args[0])
+    # The first rows of a value are a view of it: where they are stored, it is.
+    found.update(a for v in sorted(found) if program[v].kind == "prefix" for a in program[v].args)
     return found | _partial_products(program, found)
 
 

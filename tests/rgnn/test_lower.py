@@ -39,3 +39,21 @@ def test_a_value_of_many_that_one_kernel_reads_is_not_stored():
     product = b.emit("mul", b.emit("mul", factors[0], factors[1]), factors[2])
     schedule = lower(b.program([b.emit("sum", product, attrs=("edge.dst",))]))
     assert product not in schedule.stored
+
+
+@pytest.mark.parametrize("read", ["product", "scores"])
+def test_the_first_rows_of_a_computed_value_are_stored_with_it(read):
+    """A prefix is a view, so a step that stores it needs the whole value in memory."""
+    b = Builder()
+    x = b.emit("input", attrs=("x",), type=Type("node", (16,)))
+    w = b.emit("input", attrs=("w",), type=Type("one", (16, 16) if read == "product" else (16,)))
+    if read == "product":
+        whole = b.emit("relu", x)
+        first = b.emit("prefix", whole)
+        out = b.emit("linear", first, w)
+    else:
+        whole = b.emit("linear", x, w)
+        first = b.emit("prefix", whole)
+        out = b.emit("sum", b.emit("gather", first, attrs=("edge.dst",)), attrs=("edge.dst",))
+    schedule = lower(b.program([out]))
+    assert first in schedule.stored and whole in schedule.stored
