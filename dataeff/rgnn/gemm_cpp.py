@@ -52,14 +52,15 @@ _ARGUMENTS = "\n".join(
 )
 
 _TILES = """
+// Rows of the forward tile and inputs of the weight gradient's: with fewer sums than it takes to
+// hide a multiply-add behind others, each of them is waited for.
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kRows = 6, kVectors = 4;
+constexpr int kVectorBytes = 64, kRows = 6, kInputs = 4, kVectors = 4;
 #elif defined(__AVX__)
-constexpr int kVectorBytes = 32, kRows = 6, kVectors = 2;
+constexpr int kVectorBytes = 32, kRows = 6, kInputs = 6, kVectors = 2;
 #else
-constexpr int kVectorBytes = 16, kRows = 4, kVectors = 2;
+constexpr int kVectorBytes = 16, kRows = 4, kInputs = 4, kVectors = 2;
 #endif
-constexpr int kInputs = 4;        // of the weight gradient's register tile
 constexpr int64_t kTileRows = 192;  // of one piece of the forward loop
 constexpr int64_t kFirstCache = (24 << 10) / sizeof(Value);  // elements of a weight in it
 constexpr int64_t kBlockRows = 64;  // that the weight gradient multiplies from the first cache
