@@ -257,7 +257,11 @@ class AutoPolicy:
         budget = None if self._budget is None else max(0.0, self._budget - self.other_bytes)
         rates = self._tiers.measure(self._device())
         self.plan = plan(
-            profiles, host=rates.get(Tier.HOST), disk=rates.get(Tier.DISK), memory_budget=budget
+            profiles,
+            host=rates.get(Tier.HOST),
+            disk=rates.get(Tier.DISK),
+            memory_budget=budget,
+            part_bytes=self._largest or float("inf"),
         )
         self._foresee(self.plan, rates, profiler.other_s(), cache)
 

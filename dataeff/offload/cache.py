@@ -157,8 +157,8 @@ class TensorCache:
             self.counters.num_unpacked += 1
             self._poll()
             tensor = handle.rebuild(self._bring(saved))
-            if saved.see(handle) and saved.cached:
-                self.held.drop(saved)
+            if saved.see(handle):
+                self.held.reached(saved)
             return tensor
 
     # ---- deciding --------------------------------------------------------------------------
@@ -241,8 +241,7 @@ class TensorCache:
         saved.tape = self.passes.saving()
         saved.position = saved.tape.append(saved)
         if self._keeps_last and saved.tape.soon(self._share_of_last(saved.tape)):
-            saved.stay()
-            self.held.last_nbytes += nbytes
+            self.held.stay(saved)
             self.counters.bytes_kept += nbytes
             stored = False
         else:

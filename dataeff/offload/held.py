@@ -59,6 +59,19 @@ class HeldBytes:
         self._cached[id(saved)] = weakref.ref(saved)
         self.cached_nbytes += saved.nbytes
 
+    def stay(self, saved: SavedStorage) -> None:
+        """Notes that `saved` is not moved because backward will soon want it."""
+        saved.stays = True
+        self.last_nbytes += saved.nbytes
+
+    def reached(self, saved: SavedStorage) -> None:
+        """Backward has come to `saved`: it is not ahead of it any more."""
+        if saved.cached:
+            self.drop(saved)
+        elif saved.stays:
+            saved.stays = False
+            self.last_nbytes -= saved.nbytes
+
     def drop(self, saved: SavedStorage) -> None:
         """Lets the memory of a cached storage go."""
         saved.storage = saved.arrived = None

@@ -77,7 +77,9 @@ class Incoming:
                     break
                 tape.fetched(saved.position)
                 continue
-            if self._held.cached_nbytes + self._held.last_nbytes + saved.nbytes > limit:
+            # What forward has left in memory, or is about to, is as good as brought back.
+            ahead = self._held.cached_nbytes + self._held.last_nbytes + self._outgoing.nbytes
+            if ahead + saved.nbytes > limit:
                 break
             if revive(saved.weak, saved.shift + saved.nbytes) is None:
                 try:

@@ -34,7 +34,7 @@ class Outgoing:
         self._tiers, self._held, self._passes = tiers, held, passes
         self.budget, self._account = budget, account
         self._queue: OrderedDict[SavedStorage, None] = OrderedDict()
-        self._nbytes = 0
+        self.nbytes = 0  # of the stores under way
         self._warned: set[str] = set()
 
     def __len__(self) -> int:
@@ -45,7 +45,7 @@ class Outgoing:
     ) -> None:
         """Begins to store `saved`, waiting for the oldest stores while the budget is spent."""
         limit = self._passes.limit(self.budget, saved.tape)
-        while self._queue and self._nbytes + self._held.last_nbytes + saved.nbytes > limit:
+        while self._queue and self.nbytes + self._held.last_nbytes + saved.nbytes > limit:
             with self._account.exposed("wait for store", saved.device):
                 self._end_oldest()
         try:
@@ -66,6 +66,7 @@ class Outgoing:
         self._take_off(saved)
         self._account.counters.bytes_cancelled += saved.nbytes
         self._discard_copy(saved)
+        self._held.stay(saved)
         return True
 
     def _sent(self, saved: SavedStorage) -> None:
@@ -74,13 +75,13 @@ class Outgoing:
         self._held.add(saved.copy.host_nbytes)
         saved.writing = True
         self._queue[saved] = None
-        self._nbytes += saved.nbytes
+        self.nbytes += saved.nbytes
 
     def _take_off(self, saved: SavedStorage) -> None:
         """Takes what is written no more off the queue."""
         self._queue.pop(saved, None)
         saved.writing = False
-        self._nbytes -= saved.nbytes
+        self.nbytes -= saved.nbytes
 
     def settle(self) -> None:
         """Settles the stores that have ended; stops those that nobody wants any more."""
@@ -98,7 +99,7 @@ class Outgoing:
 
     def recount(self) -> None:
         """Counts anew what is under way."""
-        self._nbytes = sum(saved.nbytes for saved in self._queue)
+        self.nbytes = sum(saved.nbytes for saved in self._queue)
 
     def drain(self) -> None:
         """Waits for every store."""

@@ -131,6 +131,7 @@ def plan(
     host: TierRate | None = None,
     disk: TierRate | None = None,
     memory_budget: float | None = None,
+    part_bytes: float = float("inf"),
 ) -> Plan:
     """The plan that adds the least time among those whose peak fits `memory_budget`.
 
@@ -142,7 +143,8 @@ def plan(
         sum kept + inputs of recomputed + working set                <= memory_budget
 
     Both families hold where module n is moved. The working set is the largest module recomputed, or
-    twice the largest moved: one on its way out (in), one in use.
+    the largest moved, which may be on its way out (in), and of it one storage in use: all of it,
+    unless `part_bytes`, the size of the largest storage, tells that it is less.
 
     Without a budget nothing may be exposed or recomputed, and as many bytes as possible are moved.
     If no plan fits the budget, the one with the least peak is returned and `fits` is false.
@@ -153,7 +155,7 @@ def plan(
     """
     if not profiles:
         raise ValueError("profiles: there is no module to plan for")
-    program = _Program(tuple(profiles), {Action.HOST: host, Action.DISK: disk})
+    program = _Program(tuple(profiles), {Action.HOST: host, Action.DISK: disk}, part_bytes)
     if memory_budget is None:
         return program.plan(program.most_hidden(), fits=True)
     actions = program.least_time(memory_budget)
@@ -166,9 +168,12 @@ class _Program:
     """The variables: one 0/1 per module and action, then exposed seconds, then the working set."""
 
     def __init__(
-        self, profiles: tuple[ModuleProfile, ...], rates: dict[Action, TierRate | None]
+        self,
+        profiles: tuple[ModuleProfile, ...],
+        rates: dict[Action, TierRate | None],
+        part_bytes: float,
     ) -> None:
-        self.profiles = profiles
+        self.profiles, self.part_bytes = profiles, part_bytes
         self.rates = {action: rate for action, rate in rates.items() if rate is not None}
         self.choices = [
             (i, action)
@@ -233,7 +238,7 @@ class _Program:
             if action is Action.RECOMPUTE:
                 row[k] += p.saved_bytes
             elif action is not Action.KEEP:
-                row[k] += 2 * p.moved_bytes
+                row[k] += p.moved_bytes + min(p.moved_bytes, self.part_bytes)
             row /= self.byte
             row[self.working] = -1.0
             self.rows.append((row, -np.inf, 0.0))

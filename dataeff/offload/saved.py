@@ -147,9 +147,14 @@ class SavedStorage:
     def weak(self, weak: StorageWeakRef) -> None:
         self._remains.weak = weak
 
-    def stay(self) -> None:
-        """The bytes are among the last of their pass and are not moved."""
-        self._remains.last_nbytes = self.nbytes
+    @property
+    def stays(self) -> bool:
+        """Whether the bytes are in memory alone because backward will soon want them."""
+        return self._remains.last_nbytes > 0
+
+    @stays.setter
+    def stays(self, stays: bool) -> None:
+        self._remains.last_nbytes = self.nbytes if stays else 0
 
     def add_handle(self, handle: Handle) -> HandleRef:
         """Counts a new handle for as long as it lives."""

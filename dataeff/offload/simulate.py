@@ -44,7 +44,6 @@ class _Part:
     stored_s: float = 0.0  # when its store ends
     started_s: float = 0.0  # when its store begins
     back_s: float | None = None  # when its load ends, once it is begun
-    forwarded: bool = False  # never left memory
 
 
 @dataclass
@@ -61,7 +60,7 @@ class _Step:
     unseen: float = 0.0
     free_s: dict[Action, float] = field(default_factory=dict)
     leaving: deque[_Part] = field(default_factory=deque)
-    coming: float = 0.0  # bytes read, or being read, ahead of backward
+    coming: float = 0.0  # bytes that are in memory, or on their way to it, ahead of backward
 
     def hold(self, nbytes: float) -> None:
         self.held += nbytes
@@ -95,7 +94,8 @@ class _Step:
         """Stores that have not begun are stopped as backward comes near: the tier only reads."""
         for part in parts:
             if part.stored_s > self.now_s:
-                part.back_s, part.forwarded = self.now_s, True
+                part.back_s = self.now_s
+                self.coming += part.nbytes
                 if part in self.leaving:
                     self.leaving.remove(part)
         for tier in self.free_s:
@@ -127,8 +127,7 @@ class _Step:
 
     def done_with(self, part: _Part) -> None:
         """Backward has used the part."""
-        if not part.forwarded:
-            self.coming -= part.nbytes
+        self.coming -= part.nbytes
         self.held -= part.nbytes
 
 

@@ -191,7 +191,7 @@ class AnySequence(RuleBasedStateMachine):
         self.quietly(self.cache.poll)
         held = self.cache.held
         assert held._nbytes >= 0 and held.cached_nbytes >= 0 and held.last_nbytes >= 0
-        assert self.cache._outgoing._nbytes >= 0
+        assert self.cache._outgoing.nbytes >= 0
 
     def teardown(self):
         if not hasattr(self, "cache"):
@@ -209,7 +209,7 @@ class AnySequence(RuleBasedStateMachine):
         assert self.offload.report().saved_bytes == 0
         spills = self.offload._tiers._spills
         assert sum(file.used_nbytes for file in spills.files) == 0
-        assert self.cache._outgoing._nbytes == self.cache.held.cached_nbytes == 0
+        assert self.cache._outgoing.nbytes == self.cache.held.cached_nbytes == 0
         self.offload.close()
         if self.streams is not None:
             assert self.streams.pinned == 0

@@ -220,7 +220,7 @@ class Interrupted:
         tiers = cache._tiers
         left = {
             "saved": self.offload.report().saved_bytes,
-            "outgoing": cache._outgoing._nbytes,
+            "outgoing": cache._outgoing.nbytes,
             "cached": cache.held.cached_nbytes,
             "host": tiers.used_nbytes,
         }

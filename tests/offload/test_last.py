@@ -8,6 +8,7 @@ from torch import nn
 
 from dataeff.offload import ActivationOffload
 from dataeff.offload.schedule import Past
+from dataeff.storage import FaultPlan
 
 STORAGE = 2**18
 
@@ -131,3 +132,28 @@ def test_the_first_that_backward_asked_for_within_so_many_bytes():
     assert past.first(6) == {2, 3}
     assert past.first(10) == {2, 3}
     assert past.first(12) == {0, 1, 2, 3}
+
+
+def test_what_is_not_written_when_backward_begins_counts_as_brought_back(net, tmp_path):
+    """Four storages wait for a slow disk: with four read beside them, twice the budget was held."""
+    model, x = net
+    faults, budget = FaultPlan(), 4 * STORAGE
+    offload = ActivationOffload(
+        model, tmp_path, min_bytes=0, num_threads=1, faults=faults,
+        in_flight_bytes=budget, prefetch_bytes=budget,
+    )  # fmt: skip
+    cache, counters = offload._cache, offload._cache.counters
+    with offload:
+        half = model[:8](x)
+        cache.drain()
+        faults.add("write", delay_s=0.2, times=1)
+        slow = cache._tiers._spills.begin_write(torch.empty(STORAGE).data_ptr(), STORAGE)
+        out = model[8:](half)
+        loss = out.sum()
+        counters.peak_saved_bytes = 0
+        loss.backward()
+    slow.finish()
+    slow.release()
+    cancelled = offload.report().bytes_cancelled
+    assert cancelled >= 3 * STORAGE and counters.peak_saved_bytes <= budget + STORAGE
+    offload.close()

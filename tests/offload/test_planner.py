@@ -53,6 +53,13 @@ def test_prefers_host_to_disk_until_it_is_full():
     assert found.peak_bytes <= 4500
 
 
+def test_a_module_that_is_moved_storage_by_storage_takes_less_than_two_of_it():
+    fast, budget = TierRate(1e6, 1e6), 1500
+    assert not plan(equal_modules(4), disk=fast, memory_budget=budget).fits
+    found = plan(equal_modules(4), disk=fast, memory_budget=budget, part_bytes=250)
+    assert found.fits and found.actions == (DISK,) * 4 and found.peak_bytes == 1250
+
+
 def test_says_when_nothing_fits():
     found = plan(equal_modules(4, 900), disk=TierRate(1e6, 1e6), memory_budget=100)
     assert not found.fits and "NO plan fits" in str(found)
