@@ -5,25 +5,26 @@
 namespace dataeff {
 
 bool TransferQueue::push(std::shared_ptr<Transfer> transfer) {
-  const bool one_piece = transfer->nbytes <= kPieceBytes;
   {
     std::lock_guard lock(mutex_);
     if (closed_) return false;
     if (transfer->done()) return true;  // nothing to move
     entries_[static_cast<int>(transfer->op)].push_back({std::move(transfer)});
   }
-  if (one_piece) {
-    changed_.notify_one();
-  } else {
-    changed_.notify_all();
-  }
+  changed_.notify_one();
   return true;
 }
 
 bool TransferQueue::take(Op preferred, Piece& piece) {
   std::unique_lock lock(mutex_);
   for (;;) {
-    if (take_locked(preferred, piece)) return true;
+    if (take_locked(preferred, piece)) {
+      // Whoever pushed has work to do: takers wake one another, while there is more to take.
+      const bool more = !entries_[0].empty() || !entries_[1].empty();
+      lock.unlock();
+      if (more) changed_.notify_one();
+      return true;
+    }
     if (closed_) return false;
     changed_.wait(lock);
   }
