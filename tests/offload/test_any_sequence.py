@@ -105,8 +105,11 @@ class AnySequence(RuleBasedStateMachine):
     @HAS_TENSORS
     @rule(which=WHICH)
     def change(self, which):
+        row = self.tensors[which % len(self.tensors)].select(0, 0)
+        if 0 in row.stride():  # torch changes no tensor in place that lies over itself
+            row = row[:1]
         with torch.no_grad():
-            self.tensors[which % len(self.tensors)].select(0, 0).mul_(2)
+            row.mul_(2)
 
     @HAS_TENSORS
     @rule(which=WHICH)
