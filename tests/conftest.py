@@ -25,8 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the doubles
 # process it starts: the tests of Ctrl-C need it as a terminal leaves it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# How long a draw or an example takes says how busy the machine is, not whether a test passes.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long a draw or an example takes says how busy the machine is, not whether a test passes. What
+# decides about a change draws the same examples each time; everybody else looks for new ones.
+settings.register_profile(
+    "untimed",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("untimed")
 
 
