@@ -206,6 +206,8 @@ def provenance(kind: str, records: Sequence[Record]) -> str:
     )
     vectors = sorted({r.versions["vectors"] for r in records if "vectors" in r.versions})
     with_vectors = f" with {' and '.join(vectors)}" if vectors and kind == "cpu" else ""
+    if with_vectors and any("vectors" not in r.versions for r in records):
+        with_vectors += " (older rows do not say with which)"
     device = last.device.partition(": ")[2] + with_vectors
     return (
         f"{label}: {device}, {_threads(last)}, {packages}, "
