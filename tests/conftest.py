@@ -12,7 +12,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 # Before torch maps libgomp. Two processes whose threads spin for each other's work on two cores
-# run tests of many small operations 10 to 40 times slower.
+# run tests of many small operations up to 40 times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest

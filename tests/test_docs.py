@@ -30,11 +30,14 @@ ALL_BLOCKS = [
 
 # Runs each argument as a program of its own, in a process of its own that has imported torch.
 RUN_EACH = """
-import os, sys
+import os, sys, warnings
 import torch
 
 for number, code in enumerate(sys.argv[1:]):
-    if (child := os.fork()) == 0:
+    with warnings.catch_warnings():  # Python 3.12 warns of a fork beside the threads of numpy
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
         exec(compile(code, f"block {number}", "exec"), {"__name__": "__main__"})
         sys.exit()
     if os.waitpid(child, 0)[1]:

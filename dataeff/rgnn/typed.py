@@ -114,7 +114,9 @@ def joined(parts: Sequence[Tensor]) -> Tensor | None:
         if not part.is_contiguous() or (part.data_ptr() != end and part.numel()):
             return None
         end += part.nbytes
-    return first.as_strided((sum(p.shape[0] for p in parts), *first.shape[1:]), first.stride())
+    # Not by the strides of `first`: those of a single row, or of none, may be anything.
+    flat = first.as_strided((sum(p.numel() for p in parts),), (1,))
+    return flat.view(sum(p.shape[0] for p in parts), *first.shape[1:])
 
 
 def typed_layout(

@@ -228,3 +228,13 @@ def test_parts_of_one_table_are_not_copied():
             assert torch.equal(found, torch.cat([other[n] for n in names]))
             assert found.data_ptr() != table.data_ptr()
     assert layout.concatenate(parts).data_ptr() != table.data_ptr()  # gradients may be wanted
+
+
+@torch.no_grad()
+def test_a_single_row_of_other_strides_does_not_say_how_the_rows_after_it_lie():
+    table = torch.arange(32.0).view(4, 8)
+    for rows in (slice(0, 1), slice(0, 0)):
+        first = table[::2][rows]  # contiguous for torch, with the strides of every other row
+        parts = [first, table[len(first) : 3]]
+        whole = typed.joined(parts)
+        assert whole is None or torch.equal(whole, torch.cat(parts))
