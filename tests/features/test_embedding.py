@@ -219,6 +219,7 @@ class OnGpu(torch.Tensor):
     """Ids whose sums are made as on a GPU, where a wrong one has not been refused before."""
 
     is_cuda = True
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
 
 @pytest.mark.parametrize("wrong", [6, 2**40, -7, -(2**40)])

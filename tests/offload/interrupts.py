@@ -38,6 +38,8 @@ def traced(seen: Callable[[Place], None], skipped: tuple[CodeType, ...]) -> Iter
         return trace
 
     ignored, sys.unraisablehook = sys.unraisablehook, lambda error: None  # of finalisers
+    # Python 3.12 asks before instructions only if some frame wanted it when this is called
+    sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:
         yield
