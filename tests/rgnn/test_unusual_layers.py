@@ -201,7 +201,8 @@ def test_in_torch_compile_autocast_and_functional_call(layer):
             self.given = torch.nn.ParameterList(given)
 
         def forward(self, graph, x):
-            y = layer(graph, x, *self.given)
+            # dynamo of torch 2.11 cannot unpack the list itself
+            y = layer(graph, x, *[self.given[i] for i in range(len(self.given))])
             return y if isinstance(y, tuple) else (y,)
 
     (graph, x, *given), _ = call_of(layer, "some", torch.float32)
