@@ -158,6 +158,43 @@ def test_features_come_out_of_a_table(filter_per_worker, device):
     assert tabled.x.stats().num_rows == sum(batch.num_nodes for batch in runs[1])
 
 
+@pytest.mark.parametrize("filter_per_worker", [True, False])
+def test_ids_that_the_data_came_with_choose_no_rows_of_tables(filter_per_worker):
+    # As of a part of a larger graph, whose nodes and edges keep the numbers that they had there.
+    data = make_data(n_id=torch.arange(NUM_NODES).flip(0), e_id=torch.arange(NUM_EDGES).flip(0))
+    x, edge_attr = data.x, data.edge_attr
+    data.x, data.edge_attr = dataeff.FeatureTable(x), dataeff.FeatureTable(edge_attr)
+    for batch in NeighborLoader(data, [3], batch_size=50, filter_per_worker=filter_per_worker):
+        assert torch.equal(batch.x, x.flip(0)[batch.n_id])
+        assert torch.equal(batch.edge_attr, edge_attr.flip(0)[batch.e_id])
+
+
+def test_typed_ids_that_the_data_came_with_choose_no_rows_of_tables():
+    data, cites = make_hetero(), ("paper", "cites", "paper")
+    x, edge_attr = data["paper"].x, data[cites].edge_attr
+    data["paper"].n_id, data[cites].e_id = torch.arange(60).flip(0), torch.arange(150).flip(0)
+    data["paper"].x, data[cites].edge_attr = map(dataeff.FeatureTable, (x, edge_attr))
+    for batch in NeighborLoader(data, [3], "paper", batch_size=20):
+        assert torch.equal(batch["paper"].x, x.flip(0)[batch["paper"].n_id])
+        assert torch.equal(batch[cites].edge_attr, edge_attr.flip(0)[batch[cites].e_id])
+
+
+@pytest.mark.filterwarnings("ignore:Cannot convert to bidirectional")  # no way back from venues
+def test_tables_of_edges_that_were_made_one_give_no_rows():
+    plain, tabled = make_hetero(), make_hetero()
+    cites = ("paper", "cites", "paper")
+    tabled[cites].edge_attr = dataeff.FeatureTable(plain[cites].edge_attr)
+    for data in (plain, tabled):
+        loader = NeighborLoader(data, [3], "paper", subgraph_type="bidirectional", batch_size=20)
+        batch = next(iter(loader))[cites]
+        assert list(batch.keys()) == ["edge_index"]
+
+
+def test_options_of_processes_have_no_use_without_workers():
+    options = {"worker_init_fn": print, "timeout": 3, "multiprocessing_context": "spawn"}
+    assert len(list(NeighborLoader(make_data(), [2], batch_size=50, **options))) == 4
+
+
 @pytest.mark.filterwarnings("ignore:Unable to accurately infer")  # it cannot see the table
 def test_a_table_that_a_transform_passed_over_is_refused():
     data = make_data()
@@ -367,9 +404,13 @@ def test_no_more_than_the_depth_is_prepared_ahead():
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"worker_init_fn": print}, NotImplementedError, "worker_init_fn"),
-        ({"multiprocessing_context": "spawn"}, NotImplementedError, "multiprocessing_context"),
-        ({"timeout": 3}, NotImplementedError, "timeout"),
+        ({"worker_init_fn": print, "num_workers": 1}, NotImplementedError, "worker_init_fn"),
+        (
+            {"multiprocessing_context": "spawn", "num_workers": 1},
+            NotImplementedError,
+            "multiprocessing_context",
+        ),
+        ({"timeout": 3, "num_workers": 1}, NotImplementedError, "timeout"),
         ({"subgraph_type": "reduced"}, ValueError, "reduced"),
         ({"num_workers": -1}, ValueError, "-1"),
         ({"temporal_strategy": "first"}, ValueError, "first"),

@@ -13,7 +13,7 @@ from torch_geometric.data import Data, HeteroData
 from dataeff._flags import checked_bool
 from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.delivery import Delivery
-from dataeff.integrations.pyg.graph import has_row_per_node, is_table, node_counts
+from dataeff.integrations.pyg.graph import RowTable, has_row_per_node, is_table, node_counts
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
 
 _REFUSED = {
@@ -28,6 +28,7 @@ class PipelinedLoader:
 
     device: torch.device | None
     _user_transform: Any
+    _user_output_transform: Any
 
     def _begin(
         self,
@@ -50,6 +51,7 @@ class PipelinedLoader:
         device = delivery.pop("device")
         self.device = None if device is None else torch.device(device)
         self._user_transform = delivery.pop("transform")
+        self._user_output_transform = delivery.pop("transform_sampler_output")
         if delivery["filter_per_worker"] is not None:
             checked_bool("filter_per_worker", delivery["filter_per_worker"])
         return {
@@ -57,20 +59,19 @@ class PipelinedLoader:
             "num_neighbors": num_neighbors,
             "time_attr": sampling["time_attr"],
             "neighbor_sampler": _make_sampler(data, num_neighbors=num_neighbors, **sampling),
-            "transform": self._finish,
             **delivery,
             **kwargs,
         }
 
     def _thread_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Takes out of `kwargs` what concerns threads; the rest is for PyG's loader."""
+        num_threads = kwargs.pop("num_workers", 0)
         for name, reason in _REFUSED.items():
-            if kwargs.pop(name, None):
+            if kwargs.pop(name, None) and num_threads:  # without workers torch has no use for them
                 raise NotImplementedError(
                     f"{name} is not supported: this loader works in threads, so {reason}"
                 )
         kwargs.pop("persistent_workers", None)  # a thread costs nothing to start again
-        num_threads = kwargs.pop("num_workers", 0)
         per_thread = kwargs.pop("prefetch_factor", None) or 2
         if num_threads < 0 or per_thread < 1:
             raise ValueError(
@@ -97,7 +98,7 @@ class PipelinedLoader:
         threads = {"num_threads": self._num_threads, "depth": self._depth}
         if not self.filter_per_worker:  # type: ignore[attr-defined]
             for drawn in pipelined(self._tasks(), self._work, **threads):
-                yield self.filter_fn(drawn)  # type: ignore[attr-defined]
+                yield self.filter_fn(drawn)
         elif self._num_threads and self.device is not None and self.device.type == "cuda":
             delivery = Delivery(self.device)
             work = partial(delivery.run, self._work)
@@ -111,23 +112,24 @@ class PipelinedLoader:
     def _sampler(self) -> PyGNeighborSampler:
         raise NotImplementedError
 
-    def _finish(self, batch: Any) -> Any:
-        """Takes rows out of tables, brings the batch to its device, calls the user's transform."""
-        homogeneous = isinstance(batch, Data)
+    def filter_fn(self, out: Any) -> Any:
+        """The batch of a sample: PyG's, with rows out of tables, on its device, transformed."""
+        if self._user_output_transform is not None:
+            out = self._user_output_transform(out)
+        batch = super().filter_fn(out)  # type: ignore[misc]
         if not isinstance(self.data, (Data, HeteroData)):  # type: ignore[attr-defined]
-            self._take_edge_features(batch)
+            self._take_edge_features(batch, out)
         for store in batch.stores:
             for key, value in list(store.items()):
                 if is_table(value):
-                    ids = self._rows_of(store, key, len(value), homogeneous)
-                    store[key] = value.gather(ids if self.device is None else ids.to(self.device))
+                    store[key] = self._gathered(value, self._rows_of(out, store, key, len(value)))
         if self.device is not None:
             batch = batch.to(self.device, non_blocking=True)
         elif self.pin_memory and torch.cuda.is_available():  # type: ignore[attr-defined]
             batch = batch.pin_memory()
         return batch if self._user_transform is None else self._user_transform(batch)
 
-    def _take_edge_features(self, batch: Any) -> None:
+    def _take_edge_features(self, batch: Any, drawn: Any) -> None:
         """Edge attributes of stores, which PyG's own loaders leave out or read by node."""
         features, counts = self.data[0], node_counts(self.data)  # type: ignore[attr-defined]
         for attr in features.get_all_tensor_attrs():
@@ -137,16 +139,29 @@ class PipelinedLoader:
             else:
                 by_edge = isinstance(group, tuple) and group in batch.edge_types
                 edges = batch[group] if by_edge else None
-            if by_edge and "e_id" in edges:
-                edges[name] = features.get_tensor(group, name, edges.e_id)
+            ids = _edge_ids(drawn, group) if by_edge else None
+            if ids is not None:
+                edges[name] = features.get_tensor(group, name, ids)
 
-    def _rows_of(self, store: Any, key: str, num_rows: int, homogeneous: bool) -> torch.Tensor:
-        """The ids that a table's rows are asked for: nodes or edges."""
-        by_node = "n_id" in store
-        if homogeneous:
+    def _rows_of(self, drawn: Any, store: Any, key: str, num_rows: int) -> torch.Tensor | None:
+        """The ids that a table's rows are asked for: nodes or edges; None: of edges without ids.
+
+        The sample's own: `n_id` of a batch may be an attribute that the data came with.
+        """
+        by_type = store._key
+        if by_type is None:
             by_node = has_row_per_node(key, num_rows, self.data)  # type: ignore[attr-defined]
-        ids: torch.Tensor = store.n_id if by_node else store.e_id
+        else:
+            by_node = isinstance(by_type, str)
+        if not by_node:
+            return _edge_ids(drawn, by_type)
+        ids: torch.Tensor = drawn.node if by_type is None else drawn.node[by_type]
         return ids
+
+    def _gathered(self, table: RowTable, ids: torch.Tensor | None) -> torch.Tensor | None:
+        if ids is None:  # as PyG does with tensors
+            return None
+        return table.gather(ids if self.device is None else ids.to(self.device))
 
     def enable_multithreading(self, worker_threads: int | None = None) -> Any:
         """Not supported: the threads of a sample are torch's, shared out among `num_workers`."""
@@ -155,6 +170,12 @@ class PipelinedLoader:
     def enable_cpu_affinity(self, loader_cores: Any = None) -> Any:
         """Not supported: threads of one process run where the process may (`taskset`)."""
         raise NotImplementedError("use taskset or numactl: this loader works in threads")
+
+
+def _edge_ids(drawn: Any, edge_type: Any) -> torch.Tensor | None:
+    """The ids of a sample's edges; None where they have none (of several edges made one)."""
+    ids = drawn.edge if edge_type is None else (drawn.edge or {}).get(edge_type)
+    return ids if ids is None else ids.long()
 
 
 def _make_sampler(
