@@ -164,3 +164,35 @@ def test_there_is_one_label_and_one_time_for_each_edge(num_values):
     data.time = torch.zeros(NUM_NODES, dtype=torch.int64)
     with pytest.raises(ValueError, match=f"edge_label_time {said}"):
         LinkNeighborLoader(data, [2], edge_label_time=values, time_attr="time")
+
+
+@pytest.mark.parametrize(
+    ("edges", "error", "said"),
+    [
+        (torch.zeros(20, 2, dtype=torch.int64), ValueError, r"\[2, num_edges\].*\[20, 2\]"),
+        (torch.zeros(2, dtype=torch.int64), ValueError, r"\[2, num_edges\].*\[2\]"),
+        (torch.zeros(2, 3), TypeError, "torch.float32"),
+        ("edges", TypeError, "names one"),
+    ],
+)
+def test_ends_of_another_shape_or_dtype_are_refused(edges, error, said):
+    with pytest.raises(error, match=said):
+        LinkNeighborLoader(make_data(), [2], edges)
+
+
+def test_ends_may_be_in_lists_and_arrays():
+    ends = [[3, 4], [5, 6]]
+    for edges in (ends, torch.tensor(ends).numpy()):
+        (batch,) = LinkNeighborLoader(make_data(), [2], edges, batch_size=2)
+        assert batch.n_id[batch.edge_label_index].tolist() == ends
+
+
+def test_labels_are_tensors():
+    with pytest.raises(TypeError, match=r"torch.as_tensor\(edge_label\)"):
+        LinkNeighborLoader(make_data(), [2], edge_label=[1] * 5, neg_sampling="binary")
+
+
+def test_there_is_one_input_id_for_each_edge():
+    ends = torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ValueError, match="input_id has 4 values for 3"):
+        LinkNeighborLoader(make_data(), [2], ends, input_id=torch.arange(4))

@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch_geometric import EdgeIndex
@@ -546,6 +547,49 @@ def test_a_mask_of_another_length_is_refused(num):
     for data, seeds in ((homogeneous, mask), (typed, ("a", mask))):
         with pytest.raises(ValueError, match=rf"each of the {NUM_NODES} nodes.*\[{num}\]"):
             NeighborLoader(data, [2], input_nodes=seeds)
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray])
+@pytest.mark.parametrize("hetero", [False, True])
+def test_masks_in_lists_and_arrays_are_masks(kind, hetero):
+    data = make_hetero() if hetero else make_data()
+    mask = torch.zeros(60 if hetero else NUM_NODES, dtype=torch.bool)
+    mask[[4, 7, 31]] = True
+    listed = kind(mask.tolist())
+    loader = NeighborLoader(data, [2], ("paper", listed) if hetero else listed, batch_size=9)
+    (batch,) = loader
+    seeds = batch["paper"].input_id if hetero else batch.input_id
+    assert seeds.tolist() == [4, 7, 31]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "error", "said"),
+    [
+        ([0.5, 1.7], TypeError, r"torch\.float32: use \.long\(\)"),
+        (torch.ones(NUM_NODES, dtype=torch.uint8), TypeError, r"\.bool\(\) of a mask"),
+        ({1, 2}, TypeError, "in a tensor, an array or a list"),
+        (torch.tensor(3), ValueError, r"shape of \[\]"),
+        (torch.zeros(2, 2, dtype=torch.int64), ValueError, r"shape of \[2, 2\]"),
+    ],
+)
+def test_seeds_that_are_no_ids_are_refused(seeds, error, said):
+    with pytest.raises(error, match=said):
+        NeighborLoader(make_data(), [2], seeds)
+
+
+def test_no_seeds_give_no_batch():
+    assert list(NeighborLoader(make_data(), [2], [])) == []
+
+
+def test_edges_of_a_type_without_nodes_or_ends_are_refused():
+    data = make_hetero()
+    data["author", "visits", "place"].edge_index = torch.zeros(2, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"data\['place'\]\.num_nodes"):
+        NeighborLoader(data, [2], "paper")
+    del data["author", "visits", "place"].edge_index
+    data["author", "visits", "place"].edge_attr = torch.zeros(1)
+    with pytest.raises(ValueError, match=r"'visits', 'place'\)\] has no edge_index"):
+        NeighborLoader(data, [2], "paper")
 
 
 @pytest.mark.parametrize("flag", ["replace", "disjoint", "directed", "filter_per_worker"])

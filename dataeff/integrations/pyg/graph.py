@@ -183,11 +183,7 @@ def homogeneous_graph(data: Any, time_attr: str | None, weight_attr: str | None)
         return _stored_graph(
             _csc_of(data[1]), (count, count), node_time.get(None), edge_time.get(None)
         )
-    if data.edge_index is None:
-        raise ValueError(
-            "data has no edge_index to sample from"
-            + (": data.edge_index = torch.stack(data.adj_t.t().coo()[:2])" * ("adj_t" in data))
-        )
+    _check_edges(data, "data")
     if weight_attr is not None and weight_attr not in data:
         raise ValueError(f"weight_attr {weight_attr!r} is no attribute of the edges")
     return _graph(
@@ -218,7 +214,7 @@ def hetero_graphs(
             raise ValueError(f"weight_attr {weight_attr!r} is no attribute of any edges")
         return {
             key: _graph(
-                data[key],
+                _with_edges(data, key),
                 (counts[key[0]], counts[key[2]]),
                 weight_attr,
                 node_time.get(key[0]),
@@ -238,6 +234,26 @@ def hetero_graphs(
         )
         for key, row in rows.items()
     }
+
+
+def _with_edges(data: HeteroData, key: EdgeType) -> Any:
+    """The store of an edge type, whose edges end in nodes that the data has."""
+    _check_edges(data[key], f"data[{key}]")
+    for node_type in (key[0], key[2]):
+        if node_type not in data.node_types:
+            raise ValueError(
+                f"edges {key} end in nodes of type {node_type!r}, of which data has nothing: "
+                f"data[{node_type!r}].num_nodes = their number"
+            )
+    return data[key]
+
+
+def _check_edges(store: Any, name: str) -> None:
+    if "edge_index" not in store:
+        raise ValueError(
+            f"{name} has no edge_index to sample from"
+            + f": {name}.edge_index = torch.stack({name}.adj_t.t().coo()[:2])" * ("adj_t" in store)
+        )
 
 
 def _csc_of(store: GraphStore) -> Any:

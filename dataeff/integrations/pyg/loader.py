@@ -11,7 +11,12 @@ import torch_geometric.loader as pyg_loader
 from dataeff.integrations.pyg.graph import with_node_counts
 from dataeff.integrations.pyg.pipelined_loader import PipelinedLoader
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
-from dataeff.integrations.pyg.seeds import check_link_type, check_one_for_each, named_seeds
+from dataeff.integrations.pyg.seeds import (
+    check_one_for_each,
+    check_tensors,
+    named_edges,
+    named_seeds,
+)
 
 
 class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignore[misc]
@@ -78,6 +83,7 @@ class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignor
     ) -> None:
         data = with_node_counts(data)
         seeds = named_seeds(data, input_nodes)
+        check_tensors(input_time=input_time)
         shared = self._begin(
             data,
             num_neighbors,
@@ -168,7 +174,8 @@ class LinkNeighborLoader(PipelinedLoader, pyg_loader.LinkNeighborLoader):  # typ
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> None:
-        check_link_type(data, edge_label_index)
+        edges = named_edges(data, edge_label_index)
+        check_tensors(edge_label=edge_label, edge_label_time=edge_label_time)
         shared = self._begin(
             with_node_counts(data),
             num_neighbors,
@@ -192,7 +199,7 @@ class LinkNeighborLoader(PipelinedLoader, pyg_loader.LinkNeighborLoader):  # typ
         )
         super().__init__(
             **shared,
-            edge_label_index=edge_label_index,
+            edge_label_index=edges,
             edge_label=edge_label,
             edge_label_time=edge_label_time,
             neg_sampling=neg_sampling,
@@ -203,6 +210,7 @@ class LinkNeighborLoader(PipelinedLoader, pyg_loader.LinkNeighborLoader):  # typ
             len(self.input_data.row),
             edge_label=edge_label,
             edge_label_time=edge_label_time,
+            input_id=kwargs.get("input_id"),
         )
 
     @property
