@@ -13,7 +13,9 @@ from dataeff.cli import UserError
 def command(
     source: Annotated[Path, typer.Argument(help=".npy, .safetensors, .parquet or .json.")],
     target: Annotated[Path, typer.Argument(help=".npy, .safetensors, or .json with --stripe.")],
-    name: Annotated[str | None, typer.Option(help="Tensor of a .safetensors file.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Tensor of a .safetensors source or target.")
+    ] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="Column of a .parquet file; again for more.")
     ] = None,
@@ -43,6 +45,6 @@ def command(
                 overwrite=overwrite,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
-    except (OSError, ValueError, KeyError, ModuleNotFoundError) as mistake:
+    except (OSError, EOFError, ValueError, KeyError, ModuleNotFoundError) as mistake:
         raise UserError.of(mistake) from mistake
     typer.echo(str(written))

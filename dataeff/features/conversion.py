@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dataeff._flags import checked_bool
-from dataeff.features.row_sources import RowSource, row_source
+from dataeff.features.row_sources import RowSource, holds_names, row_source
 from dataeff.features.stripe_head import HEAD_NBYTES, STRIPE_SUFFIX, stripe_head
 from dataeff.features.stripe_note import noted_stripes, remove_left_stripes
 from dataeff.features.table_files import (
@@ -76,11 +76,15 @@ def convert(
         TypeError: a source of another kind; one name or directory where a list of them goes; an
             `overwrite` that is no bool.
         ValueError: a target of another suffix; a dtype that `.npy` lacks; a damaged source, a
-            sparse tensor, a masked array; `name` or `columns` for a source that has none.
+            sparse tensor, a masked array; a `name` without a `.safetensors` file, or `columns`
+            without a `.parquet` one.
     """
     target, overwrite = local_path(target), checked_bool("overwrite", overwrite)
     _check_target(target, stripes, overwrite)
-    rows = row_source(source, name=name, columns=columns)
+    named = holds_names(source)
+    if not (name is None or named or target.suffix == ".safetensors"):
+        raise ValueError(f"name={name!r}: only a .safetensors file names tensors")
+    rows = row_source(source, name=name if named else None, columns=columns)
     # Only now: the source may be the very file that is replaced.
     if stripes:
         _write_stripes(rows, target, [Path(d).absolute() for d in stripes], overwrite, progress)

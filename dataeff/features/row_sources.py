@@ -39,6 +39,11 @@ class RowSource:
     chunks: Iterator[Tensor]
 
 
+def holds_names(source: Any) -> bool:
+    """Whether a source is a file whose tensors have names."""
+    return isinstance(source, (str, os.PathLike)) and Path(source).suffix == ".safetensors"
+
+
 def row_source(
     source: Any, *, name: str | None = None, columns: Sequence[str] | None = None
 ) -> RowSource:
@@ -62,8 +67,6 @@ def row_source(
         raise TypeError(f"columns={columns!r}: give a list of names, [{columns!r}]")
     if columns is not None and not parquet:
         raise ValueError(f"columns={list(columns)!r}: only a .parquet file has columns")
-    if name is not None and (not is_path or parquet):
-        raise ValueError(f"name={name!r}: only a .safetensors file names tensors")
     if parquet:
         return _parquet(Path(source), columns)
     if is_path:

@@ -101,6 +101,10 @@ def check_source(x: Tensor) -> None:
         )
     if x.device.type != "cpu":
         raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
+    if x.is_nested:
+        raise ValueError(
+            "a table has rows of one length, not a nested tensor: x.to_padded_tensor(0)"
+        )
     if x.layout != torch.strided:
         raise ValueError(f"a table is made of a dense tensor, got {x.layout}: x.to_dense()")
     if x.is_quantized:

@@ -248,11 +248,18 @@ def _unified_view(x: Tensor, own: list[UnifiedTensor]) -> Tensor:
     if isinstance(x, UnifiedTensor) or x.device != CPU or x.layout != torch.strided:
         return x
     for u in own:
-        if x.untyped_storage()._cdata == u.untyped_storage()._cdata:
+        if _share_memory(x, u):
             view = x.as_subclass(type(u))
             view.__dict__["_memory"] = u.__dict__.get("_memory")
             return view
     return x
+
+
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):  # torch.func's wrappers have no memory
+        return False
+    same: bool = x.untyped_storage()._cdata == y.untyped_storage()._cdata
+    return same
 
 
 class _OnDevice(torch.autograd.Function):
@@ -380,8 +387,7 @@ def _own_memory(
         if x is aliases[id(u)]:
             return u
     for u in own:
-        same = x.untyped_storage()._cdata == aliases[id(u)].untyped_storage()._cdata
-        if same and x.numel():
+        if _share_memory(x, aliases[id(u)]) and x.numel():
             return x.clone()
     return x
 

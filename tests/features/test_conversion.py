@@ -418,6 +418,16 @@ def test_quantised_tensors_are_refused(tmp_path):
         dataeff.convert(x, tmp_path / "x.npy")
 
 
+def test_any_source_goes_into_a_safetensors_target_by_name(tmp_path):
+    x, target = torch.arange(6.0).view(3, 2), tmp_path / "x.safetensors"
+    np.save(tmp_path / "x.npy", x.numpy())
+    for source in (x, x.numpy(), dataeff.FeatureTable(x), tmp_path / "x.npy"):
+        dataeff.convert(source, target, name="rows", overwrite=True)
+        assert torch.equal(dataeff.FeatureTable.open(target, name="rows")[:], x)
+    with pytest.raises(ValueError, match=r"name='rows': only a \.safetensors"):
+        dataeff.convert(tmp_path / "x.npy", tmp_path / "y.npy", name="rows")
+
+
 def test_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         dataeff.convert(torch.zeros(3), tmp_path / "nowhere" / "x.npy")

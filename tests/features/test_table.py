@@ -166,6 +166,11 @@ def test_what_it_is(x):
         (torch.rand(3, 4).t(), ValueError, "contiguous"),
         (torch.tensor(3.0), ValueError, "0-dimensional"),
         (torch.eye(3).to_sparse(), ValueError, "to_dense"),
+        (
+            torch.nested.nested_tensor([torch.ones(2)], layout=torch.jagged),
+            ValueError,
+            "to_padded_tensor",
+        ),
         (torch.zeros(3, 2, dtype=torch.complex64).conj(), ValueError, "resolve_conj"),
         (torch._neg_view(torch.zeros(3, 2)), ValueError, "resolve_neg"),
     ],

@@ -480,3 +480,17 @@ def test_deepcopy_copies_the_gradient_as_torch_does():
     assert clone.grad.tolist() == [2, 2, 2] and clone.grad is not u.grad
     clone.grad.zero_()
     assert u.grad.tolist() == [2, 2, 2]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by jvp, in torch itself
+def test_transforms_of_torch_func_pass_through():
+    x = torch.randn(6, 3)
+    u, index = dataeff.unified(x.clone()), torch.tensor([4, 1])
+    func = torch.func
+    assert torch.equal(func.vmap(lambda i: u[i])(index), x[index])
+    assert torch.equal(func.vmap(lambda row: row.sum())(u), x.sum(1))
+    assert torch.equal(
+        func.jvp(lambda t: t * 3, (u,), (torch.ones(6, 3),))[1], x.new_full((6, 3), 3)
+    )
+    assert torch.equal(func.grad(lambda t: (t * t).sum())(u), 2 * x)
+    assert torch.equal(func.hessian(lambda t: (t**3).sum())(u[0]), torch.diag(6 * x[0]))
