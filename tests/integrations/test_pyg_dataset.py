@@ -1,5 +1,6 @@
 """save_dataset and open_dataset: a PyG graph on disk, sampled and gathered through mapped files."""
 
+import re
 import resource
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch_geometric.data import Data, HeteroData
 
 import dataeff
 from dataeff.integrations.pyg import NeighborLoader, open_dataset, save_dataset
-from dataeff.integrations.pyg import dataset as module
+from dataeff.integrations.pyg import __main__ as script
 
 
 def make_data():
@@ -116,11 +117,34 @@ def test_writes_to_a_table_leave_the_file_alone(tmp_path):
 
 def test_the_script(tmp_path):
     torch.save(make_data(), tmp_path / "data.pt")
-    module.main([str(tmp_path / "data.pt"), str(tmp_path / "set")])
+    script.main([str(tmp_path / "data.pt"), str(tmp_path / "set")])
     features, _ = open_dataset(tmp_path / "set")
     assert torch.equal(features.get_tensor("node", "y", None), torch.arange(80))
-    with pytest.raises(SystemExit, match="usage"):
-        module.main([])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory: '.*data.pt'"),
+        (b"", "data.pt is no file that torch.load reads: EOFError"),
+        (b"junk", "data.pt is no file that torch.load reads: UnpicklingError"),
+        ({"x": torch.zeros(3)}, "not dict.*dataset\\[0\\]"),
+        (Data(x=torch.zeros(3, 1), edge_index=torch.tensor([[0], [7]])), "target node 7 of edge 0"),
+        (Data(x=torch.zeros(3, 1)), "no edge_index"),
+    ],
+)
+def test_the_script_names_a_mistake_in_a_line(tmp_path, capsys, content, said):
+    file = tmp_path / "data.pt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(SystemExit) as ended:
+        script.main([str(file), str(tmp_path / "set")])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(said, line) and line.startswith("python -m dataeff.integrations.pyg: ")
+    assert not (tmp_path / "set").exists()
 
 
 def test_bad_requests_are_refused(tmp_path):

@@ -61,7 +61,10 @@ def save_dataset(
         TypeError: `data` is of another class, or an attribute has a dtype that NumPy lacks.
     """
     if not isinstance(data, (Data, HeteroData)):
-        raise TypeError(f"data must be a Data or HeteroData, not {type(data).__name__}")
+        raise TypeError(
+            f"data must be a Data or HeteroData, not {type(data).__name__}; a data set's "
+            "graph is dataset[0]"
+        )
     data = with_node_counts(data)
     folder = Path(folder)
     if folder.exists():
@@ -193,12 +196,3 @@ def _mapped(path: Path) -> Tensor:
 
 def _group(name: str | list[str]) -> str | tuple[str, ...]:
     return tuple(name) if isinstance(name, list) else name
-
-
-def main(arguments: list[str]) -> None:
-    """Converts a file of `torch.save` that holds a `Data` or `HeteroData`, and that you trust."""
-    if len(arguments) != 2:
-        raise SystemExit("usage: python -m dataeff.integrations.pyg data.pt folder")
-    source, target = arguments
-    # A pickle runs what it names, as PyG's own classes ask for.
-    save_dataset(torch.load(source, weights_only=False, map_location="cpu"), target, say=print)
