@@ -172,6 +172,14 @@ def test_a_full_disk_leaves_nothing_and_names_what_did_not_fit(tmp_path, file):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"tables": [{}], "graphs": []}'])
+def test_a_damaged_list_of_files_is_named(tmp_path, text):
+    save_dataset(make_data(), tmp_path / "set")
+    (tmp_path / "set" / "dataset.json").write_text(text)
+    with pytest.raises(ValueError, match=r"set/dataset\.json is damaged, write the dataset again"):
+        open_dataset(tmp_path / "set")
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "header", "graph", "gone"])
 def test_damaged_files_are_refused(tmp_path, damage):
     save_dataset(make_data(), tmp_path / "set")

@@ -131,6 +131,7 @@ def test_layouts_tell_edges_by_their_ids():
     assert torch.equal(torch.stack([row, col]), data[WRITES].edge_index) and ids is None
     assert all(map(torch.equal, store.get_edge_index(WRITES, "coo"), (row, col)))
     rowptr, col, ids = (parts[WRITES] for parts in store.csr())
+    assert all(map(torch.equal, store.get_edge_index(WRITES, "csr"), (rowptr, col)))
     assert len(rowptr) == 21 and rowptr[-1] == 100
     row = torch.arange(20).repeat_interleave(rowptr.diff())
     assert torch.equal(torch.stack([row, col]), data[WRITES].edge_index[:, ids])

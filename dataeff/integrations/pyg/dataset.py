@@ -102,26 +102,29 @@ def open_dataset(
 
     Raises:
         FileNotFoundError: there is no dataset in `folder`, or a file of it is missing.
-        ValueError: a file is truncated or no `.npy`, or the graph is not valid.
+        ValueError: a file is truncated or damaged, or the graph is not valid.
     """
     on_disk, folder = checked_bool("on_disk", on_disk), Path(folder)
-    manifest = json.loads((folder / MANIFEST).read_text())
     table = partial(FeatureTable.open, cache_bytes=cache_bytes) if on_disk else _mapped_table
-    tables = {
-        (_group(entry["group"]), entry["name"]): table(folder / entry["file"])
-        for entry in manifest["tables"]
-    }
-    graphs: dict[EdgeType | None, CSCGraph] = {}
-    for entry in manifest["graphs"]:
-        src, name, dst = entry["edge_type"]
-        arrays = {key: _mapped(folder / file) for key, file in entry["files"].items()}
-        graphs[src, name, dst] = CSCGraph.from_csc(
-            arrays["colptr"],
-            arrays["row"],
-            e_id=arrays.get("e_id"),
-            num_src_nodes=entry["num_src_nodes"],
-        )
-    return TableFeatureStore(tables), CSCGraphStore(graphs)
+    text = (folder / MANIFEST).read_text()
+    try:
+        manifest = json.loads(text)
+        tables = {(_group(e["group"]), e["name"]): folder / e["file"] for e in manifest["tables"]}
+        graphs = {
+            _group(e["edge_type"]): (
+                {key: folder / file for key, file in e["files"].items()},
+                e["num_src_nodes"],
+            )
+            for e in manifest["graphs"]
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / MANIFEST} is damaged, write the dataset again: {error!r}"
+        ) from error
+    return (
+        TableFeatureStore({key: table(file) for key, file in tables.items()}),
+        CSCGraphStore({key: _mapped_graph(*kept) for key, kept in graphs.items()}),
+    )
 
 
 def _save_tables(
@@ -184,6 +187,13 @@ def _mapped_table(path: Path) -> FeatureTable:
     return FeatureTable(torch.from_numpy(nbytes).view(rows.dtype).view(rows.shape))
 
 
+def _mapped_graph(files: dict[str, Path], num_src_nodes: int) -> CSCGraph:
+    arrays = {key: _mapped(file) for key, file in files.items()}
+    return CSCGraph.from_csc(
+        arrays["colptr"], arrays["row"], e_id=arrays.get("e_id"), num_src_nodes=num_src_nodes
+    )
+
+
 def _mapped(path: Path) -> Tensor:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty: the dataset is damaged, write it again")
@@ -194,5 +204,5 @@ def _mapped(path: Path) -> Tensor:
         raise ValueError(f"{path} is damaged, write the dataset again: {error}") from error
 
 
-def _group(name: str | list[str]) -> str | tuple[str, ...]:
+def _group(name: str | list[str]) -> Any:
     return tuple(name) if isinstance(name, list) else name

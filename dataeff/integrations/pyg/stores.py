@@ -97,13 +97,7 @@ class CSCGraphStore(GraphStore):  # type: ignore[misc]
 
     def _get_edge_index(self, edge_attr: EdgeAttr) -> tuple[Tensor, Tensor] | None:
         graph = self._graphs.get(edge_attr.edge_type)
-        if graph is None:
-            return None
-        if edge_attr.layout == EdgeLayout.CSC:
-            return _csc(graph)[:2]
-        if edge_attr.layout == EdgeLayout.COO:
-            return _coo(graph)[:2]
-        return None
+        return None if graph is None else _LAYOUTS[edge_attr.layout](graph)[:2]
 
     def _remove_edge_index(self, edge_attr: EdgeAttr) -> bool:
         return self._graphs.pop(edge_attr.edge_type, None) is not None
@@ -168,3 +162,6 @@ def _csr(graph: CSCGraph) -> _Arrays:
     counts = torch.bincount(row, minlength=graph.num_src_nodes)
     rowptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return rowptr, col[e_id], e_id
+
+
+_LAYOUTS = {EdgeLayout.COO: _coo, EdgeLayout.CSC: _csc, EdgeLayout.CSR: _csr}
