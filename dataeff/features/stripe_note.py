@@ -7,7 +7,6 @@ lists, the files that the index does not name are of no table.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from dataeff.features.stripe_head import STRIPE_SUFFIX, is_stripe
 from dataeff.features.table_files import STRIPES_FORMAT, read_header
-from dataeff.features.whole_files import PartialFile, lock, remove_left, sync_folder
+from dataeff.features.whole_files import PartialFile, left_beside, lock, remove_left, sync_folder
 
 SUFFIX = ".stripes"
 
@@ -52,17 +51,9 @@ def noted_stripes(
 
 def remove_left_stripes(target: Path) -> None:
     """Removes what conversions to `target` left that were killed while stripes had names."""
-    for note in target.parent.glob(f".{glob.escape(target.name)}.*{SUFFIX}"):
-        try:
-            fd = os.open(note, os.O_RDWR | os.O_CLOEXEC)
-        except (FileNotFoundError, PermissionError):  # gone meanwhile, or another user's
-            continue
-        try:
-            if lock(fd):
-                _remove_unnamed(target, filter(_is_ours, _listed(note)))
-                note.unlink(missing_ok=True)
-        finally:
-            os.close(fd)
+    for note in left_beside(target, SUFFIX):
+        _remove_unnamed(target, filter(_is_ours, _listed(note)))
+        note.unlink(missing_ok=True)
 
 
 def _listed(note: Path) -> list[Path]:

@@ -75,14 +75,20 @@ def whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[PartialFile
 
 def remove_left(path: Path) -> None:
     """Removes what conversions to `path` left that were killed."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    for partial in left_beside(path, ".partial"):
+        partial.unlink(missing_ok=True)
+
+
+def left_beside(path: Path, suffix: str) -> Iterator[Path]:
+    """Hidden files beside `path` that no conversion under way has locked; each is locked in turn."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{suffix}"):
         try:
-            fd = os.open(partial, os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(left, os.O_RDWR | os.O_CLOEXEC)
         except (FileNotFoundError, PermissionError):  # gone meanwhile, or another user's
             continue
         try:
             if lock(fd):
-                partial.unlink(missing_ok=True)
+                yield left
         finally:
             os.close(fd)
 
