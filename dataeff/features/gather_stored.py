@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +20,7 @@ library.define(f"gather_stored({_SOURCE}, ScalarType dtype) -> Tensor", tags=NO_
 library.define(f"gather_stored_out({_SOURCE}, Tensor(b!) out) -> ()", tags=NO_REPLAY)
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Where the rows of one gather are, and how they are kept.
 
     Attributes:
@@ -68,7 +66,7 @@ def gather_stored(
         TypeError: rows of this kind are not delivered as that dtype.
         ValueError: a wrong shape, device or layout.
     """
-    what = (source.table, source.scales, source.hot, source.slots, source.hits, places, index)
+    what = (*source, places, index)
     if runs_at_once(source.table, index):
         if out is None:
             return _gather_cpu(*what, dtype)
@@ -114,19 +112,11 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _gather_into_cpu(
-    table: Tensor,
-    scales: Tensor | None,
-    hot: Tensor | None,
-    slots: Tensor | None,
-    hits: Tensor | None,
-    places: Tensor | None,
-    index: Tensor,
-    out: Tensor,
-) -> None:
+def _gather_into_cpu(source: Source, places: Tensor | None, index: Tensor, out: Tensor) -> None:
+    table, scales = source.table, source.scales
     if places is not None:
         rows = torch.empty_like(out)
-        _gather_into_cpu(table, scales, hot, slots, hits, None, index, rows)
+        _gather_into_cpu(source, None, index, rows)
         flat = (index.numel(), *table.shape[1:])
         out.view(flat).index_copy_(0, places, rows.view(flat))
         return
@@ -146,18 +136,10 @@ def _gather_into_cpu(
     )
 
 
-def _gather_into_cuda(
-    table: Tensor,
-    scales: Tensor | None,
-    hot: Tensor | None,
-    slots: Tensor | None,
-    hits: Tensor | None,
-    places: Tensor | None,
-    index: Tensor,
-    out: Tensor,
-) -> None:
+def _gather_into_cuda(source: Source, places: Tensor | None, index: Tensor, out: Tensor) -> None:
     from dataeff.features.gather_cuda import launch_gather
 
+    table, scales, hot, slots, hits = source
     format, element = _check(table, scales, index, out)
     hot_data, hot_rows, _, hot_stride = (0, 0, 0, 0) if hot is None else row_table(hot)
     launch_gather(
@@ -181,16 +163,16 @@ def _new_rows(table: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _gather_cpu(*arguments: Any) -> Tensor:
-    *source, index, dtype = arguments
+    *source, places, index, dtype = arguments
     out = new_on_host(index, (*index.shape, *source[0].shape[1:]), dtype)
-    _gather_into_cpu(*(*source, index, out))
+    _gather_into_cpu(Source(*source), places, index, out)
     return out
 
 
 def _gather_cuda(*arguments: Any) -> Tensor:
-    *source, index, dtype = arguments
+    *source, places, index, dtype = arguments
     out = _new_rows(source[0], index, dtype)
-    _gather_into_cuda(*(*source, index, out))
+    _gather_into_cuda(Source(*source), places, index, out)
     return out
 
 
@@ -200,13 +182,15 @@ def _contiguous(out: Tensor) -> None:
 
 
 def _gather_out_cpu(*arguments: Any) -> None:
-    _contiguous(arguments[-1])
-    _gather_into_cpu(*arguments)
+    *source, places, index, out = arguments
+    _contiguous(out)
+    _gather_into_cpu(Source(*source), places, index, out)
 
 
 def _gather_out_cuda(*arguments: Any) -> None:
-    _contiguous(arguments[-1])
-    _gather_into_cuda(*arguments)
+    *source, places, index, out = arguments
+    _contiguous(out)
+    _gather_into_cuda(Source(*source), places, index, out)
 
 
 def _gather_fake(table: Tensor, scales: Tensor | None, *rest: Any) -> Tensor:

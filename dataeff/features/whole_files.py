@@ -80,7 +80,7 @@ def remove_left(path: Path) -> None:
 
 
 def left_beside(path: Path, suffix: str) -> Iterator[Path]:
-    """Hidden files beside `path` that no conversion under way has locked; each is locked in turn."""
+    """Hidden files beside `path` that no conversion under way has; each is locked in its turn."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{suffix}"):
         try:
             fd = os.open(left, os.O_RDWR | os.O_CLOEXEC)

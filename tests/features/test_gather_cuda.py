@@ -126,7 +126,7 @@ def test_kernels_are_launched_with_their_device_as_the_current_one(monkeypatch, 
     elif how == "stored":
         out = mock.Mock(shape=(3, 2), device=index.device, dtype=table.dtype)
         places = torch.tensor([2, 0, 1])
-        gather_stored._gather_into_cuda(table, None, None, None, None, places, index, out)
+        gather_stored._gather_into_cuda(gather_stored.Source(table), places, index, out)
         assert launched[0][2]["places"] == places.data_ptr()
     else:
         on_device._run(mock.Mock(side_effect=AssertionError), launch, index)
