@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import warnings
 import weakref
@@ -14,7 +13,6 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 
 from dataeff.ledger import Ledger
 from dataeff.memory.cuda import capturing
@@ -22,6 +20,7 @@ from dataeff.offload.auto import AutoPolicy
 from dataeff.offload.cache import CAPTURED, TensorCache
 from dataeff.offload.disk import SMALLEST_NBYTES
 from dataeff.offload.exclude import Exclusions
+from dataeff.offload.hook_stack import HookStack
 from dataeff.offload.live import LiveView
 from dataeff.offload.opening import check_model, check_sizes, device_of, open_tiers
 from dataeff.offload.passes import Budgets
@@ -106,7 +105,8 @@ class ActivationOffload:
     Raises:
         TypeError: `model` is no module, or a size no number.
         ValueError: there is neither `spill` nor `host_bytes`, `policy` is not known, or a size is
-            negative; `engine="cufile"` for a model that is on no GPU, or with `checksum`.
+            negative; `engine="cufile"` for a model that is on no GPU, or with `checksum`;
+            `policy="auto"` for a model of scripted blocks.
         OSError: a directory cannot be written to, or cuFile does not work there.
 
     SSDTrain (arXiv 2408.10013) describes the method.
@@ -190,8 +190,7 @@ class ActivationOffload:
             keeps_last=self._auto is None,  # a plan says itself what is kept
         )
         self._cache.regions.said |= said_compiled
-        self._pack, self._unpack = self._cache.pack, self._cache.unpack
-        self._untraced = False
+        self._hooks = HookStack(self._cache.pack, self._cache.unpack)
         self._active, self._thread = False, 0  # and in which thread
         self._num_moved = 0  # when the step under way began
         self._clock = StepClock()
@@ -220,7 +219,7 @@ class ActivationOffload:
             self._auto.begin_step(self._cache)
         self._rest.begin(self._auto is None or self._auto.plan is not None)
         self._num_moved = self._cache.num_moved
-        self._look_away()  # from what an interrupt in the middle of a beginning left
+        self._hooks.pop()  # from what an interrupt in the middle of a beginning left
         if self._rest.resting:
             self._scopes.remove_inner()
         else:
@@ -237,7 +236,8 @@ class ActivationOffload:
         if not self._active:
             return  # a block within it has ended it
         self._active = False
-        self._look_away()
+        if not self._hooks.pop() and not self._rest.resting:
+            self._hooks.pull()
         self._scopes.active = False
         if error is None:
             self._cache.poll()
@@ -272,19 +272,12 @@ class ActivationOffload:
         """From here on this thread's saved tensors pass through the hooks."""
         self._exclusions.refresh()
         self._scopes.install()
-        self._make_hooks().__enter__()
-
-    def _look_away(self) -> None:
-        # Torch's own list says which hooks are in force: with another one beside it, an interrupt
-        # between the two changes would leave them at odds.
-        while self.looks:
-            torch._C._autograd._pop_saved_tensors_default_hooks()
+        self._hooks.push()
 
     @property
     def looks(self) -> bool:
         """Whether this thread's saved tensors pass through the hooks of this offload."""
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        return hooks is not None and hooks[1] in (self._unpack, self._cache.unpack)
+        return self._hooks.on_top
 
     def _called(self, args: Any, kwargs: Any) -> bool:
         """The model is called: for the hooks on it."""
@@ -298,15 +291,7 @@ class ActivationOffload:
     def _returned(self) -> None:
         """The model has returned: what began with this call ends with it."""
         if self._rest.resting:
-            self._look_away()
-
-    def _make_hooks(self) -> saved_tensors_hooks:
-        if "torch._dynamo" in sys.modules and not self._untraced:
-            # After a graph break, dynamo would trace the hooks too.
-            self._untraced = True
-            self._pack = torch.compiler.disable(self._pack)
-            self._unpack = torch.compiler.disable(self._unpack)
-        return saved_tensors_hooks(self._pack, self._unpack)
+            self._hooks.pop()
 
     @contextmanager
     def microbatch(self, index: int) -> Iterator[None]:

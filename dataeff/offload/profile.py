@@ -51,6 +51,9 @@ def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     The layers of a transformer are such a list; an encoder and a decoder are two: a list beside it
     with at least a tenth as many parameters counts as well. A model without a list is planned by
     its children, and one without children as a whole.
+
+    Raises:
+        ValueError: a block is scripted: it takes no hooks, and does not run again.
     """
     sizes: dict[str, tuple[int, torch.nn.Module]] = {
         name: (sum(p.numel() for p in module.parameters()), module)
@@ -69,7 +72,14 @@ def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         for name, parent in parents.items()
         for child, module in parent.named_children()
     }
-    return children or {"": model}
+    blocks = children or {"": model}
+    for name, block in blocks.items():
+        if isinstance(block, torch.jit.ScriptModule):
+            raise ValueError(
+                f"policy='auto': block {name!r} is scripted, which cannot be timed or recomputed; "
+                "choose another policy, or do not script it"
+            )
+    return blocks
 
 
 def _nested(name: str, outer: str) -> bool:

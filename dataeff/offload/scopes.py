@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.jit._script import RecursiveScriptModule
 
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.module_hook import ModuleHook
@@ -69,7 +70,7 @@ class Scopes:
 
     def install_outermost(self) -> None:
         """Puts the hooks on the model itself, once."""
-        if not self._hooks and not is_compiled(self._model):
+        if not self._hooks and takes_hooks(self._model):
             enter, leave = ModuleHook(self._enter_model), ModuleHook(self._leave_model)
             self._hooks = [
                 self._model.register_forward_pre_hook(enter, with_kwargs=True),
@@ -129,6 +130,11 @@ def is_compiled(module: torch.nn.Module) -> bool:
     frame = sys.modules.get("torch._dynamo.eval_frame")  # only there once something is compiled
     wrapped = frame is not None and isinstance(module, frame.OptimizedModule)
     return wrapped or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def takes_hooks(module: torch.nn.Module) -> bool:
+    """Whether hooks on calls of the module can be set, and are run in eager mode."""
+    return not (is_compiled(module) or isinstance(module, RecursiveScriptModule))
 
 
 def _outside_compiled(
