@@ -19,7 +19,7 @@ from dataeff.rgnn.backend import Runner, choose
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.passes.dce import eliminate_dead_code
 from dataeff.rgnn.passes.narrow import narrow
-from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint
+from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint, rows_of
 from dataeff.rgnn.profile import NUM_COUNTS, counts_of, nearby
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.split import Halves, split
@@ -191,7 +191,7 @@ class Compiled:
             recorded.append(("differentiate", joint))
             joint = optimise_joint(joint, sizes, recorded, disabled)
         weights = (self._how[2] or choose(self._how[1])) == "cpp"
-        halves = split(joint, len(program.outputs), weights=weights)
+        halves = split(joint, len(program.outputs), rows_of(sizes), weights=weights)
         forward = Runner(halves.forward, *self._how)
         backward = Runner(halves.backward, *self._how) if halves.backward else None
         return _Step(

@@ -4,8 +4,9 @@ A forward value that backward reads is kept if computing it again would cost a r
 over segments, or the inner product that gives an edge its score, a number that costs two rows to
 compute. Elementwise values, gathers and wide products of what is at hand are computed again: one
 more product costs a few hundredths of a step, and keeping rows of pairs through forward takes more
-memory than all features and gradients. Weights of a softmax are kept instead of its scores where
-backward has no other use for those: they are as many, and cost a pass over the edges to compute.
+memory than all features and gradients. Weights of a softmax cost a pass over the edges to compute:
+they are kept instead of its scores where backward has no other use for those, which are as many,
+and beside them where they take no more memory than the layer's features and results.
 """
 
 from __future__ import annotations
@@ -33,11 +34,17 @@ class Halves:
     num_outputs: int
 
 
-def split(joint: Program, num_outputs: int, *, weights: bool = True) -> Halves:
+def split(
+    joint: Program, num_outputs: int, rows: dict[str, int], *, weights: bool = True
+) -> Halves:
     """Split a joint program whose first `num_outputs` results are the layer's outputs.
 
-    `weights`: keep those of a softmax where that is no more than its scores. A backend that
-    computes scores again in each pass over a node's edges gains nothing by it.
+    Args:
+        joint: forward, then what differentiation appended.
+        num_outputs: results of forward.
+        rows: rows of each domain.
+        weights: keep those of a softmax where they are few. A backend that computes scores again
+            in each pass over a node's edges gains nothing by it.
     """
     outputs, results = joint.outputs[:num_outputs], joint.outputs[num_outputs:]
     if len(joint.outputs) == num_outputs:
@@ -46,7 +53,9 @@ def split(joint: Program, num_outputs: int, *, weights: bool = True) -> Halves:
     values = _read_by_backward(joint, forward, results)
     if weights:
         others = _read_by_backward(joint, forward, results, weights=True)
-        if _elements_of_edges(joint, others) <= _elements_of_edges(joint, values):
+        wide = _elements_of_edges(joint, others)
+        features = _elements_of_nodes(joint, (*(i.id for i in joint.inputs), *outputs), rows)
+        if wide <= _elements_of_edges(joint, values) or wide * rows["edge"] <= features:
             values = others
     kept: dict[int, str] = {}
     for value in values:
@@ -115,6 +124,12 @@ def _is_softmax(joint: Program, op: Op) -> bool:
 def _elements_of_edges(joint: Program, values: list[int]) -> int:
     """Elements that these values have for each edge."""
     return sum(joint[v].type.numel for v in values if joint[v].type.domain == "edge")
+
+
+def _elements_of_nodes(joint: Program, values: tuple[int, ...], rows: dict[str, int]) -> int:
+    """Elements of those of these values that stand on nodes."""
+    kinds = [joint[v].type for v in values]
+    return sum(rows[k.domain] * k.numel for k in kinds if k.domain in ("node", "dst"))
 
 
 def _compared(joint: Program, forward: set[int], args: tuple[int, ...]) -> set[int]:

@@ -30,10 +30,10 @@ def crossed(g, x, K, Q):
 SHAPES = [(NODES, WIDTH), (RELATIONS, HEADS, WIDTH // HEADS, 5), (WIDTH, HEADS * 5)]
 
 
-def _graph():
+def _graph(edges=EDGES):
     g = torch.Generator().manual_seed(0)
-    ends = torch.randint(NODES, (2, EDGES), generator=g)
-    types = torch.randint(RELATIONS, (EDGES,), generator=g)
+    ends = torch.randint(NODES, (2, edges), generator=g)
+    types = torch.randint(RELATIONS, (edges,), generator=g)
     return typed_graph((ends, types, NODES, RELATIONS))
 
 
@@ -68,10 +68,13 @@ def test_scores_are_kept_where_backward_reads_them():
     assert [op.kind for op in _kept_of_edges(compiled)] == ["reduce"]
 
 
-def test_what_pairs_hold_is_not_kept_for_edges():
-    """RGAT's scores are sums of two numbers of pairs."""
-    args = tensors(rgat, NODES, EDGES, RELATIONS, torch.float64).values()
-    assert not _kept_of_edges(rgat.plan(_graph(), *args).compiled)
+@pytest.mark.parametrize(("edges", "kept"), [(EDGES, []), (300, ["exp"])])
+def test_what_pairs_hold_is_not_kept_for_edges_that_outnumber_features(edges, kept):
+    """RGAT's scores are sums of two numbers of pairs; its weights are kept where they are few."""
+    args = tensors(rgat, NODES, edges, RELATIONS, torch.float64).values()
+    compiled = rgat.plan(_graph(edges), *args).compiled
+    assert [op.kind for op in _kept_of_edges(compiled)] == kept
+    assert sum(op.kind == "exp" for op in compiled.backward.ops) == 1 - len(kept)
 
 
 def test_a_backend_that_computes_scores_again_keeps_them():
