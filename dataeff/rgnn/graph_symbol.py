@@ -13,6 +13,7 @@ from dataeff.rgnn.symbols import (
     bring,
     emit,
     expect,
+    first_rows,
     tracer_of,
     unary,
 )
@@ -117,7 +118,7 @@ def _at_dst(tracer: Tracer, symbol: Any, what: str) -> Value:
         value = Value(tracer, symbol.at(symbol.rows("dst")))
     else:
         value = expect(tracer, symbol, ("node", "dst"), what)
-    return value if value.type.domain == "dst" else emit(tracer, "prefix", value.id)
+    return value if value.type.domain == "dst" else first_rows(tracer, value)
 
 
 def _to_dst(tracer: Tracer, symbol: Any, what: str) -> str:

@@ -295,7 +295,7 @@ def bring(tracer: Tracer, value: Value | Picked, domain: str, other: Type | None
     if have == domain:
         return Value(tracer, value.id)
     if have == "node" and domain == "dst":
-        return emit(tracer, "prefix", value.id)
+        return first_rows(tracer, value)
     if have in domains.TYPE_DOMAINS and domains.path(domain, have):
         return emit(tracer, "gather", value.id, attrs=(f"{domain}.{have}",))
     there = domains.a_value(domain) if other is None else f"{other}, {domains.a_value(domain)}"
@@ -303,6 +303,18 @@ def bring(tracer: Tracer, value: Value | Picked, domain: str, other: Type | None
         f"{tracer.builder[value.id].type} is {domains.a_value(have)}, and is used with {there};"
         " bring it there with g.src, g.dst or g.edge, or reduce with g.sum"
     )
+
+
+def first_rows(tracer: Tracer, value: Value | Picked) -> Value:
+    """A value of the source nodes at the destinations, which are the first of them."""
+    sources, destinations = tracer.rows.node, tracer.rows.dst
+    if sources < destinations:
+        raise tracer.error(
+            f"{tracer.builder[value.id].type} is {domains.a_value('node')}, and is used with"
+            f" {domains.a_value('dst')}; the {destinations} destination nodes of this graph are"
+            f" not among its {sources} source nodes: give them an argument of their own rows"
+        )
+    return emit(tracer, "prefix", value.id)
 
 
 def expect(tracer: Tracer, symbol: Any, wanted: tuple[str, ...], what: str) -> Value:

@@ -185,3 +185,19 @@ def test_values_of_other_domains_are_refused_with_both_types(small, function, ty
         rgnn.layer(function)(small, torch.randn(20, 8), torch.randn(4, 4))
     for name in types:
         assert re.search(name, str(error.value)), error.value
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda g, x: g.sum(g.dst(x)),
+        lambda g, x: g.at_dst(x),
+        lambda g, x: g.in_degree() + g.node(x),
+    ],
+    ids=["dst", "at_dst", "sum"],
+)
+def test_destinations_that_are_no_sources_have_no_value_of_them(function):
+    edges = torch.tensor([[0, 1], [3, 4]])
+    graph = rgnn.Graph(edges, torch.zeros(2).long(), num_src_nodes=2, num_dst_nodes=5)
+    with pytest.raises(rgnn.LayerTypeError, match=r"node\[8?\].* not among its 2 source nodes"):
+        rgnn.layer(function)(graph, torch.randn(2, 8))
