@@ -14,13 +14,16 @@ def optional(module: torch.nn.Module, name: str, present: bool, *shape: int) -> 
     module.register_parameter(name, Parameter(torch.empty(shape)) if present else None)
 
 
-def refuse_lazy_width(layer: str, in_channels: int | tuple[int, int]) -> None:
-    """A width of -1 is for `HGTConv` alone, as in PyTorch Geometric.
+def check_width(layer: str, in_channels: int | tuple[int, int], *, pair: bool = False) -> None:
+    """A width of -1 is for `HGTConv` alone, as in PyTorch Geometric; `pair`: there may be two.
 
     Raises:
+        TypeError: one width for sources and one for destinations, where the layer has one for both.
         ValueError: a negative width.
     """
     widths = in_channels if isinstance(in_channels, tuple) else (in_channels,)
+    if len(widths) > 1 and not pair:
+        raise TypeError(f"{layer}: in_channels is {in_channels}; sources and destinations have one")
     if min(widths) < 0:
         raise ValueError(
             f"{layer}: in_channels is {in_channels}; give the number of features, for this layer"

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_features, optional, refuse_lazy_width
+from dataeff.nn.arguments import check_features, check_width, optional
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 from dataeff.rgnn.published import comp_gcn
@@ -48,7 +48,7 @@ class CompGCNConv(torch.nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        refuse_lazy_width(type(self).__name__, in_channels)
+        check_width(type(self).__name__, in_channels)
         if composition not in COMPOSITIONS:
             raise ValueError(f"composition must be one of {COMPOSITIONS}, got {composition!r}")
         self.in_channels, self.out_channels = in_channels, out_channels

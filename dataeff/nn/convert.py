@@ -50,8 +50,11 @@ def convert(model: nn.Module) -> Conversion:
         What was swapped, and which layers stay as they are, with the reason.
 
     Raises:
+        TypeError: it is no module.
         ValueError: the model itself is such a layer, and nothing holds it; see `from_pyg`.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a model is a torch.nn.Module, got {type(model).__name__}")
     if _maker(model) is not None:
         raise ValueError(
             f"the model is itself a {type(model).__name__}, which cannot become another object in"
@@ -128,6 +131,8 @@ def _obstacle(layer: Any, traced: bool) -> str | None:
         return "hooks are registered on it"
     if any(isinstance(m, nn.utils.parametrize.ParametrizationList) for m in layer.modules()):
         return "its parameters are parametrised"
+    if own := sorted(name for name in vars(layer) if callable(getattr(type(layer), name, None))):
+        return f"{', '.join(own)} of this one were replaced"
     if getattr(layer, "_explain", None):
         return "it is being explained"
     return None

@@ -12,8 +12,8 @@ from torch.nn import Parameter
 from dataeff import rgnn
 from dataeff.nn.arguments import (
     check_features,
+    check_width,
     optional,
-    refuse_lazy_width,
     refuse_other_arguments,
 )
 from dataeff.nn.graphs import graph_for
@@ -116,7 +116,7 @@ class RGATConv(torch.nn.Module):
         aggr = kwargs.pop("aggr", "add")
         self.aggr = "add" if aggr == "sum" else aggr
         refuse_other_arguments(type(self).__name__, kwargs)
-        refuse_lazy_width(type(self).__name__, in_channels)
+        check_width(type(self).__name__, in_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_relations = num_relations
         self.num_bases, self.num_blocks, self.mod = num_bases, num_blocks, mod

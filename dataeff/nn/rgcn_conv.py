@@ -11,8 +11,8 @@ from torch.nn import Parameter
 from dataeff import rgnn
 from dataeff.nn.arguments import (
     check_features,
+    check_width,
     optional,
-    refuse_lazy_width,
     refuse_other_arguments,
 )
 from dataeff.nn.graphs import graph_for
@@ -91,7 +91,7 @@ class RGCNConv(torch.nn.Module):
     ) -> None:
         super().__init__()
         refuse_other_arguments(type(self).__name__, kwargs)
-        refuse_lazy_width(type(self).__name__, in_channels)
+        check_width(type(self).__name__, in_channels, pair=True)
         if num_bases is not None and num_blocks is not None:
             raise ValueError("basis and block-diagonal decomposition exclude each other")
         if aggr not in ("add", "sum", "mean", "max"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_features, optional, refuse_lazy_width
+from dataeff.nn.arguments import check_features, check_width, optional
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
 from dataeff.rgnn.published import simple_hgn
@@ -61,7 +61,7 @@ class SimpleHGNConv(torch.nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        refuse_lazy_width(type(self).__name__, in_channels)
+        check_width(type(self).__name__, in_channels)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.num_relations, self.rel_channels = num_relations, rel_channels
         self.heads, self.concat, self.beta = heads, concat, beta

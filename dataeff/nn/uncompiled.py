@@ -23,10 +23,22 @@ REMEDY = (
 @torch.compiler.disable(reason=REMEDY)  # type: ignore[untyped-decorator]
 def graph_outside(*args: Any) -> Graph:
     """`graph_for(*args)`, prepared."""
+    _refuse_export()
     return graphs.graph_for(*args).prepare()
 
 
 @torch.compiler.disable(reason=REMEDY)  # type: ignore[untyped-decorator]
 def typed_graph_outside(*args: Any) -> Graph:
     """`typed_graph_for(*args)`, prepared."""
+    _refuse_export()
     return graphs.typed_graph_for(*args).prepare()
+
+
+def _refuse_export() -> None:
+    """An exported program has no outside.
+
+    Raises:
+        ValueError: says what to export instead.
+    """
+    if torch.compiler.is_exporting():
+        raise ValueError(f"torch.export cannot sort edges: {REMEDY}")

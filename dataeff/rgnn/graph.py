@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -77,15 +78,13 @@ class Graph:
             edge_type = edge_index.new_zeros(self.num_edges)
             num_relations = num_relations or 1
         edge_type = self._one_each("edge_type", edge_type, self.num_edges, " like the edges")
-        self.num_relations = num_relations if num_relations is not None else _count(edge_type)
-        if self.num_relations < 0:
-            raise ValueError(f"num_relations is {self.num_relations}, which is negative")
+        relations = num_relations if num_relations is not None else _count(edge_type)
+        self.num_relations = _size("num_relations", relations)
         self.num_node_types = 0
         if node_type is not None:
             node_type = self._one_each("node_type", node_type, self.num_src_nodes)
-            self.num_node_types = (
-                num_node_types if num_node_types is not None else _count(node_type)
-            )
+            types = num_node_types if num_node_types is not None else _count(node_type)
+            self.num_node_types = _size("num_node_types", types)
         self._ids: tuple[Tensor, Tensor] | None = (edge_index, edge_type)
         self._by_type: Mapping[EdgeType, Tensor] | None = None  # what ids are merged of again
         self.node_type = node_type
@@ -420,6 +419,14 @@ def _first_given(first: int | None, second: int | None, what: str) -> int:
     value = first if first is not None else second
     if value is None:
         raise ValueError(f"the graph needs {what}")
+    return _size(what, value)
+
+
+def _size(what: str, given: Any) -> int:
+    try:
+        value = operator.index(given)
+    except TypeError:
+        raise TypeError(f"{what} is a whole number, got {given!r}") from None
     if value < 0:
         raise ValueError(f"{what} is {value}, which is negative")
     return value

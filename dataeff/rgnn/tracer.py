@@ -8,10 +8,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Attr, Builder, IRTypeError, Type
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
+_TORCH = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "")
 
 
 class LayerTypeError(TypeError, ValueError):
@@ -126,7 +129,7 @@ class Tracer:
 
 
 def user_line() -> str:
-    """`file:line: source` of the innermost frame outside the compiler."""
+    """`file:line: source` of the innermost frame outside the compiler and torch."""
     frame = sys._getframe(1)
     while frame.f_back is not None and _is_ours(frame.f_code.co_filename):
         frame = frame.f_back
@@ -135,4 +138,5 @@ def user_line() -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return os.path.dirname(os.path.abspath(filename)) == _HERE
+    path = os.path.abspath(filename)
+    return os.path.dirname(path) == _HERE or path.startswith(_TORCH)

@@ -37,6 +37,11 @@ def test_a_width_that_others_should_take_from_their_input(make):
         make()
 
 
+def test_two_widths_where_sources_and_destinations_have_one():
+    with pytest.raises(TypeError, match=r"RGATConv: in_channels is \(4, 5\); .* have one"):
+        nn.RGATConv((4, 5), 6, 2)
+
+
 def test_features_of_other_arguments():
     with pytest.raises(ValueError, match=r"x of the destinations has shape .* takes 5 features"):
         nn.RGCNConv((4, 5), 6, 2)((torch.randn(3, 4), torch.randn(3, 4)), *EDGES)

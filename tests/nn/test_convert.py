@@ -93,6 +93,17 @@ def test_what_stays_and_why():
     assert "hooks" in stays(observed)
 
 
+def test_a_layer_whose_method_was_replaced_stays():
+    patched = pyg.RGCNConv(4, 4, 2)
+    patched.message = patched.message
+    assert "message of this one" in stays(patched)
+
+
+def test_what_is_no_model_is_named():
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, got int"):
+        nn.convert(3)
+
+
 def test_a_model_made_by_to_hetero_stays():
     class Layer(torch.nn.Module):
         def __init__(self):

@@ -119,6 +119,14 @@ def test_fewer_weights_than_relations_and_rows_than_nodes(small):
         rgcn(small, torch.randn(19, 5), torch.randn(4, 5, 6))
 
 
+@pytest.mark.parametrize("name", ["num_nodes", "num_relations", "num_node_types"])
+@pytest.mark.parametrize("given", [3.0, "3"], ids=repr)
+def test_counts_are_whole_numbers(name, given):
+    counts = {"num_nodes": 3, name: given}
+    with pytest.raises(TypeError, match=rf"{name} is a whole number, got {given!r}"):
+        rgnn.Graph(EDGES, TYPES, node_type=torch.zeros(3, dtype=torch.long), **counts)
+
+
 def test_a_sparse_adjacency_is_refused():
     with pytest.raises(TypeError, match=r"edge_index must be dense, got torch.sparse_coo"):
         rgnn.Graph(torch.eye(2, dtype=torch.int64).to_sparse(), num_nodes=2)

@@ -11,7 +11,7 @@ from rgnn_layers import rgat, rgcn, rgcn_mean
 from torch.autograd import forward_ad
 
 from dataeff import rgnn
-from dataeff.nn import RGATConv
+from dataeff.nn import RGATConv, RGCNConv
 
 # Dynamo makes an instance of the autograd function while it traces it.
 dynamo = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -248,3 +248,11 @@ def test_exported_programs_hold_the_layer(small):
     program = torch.export.export(model, (x,), strict=False)
     assert any("rgnn_forward" in str(node.target) for node in program.graph.nodes)
     torch.testing.assert_close(program.module()(x), model(x))
+
+
+@dynamo
+def test_an_export_that_would_sort_edges_says_what_to_export():
+    conv = RGCNConv(8, 8, 4)
+    edges = torch.tensor([[0, 1], [1, 0]]), torch.tensor([0, 3])
+    with pytest.raises(ValueError, match=r"torch\.export cannot sort edges: .*Graph.*prepare"):
+        torch.export.export(conv, (torch.randn(20, 8), *edges), strict=False)

@@ -113,6 +113,10 @@ REFUSED = [
         lambda g, x, **_: rgnn.exp(3.0),
         r"values of a layer that is being traced, got 3.0 of type fl",
     ),
+    (
+        lambda g, x, **_: torch.nn.functional.leaky_relu(g.src(x)),
+        r"torch's leaky_relu takes tensors, .*: use rgnn.leaky_relu",
+    ),
     (lambda g, x, **_: rgnn.concat(), r"values of a layer that is being traced, got none"),
     (lambda g, x, **_: rgnn.concat(g.src(x), 3.0), r"concat needs values with an axis .* edge\[\]"),
     (lambda g, x, **_: rgnn.reshape(g.src(x), 2.0, 2), r"reshape of edge\[4\] needs whole numbers"),
