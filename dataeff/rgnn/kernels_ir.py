@@ -169,7 +169,8 @@ def parse_schedule(text: str, program: Program) -> Schedule:
             or whether a value is stored where it is not; or what `verify_schedule` finds.
     """
     steps: list[Step] = []
-    for block in re.split(r"\n(?=k\d+: )", text.strip()):
+    blocks = re.split(r"\n(?=k\d+: )", text.strip()) if text.strip() else []
+    for block in blocks:
         head, *body = block.splitlines()
         kind, match = next(
             ((k, m) for k, p in _HEADS.items() if (m := p.fullmatch(head))), ("", None)

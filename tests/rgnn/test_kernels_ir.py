@@ -41,6 +41,15 @@ def test_text_parses_back(small, dense):
         assert all(again.reads(s) == schedule.reads(s) for s in schedule.steps)
 
 
+def test_text_of_no_step_parses_back(small):
+    """The gradient of what is given back unchanged is the gradient that was given."""
+    layer = rgnn.layer(lambda g, x: g.node(x))
+    program = layer.plan(small, torch.randn(20, 5)).compiled.backward
+    schedule = lower(program)
+    assert not schedule.steps
+    assert parse_schedule(render_schedule(schedule), program) == schedule
+
+
 def test_text_of_sums_of_products_parses_back(small):
     few = small.edge_index.clone()
     few[1] %= 2  # so that rows are added up before they are multiplied
