@@ -81,30 +81,11 @@ class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignor
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> None:
+        given = locals()  # all of the arguments, for what both loaders do with them
         data = with_node_counts(data)
         seeds = named_seeds(data, input_nodes)
         check_tensors(input_time=input_time)
-        shared = self._begin(
-            data,
-            num_neighbors,
-            {
-                "replace": replace,
-                "subgraph_type": subgraph_type,
-                "disjoint": disjoint,
-                "temporal_strategy": temporal_strategy,
-                "time_attr": time_attr,
-                "weight_attr": weight_attr,
-                "neighbor_sampler": neighbor_sampler,
-                "directed": directed,
-            },
-            {
-                "device": device,
-                "transform": transform,
-                "transform_sampler_output": transform_sampler_output,
-                "filter_per_worker": filter_per_worker,
-            },
-            kwargs,
-        )
+        shared = self._begin(data, given)
         super().__init__(**shared, input_nodes=seeds, input_time=input_time)
         check_one_for_each("input_nodes", len(self.input_data.node), input_time=input_time)
 
@@ -174,29 +155,10 @@ class LinkNeighborLoader(PipelinedLoader, pyg_loader.LinkNeighborLoader):  # typ
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> None:
+        given = locals()  # all of the arguments, for what both loaders do with them
         edges = named_edges(data, edge_label_index)
         check_tensors(edge_label=edge_label, edge_label_time=edge_label_time)
-        shared = self._begin(
-            with_node_counts(data),
-            num_neighbors,
-            {
-                "replace": replace,
-                "subgraph_type": subgraph_type,
-                "disjoint": disjoint,
-                "temporal_strategy": temporal_strategy,
-                "time_attr": time_attr,
-                "weight_attr": weight_attr,
-                "neighbor_sampler": neighbor_sampler,
-                "directed": directed,
-            },
-            {
-                "device": device,
-                "transform": transform,
-                "transform_sampler_output": transform_sampler_output,
-                "filter_per_worker": filter_per_worker,
-            },
-            kwargs,
-        )
+        shared = self._begin(with_node_counts(data), given)
         super().__init__(
             **shared,
             edge_label_index=edges,

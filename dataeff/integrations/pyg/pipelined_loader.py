@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -22,6 +22,11 @@ _REFUSED = {
     "timeout": "an error in a thread reaches you by itself",
 }
 
+_SAMPLER_OPTIONS = (
+    *("num_neighbors", "replace", "subgraph_type", "disjoint"),
+    *("temporal_strategy", "time_attr", "weight_attr"),
+)
+
 
 class PipelinedLoader:
     """What both loaders add to PyG's: threads that work ahead, and rows out of tables."""
@@ -30,37 +35,23 @@ class PipelinedLoader:
     _user_transform: Any
     _user_output_transform: Any
 
-    def _begin(
-        self,
-        data: Any,
-        num_neighbors: Any,
-        sampling: dict[str, Any],
-        delivery: dict[str, Any],
-        kwargs: dict[str, Any],
-    ) -> dict[str, Any]:
+    def _begin(self, data: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """What PyG's loader is given beside the seeds.
 
         Args:
             data: as the loader was given it, its numbers of nodes told.
-            num_neighbors: as the loader was given it.
-            sampling: the options of `PyGNeighborSampler`, `neighbor_sampler` and `directed`.
-            delivery: `device`, `transform`, `transform_sampler_output` and `filter_per_worker`.
-            kwargs: the options of torch's `DataLoader`, and those that concern threads.
+            given: the loader's arguments by name, `kwargs` among them.
         """
-        kwargs = self._thread_options(kwargs)
-        device = delivery.pop("device")
-        self.device = None if device is None else torch.device(device)
-        self._user_transform = delivery.pop("transform")
-        self._user_output_transform = delivery.pop("transform_sampler_output")
-        if delivery["filter_per_worker"] is not None:
-            checked_bool("filter_per_worker", delivery["filter_per_worker"])
+        self.device = None if given["device"] is None else torch.device(given["device"])
+        self._user_transform = given["transform"]
+        self._user_output_transform = given["transform_sampler_output"]
+        if given["filter_per_worker"] is not None:
+            checked_bool("filter_per_worker", given["filter_per_worker"])
         return {
             "data": data,
-            "num_neighbors": num_neighbors,
-            "time_attr": sampling["time_attr"],
-            "neighbor_sampler": _make_sampler(data, num_neighbors=num_neighbors, **sampling),
-            **delivery,
-            **kwargs,
+            "neighbor_sampler": _make_sampler(data, given),
+            **{name: given[name] for name in ("num_neighbors", "time_attr", "filter_per_worker")},
+            **self._thread_options(given["kwargs"]),
         }
 
     def _thread_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -178,16 +169,16 @@ def _edge_ids(drawn: Any, edge_type: Any) -> torch.Tensor | None:
     return ids if ids is None else ids.long()
 
 
-def _make_sampler(
-    data: Any, neighbor_sampler: Any, directed: bool, **options: Any
-) -> PyGNeighborSampler:
-    if not checked_bool("directed", directed):
+def _make_sampler(data: Any, given: Mapping[str, Any]) -> PyGNeighborSampler:
+    options = {name: given[name] for name in _SAMPLER_OPTIONS}
+    if not checked_bool("directed", given["directed"]):
         options["subgraph_type"] = "induced"
-    if neighbor_sampler is None:
+    sampler = given["neighbor_sampler"]
+    if sampler is None:
         return PyGNeighborSampler(data, **options)
-    if not isinstance(neighbor_sampler, PyGNeighborSampler):
+    if not isinstance(sampler, PyGNeighborSampler):
         raise TypeError(
-            f"neighbor_sampler is a {type(neighbor_sampler).__name__}, not a PyGNeighborSampler: "
+            f"neighbor_sampler is a {type(sampler).__name__}, not a PyGNeighborSampler: "
             "for another sampler use PyG's own loader"
         )
-    return neighbor_sampler
+    return sampler
