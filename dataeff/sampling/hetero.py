@@ -4,27 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._flags import checked_bool
-from dataeff._integers import checked_int
 from dataeff.sampling.csc import CSCGraph, id_tensor
-from dataeff.sampling.neighbor import (
-    address,
-    check_options,
-    checked_fanouts,
-    checked_seed_time,
-    core_on_host,
-    read_edges,
-    read_nodes,
-    relation_spec,
-)
-from dataeff.sampling.on_device import DeviceSampler, Edges, Nodes, Relation
+from dataeff.sampling.neighbor import check_options, checked_fanouts, checked_seed_time
+from dataeff.sampling.on_device import Edges, Nodes, Relation
+from dataeff.sampling.sampler import Sampler, read_edges, read_nodes
 
 EdgeType = tuple[str, str, str]
 
@@ -45,7 +33,7 @@ class HeteroSampledSubgraph:
     num_sampled_edges: dict[EdgeType, list[int]]
 
 
-class HeteroNeighborSampler:
+class HeteroNeighborSampler(Sampler):
     """Samples neighbourhoods over one CSC graph per edge type (source type, name, target type).
 
     At each hop and for each edge type, the nodes of its target type that the hop before reached
@@ -85,14 +73,17 @@ class HeteroNeighborSampler:
         wide = any(graph.index_dtype == torch.int64 for graph in graphs.values())
         index_dtype = torch.int64 if wide else torch.int32
         self.graphs = {key: graph.with_index_dtype(index_dtype) for key, graph in graphs.items()}
-        self.num_nodes = _sizes(self.graphs, num_nodes or {})
+        self.num_nodes = _sizes_of(self.graphs, num_nodes or {})
         self.fanouts = _fanouts_by_type(self.graphs, fanouts)
-        self.replace = checked_bool("replace", replace)
         self.temporal = any(graph.edge_time is not None for graph in graphs.values())
-        self.disjoint = checked_bool("disjoint", disjoint) or self.temporal
-        self.last = checked_bool("last", last)
-        self.induced = checked_bool("induced", induced)
-        self.seed = checked_int("seed", seed)
+        super().__init__(
+            temporal=self.temporal,
+            replace=replace,
+            disjoint=disjoint,
+            last=last,
+            induced=induced,
+            seed=seed,
+        )
         if last and not self.temporal:
             raise ValueError("last=True takes the latest edges, but no graph has edge_time")
         for key, graph in self.graphs.items():
@@ -100,51 +91,15 @@ class HeteroNeighborSampler:
             check_options(graph, self.fanouts[key], replace=replace, last=latest, induced=induced)
         self._begin()
 
-    def _begin(self) -> None:
-        on_host = all(graph.device.type == "cpu" for graph in self.graphs.values())
-        self._core = self._make_core() if on_host else None
-        self._by_device: dict[torch.device, DeviceSampler] = {}
-
-    def _make_core(self) -> _core.NeighborSampler:
+    def _relations(self) -> list[Relation]:
         place = {node_type: i for i, node_type in enumerate(self.num_nodes)}
-        return _core.NeighborSampler(
-            id_nbytes=next(iter(self.graphs.values())).index_dtype.itemsize,
-            num_nodes=list(self.num_nodes.values()),
-            relations=[
-                relation_spec(graph, self.fanouts[key], place[key[0]], place[key[2]])
-                for key, graph in self.graphs.items()
-            ],
-            num_hops=len(next(iter(self.fanouts.values()))),
-            replace=self.replace,
-            disjoint=self.disjoint,
-            last=self.last,
-            induced=self.induced,
-        )
+        return [
+            Relation(graph, self.fanouts[key], place[key[0]], place[key[2]])
+            for key, graph in self.graphs.items()
+        ]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin()
-
-    def on_device(self, device: torch.device) -> DeviceSampler:
-        """The sampler of seeds on `device`; the first call registers graphs in host memory."""
-        if device not in self._by_device:
-            place = {node_type: i for i, node_type in enumerate(self.num_nodes)}
-            self._by_device[device] = DeviceSampler(
-                [
-                    Relation(graph, self.fanouts[key], place[key[0]], place[key[2]])
-                    for key, graph in self.graphs.items()
-                ],
-                list(self.num_nodes.values()),
-                device,
-                replace=self.replace,
-                disjoint=self.disjoint,
-                last=self.last,
-                induced=self.induced,
-            )
-        return self._by_device[device]
+    def _sizes(self) -> list[int]:
+        return list(self.num_nodes.values())
 
     def sample(
         self,
@@ -187,15 +142,11 @@ class HeteroNeighborSampler:
                 checked_seed_time(seed_time.get(t, none), own)
                 for t, own in zip(self.num_nodes, ids, strict=True)
             ]
-        random_seed = index(self.seed if seed is None else seed) % 2**64
+        random_seed = self._random_seed(seed)
         if device.type != "cpu":
             return self._read_lists(*self.on_device(device).sample(ids, times, random_seed))
         threads = torch.get_num_threads() if num_threads is None else num_threads
-        drawn = core_on_host(self._core, next(iter(self.graphs.values()))).sample(
-            seeds=[(address(i), address(t), i.numel()) for i, t in zip(ids, times, strict=True)],
-            random_seed=random_seed,
-            num_threads=threads,
-        )
+        drawn = self._draw_on_host(ids, times, random_seed, threads)
         return self._read(drawn, threads)
 
     def _read_lists(self, nodes: list[Nodes], edges: list[Edges]) -> HeteroSampledSubgraph:
@@ -238,7 +189,7 @@ def _one_device(seeds: Mapping[str, Tensor]) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
-def _sizes(graphs: Mapping[EdgeType, CSCGraph], others: Mapping[str, int]) -> dict[str, int]:
+def _sizes_of(graphs: Mapping[EdgeType, CSCGraph], others: Mapping[str, int]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for key, graph in graphs.items():
         for node_type, size in ((key[0], graph.num_src_nodes), (key[2], graph.num_dst_nodes)):

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
-from dataeff import _core
-from dataeff._flags import checked_bool
-from dataeff._integers import checked_int
-from dataeff.memory.own_pages import move_to_own_pages
 from dataeff.sampling.csc import CSCGraph, id_tensor
-from dataeff.sampling.on_device import DeviceSampler, Relation
+from dataeff.sampling.on_device import Relation
+from dataeff.sampling.sampler import Sampler, read_edges, read_nodes
 
 Fanouts = Sequence[int | Sequence[int]]
 
@@ -50,11 +47,6 @@ class SampledSubgraph:
         return self.num_sampled_nodes[0]
 
 
-def address(tensor: Tensor | None) -> int:
-    """The address of a tensor's first byte, 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def checked_fanouts(fanouts: Fanouts, num_relations: int | None) -> list[list[int]]:
     """Brings fan-outs to one list per hop, of one number or of one per relation.
 
@@ -85,27 +77,7 @@ def checked_fanouts(fanouts: Fanouts, num_relations: int | None) -> list[list[in
     return checked
 
 
-def relation_spec(
-    graph: CSCGraph, fanouts: list[list[int]], src_type: int = 0, dst_type: int = 0
-) -> _core.RelationSpec:
-    """What the core needs to know of one relation; `graph` must outlive the sampler."""
-    if torch.cuda.is_available():  # a sampler of seeds there will register the graph's memory
-        for values in graph.arrays():
-            move_to_own_pages(values)
-    return _core.RelationSpec(
-        src_type=src_type,
-        dst_type=dst_type,
-        colptr=address(graph.colptr),
-        row=address(graph.row),
-        e_id=address(graph.e_id),
-        etype=address(graph.edge_type),
-        weight=address(graph.edge_weight),
-        time=address(graph.edge_time),
-        fanouts=fanouts,
-    )
-
-
-class NeighborSampler:
+class NeighborSampler(Sampler):
     """Samples the multi-hop neighbourhood of seed nodes (GraphSAGE, arXiv 1706.02216, section 3.1).
 
     For each node that hop `h` starts from, `fanouts[h]` of the edges into it are taken: all when
@@ -152,50 +124,22 @@ class NeighborSampler:
         typed = graph.edge_type is not None
         self.graph = graph
         self.fanouts = checked_fanouts(fanouts, graph.num_relations if typed else None)
-        self.replace = checked_bool("replace", replace)
-        self.disjoint = checked_bool("disjoint", disjoint) or graph.edge_time is not None
-        self.last = checked_bool("last", last)
-        self.induced = checked_bool("induced", induced)
-        self.seed = checked_int("seed", seed)
+        super().__init__(
+            temporal=graph.edge_time is not None,
+            replace=replace,
+            disjoint=disjoint,
+            last=last,
+            induced=induced,
+            seed=seed,
+        )
         check_options(graph, self.fanouts, replace=replace, last=last, induced=induced)
         self._begin()
 
-    def _begin(self) -> None:
-        self._core = self._make_core() if self.graph.device.type == "cpu" else None
-        self._by_device: dict[torch.device, DeviceSampler] = {}
+    def _relations(self) -> list[Relation]:
+        return [Relation(self.graph, self.fanouts)]
 
-    def _make_core(self) -> _core.NeighborSampler:
-        return _core.NeighborSampler(
-            id_nbytes=self.graph.index_dtype.itemsize,
-            num_nodes=[self.graph.num_dst_nodes],
-            relations=[relation_spec(self.graph, self.fanouts)],
-            num_hops=len(self.fanouts),
-            replace=self.replace,
-            disjoint=self.disjoint,
-            last=self.last,
-            induced=self.induced,
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._begin()
-
-    def on_device(self, device: torch.device) -> DeviceSampler:
-        """The sampler of seeds on `device`; the first call registers a graph in host memory."""
-        if device not in self._by_device:
-            self._by_device[device] = DeviceSampler(
-                [Relation(self.graph, self.fanouts)],
-                [self.graph.num_dst_nodes],
-                device,
-                replace=self.replace,
-                disjoint=self.disjoint,
-                last=self.last,
-                induced=self.induced,
-            )
-        return self._by_device[device]
+    def _sizes(self) -> list[int]:
+        return [self.graph.num_dst_nodes]
 
     def _sample_on_device(
         self, seeds: Tensor, seed_time: Tensor | None, random_seed: int
@@ -242,15 +186,11 @@ class NeighborSampler:
             raise ValueError("seed_time is needed for a graph with edge_time, and only there")
         if seed_time is not None:
             seed_time = checked_seed_time(seed_time, seeds)
-        random_seed = index(self.seed if seed is None else seed) % 2**64
+        random_seed = self._random_seed(seed)
         if seeds.device.type != "cpu":
             return self._sample_on_device(seeds, seed_time, random_seed)
         threads = torch.get_num_threads() if num_threads is None else num_threads
-        drawn = core_on_host(self._core, self.graph).sample(
-            seeds=[(seeds.data_ptr(), address(seed_time), seeds.numel())],
-            random_seed=random_seed,
-            num_threads=threads,
-        )
+        drawn = self._draw_on_host([seeds], [seed_time], random_seed, threads)
         n_id, batch = read_nodes(drawn, 0, self.disjoint, threads)
         edge_index, e_id, edge_type = read_edges(
             drawn, 0, self.graph.edge_type is not None, threads
@@ -264,13 +204,6 @@ class NeighborSampler:
             num_sampled_nodes=drawn.nodes_per_hop(0),
             num_sampled_edges=drawn.edges_per_hop(0),
         )
-
-
-def core_on_host(core: _core.NeighborSampler | None, graph: CSCGraph) -> _core.NeighborSampler:
-    """The host's sampler, or ValueError where the graph is out of its reach."""
-    if core is None:
-        raise ValueError(f"seeds are on cpu but the graph is on {graph.device}: move the seeds")
-    return core
 
 
 def check_options(
@@ -307,32 +240,3 @@ def checked_seed_time(seed_time: Tensor, seeds: Tensor) -> Tensor:
     if seed_time.shape != seeds.shape:
         raise ValueError(f"{seeds.numel()} seeds but seed_time of shape {tuple(seed_time.shape)}")
     return seed_time.to(seeds.device, torch.int64).contiguous()
-
-
-def read_nodes(
-    drawn: _core.Sample, node_type: int, disjoint: bool, threads: int
-) -> tuple[Tensor, Tensor | None]:
-    """The nodes of one type: global ids, and the tree of each when trees are disjoint."""
-    n_id = torch.empty(sum(drawn.nodes_per_hop(node_type)), dtype=torch.int64, device="cpu")
-    batch = torch.empty_like(n_id) if disjoint else None
-    drawn.write_nodes(type=node_type, id=address(n_id), tree=address(batch), num_threads=threads)
-    return n_id, batch
-
-
-def read_edges(
-    drawn: _core.Sample, relation: int, typed: bool, threads: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The edges of one relation: local ids of both ends, edge ids, edge types."""
-    num_edges = sum(drawn.edges_per_hop(relation))
-    edge_index = torch.empty(2, num_edges, dtype=torch.int64, device="cpu")
-    e_id = torch.empty(num_edges, dtype=torch.int64, device="cpu")
-    edge_type = torch.empty(num_edges, dtype=torch.int64, device="cpu") if typed else None
-    drawn.write_edges(
-        relation=relation,
-        src=address(edge_index),
-        dst=address(edge_index) + num_edges * 8,
-        e_id=address(e_id),
-        etype=address(edge_type),
-        num_threads=threads,
-    )
-    return edge_index, e_id, edge_type
