@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,9 +52,9 @@ class HeteroNeighborSampler(Sampler):
         seed: random seed of samples that do not name their own.
 
     Raises:
-        TypeError: a fan-out is not an integer, or a flag no bool.
+        TypeError: a fan-out is not an integer, a flag no bool, or a graph no `CSCGraph`.
         ValueError: graphs disagree on a number of nodes, fan-outs are missing or of several
-            lengths, or the options contradict one another.
+            lengths, an edge type has not three parts, or the options contradict one another.
     """
 
     def __init__(
@@ -68,8 +69,7 @@ class HeteroNeighborSampler(Sampler):
         induced: bool = False,
         seed: int = 0,
     ) -> None:
-        if not graphs:
-            raise ValueError("a heterogeneous graph needs at least one edge type")
+        _check_graphs(graphs)
         wide = any(graph.index_dtype == torch.int64 for graph in graphs.values())
         index_dtype = torch.int64 if wide else torch.int32
         self.graphs = {key: graph.with_index_dtype(index_dtype) for key, graph in graphs.items()}
@@ -121,9 +121,14 @@ class HeteroNeighborSampler(Sampler):
         Raises:
             IndexError: a seed is not a node of its type.
             KeyError: a node type is not in the graph.
-            TypeError: seeds are neither int32 nor int64.
-            ValueError: graphs have times and `seed_time` is missing, or the other way round.
+            TypeError: seeds are neither int32 nor int64, or do not go by type; `seed` or
+                `num_threads` is no integer.
+            ValueError: graphs have times and `seed_time` is missing, or the other way round;
+                `num_threads` is not positive.
         """
+        _check_by_type("seeds", seeds)
+        if seed_time is not None:
+            _check_by_type("seed_time", seed_time)
         if unknown := set(seeds) - set(self.num_nodes):
             raise KeyError(
                 f"seeds of types {sorted(unknown)}, but there are {list(self.num_nodes)}"
@@ -145,7 +150,7 @@ class HeteroNeighborSampler(Sampler):
         random_seed = self._random_seed(seed)
         if device.type != "cpu":
             return self._read_lists(*self.on_device(device).sample(ids, times, random_seed))
-        threads = torch.get_num_threads() if num_threads is None else num_threads
+        threads = self._threads(num_threads)
         drawn = self._draw_on_host(ids, times, random_seed, threads)
         return self._read(drawn, threads)
 
@@ -180,6 +185,23 @@ class HeteroNeighborSampler(Sampler):
             num_sampled_nodes={key: drawn.nodes_per_hop(i) for i, key in enumerate(nodes)},
             num_sampled_edges={key: drawn.edges_per_hop(i) for i, key in enumerate(edges)},
         )
+
+
+def _check_graphs(graphs: Mapping[EdgeType, CSCGraph]) -> None:
+    if not isinstance(graphs, Mapping):
+        raise TypeError(f"graphs go by edge type, {{type: CSCGraph}}, got {type(graphs).__name__}")
+    if not graphs:
+        raise ValueError("a heterogeneous graph needs at least one edge type")
+    for key, graph in graphs.items():
+        if not isinstance(key, tuple) or len(key) != 3:
+            raise ValueError(f"an edge type is (source type, name, target type), got {key!r}")
+        if not isinstance(graph, CSCGraph):
+            raise TypeError(f"graph {key} is a {type(graph).__name__}: make a CSCGraph(edge_index)")
+
+
+def _check_by_type(name: str, values: Any) -> None:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} of several types go by type, got {type(values).__name__}")
 
 
 def _one_device(seeds: Mapping[str, Tensor]) -> torch.device:

@@ -176,9 +176,10 @@ class NeighborSampler(Sampler):
 
         Raises:
             IndexError: a seed is not a node of the graph.
-            TypeError: seeds are neither int32 nor int64, or `seed` is no integer.
+            TypeError: seeds are neither int32 nor int64; `seed` or `num_threads` is no integer.
             ValueError: the graph has times and `seed_time` is missing, or the other way round; the
-                graph is on another device than the seeds and not in host memory.
+                graph is on another device than the seeds and not in host memory; `num_threads` is
+                not positive.
             RuntimeError: the graph cannot be registered with CUDA.
         """
         seeds = id_tensor("seeds", seeds, on_host=False).long()
@@ -189,7 +190,7 @@ class NeighborSampler(Sampler):
         random_seed = self._random_seed(seed)
         if seeds.device.type != "cpu":
             return self._sample_on_device(seeds, seed_time, random_seed)
-        threads = torch.get_num_threads() if num_threads is None else num_threads
+        threads = self._threads(num_threads)
         drawn = self._draw_on_host([seeds], [seed_time], random_seed, threads)
         n_id, batch = read_nodes(drawn, 0, self.disjoint, threads)
         edge_index, e_id, edge_type = read_edges(
@@ -235,6 +236,8 @@ def checked_seed_time(seed_time: Tensor, seeds: Tensor) -> Tensor:
         TypeError: they are not integers.
         ValueError: there is not one per seed.
     """
+    if not isinstance(seed_time, Tensor):
+        raise TypeError(f"seed_time must be a tensor, not {type(seed_time).__name__}")
     if seed_time.dtype.is_floating_point:
         raise TypeError(f"seed_time must be an integer tensor, not {seed_time.dtype}")
     if seed_time.shape != seeds.shape:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import index
 from typing import Any
 
 import torch
@@ -96,7 +95,12 @@ class Sampler:
         )
 
     def _random_seed(self, seed: int | None) -> int:
-        return index(self.seed if seed is None else seed) % 2**64
+        return (self.seed if seed is None else checked_int("seed", seed)) % 2**64
+
+    def _threads(self, num_threads: int | None) -> int:
+        if num_threads is None:
+            return torch.get_num_threads()
+        return checked_int("num_threads", num_threads, least=1)
 
 
 def address(tensor: Tensor | None) -> int:

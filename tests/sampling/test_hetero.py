@@ -189,3 +189,29 @@ def test_ids_past_31_bits(num_sources, disjoint):
     assert out.e_id[key].tolist() == [0, 1, 2, 3, 4]
     found = out.n_id["user"][out.edge_index[key][0]]
     assert found.tolist() == row.tolist()
+
+
+@pytest.mark.parametrize(
+    ("graphs", "error", "said"),
+    [
+        ({("a", "to", "a"): torch.zeros(2, 1)}, TypeError, "is a Tensor: make a CSCGraph"),
+        ({"ab": None}, ValueError, "target type.*'ab'"),
+        ([1], TypeError, "by edge type"),
+    ],
+)
+def test_graphs_that_are_none_are_refused(graphs, error, said):
+    with pytest.raises(error, match=said):
+        HeteroNeighborSampler(graphs, [2])
+
+
+def test_seeds_and_times_without_a_type_are_refused():
+    edges = torch.tensor([[0, 1], [1, 2]])
+    graph = CSCGraph(edges, num_nodes=3, edge_time=torch.tensor([1, 2]))
+    sampler = HeteroNeighborSampler({("a", "to", "a"): graph}, [2])
+    ids = torch.tensor([1, 2])
+    with pytest.raises(TypeError, match="seeds of several types go by type, got Tensor"):
+        sampler.sample(ids, seed_time={"a": ids})
+    with pytest.raises(TypeError, match="seed_time of several types go by type, got Tensor"):
+        sampler.sample({"a": ids}, seed_time=ids)
+    with pytest.raises(TypeError, match="seed_time must be a tensor, not list"):
+        sampler.sample({"a": ids}, seed_time={"a": [1, 2]})

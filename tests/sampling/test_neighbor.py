@@ -360,7 +360,7 @@ def test_integers_of_numpy_are_integers():
     assert torch.equal(
         plain.e_id, NeighborSampler(graph, [3, 2]).sample(seeds, seed=5 + 2**64).e_id
     )
-    with pytest.raises(TypeError, match="float"):
+    with pytest.raises(TypeError, match=r"seed=1\.5 is no integer"):
         NeighborSampler(graph, [3]).sample(seeds, seed=1.5)
     with pytest.raises(TypeError, match=r"seed=0\.5 is no integer"):
         NeighborSampler(graph, [3], seed=0.5)
@@ -446,3 +446,18 @@ def test_the_ends_of_chance_take_edges_of_positive_weight(bits, total):
     on_device = sampler.on_device(torch.device("cpu"))
     _, [edges] = on_device.sample([torch.tensor([node])], [None], seed)
     assert edges.read(graph)[1].tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"num_threads": 0}, ValueError, "num_threads=0 is too small"),
+        ({"num_threads": -2}, ValueError, "num_threads=-2 is too small"),
+        ({"num_threads": 1.5}, TypeError, "num_threads=1.5 is no integer"),
+        ({"seed": "one"}, TypeError, "seed='one' is no integer"),
+    ],
+)
+def test_numbers_that_a_sample_cannot_be_drawn_with_are_refused(options, error, said):
+    sampler = NeighborSampler(CSCGraph(torch.tensor([[0, 1], [1, 2]]), num_nodes=3), [2])
+    with pytest.raises(error, match=said):
+        sampler.sample(torch.tensor([1]), **options)
