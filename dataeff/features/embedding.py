@@ -43,6 +43,12 @@ class HostEmbedding(torch.nn.Embedding):
     any number of threads: those of `torch.nn.Embedding(sparse=True)` whose gradient is summed so. A
     state dict goes into `torch.nn.Embedding` and back.
 
+    What torch lacks for sparse gradients it lacks here: `Adam`, weight decay, and the clipping of
+    `torch.nn.utils`, instead of which scale the gradient by a norm of its rows:
+
+        rows = model.rows.weight.grad.coalesce().values()
+        model.rows.weight.grad *= min(1.0, 1.0 / float(rows.norm() + 1e-6))
+
     **Several ranks.** On the CPU, `DistributedDataParallel` (gloo) reduces the sparse gradient as
     it does an `nn.Embedding`'s. It refuses a model whose other parameters are on GPUs: have it
     ignore the rows and average their gradients before each step:

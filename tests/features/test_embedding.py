@@ -468,3 +468,13 @@ def test_compiled_code_goes_on_around_it():
     assert torch.equal(rows, host.weight[index * 2] * 3)
     rows.sum().backward()
     assert host.weight.grad.coalesce().values()[:, 0].tolist() == [6, 3]
+
+
+def test_gradients_are_clipped_by_the_norm_of_their_rows():
+    ours, index = HostEmbedding(20, 4), torch.tensor([1, 2, 2, 5])
+    theirs = torch.nn.Embedding(20, 4, _weight=ours.weight.detach().clone())
+    for module in (ours, theirs):
+        (50 * module(index) ** 2).sum().backward()
+    ours.weight.grad *= min(1.0, 1.0 / float(ours.weight.grad.coalesce().values().norm() + 1e-6))
+    torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+    torch.testing.assert_close(ours.weight.grad.to_dense(), theirs.weight.grad)

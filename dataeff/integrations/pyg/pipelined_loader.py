@@ -11,6 +11,7 @@ import torch
 from torch_geometric.data import Data, HeteroData
 
 from dataeff._flags import checked_bool
+from dataeff._integers import checked_int
 from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.delivery import Delivery
 from dataeff.integrations.pyg.graph import RowTable, has_row_per_node, is_table, node_counts
@@ -56,19 +57,16 @@ class PipelinedLoader:
 
     def _thread_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Takes out of `kwargs` what concerns threads; the rest is for PyG's loader."""
-        num_threads = kwargs.pop("num_workers", 0)
+        num_threads = checked_int("num_workers", kwargs.pop("num_workers", 0), least=0)
         for name, reason in _REFUSED.items():
             if kwargs.pop(name, None) and num_threads:  # without workers torch has no use for them
                 raise NotImplementedError(
                     f"{name} is not supported: this loader works in threads, so {reason}"
                 )
         kwargs.pop("persistent_workers", None)  # a thread costs nothing to start again
-        per_thread = kwargs.pop("prefetch_factor", None) or 2
-        if num_threads < 0 or per_thread < 1:
-            raise ValueError(
-                f"num_workers={num_threads} must not be negative, and prefetch_factor={per_thread} "
-                "must be at least 1"
-            )
+        per_thread = checked_int(
+            "prefetch_factor", kwargs.pop("prefetch_factor", None) or 2, least=1
+        )
         self._num_threads, self._depth = num_threads, max(num_threads, 1) * per_thread
         return kwargs
 
