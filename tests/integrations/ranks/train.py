@@ -1,6 +1,7 @@
 """One rank of a training with and without offload; run by torchrun from test_distributed.py."""
 
 import contextlib
+import importlib.util
 import sys
 
 import torch
@@ -40,23 +41,39 @@ def compare(model, plain, offloaded, offload, num_steps=3):
     offload.close()
 
 
-def data_parallel(model, spill):
+def data_parallel(
+    model, spill, around=contextlib.nullcontext, backward=torch.Tensor.backward, num_batches=1
+):
     """The same steps, plain and offloaded; weights must never be asked about."""
-    x = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(dist.get_rank()))
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    batches = torch.randn(num_batches, ROWS, WIDTH, generator=generator)
     shapes = set()
     offload = ActivationOffload(
         model, spill, policy=lambda info: bool(shapes.add(tuple(info.shape))) or True, min_bytes=0
     )
 
-    def offloaded():
-        with offload:
-            loss = model(x).square().mean()
-            offload._cache.drain()
-            loss.backward()
+    def step(context):
+        for x in batches.clone().unbind():
+            with around(), context:
+                loss = model(x).square().mean()
+                offload._cache.drain()
+                backward(loss)
 
-    compare(model, lambda: model(x).square().mean().backward(), offloaded, offload)
+    compare(model, lambda: step(contextlib.nullcontext()), lambda: step(offload), offload)
     assert shapes == {(ROWS, WIDTH)}, shapes
     assert offload.report().bytes_read > 0
+
+
+def accelerated(spill):
+    """Mixed precision, and gradients that are reduced after the second of two batches."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16", gradient_accumulation_steps=2)
+    model = accelerator.prepare(nn.Sequential(block(), block()))
+    assert accelerator.num_processes == 2 and isinstance(model, nn.parallel.DistributedDataParallel)
+    data_parallel(
+        model, spill, lambda: accelerator.accumulate(model), accelerator.backward, num_batches=2
+    )
 
 
 def ddp(spill):
@@ -107,6 +124,8 @@ def main(spill):
         "pipeline": lambda: pipeline(spill, False),
         "interleaved": lambda: pipeline(spill, True),
     }
+    if importlib.util.find_spec("accelerate") is not None:
+        runs["accelerate"] = lambda: accelerated(spill)
     for name, run in runs.items():
         torch.manual_seed(0)
         run()
