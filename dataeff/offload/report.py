@@ -250,7 +250,8 @@ def _why_nothing(counters: Counters, min_bytes: int, pace: Pace) -> str:
     if not counters.num_packed:
         return (
             "Nothing was saved for backward while the offload was active: run the forward pass "
-            "inside `with offload:` and with gradients enabled."
+            "inside `with offload:`, on the thread that entered it, with gradients enabled and no "
+            "other hooks on saved tensors inside."
         )
     if counters.bytes_capped:
         return "No more may be written to the disks (endurance_tbw, write_cap_tb)."

@@ -1,9 +1,11 @@
 """Blocks that end in another order than they should, or on a model that takes no hooks."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 
 from dataeff.offload import ActivationOffload
 
@@ -85,3 +87,24 @@ def test_a_scripted_model(tmp_path, gradients, assert_same):
     offload.close()
     with pytest.raises(ValueError, match="block '0' is scripted"):
         ActivationOffload(net, tmp_path, policy="auto")
+
+
+@pytest.mark.parametrize("instead", ["another thread", "other hooks"])
+def test_what_saves_past_the_hooks_of_a_block_is_told(tmp_path, instead):
+    net, x = make_net(), torch.randn(64, 96)
+    offload = ActivationOffload(net, tmp_path, min_bytes=0)
+
+    def forward():
+        net(x).square().sum().backward()
+
+    with offload:
+        if instead == "another thread":
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(forward).result()
+        else:
+            with save_on_cpu():
+                forward()
+    report = offload.report()
+    assert report.num_packed == 0
+    assert "on the thread that entered it" in report.reason and "no other hooks" in report.reason
+    offload.close()
