@@ -28,7 +28,7 @@ class Tier(str, Enum):
     __hash__ = str.__hash__  # Enum's own is Python code, and every transfer looks tiers up
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """One stretch of time on one track, in nanoseconds of `time.perf_counter_ns`.
 

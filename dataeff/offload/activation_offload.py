@@ -375,7 +375,11 @@ class ActivationOffload:
         return self._auto.explain()
 
     def trace(self, path: str | Path) -> None:
-        """Writes stores, loads and waits as a Chrome trace (`chrome://tracing`, Perfetto)."""
+        """Writes stores, loads and waits as a Chrome trace (`chrome://tracing`, Perfetto).
+
+        The first 100,000 since the object was made, which is how many are kept in memory (18 MB);
+        `otherData` tells how many came later.
+        """
         self._cache.poll()
         self.ledger.chrome_trace(path)
 
