@@ -11,7 +11,7 @@ import errno
 import threading
 import time
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -39,7 +39,8 @@ class PinnedPool:
         self._cooling: OrderedDict[PooledBuffer, tuple[Event, torch.UntypedStorage | None]] = (
             OrderedDict()
         )
-        self._lock = threading.RLock()  # a copy that is collected hands its buffer in
+        self._copying: deque[tuple[Event, PooledBuffer]] = deque()
+        self._lock = threading.RLock()
         self._pageable: weakref.WeakSet[BufferPool] = weakref.WeakSet()
         self.peak_nbytes = 0
         streams.pin(self._pool.buffer)
@@ -60,6 +61,13 @@ class PinnedPool:
             raise OSError(errno.ENOSPC, f"the host pool has no room: {error}") from error
         self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
         return buffer
+
+    def hold(self, event: Event, buffer: PooledBuffer) -> None:
+        """Keeps the memory of a buffer until `event`, though an interrupt loses who has it."""
+        with self._lock:
+            self._copying.append((event, buffer))
+            while self._copying and self._copying[0][0].query():
+                self._copying.popleft()
 
     def release(self, buffer: PooledBuffer) -> None:
         """Takes a buffer back that nobody reads or writes."""
@@ -97,9 +105,12 @@ class PinnedPool:
     def wait_for_copies(self) -> None:
         """Waits for the copies that buffers were handed in with."""
         with self._lock:
-            cooling = list(self._cooling.values())
-        for event, _ in cooling:
+            events = [event for event, _ in (*self._cooling.values(), *self._copying)]
+        for event in events:
             event.synchronize()
+        with self._lock:
+            while self._copying and self._copying[0][0].query():
+                self._copying.popleft()
         self.sweep()
 
     def close(self) -> None:
@@ -141,6 +152,7 @@ class DeviceCopy:
         source = flat_bytes(storage)
         streams.share(source)
         self._copied = streams.copy_out(source, self._buffer.tensor()[: self.nbytes])
+        pool.hold(self._copied, self._buffer)
         self._busy: Event = self._copied  # the last copy to or from the buffer
         if spill is not None:
             self._spilled = spill[1].submit(self._spill, spill[0], self._buffer)
@@ -150,7 +162,7 @@ class DeviceCopy:
         self._copied.synchronize()
         if self._checksum:
             self._crc = _core.crc32c(buffer.data_ptr, self.nbytes)
-        return spills.begin_write(buffer.data_ptr, buffer.nbytes)
+        return spills.begin_write(buffer.data_ptr, buffer.nbytes, buffer)
 
     def done(self) -> bool:
         """Whether the device has copied, so that its memory can be reused at once."""
@@ -219,13 +231,6 @@ class DeviceCopy:
         self._buffer = None
         return None
 
-    def __del__(self) -> None:
-        # Lost by an interrupt before anybody held it: what moves its bytes must end first.
-        if getattr(self, "_spilled", None) is not None:
-            self.settle(wait=True)
-        if getattr(self, "_buffer", None) is not None and hasattr(self, "_busy"):
-            self.release()
-
     def _stay(self) -> None:
         self._spilled = None
         self.stayed = True
@@ -285,6 +290,7 @@ class DeviceLoad:
         copy = self._copy
         with copy._streams.beside(copy._copied):
             self.event = copy._streams.copy_in(buffer.tensor()[: copy.nbytes], self._target)
+            copy._pool.hold(self.event, buffer)
 
     def done(self) -> bool:
         """Whether the bytes are on the device; what the disk has delivered is sent there.

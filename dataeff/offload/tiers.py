@@ -236,6 +236,8 @@ class Tiers:
         """Waits for the writes under way, and for the copies of buffers handed back."""
         for copy in list(self._trailing):
             self._settle(copy, wait=True)
+        if self._writer is not None:
+            self._writer.submit(int).result()  # behind what an interrupt has lost
         for pool in self._pools():
             pool.wait_for_copies()
 
@@ -244,6 +246,7 @@ class Tiers:
         self.drain()
         if self._writer is not None:
             self._writer.shutdown()
+            self._writer = None
         if self._direct is not None:
             self._direct.close()
         for pool in self._pools():
