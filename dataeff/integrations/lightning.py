@@ -6,10 +6,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dataeff.offload import ActivationOffload
+from dataeff.integrations.step_block import StepBlock
 
 
-class OffloadCallback(Callback):  # type: ignore[misc,unused-ignore]
+class OffloadCallback(StepBlock, Callback):  # type: ignore[misc,unused-ignore]
     """Runs every training batch of a Lightning Trainer under an offload.
 
     ```python
@@ -22,24 +22,17 @@ class OffloadCallback(Callback):  # type: ignore[misc,unused-ignore]
         **options: of `dataeff.ActivationOffload`, without the model.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self._options = options
-        self._active = False
-        self.offload: ActivationOffload | None = None
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Makes the offload for the module that is trained."""
-        self.offload = ActivationOffload(pl_module, **self._options)
+        self._make(pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Forward and backward follow."""
-        self._stop()  # a hook that skips the rest of an epoch has no end of its batch
-        assert self.offload is not None
-        self.offload.__enter__()
-        self._active = True
-        self.offload.expect_forward(batch)  # a `training_step` may call parts of the module only
+        # A hook that skips the rest of an epoch has no end of its batch: the next one ends it.
+        # And a `training_step` may call parts of the module only.
+        self._start().expect_forward(batch)
 
     def on_train_batch_end(
         self,
@@ -61,14 +54,3 @@ class OffloadCallback(Callback):  # type: ignore[misc,unused-ignore]
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the files back; `offload.report()` can still be read."""
         self._close()
-
-    def _stop(self, *error: Any) -> None:
-        """Ends the batch under way, if one is."""
-        if self._active and self.offload is not None:
-            self._active = False
-            self.offload.__exit__(*(error or (None, None, None)))
-
-    def _close(self, *error: Any) -> None:
-        self._stop(*error)
-        if self.offload is not None:
-            self.offload.close()

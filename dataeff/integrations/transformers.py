@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from dataeff.offload import ActivationOffload
+from dataeff.integrations.step_block import StepBlock
 
 
-class OffloadCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class OffloadCallback(StepBlock, TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Runs every training step of a Trainer, gradient accumulation included, under an offload.
 
     ```python
@@ -26,11 +26,6 @@ class OffloadCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     Args:
         **options: of `dataeff.ActivationOffload`, without the model.
     """
-
-    def __init__(self, **options: Any) -> None:
-        self._options = options
-        self._active = False
-        self.offload: ActivationOffload | None = None
 
     def __enter__(self) -> OffloadCallback:
         return self
@@ -47,15 +42,11 @@ class OffloadCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self, args: Any, state: Any, control: Any, model: torch.nn.Module, **others: Any
     ) -> None:
         """Makes the offload for the model that is trained."""
-        self._close()
-        self.offload = ActivationOffload(model, **self._options)
+        self._make(model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Forward and backward follow."""
-        self._stop()
-        assert self.offload is not None
-        self.offload.__enter__()
-        self._active = True
+        self._start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The optimizer has stepped."""
@@ -64,14 +55,3 @@ class OffloadCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_train_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Gives the files back; `offload.report()` can still be read."""
         self._close()
-
-    def _stop(self, *error: Any) -> None:
-        """Ends the step under way, if one is."""
-        if self._active and self.offload is not None:
-            self._active = False
-            self.offload.__exit__(*(error or (None, None, None)))
-
-    def _close(self, *error: Any) -> None:
-        self._stop(*error)
-        if self.offload is not None:
-            self.offload.close()
