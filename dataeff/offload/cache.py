@@ -24,6 +24,7 @@ from dataeff.offload.held import HeldBytes
 from dataeff.offload.identity import StorageTable, VersionProbe, revive
 from dataeff.offload.incoming import Incoming
 from dataeff.offload.kept import MOST_NOTES, Alive, Direct, Kept, KeptBooks, KeptRef
+from dataeff.offload.kinds import counts_for_itself, is_part_of_data, is_plain
 from dataeff.offload.lifetime import Process, close_at_exit
 from dataeff.offload.outgoing import Outgoing
 from dataeff.offload.passes import Budgets, Passes, in_backward
@@ -41,8 +42,6 @@ CAPTURED = (
     "a CUDA graph is being captured: its replays would use the same memory again, but not wait for "
     "the transfers. Capture outside of `with offload:`"
 )
-_LEAST_PART = 8  # a view of less than this part of a storage does not say that it may go
-_plain_by_keys: dict[int, bool] = {}
 _put_off: list[TensorCache] = []  # collected while a CUDA graph was captured
 
 
@@ -188,16 +187,16 @@ class TensorCache:
             return self._keep(tensor, storage, version, nbytes, self._scopes.current)
         known = self._table.find(storage._cdata) if self._moves else None
         saved = None if known is None else known.find(version)
-        if _counts_for_itself(tensor, nbytes if saved is None else saved.nbytes):
+        if counts_for_itself(tensor, nbytes if saved is None else saved.nbytes):
             return self._admit_alone(tensor, storage, version, nbytes)
-        if known is not None and saved is not None and _is_plain(tensor):
+        if known is not None and saved is not None and is_plain(tensor):
             self._kept.again.append(nbytes)
             return Handle(saved, tensor, known.shift)
-        if _is_part_of_data(tensor, nbytes):
+        if is_part_of_data(tensor, nbytes):
             self._kept.excluded.append(nbytes)
             return Alive(tensor.detach(), version)
         scope = self._scopes.current
-        wanted = _is_plain(tensor) and self._wants(tensor, nbytes, scope)
+        wanted = is_plain(tensor) and self._wants(tensor, nbytes, scope)
         if not wanted:
             return self._keep(tensor, storage, version, nbytes, scope)
         return self._move(tensor, storage, nbytes, scope, wanted)
@@ -210,7 +209,7 @@ class TensorCache:
         What the storage holds beside it may change before it is written, without a trace.
         """
         own, scope = tensor.numel() * tensor.element_size(), self._scopes.current
-        if own >= self._wants.min_bytes and _is_plain(tensor):
+        if own >= self._wants.min_bytes and is_plain(tensor):
             wanted = self._wants(tensor, own, scope)
             if wanted:
                 alone = tensor.detach().clone()
@@ -399,49 +398,3 @@ class TensorCache:
                 self.held.add(-remains.copy.host_nbytes)
                 if not self.closed:
                     remains.copy.release()
-
-
-def _is_part_of_data(tensor: torch.Tensor, nbytes: int) -> bool:
-    """Whether the tensor is a small part of a storage of `nbytes` that no gradient concerns.
-
-    A batch of labels that is a slice of all of them, say: the caller has the rest of it.
-    """
-    if tensor.requires_grad or _LEAST_PART * tensor.numel() * tensor.element_size() >= nbytes:
-        return False
-    # Inside of an autograd function no tensor needs a gradient, but what it is a view of may.
-    return tensor._is_view() and tensor._base is not None and not tensor._base.requires_grad
-
-
-def _counts_for_itself(tensor: torch.Tensor, nbytes: int) -> bool:
-    """Whether the tensor was changed in place, and its version tells nothing of its whole storage.
-
-    The parts that `torch.unsafe_chunk` makes have a version each. An LSTM cell changes one gate in
-    place and saves it, then the next: at the same version, in a storage that has changed since.
-    """
-    if tensor._version == 0:
-        return False
-    whole = tensor._base if tensor._is_view() else tensor
-    return whole is None or whole.numel() * whole.element_size() < nbytes
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is nothing but strided bytes in a storage that can be moved."""
-    if tensor.numel() == 0:
-        return False
-    keys = torch._C._dispatch_keys(tensor).raw_repr()
-    plain = _plain_by_keys.get(keys)
-    if plain is None:
-        plain = _plain_by_keys[keys] = _is_plain_kind(tensor)
-    return plain
-
-
-def _is_plain_kind(tensor: torch.Tensor) -> bool:
-    """The same of all tensors with these dispatch keys: one for each thing asked here."""
-    return (
-        tensor.layout == torch.strided
-        and tensor.device.type in ("cpu", "cuda")
-        and not (tensor.is_quantized or tensor.is_nested or tensor.is_conj() or tensor.is_neg())
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not tensor.is_inference()  # has no version
-        and not tensor._is_zerotensor()  # what forward mode takes for no tangent: it has no bytes
-    )
