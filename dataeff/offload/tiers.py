@@ -71,6 +71,7 @@ class Tiers:
         self._writer: ThreadPoolExecutor | None = None
         self._trailing: OrderedDict[DeviceCopy, None] = OrderedDict()
         self._unwritten: list[tuple[int, OSError | None]] = []
+        self._closed = False
 
     @property
     def used_nbytes(self) -> int:
@@ -236,7 +237,7 @@ class Tiers:
         """Waits for the writes under way, and for the copies of buffers handed back."""
         for copy in list(self._trailing):
             self._settle(copy, wait=True)
-        if self._writer is not None:
+        if self._writer is not None and not self._closed:
             self._writer.submit(int).result()  # behind what an interrupt has lost
         for pool in self._pools():
             pool.wait_for_copies()
@@ -244,9 +245,9 @@ class Tiers:
     def close(self) -> None:
         """Gives everything back; no load may be under way."""
         self.drain()
+        self._closed = True
         if self._writer is not None:
             self._writer.shutdown()
-            self._writer = None
         if self._direct is not None:
             self._direct.close()
         for pool in self._pools():

@@ -5,7 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
 
+from dataeff.offload import ActivationOffload
 from dataeff.offload.disk import SpillSet
 from dataeff.offload.staging import DeviceCopy, PinnedPool
 
@@ -47,3 +49,24 @@ def test_memory_is_not_used_again_before_what_moves_it_has_ended(late_streams, t
     pool.acquire(NBYTES).release()
     pool.close()
     spills.close()
+
+
+def test_forward_goes_on_behind_the_end_of_an_offload_through_staging(
+    late_streams, tmp_path, gradients, assert_same
+):
+    """What it saves then stays in memory."""
+    net, x = nn.Sequential(nn.Linear(96, 96), nn.Tanh(), nn.Linear(96, 96)), torch.randn(64, 96)
+    expected = gradients(net, lambda: net(x).square().sum().backward())
+    offload = ActivationOffload(net, tmp_path, min_bytes=0, streams_of=lambda device: late_streams)
+
+    def step():
+        with offload:
+            net(x).square().sum().backward()
+            net.zero_grad()
+            offload.close()
+            offload._cache.drain()
+            with pytest.warns(RuntimeWarning, match="no room"):
+                net(x).square().sum().backward()
+
+    assert_same(gradients(net, step), expected)
+    assert offload.report().bytes_failed > 0
