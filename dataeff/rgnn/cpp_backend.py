@@ -70,20 +70,10 @@ class CppTraversals:
     ) -> None:
         """Run one traversal."""
         source = self.sources[number]
-        tensors = [self._tensor(kind, what, view, values) for kind, what in source.arguments]
+        tensors = view.arguments(source.arguments, values)
         pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
         rows = view.num_rows(kernel.center)
         threads = torch.get_num_threads()
         grain = max(1, -(-rows // (threads * self.parts_per_thread)))
         function = getattr(self.library, source.name)
         function(pointers, ctypes.c_int64(rows), ctypes.c_int64(grain), ctypes.c_int64(threads))
-
-    def _tensor(self, kind: str, what: int | str, view: View, values: dict[int, Tensor]) -> Tensor:
-        if isinstance(what, int):
-            return values[what]
-        if kind == "index":
-            return view.index(what)
-        segments = view.segments(what)
-        found = {"begin": segments.begin, "end": segments.end, "items": segments.items}[kind]
-        assert found is not None
-        return found

@@ -57,7 +57,7 @@ class TritonTraversals:
         rows = view.num_rows(kernel.center)
         if rows == 0:
             return
-        tensors = [self._tensor(kind, what, view, values) for kind, what in generated.arguments]
+        tensors = view.arguments(generated.arguments, values)
         with _launching_on(view.device, self.module):
             launch: Any = getattr(self.module, generated.name)
             grid = (-(-rows // generated.rows_per_program),)
@@ -69,16 +69,6 @@ class TritonTraversals:
             if long.numel():
                 launch = getattr(self.module, f"{generated.name}_long")
                 launch[long.shape](long, *tensors, rows, num_warps=generated.long_warps, **options)
-
-    def _tensor(self, kind: str, what: int | str, view: View, values: dict[int, Tensor]) -> Tensor:
-        if isinstance(what, int):
-            return values[what]
-        if kind == "index":
-            return view.index(what)
-        segments = view.segments(what)
-        found = {"begin": segments.begin, "end": segments.end, "items": segments.items}[kind]
-        assert found is not None
-        return found
 
 
 def _launching_on(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,6 +60,26 @@ class View:
             return found
         fill = found.begin.new_full((missing,), self._rows[source])
         return Segments(torch.cat([found.begin, fill]), torch.cat([found.end, fill]), found.items)
+
+    def arguments(
+        self, wanted: Iterable[tuple[str, int | str]], values: dict[int, Tensor]
+    ) -> list[Tensor]:
+        """What a generated kernel takes, in order.
+
+        Args:
+            wanted: ("value", id) for a stored value, or a map's name behind "index", or behind
+                "begin", "end" or "items" of its segments.
+            values: the stored values.
+        """
+        found = []
+        for kind, what in wanted:
+            if isinstance(what, int):
+                found.append(values[what])
+            else:
+                found.append(
+                    self.index(what) if kind == "index" else getattr(self.segments(what), kind)
+                )
+        return found
 
     def sorted_by_type(self, name: str) -> bool:
         """Whether rows of the map's source are known to stand type by type."""
