@@ -246,7 +246,8 @@ class TensorCache:
         else:
             stored = True
             self._outgoing.begin(saved, storage, to if isinstance(to, Tier) else None)
-        self.account.module(scope).enter(nbytes, in_backward(), stored)
+        left = 0 if saved.copy is None else saved.copy.host_nbytes
+        self.account.module(scope).enter(nbytes, in_backward(), stored, left)
         return Handle(saved, tensor, 0)
 
     def _share_of_last(self, tape: Tape) -> int:

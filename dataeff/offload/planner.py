@@ -52,12 +52,21 @@ class ModuleProfile:
     moving_s: float = 0.0
     recompute_s: float | None = None
     again_bytes: int = 0
+    left_bytes: int = 0
 
     def added_s(self, action: Action) -> float:
         """Seconds that `action` adds to those of keeping, waits left out."""
         if action is Action.RECOMPUTE:
             return self.forward_s if self.recompute_s is None else self.recompute_s
         return 0.0 if action is Action.KEEP else self.moving_s
+
+    def kept_bytes(self, action: Action) -> int:
+        """Bytes that stay in memory from its forward to its backward."""
+        if action is Action.KEEP:
+            return self.saved_bytes
+        if action is Action.RECOMPUTE:
+            return self.input_bytes or 0
+        return self.stuck_bytes + (self.left_bytes if action is Action.DISK else 0)
 
     @property
     def moved_bytes(self) -> int:
@@ -246,13 +255,7 @@ class _Program:
     def _memory(self) -> np.ndarray:
         row = self._row()
         for k, (i, action) in enumerate(self.choices):
-            p = self.profiles[i]
-            if action is Action.KEEP:
-                row[k] = p.saved_bytes / self.byte
-            elif action is Action.RECOMPUTE:
-                row[k] = (p.input_bytes or 0) / self.byte
-            else:
-                row[k] = p.stuck_bytes / self.byte
+            row[k] = self.profiles[i].kept_bytes(action) / self.byte
         row[self.working] = 1.0
         return row
 

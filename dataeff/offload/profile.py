@@ -153,6 +153,7 @@ class BlockProfiler:
             saved_bytes = sum(account.bytes_saved for account in accounts)
             stored_bytes = sum(account.bytes_stored for account in accounts)
             again_bytes = sum(account.bytes_again for account in accounts)
+            left_bytes = sum(account.bytes_left for account in accounts)
             found.append(
                 ModuleProfile(
                     name,
@@ -164,6 +165,7 @@ class BlockProfiler:
                     (moving - 1) * (forward_s + backward_s),
                     times_again * forward_s if again else None,
                     again_bytes,
+                    left_bytes,
                 )
             )
         return found

@@ -42,15 +42,17 @@ class ModuleBytes:
     Attributes:
         bytes_saved: bytes of the storages first saved while it was the innermost module running.
         bytes_stored: of these, bytes that were sent to a tier.
+        bytes_left: of these, bytes that copies keep in memory: ends that fill no block of a disk.
         bytes_again: bytes first saved while backward ran, by a checkpoint that runs the module
             again for one; they are in neither of the others.
     """
 
     bytes_saved: int = 0
     bytes_stored: int = 0
+    bytes_left: int = 0
     bytes_again: int = 0
 
-    def enter(self, nbytes: int, again: bool, stored: bool = False) -> None:
+    def enter(self, nbytes: int, again: bool, stored: bool = False, left: int = 0) -> None:
         """A storage of `nbytes` was saved, by backward if `again`."""
         if again:
             self.bytes_again += nbytes
@@ -58,6 +60,7 @@ class ModuleBytes:
         self.bytes_saved += nbytes
         if stored:
             self.bytes_stored += nbytes
+            self.bytes_left += left
 
     def __sub__(self, other: ModuleBytes) -> ModuleBytes:
         """What has come since `other`."""

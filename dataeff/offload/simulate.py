@@ -173,15 +173,10 @@ def simulate(
 def _forward(
     step: _Step, profile: ModuleProfile, action: Action, part_bytes: float | None
 ) -> list[_Part]:
-    if action is Action.RECOMPUTE:
+    step.hold(profile.kept_bytes(action))
+    if action in (Action.RECOMPUTE, Action.KEEP):
         step.compute(profile.forward_s)
-        step.hold(profile.input_bytes or 0)
         return []
-    if action is Action.KEEP:
-        step.compute(profile.forward_s)
-        step.hold(profile.saved_bytes)
-        return []
-    step.hold(profile.stuck_bytes)
     made = []
     num_parts = round(profile.moved_bytes / part_bytes) if part_bytes else _NUM_PARTS
     num_parts = max(1, num_parts)
@@ -214,16 +209,16 @@ def _backward(
         step.hold(profile.saved_bytes)
         step.compute(profile.backward_s + min(0.0, added_s))
         step.unseen = 0.0
-        step.held -= profile.saved_bytes + (profile.input_bytes or 0)
+        step.held -= profile.saved_bytes + profile.kept_bytes(action)
     elif action is Action.KEEP:
         step.read_ahead(ahead)
         step.compute(profile.backward_s)
-        step.hold(-profile.saved_bytes)
+        step.hold(-profile.kept_bytes(action))
     else:
         backward_s = profile.backward_s + profile.added_s(action) / 2
         for k, part in enumerate(reversed(parts)):
             step.use(part, order[position + k + 1 :])
             step.compute(backward_s / len(parts))
             step.done_with(part)
-        step.hold(-profile.stuck_bytes)
+        step.hold(-profile.kept_bytes(action))
     step.hold(-profile.again_bytes)

@@ -60,6 +60,14 @@ def test_a_module_that_is_moved_storage_by_storage_takes_less_than_two_of_it():
     assert found.fits and found.actions == (DISK,) * 4 and found.peak_bytes == 1250
 
 
+def test_ends_that_fill_no_block_of_the_disk_count():
+    fast = TierRate(1e6, 1e6)
+    profiles = [ModuleProfile(f"m{i}", 1.0, 2.0, 1000, left_bytes=100) for i in range(4)]
+    found = plan(profiles, disk=fast, memory_budget=2300)
+    assert not found.fits and found.peak_bytes == 2400
+    assert plan(profiles, host=fast, memory_budget=2300).peak_bytes == 2000
+
+
 def test_says_when_nothing_fits():
     found = plan(equal_modules(4, 900), disk=TierRate(1e6, 1e6), memory_budget=100)
     assert not found.fits and "NO plan fits" in str(found)

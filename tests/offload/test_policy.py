@@ -27,6 +27,16 @@ def test_named_modules_are_offloaded_and_others_kept(gpt_and_loss, tmp_path):
     )
 
 
+def test_ends_that_fill_no_block_of_the_disk_are_left(tmp_path):
+    model = nn.Sequential(*[m for _ in range(8) for m in (nn.Linear(33, 33), nn.Tanh())])
+    with ActivationOffload(model, tmp_path, min_bytes=0) as offload:
+        model(torch.randn(700, 33)).sum().backward()
+    tanh = offload.report().modules["1"]
+    assert tanh.bytes_stored == 700 * 33 * 4
+    assert 0 < tanh.bytes_left < 2 * 4096
+    assert (tanh.bytes_stored - tanh.bytes_left) % 4096 == 0
+
+
 def test_callable_sees_shape_device_and_scope(gpt_and_loss, tmp_path):
     model, loss = gpt_and_loss
     seen = []

@@ -53,6 +53,15 @@ def test_stuck_bytes_stay():
     assert 300 < found.peak_bytes <= 500
 
 
+@pytest.mark.parametrize(("tier", "left"), [(DISK, 50), (HOST, 0)])
+def test_ends_that_fill_no_block_of_the_disk_stay_too(tier, left):
+    def peak(left_bytes):
+        profiles = [ModuleProfile(f"m{i}", 1.0, 2.0, 800, left_bytes=left_bytes) for i in range(9)]
+        return simulate(profiles, [tier] * 9, {tier: TierRate(1e9, 1e9)}, limit=100).peak_bytes
+
+    assert peak(50) - peak(0) == 9 * left
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 10_000), min_size=1, max_size=6),
