@@ -471,7 +471,7 @@ def test_compiled_code_goes_on_around_it():
 
 
 def test_gradients_are_clipped_by_the_norm_of_their_rows():
-    ours, index = HostEmbedding(20, 4), torch.tensor([1, 2, 2, 5])
+    ours, index = dataeff.HostEmbedding(20, 4), torch.tensor([1, 2, 2, 5])
     theirs = torch.nn.Embedding(20, 4, _weight=ours.weight.detach().clone())
     for module in (ours, theirs):
         (50 * module(index) ** 2).sum().backward()
