@@ -3,7 +3,7 @@
 A value of one element is a scalar. A wider one is a pointer into a stored array, an expression that
 the loop reading it evaluates, or a local array when it is read twice. Sums run in one fixed order.
 A score that one pass over the edges computes, and that the next one turns into a stored weight,
-waits where the weight will stand.
+waits where the weight will stand; if the weight follows from it alone, in a loop of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataeff.rgnn.kernels_ir import Schedule, Traversal, closure
 from dataeff.rgnn.lower import COSTLY
 from dataeff.rgnn.memory_plan import ELEMENTWISE, overwritten
 from dataeff.rgnn.phases import Pass, Phases
+from dataeff.rgnn.signatures import SEGMENT
 
 
 @dataclass(frozen=True)
@@ -97,19 +98,26 @@ class _Writer:
         return KernelSource(self.name, self._function(), tuple(self.arguments))
 
     def _waiting(self, phases: Phases) -> dict[int, int]:
-        """By stored value of the inner rows, the costly one it is computed from in a later pass."""
+        """By stored value of the inner rows, what it is computed from in a later pass.
+
+        That is what an earlier pass reduces, or another costly value that it computes.
+        """
         found: dict[int, int] = {}
-        sinks = [s for s in self.kernel.sinks if s in self.kept and phases.is_inner_store(s)]
+        reduced = {op.args[0] for s in self.kernel.sinks if (op := self.program[s]).kind in SEGMENT}
+        # What is overwritten is read until its row is there.
+        sinks = {s for s in self.kernel.sinks if s in self.kept and phases.is_inner_store(s)}
+        sinks -= {*self.in_place.values()}
         for sink in sorted(sinks, key=phases.of):
             kind, stack = self.program[sink].type, [sink]
             while stack:
                 op = self.program[stack.pop()]
-                if op.kind in ELEMENTWISE:
-                    stack += [a for a in op.args if self._computed(a, kind)]
-                elif op.kind in COSTLY and phases.of(op.id) < phases.of(sink):
+                waits = op.id in reduced or (op.kind in COSTLY and op.kind not in ELEMENTWISE)
+                if waits and phases.of(op.id) < phases.of(sink):
                     if op.id not in found.values():
                         found[sink] = op.id
                     break
+                if op.kind in ELEMENTWISE:
+                    stack += [a for a in op.args if self._computed(a, kind)]
         return found
 
     def _computed(self, value: int, kind: Type) -> bool:
@@ -124,11 +132,15 @@ class _Writer:
         self.inner = Block("        ")
         row = Row(domains.map_source(self.kernel.map), "e", "inner")
         self._start_ahead()
+        stored_ahead = {s for s, value in read.items() if self._of_one_row(s, value)}
         for sink, value in read.items():
             op = self.program[sink]
             place = f"({self.argument('value', sink)} + {row.name} * {op.type.numel})"
             there = array_ref(place, op.type.shape)
-            self.inner.known[value, row.name] = self.values.to_array(there, self.inner)
+            if sink in stored_ahead:
+                self._store_ahead(sink, value, there, row)
+            else:
+                self.inner.known[value, row.name] = self.values.to_array(there, self.inner)
         accumulators = {
             s: cpp_reductions.start(self.program[s], self.outer) for s in step.reductions
         }
@@ -138,10 +150,12 @@ class _Writer:
                 item = self.emit(op.args[0], row)
                 cpp_reductions.accumulate(op, accumulators[value], item, self.inner)
         for value in step.stores:
-            self._store(self.inner, value, self.emit(value, row), row)
+            if value not in stored_ahead:
+                self._store(self.inner, value, self.emit(value, row), row)
         for sink, value in made.items():
             self._store(self.inner, sink, self.emit(value, row), row)
-        self._loop()
+        if self.inner.lines:
+            self._loop()
         begin, end = (self.argument(kind, self.kernel.map) for kind in ("begin", "end"))
         for value in sorted(step.reductions, key=lambda v: v in step.tops):
             op = self.program[value]
@@ -150,6 +164,29 @@ class _Writer:
                 cpp_reductions.take_top(op, accumulators[value], logsum, self.outer)
             cpp_reductions.finish(op, accumulators[value], self.outer, f"{begin}[i] == {end}[i]")
             self.outer.known[value, center.name] = array_ref(accumulators[value], op.type.shape)
+
+    def _of_one_row(self, sink: int, waiting: int) -> bool:
+        """Whether a value follows from one that waits and the center's, and rows are in order."""
+        if self.has_items(str(self.kernel.map)):
+            return False
+        stack = list(self.program[sink].args)
+        while stack:
+            op = self.program[stack.pop()]
+            of_center = op.kind == "const" or (op.kind == "gather" and op.map == self.kernel.map)
+            if op.id == waiting or of_center:
+                continue
+            if op.id in self.stored or op.kind not in ELEMENTWISE:
+                return False
+            stack += op.args
+        return True
+
+    def _store_ahead(self, sink: int, waiting: int, there: Ref, row: Row) -> None:
+        """Compute what waits in a loop of its own, which takes a vector of rows at a time."""
+        inner, self.inner = self.inner, Block("        ", known={(waiting, row.name): there})
+        self._store(self.inner, sink, self.emit(sink, row), row)
+        self._loop()
+        self.inner = inner
+        self.inner.known[sink, row.name] = there
 
     def _loop(self) -> None:
         name = self.kernel.map

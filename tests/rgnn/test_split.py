@@ -94,6 +94,14 @@ def test_a_score_waits_where_its_weight_will_stand():
     assert source.count("= math::exp(") == 1
 
 
+def test_a_weight_that_follows_from_its_score_alone_is_computed_in_a_loop_of_its_own():
+    """Neither row numbers nor rows are read in it: it takes a vector of edges at a time."""
+    args = tensors(rgat, NODES, 300, RELATIONS, torch.float64).values()
+    text = rgat.plan(_graph(300), *args).compiled.forward_runner.sources()
+    (loop,) = [b for b in text.split("for (int64_t t = ") if "math::exp(s" in b]
+    assert "index_" not in loop
+
+
 @pytest.mark.parametrize("layer", [attention, crossed], ids=lambda f: f.name)
 def test_weights_are_those_of_the_reference(layer, monkeypatch):
     graph, found = _graph(), []
