@@ -218,7 +218,11 @@ void wait_and_run(const c10::OperatorHandle& op, Stack& arguments, Stack* stack)
     }
     stack->push_back(with_tensors(found[i], [](const Tensor& t) {
       Tensor made = at::empty_strided(t.sizes(), t.strides(), t.options().device(at::kCUDA));
-      View(made).get().copy_(t);
+      // In its turn: new memory is filled on the stream where algorithms must be deterministic.
+      pretended_cuda::enqueue(c10::cuda::getCurrentCUDAStream().stream(), [to = View(made), t] {
+        Below guard;
+        to.get().copy_(t);
+      });
       return made;
     }));
   }
