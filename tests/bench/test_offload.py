@@ -1,5 +1,6 @@
 """The offload's benchmarks at sizes of no interest but correctness."""
 
+import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -210,3 +211,20 @@ def test_a_slow_disk_is_not_written_a_step_to(tmp_path):
     with pytest.raises(Unavailable, match=r"would take \d+ s to write the 1125899906842624 bytes"):
         ssdtrain._require_fast_disk(tmp_path, 1 << 50)
     ssdtrain._require_fast_disk(tmp_path, 1 << 10)
+
+
+def test_an_interrupt_that_cuts_off_the_removal_of_a_folder_leaves_none(options, monkeypatch):
+    step = training.disk(training.make_inputs(TINY, options))
+    assert os.listdir(options.directory)
+    remove, calls = os.rmdir, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(*args, **kwargs)
+
+    monkeypatch.setattr(os, "rmdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        step.close()
+    assert os.listdir(options.directory) == []
