@@ -15,9 +15,9 @@ import os
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from torch import Tensor
 
 import dataeff
 from dataeff.bench.case import Case, Options, Provider, Step, Unavailable
+from dataeff.bench.folder import new_folder
 from dataeff.features.table_files import read_header
 from dataeff.storage import uring_refusal
 
@@ -43,7 +44,7 @@ class Inputs:
 
     path: Path
     num_rows: int
-    folder: tempfile.TemporaryDirectory[str]
+    folder: ExitStack
     num_open: int = 0
     fio_reads_per_s: list[float] = field(default_factory=list)
 
@@ -71,7 +72,7 @@ class Inputs:
             close()
             self.num_open -= 1
             if not self.num_open:
-                self.folder.cleanup()
+                self.folder.close()
 
         return closed
 
@@ -99,8 +100,8 @@ def cases(options: Options) -> Iterator[Case]:
 
 def make_inputs(directory: Path, num_rows: int, dim: int) -> Inputs:
     """Writes the table: one chunk of random rows again and again, each with its number."""
-    folder = tempfile.TemporaryDirectory(dir=directory, prefix="dataeff-bench-")
-    path = Path(folder.name) / "rows.npy"
+    folder = ExitStack()
+    path = new_folder(directory, folder) / "rows.npy"
     rows = np.lib.format.open_memmap(path, "w+", np.float32, (num_rows, dim))
     some = np.random.default_rng(0).random((CHUNK_NUM_ROWS, dim), dtype=np.float32)
     for begin in range(0, num_rows, CHUNK_NUM_ROWS):

@@ -8,8 +8,6 @@ counted by an offload that moves nothing, in one untimed step.
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -24,6 +22,7 @@ from torch.autograd.graph import save_on_cpu
 
 import dataeff
 from dataeff.bench.case import Case, Options, Provider, Step
+from dataeff.bench.folder import new_folder
 from dataeff.bench.offload.model import VOCABULARY, Shape, Transformer
 
 NUM_COMPARED_STEPS = 20
@@ -231,7 +230,7 @@ def offloaded(
     training = inputs.training()
     options = {"min_bytes": 1 << 18, **options}
     with ExitStack() as made:
-        folders = [_new_folder(inputs.directory, made) for _ in range(directories)]
+        folders = [new_folder(inputs.directory, made) for _ in range(directories)]
         offload = dataeff.ActivationOffload(training.model, folders, **options)
         made.callback(offload.close)
         first(training, offload)
@@ -255,13 +254,6 @@ def offloaded(
         return found
 
     return Step(lambda: training.step(offload), close=close, metrics=metrics)
-
-
-def _new_folder(directory: Path, until: ExitStack) -> str:
-    """A folder that is gone when `until` ends, also when an interrupt cuts off its removal."""
-    folder = tempfile.TemporaryDirectory(dir=directory)
-    until.callback(shutil.rmtree, folder.name, ignore_errors=True)
-    return until.enter_context(folder)
 
 
 def _same_weights(kept: Training, moved: Training, offload: AbstractContextManager[object]) -> bool:
