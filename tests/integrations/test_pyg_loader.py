@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import NeighborLoader as TheirLoader
@@ -194,6 +195,67 @@ def test_tables_of_edges_that_were_made_one_give_no_rows():
 def test_options_of_processes_have_no_use_without_workers():
     options = {"worker_init_fn": print, "timeout": 3, "multiprocessing_context": "spawn"}
     assert len(list(NeighborLoader(make_data(), [2], batch_size=50, **options))) == 4
+
+
+def test_each_thread_is_started_once_as_a_worker_of_torch_s():
+    def states():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+
+    seen, threads = [], set()
+
+    def start(worker_id):
+        info = get_worker_info()
+        seen.append((worker_id, info.id, info.num_workers, info.seed - worker_id, info.dataset))
+        threads.add(threading.current_thread())
+        torch.manual_seed(worker_id)
+        np.random.seed(worker_id)
+
+    def look(batch):
+        assert get_worker_info() is None
+        assert threading.current_thread() in threads
+        return batch
+
+    for filter_per_worker in (True, False):
+        seen.clear()
+        options = {"batch_size": 100, "num_workers": 3, "filter_per_worker": filter_per_worker}
+        torch.manual_seed(5)
+        plain = list(NeighborLoader(make_data(), [2], **options))
+        after = states()
+        if filter_per_worker:
+            options["transform"] = look
+        loader = NeighborLoader(make_data(), [2], worker_init_fn=start, **options)
+        torch.manual_seed(5)
+        for one, other in zip(loader, plain, strict=True):
+            assert_same_batch(one, other)
+        assert states() == after
+        base = seen[0][3]
+        assert sorted(entry[:4] for entry in seen) == [(i, i, 3, base) for i in range(3)]
+        assert all(entry[4] is loader.dataset for entry in seen)
+        list(loader)
+        assert len(seen) == 6
+
+
+def test_a_start_that_fails_reaches_the_caller():
+    def start(worker_id):
+        if worker_id == 1:
+            raise KeyError("no file for worker 1")
+
+    loader = NeighborLoader(make_data(), [2], num_workers=2, worker_init_fn=start)
+    with pytest.raises(KeyError, match="no file for worker 1"):
+        next(iter(loader))
+    assert get_worker_info() is None
+    assert not any("dataeff-loader" in thread.name for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("late", ["transform", "worker_init_fn"])
+def test_a_batch_that_is_late_is_an_error_that_names_the_seconds(late):
+    go_on = threading.Event()
+    options = {late: lambda given: go_on.wait() and given}
+    loader = NeighborLoader(make_data(), [2], num_workers=2, timeout=0.05, **options)
+    with pytest.raises(RuntimeError, match=r"within timeout=0\.05 seconds"):
+        next(iter(loader))
+    go_on.set()
+    assert next(iter(loader)).batch_size == 1
 
 
 @pytest.mark.filterwarnings("ignore:Unable to accurately infer")  # it cannot see the table
@@ -405,13 +467,15 @@ def test_no_more_than_the_depth_is_prepared_ahead():
 @pytest.mark.parametrize(
     ("options", "error", "said"),
     [
-        ({"worker_init_fn": print, "num_workers": 1}, NotImplementedError, "worker_init_fn"),
+        ({"worker_init_fn": 3, "num_workers": 1}, TypeError, "worker_init_fn=3 is not to be call"),
         (
             {"multiprocessing_context": "spawn", "num_workers": 1},
             NotImplementedError,
             "multiprocessing_context",
         ),
-        ({"timeout": 3, "num_workers": 1}, NotImplementedError, "timeout"),
+        ({"timeout": "3", "num_workers": 1}, TypeError, "timeout='3' is no number of seconds"),
+        ({"timeout": -1, "num_workers": 1}, ValueError, "timeout=-1 is no time to wait"),
+        ({"timeout": float("nan"), "num_workers": 1}, ValueError, "timeout=nan is no time to"),
         ({"subgraph_type": "reduced"}, ValueError, "reduced"),
         ({"num_workers": -1}, ValueError, "num_workers=-1"),
         ({"num_workers": "2"}, TypeError, "num_workers='2' is no integer"),

@@ -27,6 +27,12 @@ class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignor
     - `num_workers` counts threads, not processes (the core releases Python's lock), so nothing is
       copied, forked or pickled; `prefetch_factor` batches per thread are prepared ahead (2).
       Batches do not depend on either: `torch.manual_seed`, or `generator`, fixes a run.
+    - `worker_init_fn` runs once in each thread of an `iter()`, one after another, before the first
+      batch; `get_worker_info()` is right in it, and None in `transform`. Seeds that it sets are
+      undone: threads share the process's random generators.
+    - `timeout` bounds the wait for a batch. Python cannot end a thread: the one that is late goes
+      on by itself, and the process waits for it at its end.
+    - There is no `multiprocessing_context`, and `persistent_workers` has no effect.
     - Edge attributes of stores come with each batch, too.
     - An attribute of `data` may be a `dataeff.FeatureTable`: its rows are gathered for each batch,
       on `device` when that is given. On a GPU the threads do so, and run `transform`, on a stream
@@ -57,6 +63,7 @@ class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignor
     Raises:
         NotImplementedError: an option that has no meaning or no implementation here.
         ValueError: options contradict one another or the data.
+        RuntimeError: by iteration, a batch did not come within `timeout`.
     """
 
     def __init__(
@@ -128,6 +135,7 @@ class LinkNeighborLoader(PipelinedLoader, pyg_loader.LinkNeighborLoader):  # typ
     Raises:
         NotImplementedError: an option that has no meaning or no implementation here.
         ValueError: options contradict one another or the data.
+        RuntimeError: by iteration, a batch did not come within `timeout`.
     """
 
     def __init__(

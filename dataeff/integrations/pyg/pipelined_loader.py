@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -16,12 +17,7 @@ from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.delivery import Delivery
 from dataeff.integrations.pyg.graph import RowTable, has_row_per_node, is_table, node_counts
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
-
-_REFUSED = {
-    "worker_init_fn": "there are no worker processes to initialise",
-    "multiprocessing_context": "there are no worker processes",
-    "timeout": "an error in a thread reaches you by itself",
-}
+from dataeff.integrations.pyg.worker_start import WorkerStart
 
 _SAMPLER_OPTIONS = (
     *("num_neighbors", "replace", "subgraph_type", "disjoint"),
@@ -58,11 +54,15 @@ class PipelinedLoader:
     def _thread_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Takes out of `kwargs` what concerns threads; the rest is for PyG's loader."""
         num_threads = checked_int("num_workers", kwargs.pop("num_workers", 0), least=0)
-        for name, reason in _REFUSED.items():
-            if kwargs.pop(name, None) and num_threads:  # without workers torch has no use for them
-                raise NotImplementedError(
-                    f"{name} is not supported: this loader works in threads, so {reason}"
-                )
+        if kwargs.pop("multiprocessing_context", None) and num_threads:
+            raise NotImplementedError(
+                "multiprocessing_context is not supported: this loader works in threads, so there "
+                "are no worker processes to start"
+            )
+        init = kwargs.get("worker_init_fn")
+        if not (init is None or callable(init)):
+            raise TypeError(f"worker_init_fn={init!r} is not to be called: def f(worker_id): ...")
+        _check_timeout(kwargs.get("timeout", 0))
         kwargs.pop("persistent_workers", None)  # a thread costs nothing to start again
         per_thread = checked_int(
             "prefetch_factor", kwargs.pop("prefetch_factor", None) or 2, least=1
@@ -76,26 +76,40 @@ class PipelinedLoader:
         self._sampler.prepare(seed, share)
         return self.collate_fn(index)  # type: ignore[attr-defined]
 
-    def _tasks(self) -> Iterator[tuple[Any, int]]:
+    def _base_seed(self) -> int:
         generator = self.generator  # type: ignore[attr-defined]
         device = "cpu" if generator is None else generator.device
-        base = int(torch.empty((), dtype=torch.int64, device=device).random_(generator=generator))
+        return int(torch.empty((), dtype=torch.int64, device=device).random_(generator=generator))
+
+    def _tasks(self, base: int) -> Iterator[tuple[Any, int]]:
         for i, index in enumerate(self._index_sampler):  # type: ignore[attr-defined]
             yield index, base + i
 
+    def _pipelined(self, work: Callable[[tuple[Any, int]], Any]) -> Generator[Any, None, None]:
+        base, begin = self._base_seed(), None
+        if self.worker_init_fn is not None and self._num_threads:  # type: ignore[attr-defined]
+            begin = WorkerStart(self.worker_init_fn, self._num_threads, base, self.dataset)  # type: ignore[attr-defined]
+        yield from pipelined(
+            self._tasks(base),
+            work,
+            num_threads=self._num_threads,
+            depth=self._depth,
+            begin=begin,
+            timeout_s=self.timeout or None,  # type: ignore[attr-defined]
+        )
+
     def __iter__(self) -> Iterator[Any]:
-        threads = {"num_threads": self._num_threads, "depth": self._depth}
         if not self.filter_per_worker:  # type: ignore[attr-defined]
-            for drawn in pipelined(self._tasks(), self._work, **threads):
+            for drawn in self._pipelined(self._work):
                 yield self.filter_fn(drawn)
         elif self._num_threads and self.device is not None and self.device.type == "cuda":
             delivery = Delivery(self.device)
             work = partial(delivery.run, self._work)
-            with closing(pipelined(self._tasks(), work, **threads)) as batches:
+            with closing(self._pipelined(work)) as batches:
                 for delivered in batches:
                     yield delivery.take(delivered)
         else:
-            yield from pipelined(self._tasks(), self._work, **threads)
+            yield from self._pipelined(self._work)
 
     @property
     def _sampler(self) -> PyGNeighborSampler:
@@ -159,6 +173,14 @@ class PipelinedLoader:
     def enable_cpu_affinity(self, loader_cores: Any = None) -> Any:
         """Not supported: threads of one process run where the process may (`taskset`)."""
         raise NotImplementedError("use taskset or numactl: this loader works in threads")
+
+
+def _check_timeout(timeout: object) -> None:
+    number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
+    if not number:
+        raise TypeError(f"timeout={timeout!r} is no number of seconds; 0 waits for ever")
+    if not 0 <= timeout <= threading.TIMEOUT_MAX:  # type: ignore[operator]
+        raise ValueError(f"timeout={timeout!r} is no time to wait, in seconds; 0 waits for ever")
 
 
 def _edge_ids(drawn: Any, edge_type: Any) -> torch.Tensor | None:
