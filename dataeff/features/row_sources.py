@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dataeff.features.table import FeatureTable
-from dataeff.features.table_files import SUFFIXES, torch_dtype
+from dataeff.features.table_files import SUFFIXES, check_file, torch_dtype
 
 if TYPE_CHECKING:
     import pyarrow
@@ -122,6 +122,7 @@ def _of_array(array: np.ndarray[Any, Any]) -> RowSource:
 
 def _of_file(path: Path, name: str | None) -> RowSource:
     if path.suffix == ".npy":
+        check_file(path)
         # NumPy's own reader: it also takes what a table is not opened from (Fortran order, ...).
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -178,6 +179,7 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> RowSource:
         raise ModuleNotFoundError(
             f"reading {path} takes pyarrow, which is not installed: pip install pyarrow"
         ) from None
+    check_file(path)
     try:
         file = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:

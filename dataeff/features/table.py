@@ -213,9 +213,11 @@ class FeatureTable:
 
         Raises:
             FileNotFoundError: a file is missing.
+            IsADirectoryError: a path is a directory's.
             TypeError: a path is none, or an option no integer.
-            ValueError: a file is no table, damaged, truncated, in Fortran order or of another byte
-                order; or files differ in dtype or row shape; or an option is out of bounds.
+            ValueError: a file is no table, a pipe or device, damaged, truncated, in Fortran order
+                or of another byte order; or files differ in dtype or row shape; or an option is out
+                of bounds.
             KeyError: a `.safetensors` file has no tensor of that name.
             OSError: a file cannot be read, or io_uring or cuFile was asked for and is refused.
 

@@ -6,9 +6,11 @@ Each is read up to the first row; what comes out says where the rows are and how
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import math
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,6 +99,34 @@ def local_path(path: Any) -> Path:
     return Path(path).absolute()
 
 
+def check_file(path: Path) -> None:
+    """Raises what names the path and what helps unless a regular file is there.
+
+    Opening another kind may block for ever (a pipe), or give rows that no second read would.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a symbolic link to nothing.
+        IsADirectoryError: a directory is.
+        ValueError: a pipe, a device or a socket is.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        if not path.is_symlink():
+            raise
+        what = f"the file it links to, {os.readlink(path)}, is not there: make the link anew"
+        raise FileNotFoundError(error.errno, what, str(path)) from None
+    if stat.S_ISDIR(mode):
+        what = "a table is opened from files: name those in this directory"
+        raise IsADirectoryError(errno.EISDIR, what, str(path))
+    if not stat.S_ISREG(mode):
+        kind = "pipe" if stat.S_ISFIFO(mode) else "socket" if stat.S_ISSOCK(mode) else "device"
+        raise ValueError(
+            f"{path} is a {kind}, and rows are read in any order, from a regular file: write what "
+            "it gives to one first"
+        )
+
+
 def read_header(path: str | os.PathLike[str], name: str | None = None) -> RowFiles:
     """Where the rows of a file are.
 
@@ -107,11 +137,14 @@ def read_header(path: str | os.PathLike[str], name: str | None = None) -> RowFil
 
     Raises:
         FileNotFoundError: it is missing, or a stripe of it.
+        IsADirectoryError: a directory is there.
         ValueError: another suffix; a header that is damaged, or of a layout or dtype that no table
             has; a file too short for its rows.
         KeyError: no tensor of that name.
     """
     path = local_path(path)
+    if path.is_dir():
+        check_file(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(
             f"{path}: a table is opened from {', '.join(SUFFIXES)}; dataeff.convert makes one "
@@ -119,6 +152,7 @@ def read_header(path: str | os.PathLike[str], name: str | None = None) -> RowFil
         )
     if name is not None and path.suffix != ".safetensors":
         raise ValueError(f"name={name!r}: only a .safetensors file names tensors, not {path}")
+    check_file(path)
     if path.suffix == ".npy":
         files = _npy(path)
     elif path.suffix == ".safetensors":
@@ -303,6 +337,7 @@ def _check_stripes(index: Path, files: RowFiles) -> None:
     if len(set(files.paths)) < len(files.paths):
         raise _damaged(index, f"a stripe is named twice: {[str(path) for path in files.paths]}")
     for number, path in enumerate(files.paths):
+        check_file(path)
         needed = files.offset + files.rows_in_file(number) * files.row_nbytes
         if path.stat().st_size > needed:
             raise ValueError(

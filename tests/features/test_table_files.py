@@ -1,6 +1,8 @@
 """Headers of table files: NumPy's and safetensors' own writers, and what is wrong with others."""
 
 import json
+import os
+import socket
 import struct
 
 import numpy as np
@@ -176,6 +178,49 @@ def test_what_is_no_local_path(path, error, words):
     if not isinstance(path, list):
         with pytest.raises(error, match=words):
             dataeff.convert(torch.zeros(3), path)
+
+
+def not_a_file(folder, kind, suffix):
+    """A path of that name at which there is no regular file, and what says so."""
+    path = folder / f"{kind}{suffix}"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "link":
+        path.symlink_to("gone.npy")
+        return path, FileNotFoundError, r"it links to, gone\.npy, is not there: make the link anew"
+    else:
+        path.mkdir()
+        return path, IsADirectoryError, r"opened from files: name those in this directory"
+    return path, ValueError, rf"{kind}\{suffix} is a {kind}, and rows are read in any order"
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors", ".json", ".parquet"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link", "directory"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, kind, suffix):
+    path, error, words = not_a_file(tmp_path, kind, suffix)
+    if suffix != ".parquet":
+        with pytest.raises(error, match=words) as opened:
+            dataeff.FeatureTable.open(path)
+        assert str(path) in str(opened.value)
+    else:
+        pytest.importorskip("pyarrow")
+    with pytest.raises(error, match=words) as converted:
+        dataeff.convert(path, tmp_path / "x.npy")
+    assert str(path) in str(converted.value)
+
+
+def test_a_stripe_that_is_a_pipe_is_named_and_not_waited_for(tmp_path):
+    index = dataeff.convert(torch.zeros(6, 4), tmp_path / "x.json", stripes=[tmp_path])
+    (stripe,) = tmp_path.glob("*.rows")
+    stripe.unlink()
+    os.mkfifo(stripe)
+    with pytest.raises(ValueError, match=r"\.rows is a pipe"):
+        dataeff.FeatureTable.open(index)
 
 
 def test_more_safetensors_that_are_no_table(tmp_path):
