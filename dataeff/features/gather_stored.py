@@ -82,12 +82,17 @@ def coding(table: Tensor, scales: Tensor | None, dtype: torch.dtype) -> tuple[in
     """Numbers of the format and of the element type; -1 and 0 when bytes are copied as they are."""
     if scales is None and dtype == table.dtype:
         return -1, 0
-    if table.dtype not in FORMATS or (table.dtype in LARGEST_CODE) != (scales is not None):
-        raise TypeError(f"the rows are {table.dtype} and are delivered as such; got {dtype}")
-    if dtype not in ELEMENTS:
-        kinds = ", ".join(str(known) for known in ELEMENTS)
+    if dtype not in (known := deliveries(table, scales)):
+        kinds = ", ".join(map(str, known))
         raise TypeError(f"rows kept as {table.dtype} are delivered as {kinds}; got {dtype}")
     return FORMATS[table.dtype], ELEMENTS[dtype]
+
+
+def deliveries(table: Tensor, scales: Tensor | None) -> tuple[torch.dtype, ...]:
+    """The dtypes that rows so kept are delivered as."""
+    if table.dtype not in FORMATS or (table.dtype in LARGEST_CODE) != (scales is not None):
+        return (table.dtype,)
+    return tuple(ELEMENTS)
 
 
 def _check(table: Tensor, scales: Tensor | None, index: Tensor, out: Tensor) -> tuple[int, int]:

@@ -40,6 +40,11 @@ class Rows(ABC):
     asynchronous: bool = True
     traceable: bool = True
 
+    @property
+    def deliveries(self) -> tuple[torch.dtype, ...]:
+        """The dtypes that a gather can deliver, all of them where it is given `out`."""
+        return (self.dtype,)
+
     @abstractmethod
     def gather(self, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
         """`out[i] = rows[index[i]]`, checked as `dataeff.features.gather.gather` checks.

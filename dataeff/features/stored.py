@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff.features.gather import scatter_
-from dataeff.features.gather_stored import Source, gather_stored
+from dataeff.features.gather_stored import Source, deliveries, gather_stored
 from dataeff.features.hot import HotRows, HotTier
 from dataeff.features.quantised import ELEMENTS, FORMATS, STORED_DTYPES, Store, quantise
 from dataeff.features.registration import RegisteredMemory
@@ -114,6 +114,11 @@ class StoredRows(Rows):
         table = self._memory.x
         scale = 0 if self._scales is None else self._scales.element_size()
         return table.shape[1:].numel() * table.element_size() + scale
+
+    @property
+    def deliveries(self) -> tuple[torch.dtype, ...]:
+        """All that rows of a smaller format are widened to; of others their own dtype."""
+        return deliveries(self._memory.x, self._scales)
 
     # --- where the rows are -------------------------------------------------------------------
 

@@ -315,7 +315,8 @@ class FeatureTable:
             raise TypeError(f"out is a tensor, got {type(out).__name__}: torch.as_tensor(out)")
         if unique is not False:
             unique = checked_bool("unique", unique)
-        if not (dtype or unique or _is_compiling() or (out is not None and out.requires_grad)):
+        as_it_is = dtype is None and not unique
+        if as_it_is and not (_is_compiling() or (out is not None and out.requires_grad)):
             found = rows.gather_at_once(index, out, self._account)
             if found is not None:
                 if out is not None:  # autograd may have saved what was there
@@ -325,6 +326,11 @@ class FeatureTable:
         if dtype is not None:
             if out is not None:
                 raise ValueError("give out or dtype, not both: out has a dtype of its own")
+            if dtype not in rows.deliveries:
+                kinds = ", ".join(map(str, rows.deliveries))
+                raise TypeError(
+                    f"dtype={dtype!r}: these rows are delivered as {kinds}; .to() converts them"
+                )
             out = index.new_empty((*index.shape, *rows.shape[1:]), dtype=dtype)
         if _is_compiling():
             if rows.traceable and not unique:

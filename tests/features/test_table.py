@@ -131,8 +131,11 @@ def test_wrong_calls_are_named_by_every_kind_of_table(tmp_path, x, kind):
         ]:
             with pytest.raises(error):
                 table.gather(index, out=out)
-        with pytest.raises(TypeError, match="int32"):
-            table.gather(index, dtype=torch.int32)
+        for dtype, words in [(torch.int32, "torch.int32"), ("float32", "'float32'")]:
+            with pytest.raises(
+                TypeError, match=rf"dtype={words}: .* are delivered as torch\.float32"
+            ):
+                table.gather(index, dtype=dtype)
         for empty in (torch.empty(0, dtype=torch.int32), torch.empty(2, 0, dtype=torch.int64)):
             assert table.gather(empty).shape == (*empty.shape, 3, 5)
     for late in (lambda: table.gather(index), lambda: table.prefetch(index), lambda: len(table)):
