@@ -258,6 +258,24 @@ def test_a_batch_that_is_late_is_an_error_that_names_the_seconds(late):
     assert next(iter(loader)).batch_size == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"store": "int8"}])
+def test_a_graph_told_its_nodes_is_whole_for_pyg(options):
+    data, typed = make_data(), make_hetero()
+    data.x = dataeff.FeatureTable(data.x, **options)
+    data.num_nodes = len(data.x)
+    for name in ("paper", "author", "venue"):
+        typed[name].x = dataeff.FeatureTable(typed[name].x, **options)
+        typed[name].num_nodes = len(typed[name].x)
+    assert data.validate() and typed.validate()
+    assert (data.num_nodes, typed.num_nodes) == (NUM_NODES, 60 + 40 + 5)
+    assert f"x=FeatureTable([{NUM_NODES}, 5], torch.float32)" in str(data)
+    # PyG has no hook for widths: if it grows one, the guide has a table to lose.
+    assert data.num_features == 0 and typed.num_features["paper"] == 0
+    assert next(iter(NeighborLoader(data, [2]))).num_features == 5
+    batch = next(iter(NeighborLoader(typed, [2], "paper")))
+    assert batch.num_features == {"paper": 3, "author": 3, "venue": 3}
+
+
 @pytest.mark.filterwarnings("ignore:Unable to accurately infer")  # it cannot see the table
 def test_a_table_that_a_transform_passed_over_is_refused():
     data = make_data()
