@@ -142,6 +142,19 @@ def test_scatter_pickle_and_repr(x):
 # --- unique and sorted reading --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.uint16, torch.uint32, torch.uint64, torch.float8_e5m2, torch.complex128]
+)
+@pytest.mark.parametrize("width", [(), (3,)])
+def test_unique_spreads_rows_of_every_dtype(dtype, width):
+    numbers = torch.arange(240, dtype=torch.uint8).view(dtype)[:15]
+    table = dataeff.FeatureTable(numbers.view(-1, *width))
+    index = torch.tensor([[4, -1, 4], [0, 0, 2]])
+    rows = table.gather(index, unique=True)
+    assert rows.dtype == dtype and rows.shape == (2, 3, *width)
+    assert torch.equal(rows.view(-1).view(torch.uint8), table[index].view(-1).view(torch.uint8))
+
+
 def test_unique_fetches_a_row_once(x):
     table = dataeff.FeatureTable(x)
     index = torch.tensor([[3, 3, -1], [49, 3, 0]])
