@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._ops import NO_REPLAY, check_index, library, row_table, runs_at_once
+from dataeff._ops import NO_REPLAY, check_index, library, overlap, row_table, runs_at_once
 from dataeff.features.quantised import ELEMENTS, FORMATS, LARGEST_CODE
 from dataeff.memory.scratch import new_on_host
 
@@ -189,6 +189,9 @@ def _contiguous(out: Tensor) -> None:
 def _gather_out_cpu(*arguments: Any) -> None:
     *source, places, index, out = arguments
     _contiguous(out)
+    ids = check_index(index).view(-1)
+    if out.numel() and ids.numel() and (overlap(out, source[0]) or overlap(out, ids)):
+        raise ValueError("out lies in the memory of the table or the index: pass another")
     _gather_into_cpu(Source(*source), places, index, out)
 
 

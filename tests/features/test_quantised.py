@@ -187,6 +187,19 @@ def test_bad_input_is_named():
         dataeff.FeatureTable(x).gather(torch.tensor([0]), dtype=torch.float16)
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_rows_are_not_widened_into_the_memory_that_they_are_read_from(many):
+    room = torch.zeros(4000)
+    x = room.view(torch.float16)[:4000].view(1000, 4).copy_(torch.rand(1000, 4))
+    table, before = dataeff.FeatureTable(x, store="fp16"), x.clone()
+    ids = torch.zeros(4000, dtype=torch.int64)
+    index = ids[: 900 if many else 3]
+    for memory in (room, ids.view(torch.float32)):
+        with pytest.raises(ValueError, match="in the memory of the table or the index"):
+            table.gather(index, out=memory[: 4 * len(index)].view(-1, 4))
+    assert torch.equal(x, before) and not index.any()
+
+
 def test_rows_that_have_the_format_already_stay_in_place():
     x = torch.rand(6, 3).half()
     table = dataeff.FeatureTable(x, store="fp16")
