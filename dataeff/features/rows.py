@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff._ops import row_span, with_memory
+from dataeff.features.bits import pickled, unpickled
 from dataeff.features.gather import gather, scatter_
 from dataeff.features.registration import RegisteredMemory
 from dataeff.features.stats import Account
@@ -194,10 +195,10 @@ class HostRows(Rows):
         self._memory.release()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"x": self._memory.x}
+        return {"x": pickled(self._memory.x)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["x"])  # type: ignore[misc]
+        self.__init__(unpickled(*state["x"]))  # type: ignore[misc]
 
 
 def _receive(shared: SharedTensor) -> HostRows:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
+from dataeff.features.bits import pickled, unpickled
 from dataeff.features.gather import scatter_
 from dataeff.features.gather_stored import Source, deliveries, gather_stored
 from dataeff.features.hot import HotRows, HotTier
@@ -320,16 +321,16 @@ class StoredRows(Rows):
         return table, self._scales, self.dtype, hot, sort, store
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"rows": self._parts()}
+        table, *rest = self._parts()
+        return {"table": pickled(table), "rest": rest}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._begin(*state["rows"])
+        self._begin(unpickled(*state["table"]), *state["rest"])
 
 
 def _receive(table: SharedTensor, scales: SharedTensor | None, rest: list[Any]) -> StoredRows:
     rows = StoredRows.__new__(StoredRows)
-    values = (table.tensor(), None if scales is None else scales.tensor(), *rest)
-    rows.__setstate__({"rows": values})
+    rows._begin(table.tensor(), None if scales is None else scales.tensor(), *rest)
     return rows
 
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from dataeff._ops import check_index
+from dataeff.features.bits import as_bits
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def gather_once(rows: Rows, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
@@ -32,10 +31,6 @@ def gather_once(rows: Rows, index: Tensor, out: Tensor | None, account: Account)
     ids, place = torch.unique(check_index(index), return_inverse=True)
     few = rows.gather(ids, index.new_empty((len(ids), *rows.shape[1:]), dtype=out.dtype), account)
     flat = out.view(-1, *rows.shape[1:])
-    torch.index_select(_as_bits(few), 0, place.reshape(-1), out=_as_bits(flat))
+    # Of uint16 and some others torch selects nothing.
+    torch.index_select(as_bits(few), 0, place.reshape(-1), out=as_bits(flat))
     return out
-
-
-def _as_bits(rows: Tensor) -> Tensor:
-    """The same rows of a dtype that torch selects from, as it does not from uint16 and others."""
-    return rows.view(_BITS[rows.dtype.itemsize]) if rows.dtype.itemsize in _BITS else rows

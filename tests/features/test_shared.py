@@ -1,5 +1,7 @@
 """One copy of a table for many processes, by fork and by spawn."""
 
+import copy
+import io
 import multiprocessing
 import pickle
 import sys
@@ -115,6 +117,33 @@ def test_a_feature_loader_in_another_process_reads_shared_rows(method, store):
         child.join()
         assert child.exitcode == 0
         assert table[0].tolist() == pytest.approx([96, 96])  # the memory is one
+
+
+def saved(table):
+    file = io.BytesIO()
+    torch.save(table, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("save", [pickle.dumps, copy.deepcopy, saved])
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (torch.float32, {"store": "fp8"}),
+        (torch.float32, {"store": "fp8", "hot": dataeff.HotRows(2)}),
+        (torch.float8_e5m2, {}),
+        (torch.uint16, {}),
+        (torch.uint64, {"sort": True}),
+    ],
+)
+def test_tables_of_every_dtype_come_back(save, dtype, options):
+    x = torch.arange(24).view(6, 4).to(dtype)
+    table = dataeff.FeatureTable(x, **options)
+    again = save(table)
+    again = pickle.loads(again) if isinstance(again, bytes) else again
+    assert again.dtype == dtype
+    assert torch.equal(again[:].view(torch.uint8), table[:].view(torch.uint8))
 
 
 def test_pickle_alone_copies():
