@@ -70,6 +70,7 @@ def convert(
 
     Raises:
         FileExistsError: the target is there and `overwrite` is false.
+        IsADirectoryError: the target is a directory, or the source.
         FileNotFoundError: the source is missing, or the target's folder.
         OSError: no space, or the target cannot be written.
         EOFError: the source was cut off meanwhile.
@@ -112,7 +113,9 @@ def _check_target(target: Path, stripes: Sequence[PathLike], overwrite: bool) ->
         raise FileNotFoundError(
             errno.ENOENT, "there is no folder to write the table in", str(target.parent)
         )
-    if target.exists() and not overwrite:
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "the target is a directory: name a file", str(target))
+    if os.path.lexists(target) and not overwrite:
         raise FileExistsError(
             errno.EEXIST, "the target exists: remove it or overwrite", str(target)
         )

@@ -104,14 +104,14 @@ def _slices(rows: Tensor | FeatureTable) -> Iterator[Tensor]:
         yield rows[begin : begin + step].cpu().resolve_conj().resolve_neg().contiguous()
 
 
-def _of_array(array: np.ndarray[Any, Any]) -> RowSource:
+def _of_array(array: np.ndarray[Any, Any], whose: str = "the array") -> RowSource:
     if array.ndim == 0:
-        raise ValueError("a 0-dimensional array has no rows")
+        raise ValueError(f"{whose} is 0-dimensional, and has no rows")
     if isinstance(array, np.ma.MaskedArray):
         raise ValueError("a masked array has values that are none: array.filled(...)")
     # A memmap may be read-only or of the other byte order: each chunk is copied, one at a time.
     native = array.dtype.newbyteorder("=")
-    dtype = torch_dtype(native, "the array")
+    dtype = torch_dtype(native, whose)
     step = _rows_per_chunk(array.shape, array.dtype.itemsize)
     chunks = (
         torch.from_numpy(np.array(array[begin : begin + step], dtype=native, order="C"))
@@ -128,7 +128,7 @@ def _of_file(path: Path, name: str | None) -> RowSource:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:  # NumPy names no file, and advises to unpickle it
             raise ValueError(f"{path} is damaged, or no .npy file of numbers") from error
-        rows = _of_array(array)
+        rows = _of_array(array, str(path))
         return replace(rows, chunks=_npy_chunks(path, array)) if array.size else rows
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: rows are read from {', '.join((*SUFFIXES, '.parquet'))}")

@@ -136,7 +136,7 @@ def _reserve(fd: int, nbytes: int, path: Path) -> None:
         _core.reserve_file(fd, 0, nbytes)
     except OSError as error:
         raise OSError(
-            error.errno, f"no space for {nbytes} bytes ({error.strerror})", str(path)
+            error.errno, f"no space for {nbytes} bytes: {os.strerror(error.errno or 0)}", str(path)
         ) from None
 
 

@@ -364,7 +364,7 @@ def test_no_space_is_found_before_a_byte_is_written(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match=r"no space for .*x\.npy"):
+        with pytest.raises(OSError, match=r"no space for .*: File too large: .*x\.npy"):
             dataeff.convert(torch.zeros(100_000), tmp_path / "x.npy", progress=pytest.fail)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -409,6 +409,31 @@ def test_mistakes(tmp_path, source, target, options, error, words):
     with pytest.raises(error, match=words):
         dataeff.convert(source, tmp_path / target, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_targets_that_are_no_place_for_a_file_are_found_before_a_row_is_read(tmp_path, overwrite):
+    def never(done, total):
+        raise AssertionError("it was written")
+
+    folder, link = tmp_path / "folder.npy", tmp_path / "link.npy"
+    folder.mkdir()
+    link.symlink_to("gone.npy")
+    with pytest.raises(IsADirectoryError, match=r"a directory: name a file.*/folder\.npy"):
+        dataeff.convert(torch.zeros(3), folder, overwrite=overwrite, progress=never)
+    if overwrite:
+        dataeff.convert(torch.zeros(3), link, overwrite=True)
+        assert not link.is_symlink() and link.is_file()
+    else:
+        with pytest.raises(FileExistsError, match=r"remove it or overwrite.*/link\.npy"):
+            dataeff.convert(torch.zeros(3), link, progress=never)
+
+
+def test_a_file_of_no_numbers_is_named(tmp_path):
+    for name, array in {"fields": np.zeros(2, [("a", "f4")]), "lone": np.zeros(())}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+        with pytest.raises(ValueError, match=rf"{name}\.npy"):
+            dataeff.convert(tmp_path / f"{name}.npy", tmp_path / "x.npy")
 
 
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation:UserWarning")
