@@ -17,6 +17,9 @@ class OffloadCallback(StepBlock, Callback):  # type: ignore[misc,unused-ignore]
     Trainer(max_epochs=1, callbacks=[callback]).fit(module, loader)
     print(callback.offload.report())
     ```
+    Where a strategy starts the ranks itself (`ddp_spawn`, `ddp_fork`, `ddp_notebook`), each has a
+    copy of this callback and an offload of its own, and Lightning brings neither back: `offload` of
+    the one that was given stays None. Print the report in an `on_train_end`: that runs in the rank.
 
     Args:
         **options: of `dataeff.ActivationOffload`, without the model.
