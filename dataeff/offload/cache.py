@@ -21,7 +21,7 @@ from dataeff.memory.cuda import capturing, capturing_anywhere
 from dataeff.offload.account import Account
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.held import HeldBytes
-from dataeff.offload.identity import StorageTable, VersionProbe, revive
+from dataeff.offload.identity import Spread, StorageTable, VersionProbe, View, revive
 from dataeff.offload.incoming import Incoming
 from dataeff.offload.kept import MOST_NOTES, Alive, Direct, Kept, KeptBooks, KeptRef
 from dataeff.offload.kinds import counts_for_itself, is_part_of_data, is_plain
@@ -209,12 +209,13 @@ class TensorCache:
         What the storage holds beside it may change before it is written, without a trace.
         """
         own, scope = tensor.numel() * tensor.element_size(), self._scopes.current
-        if own >= self._wants.min_bytes and is_plain(tensor):
+        if own >= self._wants.min_bytes and is_plain(tensor) and 0 not in tensor.stride():
             wanted = self._wants(tensor, own, scope)
             if wanted:
                 alone = tensor.detach().clone()
                 handle = self._move(alone, alone.untyped_storage(), own, scope, wanted)
                 handle.probe = VersionProbe(tensor)
+                handle.view = Spread.of(tensor, View.of(alone))
                 return handle
         return self._keep(tensor, storage, version, nbytes, scope)
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _MOST_VERSIONS = 8
+_LINE_NBYTES = 64  # what torch aligns host memory to, and the widest vector
 
 
 class View(NamedTuple):
@@ -43,6 +44,32 @@ class View(NamedTuple):
         empty = torch.empty(0, dtype=self.dtype, device=storage.device)
         offset = self.offset + shift // self.dtype.itemsize
         return empty.set_(storage, offset, self.size, self.stride)
+
+
+class Spread(NamedTuple):
+    """How a tensor lay whose storage holds a clone of it: with its gaps, at its alignment.
+
+    A kernel may round otherwise where it strides or begins otherwise. Each call copies.
+    """
+
+    clone: View
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    lead: int  # elements between a multiple of `_LINE_NBYTES` and the first
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, clone: View) -> Spread:
+        """The layout of `tensor`, which `clone` is a view of a clone of."""
+        lead = tensor.data_ptr() % _LINE_NBYTES // tensor.element_size()
+        return cls(clone, tuple(tensor.size()), tensor.stride(), lead)
+
+    def over(self, storage: torch.UntypedStorage, shift: int = 0) -> torch.Tensor:
+        """What the clone in `storage`, which begins at byte `shift` of it, is a clone of."""
+        clone = self.clone.over(storage, shift)
+        steps = zip(self.size, self.stride, strict=True)
+        span = 1 + sum((length - 1) * stride for length, stride in steps)
+        room = torch.empty(self.lead + span, dtype=clone.dtype, device=clone.device)
+        return room.as_strided(self.size, self.stride, self.lead).copy_(clone)
 
 
 class VersionProbe:

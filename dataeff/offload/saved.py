@@ -15,7 +15,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from dataeff.ledger import Tier
-from dataeff.offload.identity import VersionProbe, View, changed_in_place
+from dataeff.offload.identity import Spread, VersionProbe, View, changed_in_place
 from dataeff.offload.schedule import Tape
 from dataeff.offload.transfer import Copy, Load
 
@@ -224,7 +224,7 @@ class Handle:
     __slots__ = ("__weakref__", "probe", "ref", "saved", "view")
 
     def __init__(self, saved: SavedStorage, tensor: torch.Tensor, shift: int) -> None:
-        self.view = View.of(tensor, shift)
+        self.view: View | Spread = View.of(tensor, shift)
         self.probe = VersionProbe(tensor)
         self.saved = saved
         self.ref = saved.add_handle(self)
