@@ -68,6 +68,10 @@ def test_help_imports_no_heavy_package():
     [
         (["bench", "nope"], "unknown benchmark 'nope': choose from"),
         (["bench", "all", "--json", "/no/such/folder/out.json"], "folder /no/such/folder"),
+        (
+            ["bench", "offload", "--rok", "--quick", "--only", "batch=0"],
+            "--only: no case of offload holds",
+        ),
         (["bench", "all", "--json", "/tmp"], "/tmp is a folder, not a file"),
         (["bench", "all", "--plot", "out.xyz"], "out.xyz ends in none of"),
         (["bench", "all", "--dir", "/no/such/dir"], "/no/such/dir is not a directory"),

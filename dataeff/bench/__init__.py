@@ -62,7 +62,7 @@ def workloads() -> dict[str, Callable[..., list[Record]]]:
 
 
 def cases(name: str, options: Options) -> Iterator[Case]:
-    """The cases of the workload `name`, not yet run."""
+    """The cases of the workload `name`, or of the curve "offload.rok", not yet run."""
     module = importlib.import_module(f"{__name__}.{name}")
     found: Iterator[Case] = module.cases(options)
     return (case for case in found if options.only in case.size)

@@ -102,10 +102,10 @@ def _show(workload: str, records: list[Record]) -> None:
 def _rok(
     options: Options, say: Callable[[str], None], keep: Callable[[list[Record]], None]
 ) -> list[Record]:
-    from dataeff.bench.offload import rok
+    from dataeff.bench import cases
     from dataeff.bench.runner import run_workload
 
-    return run_workload("offload", rok.cases(options), options, say, keep)
+    return run_workload("offload", cases("offload.rok", options), options, say, keep)
 
 
 def _draw(records: list[Record], path: Path, rok: bool) -> None:
