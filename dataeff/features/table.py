@@ -306,7 +306,7 @@ class FeatureTable:
             TypeError: an index, out or `dtype` of the wrong dtype; an index or `out` that is no
                 tensor; a `unique` that is no bool.
             ValueError: a wrong shape, device or layout; both `out` and `dtype`; an `out` that asks
-                for gradients, or lies in the memory of the table or the index.
+                for gradients or, without `unique`, lies in the memory of the table or the index.
             RuntimeError: the table is closed, or its memory cannot be registered with CUDA (it
                 says why and what helps).
         """
