@@ -99,6 +99,18 @@ def assert_close(actual, expected, scale):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gather", [False, True])
+@pytest.mark.parametrize("num_in", [8, 32, 48, 20])  # 20 fill no vector
+@pytest.mark.parametrize("num_out", [1, 3])
+def test_gradients_of_narrow_weights_read_inputs_in_vectors(num_out, num_in, gather, dtype):
+    for heads, scale in ((0, False), (2, True)):
+        case = make_case([70, 0, 5, 200], num_in, num_out, dtype, heads, gather, scale)
+        expected = typed_gemm_dw_reference(case.x, case.dy, case.seg_ptr, **case.options)
+        actual = typed_gemm_dw(case.x, case.dy, case.seg_ptr, **case.options)
+        assert_close(actual, expected, scale=50)
+
+
 @pytest.mark.parametrize("name", ["cpu", "aten", "triton"])
 @settings(max_examples=25, deadline=None)
 @given(case=cases)
