@@ -28,7 +28,7 @@ library.define(
     tags=NO_REPLAY,
 )
 library.define(
-    "rgnn_backward(Tensor[] grads, Tensor[] inputs, Tensor[] outputs, Tensor[] saved,"
+    "rgnn_backward(Tensor?[] grads, Tensor[] inputs, Tensor?[] outputs, Tensor[] saved,"
     " Tensor token, int layer_id, str spec, SymInt[] sizes, int wanted) -> Tensor[]",
     tags=NO_REPLAY,
 )

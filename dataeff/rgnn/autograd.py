@@ -17,43 +17,46 @@ class Apply(torch.autograd.Function):
     def forward(
         token: Tensor, layer_id: int, spec: str, sizes: list[int], wanted: int, *inputs: Tensor
     ) -> tuple[Any, ...]:
-        """Outputs, then what backward needs, then how many outputs there are."""
+        """Outputs, what backward needs, which outputs it reads as bits, and how many there are."""
         outputs, saved = torch.ops.dataeff.rgnn_forward(
             list(inputs), token, layer_id, spec, sizes, wanted
         )
-        return (*outputs, *saved, len(outputs))
+        reads = saved[-1].shape[0] if wanted else 0
+        return (*outputs, *saved, reads, len(outputs))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         """Save for backward."""
         token, ctx.layer_id, ctx.spec, ctx.sizes, ctx.wanted, *tensors = inputs
-        ctx.num_inputs, ctx.num_outputs = len(tensors), output[-1]
-        ctx.mark_non_differentiable(*output[output[-1] : -1])
+        *results, reads, ctx.num_outputs = output
+        outputs, saved = results[: ctx.num_outputs], results[ctx.num_outputs :]
+        ctx.num_inputs = len(tensors)
+        ctx.reads = [bool(reads >> k & 1) for k in range(ctx.num_outputs)]
+        ctx.mark_non_differentiable(*saved)
         # What backward keeps has no gradient: a zero for each of it would take as much memory.
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(token, *tensors, *output[:-1])
+        # An output that is not read may be written to, as that of a layer in plain PyTorch may.
+        read = [y for y, reads in zip(outputs, ctx.reads, strict=True) if reads]
+        ctx.save_for_backward(token, *tensors, *read, *saved)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """The samples in turn."""
         found = _one_after_another(Apply, info, in_dims, args)
-        num_outputs = found[0][-1]
-        stacked = [torch.stack(values) for values in zip(*(f[:-1] for f in found), strict=True)]
-        return (*stacked, num_outputs), (*[0] * len(stacked), None)
+        stacked = [torch.stack(values) for values in zip(*(f[:-2] for f in found), strict=True)]
+        return (*stacked, *found[0][-2:]), (*[0] * len(stacked), None, None)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         """Gradients of the wanted inputs."""
         token, *rest = ctx.saved_tensors
         inputs, rest = rest[: ctx.num_inputs], rest[ctx.num_inputs :]
-        outputs, saved = rest[: ctx.num_outputs], rest[ctx.num_outputs :]
+        num_read = sum(ctx.reads)
+        read, saved = iter(rest[:num_read]), rest[num_read:]
+        outputs = [next(read) if reads else None for reads in ctx.reads]
         counts = len(inputs), ctx.num_outputs
         call = (token, ctx.layer_id, ctx.spec, ctx.sizes, ctx.wanted)
-        given = [
-            torch.zeros_like(y) if g is None else g
-            for g, y in zip(grads[: ctx.num_outputs], outputs, strict=True)
-        ]
-        tensors = (*given, *inputs, *outputs, *saved)
+        tensors = (*grads[: ctx.num_outputs], *inputs, *outputs, *saved)
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             found = Backward.apply(counts, *call, *tensors)  # type: ignore[no-untyped-call]
         else:
@@ -89,7 +92,7 @@ class Backward(torch.autograd.Function):
         spec: str,
         sizes: list[int],
         wanted: int,
-        *tensors: Tensor,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         """Gradients of the wanted inputs."""
         return tuple(_run_backward(counts, (token, layer_id, spec, sizes, wanted), tensors))
@@ -115,7 +118,7 @@ class Backward(torch.autograd.Function):
 
 
 def _run_backward(
-    counts: tuple[int, int], call: tuple[Any, ...], tensors: Sequence[Tensor]
+    counts: tuple[int, int], call: tuple[Any, ...], tensors: Sequence[Tensor | None]
 ) -> list[Tensor]:
     """Sort gradients, inputs, outputs and saved values into the operator's lists."""
     num_inputs, num_outputs = counts

@@ -29,14 +29,14 @@ def forward(
     sizes: Sequence[int],
     wanted: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Outputs of the layer, and values kept for backward."""
+    """Outputs of the layer, values kept for backward, and last what `_keeping` says of it."""
     plan = plan_for(Request.of(layer_id, spec, inputs, sizes, wanted))
     graph = graph_of(token)
     with _as_given(inputs[0].device.type):
         outputs, saved = plan.run_forward(View(graph, plan.sizes), inputs)
     results = _distinct(outputs, inputs)
     saved = _distinct(saved, [*inputs, *outputs])
-    return results, [*saved, _keeping(graph)] if wanted else saved
+    return results, [*saved, _keeping(graph, plan)] if wanted else saved
 
 
 def forward_fake(
@@ -58,21 +58,28 @@ def forward_fake(
     ]
     saved = values[plan.compiled.num_outputs :]
     if wanted:
-        saved.append(token.new_empty(token.shape))
+        saved.append(_rows_alone(plan.compiled.reads_outputs))
     return values[: plan.compiled.num_outputs], saved
 
 
-def _keeping(graph: Graph) -> Tensor:
-    """A tensor that keeps the graph: a compiled program saves tensors for backward, no objects."""
-    tensor = graph.token.clone()
+def _keeping(graph: Graph, plan: Plan) -> Tensor:
+    """A tensor that keeps the graph; its rows are the bits of the outputs that backward reads.
+
+    An operator returns tensors alone, and a compiled program saves them, no objects, for backward.
+    """
+    tensor = _rows_alone(plan.compiled.reads_outputs)
     tensor.graph = graph  # type: ignore[attr-defined]
     return tensor
 
 
+def _rows_alone(number: int) -> Tensor:
+    return torch.empty((number, 0), device="cpu")
+
+
 def backward(
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Tensor | None],
     saved: Sequence[Tensor],
     token: Tensor,
     layer_id: int,
@@ -89,9 +96,9 @@ def backward(
 
 
 def backward_fake(
-    grads: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
-    outputs: Sequence[Tensor],
+    outputs: Sequence[Tensor | None],
     saved: Sequence[Tensor],
     token: Tensor,
     layer_id: int,
@@ -136,9 +143,9 @@ def _empty(plan: Plan, position: int, like: Tensor, sizes: Sequence[int]) -> Ten
     return like.new_empty((View.rows_of(known, kind.domain), *kind.shape))
 
 
-def _distinct(values: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
+def _distinct(values: Sequence[Tensor], others: Sequence[Tensor | None]) -> list[Tensor]:
     """An operator's results are contiguous and share no memory with its arguments or each other."""
-    taken = {t.untyped_storage().data_ptr() for t in others if t.numel()}
+    taken = {t.untyped_storage().data_ptr() for t in others if t is not None and t.numel()}
     found = []
     for value in values:
         start = value.untyped_storage().data_ptr()

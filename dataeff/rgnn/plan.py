@@ -22,7 +22,7 @@ from dataeff.rgnn.passes.narrow import narrow
 from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint, rows_of
 from dataeff.rgnn.profile import NUM_COUNTS, counts_of, nearby
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.split import Halves, split
+from dataeff.rgnn.split import Halves, output_input, split
 from dataeff.rgnn.step_memory import MOST_SHARE, is_large, share_of_step
 from dataeff.rgnn.text import render
 from dataeff.rgnn.tracer import RowCounts
@@ -140,6 +140,7 @@ class Compiled:
         stages: (pass name, program after it) pairs, forward and joint.
         forward, backward: what runs.
         wanted: the arguments whose gradients backward returns, in the order of its outputs.
+        reads_outputs: a bit for each output of forward that backward reads.
         sizes: rows of each domain that the passes decided by.
     """
 
@@ -174,6 +175,10 @@ class Compiled:
         halves = found.halves
         self.num_outputs = halves.num_outputs
         self.forward, self.backward = halves.forward, halves.backward
+        read = {str(op.attrs[0]) for op in halves.backward.inputs} if halves.backward else set()
+        self.reads_outputs = sum(
+            1 << k for k in range(halves.num_outputs) if output_input(k) in read
+        )
         self.forward_runner, self.backward_runner = found.runners
 
     def _halves(
@@ -281,22 +286,36 @@ class Plan:
     def run_backward(
         self,
         view: View,
-        grads: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
         inputs: Sequence[Tensor],
-        outputs: Sequence[Tensor],
+        outputs: Sequence[Tensor | None],
         saved: Sequence[Tensor],
     ) -> list[Tensor]:
-        """Gradients of the wanted inputs, in argument order."""
+        """Gradients of the wanted inputs, in argument order.
+
+        Args:
+            view: the graph.
+            grads: of the outputs; None stands for zeros.
+            inputs: as forward had them.
+            outputs: of forward; None for those that backward does not read.
+            saved: what else forward returned.
+        """
         run = self.compiled.backward_runner
         named = dict(zip(self.request.names, inputs, strict=True))
         if run is None:  # no wanted argument takes part
             return [torch.zeros_like(named[name]) for name in self.wanted]
         given = dict(named)
-        given |= {gradient_input(k): g for k, g in enumerate(grads)}
-        given |= {f"output:{k}": v for k, v in enumerate(outputs)}
+        for k, grad in enumerate(grads):
+            given[gradient_input(k)] = self._zeros(k, view, inputs[0]) if grad is None else grad
+        given |= {output_input(k): v for k, v in enumerate(outputs) if v is not None}
         given |= {f"saved:{k}": v for k, v in enumerate(saved)}
         found = dict(zip(self.compiled.wanted, run(view, given), strict=True))
         return [found[n] if n in found else torch.zeros_like(named[n]) for n in self.wanted]
+
+    def _zeros(self, output: int, view: View, like: Tensor) -> Tensor:
+        kind = self.traced[self.traced.outputs[output]].type
+        rows = () if kind.domain == "one" else (view.num_rows(kind.domain),)
+        return like.new_zeros((*rows, *kind.shape))
 
 
 def _type_counts(

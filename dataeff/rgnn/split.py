@@ -34,6 +34,11 @@ class Halves:
     num_outputs: int
 
 
+def output_input(output: int) -> str:
+    """The name by which backward reads an output of forward."""
+    return f"output:{output}"
+
+
 def split(
     joint: Program, num_outputs: int, rows: dict[str, int], *, weights: bool = True
 ) -> Halves:
@@ -60,7 +65,7 @@ def split(
     kept: dict[int, str] = {}
     for value in values:
         if value in outputs:
-            kept[value] = f"output:{outputs.index(value)}"
+            kept[value] = output_input(outputs.index(value))
         else:
             kept[value] = f"saved:{sum(n.startswith('saved') for n in kept.values())}"
     saved = [v for v, name in kept.items() if name.startswith("saved")]

@@ -75,6 +75,45 @@ def test_double_backward_is_refused(small):
         dx.sum().backward()
 
 
+@pytest.mark.parametrize("change", [torch.relu_, lambda y: y.add_(1.0)], ids=["relu_", "add_"])
+def test_a_result_may_be_written_to_where_backward_does_not_read_it(small, change):
+    args = arguments(rgcn_mean, 20, 4)
+    want = torch.autograd.grad(change(rgcn_mean(small, *args).clone()).sin().sum(), args)
+    got = torch.autograd.grad(change(rgcn_mean(small, *args)).sin().sum(), args)
+    for a, b in zip(got, want, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_result_that_backward_reads_may_not_be_written_to(small):
+    args = arguments(rgat, 20, 4)
+    assert rgat.plan(small, *args).compiled.reads_outputs == 1
+    y = rgat(small, *args)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(y.mul_(2.0).sum(), args)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_of_several_results_any_may_be_left_unused(small, compiled):
+    @rgnn.layer
+    def several(g, x, W):
+        z = rgnn.linear(g.src(x), W[g.etype])
+        alpha = rgnn.edge_softmax(rgnn.dot(z, z))
+        return g.sum(alpha * z), rgnn.sigmoid(g.mean(z)), g.to_given_order(alpha)
+
+    args = arguments(rgcn, 20, 4)
+    call = lambda *a: several(small, *a)  # noqa: E731
+    if compiled:
+        small.prepare()
+        call = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for k in range(3):
+        got = torch.autograd.grad(call(*args)[k].sin().sum(), args)
+        results = several(small, *args)
+        total = sum(y.sin().sum() * (position == k) for position, y in enumerate(results))
+        for a, b in zip(got, torch.autograd.grad(total, args), strict=True):
+            torch.testing.assert_close(a, b)
+
+
 def test_large_scores_survive_the_softmax(small):
     x, W, a, b = arguments(rgat, 20, 4)
     y = rgat(small, x, W, a * 1e4, b * 1e4)
