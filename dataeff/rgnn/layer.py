@@ -187,6 +187,10 @@ def layer(function: Callable[..., Any]) -> Layer:
 
 def _constant(layer: str, name: str, value: Any) -> Any:
     """A constant argument, which is written into the call's spec and read back."""
+    if torch.compiler.is_compiling() and type(value) in (int, float):
+        from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+        value = guard_scalar(value)  # numbers are symbols under dynamic=True: compile for this one
     if type(value) in (str, int, bool, type(None)) or (type(value) is float and isfinite(value)):
         return value
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():

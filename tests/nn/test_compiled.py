@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dataeff import nn
+from dataeff import nn, rgnn
 
 # Dynamo makes an instance of the autograd function while it traces it.
 # It also asks resumed frames for gradients of what is no leaf, and hides the warning from users.
@@ -83,3 +83,14 @@ def test_one_graph_without_a_break_asks_for_a_prepared_graph(model, inputs):
     compiled = torch.compile(model(), fullgraph=True, backend="eager")
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"rgnn\.Graph\(\.\.\.\)\.prepare"):
         compiled(*inputs(0))
+
+
+def test_numbers_of_a_layer_are_constants_where_every_size_is_dynamic():
+    torch._dynamo.reset()
+    conv = nn.RGATConv(6, 4, 4, heads=2)
+    compiled = torch.compile(conv, fullgraph=True, dynamic=True, backend="eager")
+    for step, slope in enumerate([0.2, 0.2, 0.7]):
+        conv.negative_slope = slope
+        x, edge_index, edge_type = homogeneous(step)
+        graph = rgnn.Graph(edge_index, edge_type, num_nodes=x.shape[0], num_relations=4).prepare()
+        torch.testing.assert_close(compiled(x, graph), conv(x, graph))
