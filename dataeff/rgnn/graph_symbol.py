@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from dataeff.rgnn import domains
 from dataeff.rgnn.symbols import (
@@ -20,11 +20,26 @@ from dataeff.rgnn.symbols import (
 from dataeff.rgnn.tracer import Tracer
 
 
-class PerRelation:
-    """`g.per_relation`: reductions of edge values to (destination, relation) pairs."""
+class _Vocabulary:
+    """What is said of the graph: a word that is not there is answered with those that are."""
+
+    name = "g"
 
     def __init__(self, tracer: Tracer) -> None:
         self.tracer = tracer
+
+    def __getattr__(self, word: str) -> NoReturn:
+        if word.startswith("_") or word == "tracer":
+            raise AttributeError(word)
+        known = sorted(w for w in {*dir(type(self)), *vars(self)} if not w.startswith("_"))
+        known = [w for w in known if w not in ("name", "tracer")]
+        raise self.tracer.error(f"there is no {self.name}.{word}; there are {', '.join(known)}")
+
+
+class PerRelation(_Vocabulary):
+    """`g.per_relation`: reductions of edge values to (destination, relation) pairs."""
+
+    name = "g.per_relation"
 
     def sum(self, value: Symbol) -> Value:
         """Sum over the edges of each pair."""
@@ -39,11 +54,11 @@ class PerRelation:
         return _mean_along("edge.dst_pair", value, "g.per_relation.mean")
 
 
-class GraphSymbol:
+class GraphSymbol(_Vocabulary):
     """What a layer function calls `g`."""
 
     def __init__(self, tracer: Tracer) -> None:
-        self.tracer = tracer
+        super().__init__(tracer)
         self.etype = TypeKey("etype")
         self.ntype = TypeKey("ntype")
         self.per_relation = PerRelation(tracer)
