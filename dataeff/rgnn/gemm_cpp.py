@@ -1,4 +1,4 @@
-"""The C++ typed GEMM, and sums by type: gathered rows, register tiles, one loop over all types.
+"""The C++ typed GEMM: gathered rows, register tiles, one loop over all types.
 
 The text is compiled once per value and index type for the CPU at hand (`toolchain.compile_cpp`).
 Each piece of the loop is a tile of rows of one type; a tile's rows are read through `gather` by the
@@ -8,8 +8,7 @@ not contiguous are packed once for all tiles of their type that follow one anoth
 
 Products that are added up where `target` says are never stored: each thread has a range of the
 sums, and takes of every type the rows that lead there, so that each sum adds its rows up in order.
-The weight gradient splits a type's rows into chunks whose size depends on the row count alone and
-adds the chunks up in order: the bits do not depend on the number of threads.
+The weight gradient, and sums by type, are in `gemm_cpp_sums`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from __future__ import annotations
 import ctypes
 
 from dataeff.rgnn.cpp_parallel import PARALLEL_HEADER
+from dataeff.rgnn.gemm_cpp_sums import GRADIENT, SUM
 
 CPP_VALUES = {"float32": "float", "float64": "double"}
 CPP_INDICES = {"int32": "int32_t", "int64": "int64_t"}
@@ -287,148 +287,6 @@ EXPORT void typed_gemm(const Arguments* arguments) {
 }
 """
 
-_GRADIENT = """
-// sum += the outer products of `rows` rows: `One` elements of one side from `first`, times `V`
-// vectors of the other from `column`. Outputs are read in vectors, with Swapped inputs.
-template <bool Swapped, int One, int V>
-static void add_outer(const Value* const* x, const Value* dy, int64_t ld, int64_t first,
-                      int64_t column, int64_t rows, Value* sum, int64_t sum_ld) {
-  Vector acc[One][V] = {};
-  for (int64_t r = 0; r < rows; ++r, dy += ld) {
-    const Value* const one = (Swapped ? dy : x[r]) + first;
-    const Value* const many = (Swapped ? x[r] : dy) + column;
-    Vector d[V];
-    for (int v = 0; v < V; ++v) d[v] = load(many + v * kLanes);
-    for (int i = 0; i < One; ++i)
-      for (int v = 0; v < V; ++v) acc[i][v] += one[i] * d[v];
-  }
-  for (int i = 0; i < One; ++i)
-    for (int v = 0; v < V; ++v) {
-      Value* to = sum + i * sum_ld + v * kLanes;
-      store(to, load(to) + acc[i][v]);
-    }
-}
-
-// Which side is read in vectors: outputs, with zeros beyond the last; inputs where outputs do not
-// fill one and inputs do. `one` and `many` count the elements of either side.
-struct Sides {
-  explicit Sides(const Arguments& a)
-      : swapped(a.num_out < kLanes && a.num_in % kLanes == 0),
-        padded(swapped ? a.num_out : (a.num_out + kLanes - 1) / kLanes * kLanes),
-        one(swapped ? a.num_out : a.num_in),
-        many(swapped ? a.num_in : padded) {}
-  bool swapped;
-  int64_t padded, one, many;
-};
-
-struct Scratch {
-  std::vector<Value> sum;  // [one, many]
-  std::vector<Value> dy;   // [kBlockRows, padded], scaled, zeros beyond num_out
-};
-
-// Meanwhile the rows of the next block, which are those before `end`, are fetched.
-template <bool Swapped>
-static void add_block(const Arguments& a, int64_t head, int64_t begin, int64_t rows,
-                      const Sides& sides, int64_t end, Scratch& scratch) {
-  const Value* x[kBlockRows];
-  for (int64_t r = 0; r < rows; ++r) x[r] = source_row(a, begin + r) + head * a.x_head;
-  const Value* dy = a.weight + begin * a.w_in + head * a.w_head;
-  int64_t ld = a.w_in;
-  if (a.row_scale || sides.padded != a.num_out) {
-    for (int64_t r = 0; r < rows; ++r) {
-      const Value scale =
-          a.row_scale ? a.row_scale[(begin + r) * a.s_row + head * a.s_head] : Value(1);
-      for (int64_t n = 0; n < a.num_out; ++n)
-        scratch.dy[r * sides.padded + n] = scale * dy[r * a.w_in + n];
-    }
-    dy = scratch.dy.data();
-    ld = sides.padded;
-  }
-  int64_t next = begin + rows;
-  const int64_t next_end = std::min(next + kBlockRows, end);
-  const int64_t each = (kBlockRows * kInputs + sides.one - 1) / std::max<int64_t>(sides.one, 1);
-  for (int64_t column = 0; column < sides.many; column += kPanel) {
-    const int vectors = static_cast<int>(std::min<int64_t>(kPanel, sides.many - column) / kLanes);
-    for (int64_t first = 0; first < sides.one; first += kInputs) {
-      for (int64_t n = 0; a.gather && n < each && next < next_end; ++n, ++next)
-        fetch(source_row(a, next) + head * a.x_head, a.num_in);
-      const int ones = static_cast<int>(std::min<int64_t>(kInputs, sides.one - first));
-      Value* sum = scratch.sum.data() + first * sides.many + column;
-      with_constant<kVectors>(vectors, [&](auto v) {
-        with_constant<kInputs>(ones, [&](auto i) {
-          add_outer<Swapped, decltype(i)::value, decltype(v)::value>(x, dy, ld, first, column,
-                                                                     rows, sum, sides.many);
-        });
-      });
-    }
-  }
-}
-
-EXPORT void typed_gemm_dw(const Arguments* arguments) {
-  const Arguments& a = *arguments;
-  const Sides sides(a);
-  const int64_t size = a.num_heads * a.num_in * a.num_out;
-  const std::vector<int64_t> tile_ptr = count_tiles(a, a.chunk);
-  std::vector<int64_t> extra_ptr(a.num_types + 1, 0);  // slots of the chunks after the first
-  for (int64_t t = 0; t < a.num_types; ++t)
-    extra_ptr[t + 1] = extra_ptr[t] + std::max<int64_t>(tile_ptr[t + 1] - tile_ptr[t] - 1, 0);
-  for_tiles(a, tile_ptr, a.chunk, 1, [&](int64_t t, int64_t begin, int64_t end, int64_t part) {
-    static thread_local Scratch scratch;
-    scratch.dy.assign(kBlockRows * sides.padded, Value(0));
-    Value* to = part ? a.extra + (extra_ptr[t] + part - 1) * size : a.y + t * size;
-    for (int64_t head = 0; head < a.num_heads; ++head) {
-      scratch.sum.assign(sides.one * sides.many, Value(0));
-      for (int64_t row = begin; row < end; row += kBlockRows)
-        (sides.swapped ? add_block<true> : add_block<false>)(
-            a, head, row, std::min(kBlockRows, end - row), sides, end, scratch);
-      const int64_t per_input = sides.swapped ? 1 : sides.many;
-      const int64_t per_output = sides.swapped ? sides.many : 1;
-      for (int64_t k = 0; k < a.num_in; ++k)
-        for (int64_t n = 0; n < a.num_out; ++n)
-          *to++ = scratch.sum[k * per_input + n * per_output];
-    }
-  });
-  dataeff::parallel_for(a.num_types, 8, a.num_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      Value* to = a.y + t * size;
-      if (tile_ptr[t] == tile_ptr[t + 1]) std::fill_n(to, size, Value(0));
-      for (int64_t slot = extra_ptr[t]; slot < extra_ptr[t + 1]; ++slot)
-        for (int64_t n = 0; n < size; ++n) to[n] += a.extra[slot * size + n];
-    }
-  });
-}
-"""
-
-_SUM = """
-// y[t] = the sum of the rows of type t, through `gather`: four partial sums keep additions apart.
-EXPORT void typed_sum(const Arguments* arguments) {
-  const Arguments& a = *arguments;
-  constexpr int kApart = 4;
-  const std::vector<int64_t> tile_ptr = count_tiles(a, a.chunk);
-  std::vector<Value> parts(tile_ptr.back() * a.num_in);
-  for_tiles(a, tile_ptr, a.chunk, 1, [&](int64_t t, int64_t begin, int64_t end, int64_t part) {
-    static thread_local std::vector<Value> sums;
-    sums.assign(kApart * a.num_in, Value(0));
-    for (int64_t row = begin; row < end; ++row) {
-      const Value* x = source_row(a, row);
-      Value* sum = sums.data() + (row - begin) % kApart * a.num_in;
-      for (int64_t k = 0; k < a.num_in; ++k) sum[k] += x[k];
-    }
-    Value* to = parts.data() + (tile_ptr[t] + part) * a.num_in;
-    for (int64_t k = 0; k < a.num_in; ++k) {
-      to[k] = sums[k];
-      for (int apart = 1; apart < kApart; ++apart) to[k] += sums[apart * a.num_in + k];
-    }
-  });
-  for (int64_t t = 0; t < a.num_types; ++t) {
-    Value* to = a.y + t * a.num_in;
-    std::fill_n(to, a.num_in, Value(0));
-    for (int64_t tile = tile_ptr[t]; tile < tile_ptr[t + 1]; ++tile)
-      for (int64_t k = 0; k < a.num_in; ++k) to[k] += parts[tile * a.num_in + k];
-  }
-}
-"""
-
 
 def source(value: str, index: str) -> str:
     """The translation unit for torch's dtype names, such as `float32` and `int32`."""
@@ -443,7 +301,7 @@ def source(value: str, index: str) -> str:
             _ARGUMENTS,
             _TILES,
             _FORWARD,
-            _GRADIENT,
-            _SUM,
+            GRADIENT,
+            SUM,
         ]
     )
