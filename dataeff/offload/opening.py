@@ -53,7 +53,7 @@ def check_sizes(**sizes: Any) -> None:
         if value is None:
             continue
         kind = numbers.Real if name == "memory_budget" else numbers.Integral
-        if not isinstance(value, kind):
+        if isinstance(value, bool) or not isinstance(value, kind):
             raise TypeError(f"{name}={value!r}: a number of bytes is needed, as an int")
         least = _LEAST.get(name, 0)
         if not float(value) >= least:  # nor is it when it is no number
