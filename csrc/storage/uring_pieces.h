@@ -46,7 +46,7 @@ class UringPieces {
   bool lost() const { return lost_; }
 
   // The piece in slot `index` has ended, well or not; the slot is free when this returns.
-  virtual void ended(int index, const Transfer& transfer) {}
+  virtual void ended(int /*index*/, const Transfer& /*transfer*/) {}
 
   // Whether buffered requests are left to the kernel's threads.
   virtual bool in_parallel() const { return false; }
