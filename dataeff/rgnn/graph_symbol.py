@@ -23,7 +23,7 @@ from dataeff.rgnn.tracer import Tracer
 class _Vocabulary:
     """What is said of the graph: a word that is not there is answered with those that are."""
 
-    name = "g"
+    _name = "g"
 
     def __init__(self, tracer: Tracer) -> None:
         self.tracer = tracer
@@ -32,14 +32,14 @@ class _Vocabulary:
         if word.startswith("_") or word == "tracer":
             raise AttributeError(word)
         known = sorted(w for w in {*dir(type(self)), *vars(self)} if not w.startswith("_"))
-        known = [w for w in known if w not in ("name", "tracer")]
-        raise self.tracer.error(f"there is no {self.name}.{word}; there are {', '.join(known)}")
+        known = [w for w in known if w != "tracer"]
+        raise self.tracer.error(f"there is no {self._name}.{word}; there are {', '.join(known)}")
 
 
 class PerRelation(_Vocabulary):
     """`g.per_relation`: reductions of edge values to (destination, relation) pairs."""
 
-    name = "g.per_relation"
+    _name = "g.per_relation"
 
     def sum(self, value: Symbol) -> Value:
         """Sum over the edges of each pair."""
