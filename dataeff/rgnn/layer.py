@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dataeff.rgnn.autograd import Apply, ApplyInForwardMode
+from dataeff.rgnn.backend import choose
+from dataeff.rgnn.digest import digest_of
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.graph_symbol import GraphSymbol
 from dataeff.rgnn.ir import Program
@@ -84,13 +86,13 @@ class Layer:
         for position, tensor in enumerate(inputs):
             if needs_grad and tensor.requires_grad:
                 wanted |= 1 << position
+        profile = code = None
         if torch.compiler.is_compiling():
-            profile = graph.profile
+            profile, code = graph.profile, _code_of(self.id, inputs[0].device.type)
         else:
-            profile = None
             graph.sorted_for(*inputs)
         choice = self.choice_for(graph, inputs[0]) if self.choices else None
-        spec = spec_of(names, statics, profile, graph.layout is not None, choice)
+        spec = spec_of(names, statics, profile, graph.layout is not None, choice, code)
         sizes = list(graph.sizes)
         forward_mode = _in_forward_mode()
         if wanted == 0 and not forward_mode:
@@ -183,6 +185,12 @@ def layer(function: Callable[..., Any]) -> Layer:
     ```
     """
     return Layer(function)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _code_of(layer_id: int, device: str) -> str:
+    """The digest of a layer's code, taken while `torch.compile` traces a call."""
+    return digest_of(LAYERS[layer_id].function, choose(device))
 
 
 def _constant(layer: str, name: str, value: Any) -> Any:

@@ -122,15 +122,18 @@ def spec_of(
     profile: str | None = None,
     typed: bool = False,
     choice: Choice | None = None,
+    code: str | None = None,
 ) -> str:
     """The text that stands for a call's tensor names, constants, disabled passes and profile.
 
-    `typed` says that the graph was made of edges by type; `choice` is what tuning chose.
+    `typed` says that the graph was made of edges by type; `choice` is what tuning chose; `code` is
+    the digest of the layer's code, by which programs on disk are told apart.
     """
-    if choice is None:
+    if choice is None and code is None:
         return repr((tuple(names), statics, _disabled, profile, typed))
+    choice = choice or Choice()
     disabled = tuple(sorted({*_disabled, *choice.disabled}))
-    return repr((tuple(names), statics, disabled, profile, typed, choice.sizes))
+    return repr((tuple(names), statics, disabled, profile, typed, choice.sizes, code))
 
 
 class Compiled:

@@ -1,0 +1,117 @@
+"""The digest of a layer's code, by which compiled programs on disk are told apart."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from dataeff import rgnn
+from dataeff.rgnn.digest import digest_of
+
+SOURCE = """
+from dataeff import rgnn
+
+HEADS = 2
+NAMED = {"a": (1, 2.5), "b": {"x", "y", "z"}}
+
+class settings:
+    slope = 0.2
+
+def widen(z):
+    return z * HEADS
+
+def named(z):
+    return z * NAMED["a"][0]
+
+def make(factor):
+    def f(g, x, W, power=1):
+        rows = [widen(value) for value in (x,)]
+        z = rgnn.linear(g.src(rows[0]), W[g.etype])
+        return g.sum(named(z) * factor) + settings.slope
+    return f
+
+f = make(3)
+"""
+
+
+def digest(source=SOURCE, backend="cpp"):
+    module = types.ModuleType("layers_of_a_user")
+    exec(source, module.__dict__)
+    return digest_of(module.f, backend)
+
+
+def test_the_same_code_has_the_same_digest_in_every_process():
+    program = f"from dataeff.rgnn.digest import digest_of\n{SOURCE}\nprint(digest_of(f, 'cpp'))"
+    found = set()
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found.add(done.stdout.strip())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("g.sum(", "g.mean("),  # what the layer calls
+        ("HEADS = 2", "HEADS = 4"),  # a global of a function that it calls
+        ("z * HEADS", "z + HEADS"),  # that function
+        ('"a": (1,', '"a": (7,'),  # within a dictionary
+        ("slope = 0.2", "slope = 0.3"),  # an attribute
+        ("make(3)", "make(4)"),  # a captured value
+        ("power=1", "power=2"),  # a default
+        ("(x,)", "(x, x)"),  # a constant
+    ],
+)
+def test_another_code_has_another_digest(old, new):
+    assert SOURCE.count(old) == 1
+    assert digest(SOURCE.replace(old, new)) != digest()
+    assert digest(backend="reference") != digest() == digest()
+
+
+def test_functions_that_call_each_other_and_names_without_a_value():
+    source = SOURCE + "\ndef widen(z):\n    return named(z) or later(z)\n"
+    source += "\ndef named(z):\n    return widen(z)\n"
+    source += (
+        "\ndef unfilled():\n    f = lambda g, x: hole\n    return f\n    hole = 1\nf = unfilled()"
+    )
+    assert digest(source) == digest(source) != digest()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_compiled_program_holds_the_digest_of_its_layer(trained):
+    # Inductor finds a program of an earlier process by its text. Another layer of the same number
+    # and arguments gave that of this one before, with the shapes of its results.
+    graph = rgnn.Graph(torch.tensor([[0, 1], [1, 2]]), torch.tensor([0, 1]), num_nodes=3).prepare()
+    x, W = (torch.rand(size, requires_grad=trained) for size in ((3, 4), (2, 4, 4)))
+
+    def narrow(g, x, W):
+        return g.sum(rgnn.linear(g.src(x), W[g.etype]))
+
+    def wide(g, x, W):
+        z = rgnn.linear(g.src(x), W[g.etype])
+        return g.sum(rgnn.concat(z, z))
+
+    made = []
+
+    def backend(module, example_inputs):
+        made.append(module.print_readable(print_output=False))
+        return module.forward
+
+    layer = rgnn.layer(narrow)
+    for function in (narrow, wide):
+        layer.function = function
+        torch._dynamo.reset()
+        torch.compile(layer, fullgraph=True, backend=backend)(graph, x, W)
+    for text, function in zip(made, (narrow, wide), strict=True):
+        assert digest_of(function, "cpp") in text
+    assert digest_of(narrow, "cpp") != digest_of(wide, "cpp")
