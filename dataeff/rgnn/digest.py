@@ -22,13 +22,13 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None))
 _KNOWN = ("dataeff.rgnn", "torch")  # whose functions are not gone into
 
 
-def digest_of(function: Callable[..., Any], backend: str) -> str:
-    """Names the code that decides what the layer of `function` returns on `backend`.
+def digest_of(function: Callable[..., Any], backends: str) -> str:
+    """Names the code that decides what the layer of `function` returns on these backends.
 
     It covers the function, the functions that it calls by a global, closure or module's name, and
     their constants and globals of plain types; not what it reads off objects by computed names.
     """
-    text = "\n".join((_compiler(), backend, *_parts(function, (), set())))
+    text = "\n".join((_compiler(), backends, *_parts(function, (), set())))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

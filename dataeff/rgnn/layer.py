@@ -64,6 +64,10 @@ class Layer:
             if p.default is not inspect.Parameter.empty
         }
         self.choices: dict[ChoiceKey, Choice] = {}  # what `rgnn.tune` chose
+        # Called where torch.compile traces a call, not traced: all that the function uses is there.
+        self.code = torch.compiler.assume_constant_result(
+            lambda: digest_of(self.function, f"{choose('cpu')}, {choose('cuda')}")
+        )
         self.id = next(_numbers)
         LAYERS[self.id] = self
 
@@ -88,7 +92,7 @@ class Layer:
                 wanted |= 1 << position
         profile = code = None
         if torch.compiler.is_compiling():
-            profile, code = graph.profile, _code_of(self.id, inputs[0].device.type)
+            profile, code = graph.profile, self.code()
         else:
             graph.sorted_for(*inputs)
         choice = self.choice_for(graph, inputs[0]) if self.choices else None
@@ -185,12 +189,6 @@ def layer(function: Callable[..., Any]) -> Layer:
     ```
     """
     return Layer(function)
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _code_of(layer_id: int, device: str) -> str:
-    """The digest of a layer's code, taken while `torch.compile` traces a call."""
-    return digest_of(LAYERS[layer_id].function, choose(device))
 
 
 def _constant(layer: str, name: str, value: Any) -> Any:
