@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff.rgnn.split import NUM_TOLD
+
 
 class Apply(torch.autograd.Function):
     """The layer's operator with the generated backward program behind it."""
@@ -31,7 +33,7 @@ class Apply(torch.autograd.Function):
         *results, reads, ctx.num_outputs = output
         outputs, saved = results[: ctx.num_outputs], results[ctx.num_outputs :]
         ctx.num_inputs = len(tensors)
-        ctx.reads = [bool(reads >> k & 1) for k in range(ctx.num_outputs)]
+        ctx.reads = [k >= NUM_TOLD or bool(reads >> k & 1) for k in range(ctx.num_outputs)]
         ctx.mark_non_differentiable(*saved)
         # What backward keeps has no gradient: a zero for each of it would take as much memory.
         ctx.set_materialize_grads(False)

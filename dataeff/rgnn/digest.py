@@ -43,7 +43,6 @@ def _compiler() -> str:
 
 def _parts(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
     """What stands for a value of which code asks for these attributes, if any."""
-    value = inspect.unwrap(value) if callable(value) else value
     if isinstance(value, _PLAIN):
         yield repr(value)
     elif isinstance(value, (tuple, list)):
@@ -56,12 +55,13 @@ def _parts(value: Any, names: tuple[str, ...], seen: set[int]) -> Iterator[str]:
     elif isinstance(value, CodeType):
         yield from (value.co_code.hex(), *value.co_names, *value.co_varnames, *value.co_freevars)
         yield from _parts(value.co_consts, names, seen)
-    elif id(value) in seen or _is_known(value):
-        yield getattr(value, "__qualname__", type(value).__qualname__)
     else:
+        yield getattr(value, "__qualname__", type(value).__qualname__)
+        if id(value) in seen or _is_known(value):
+            return
         seen.add(id(value))
         yield from _of_function(value, seen) if isinstance(value, FunctionType) else ()
-        for name in names:
+        for name in (*names, "__wrapped__"):  # the latter of what functools.cache made
             attribute = inspect.getattr_static(value, name, None)
             yield from _parts(attribute, names, seen)
 

@@ -22,7 +22,7 @@ from dataeff.rgnn.passes.narrow import narrow
 from dataeff.rgnn.passes.pipeline import OPTIONAL, optimise, optimise_joint, rows_of
 from dataeff.rgnn.profile import NUM_COUNTS, counts_of, nearby
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.split import Halves, output_input, split
+from dataeff.rgnn.split import NUM_TOLD, Halves, output_input, split
 from dataeff.rgnn.step_memory import MOST_SHARE, is_large, share_of_step
 from dataeff.rgnn.text import render
 from dataeff.rgnn.tracer import RowCounts
@@ -143,7 +143,7 @@ class Compiled:
         stages: (pass name, program after it) pairs, forward and joint.
         forward, backward: what runs.
         wanted: the arguments whose gradients backward returns, in the order of its outputs.
-        reads_outputs: a bit for each output of forward that backward reads.
+        reads_outputs: a bit for each of the first `NUM_TOLD` outputs that backward reads.
         sizes: rows of each domain that the passes decided by.
     """
 
@@ -180,7 +180,7 @@ class Compiled:
         self.forward, self.backward = halves.forward, halves.backward
         read = {str(op.attrs[0]) for op in halves.backward.inputs} if halves.backward else set()
         self.reads_outputs = sum(
-            1 << k for k in range(halves.num_outputs) if output_input(k) in read
+            1 << k for k in range(halves.num_outputs)[:NUM_TOLD] if output_input(k) in read
         )
         self.forward_runner, self.backward_runner = found.runners
 

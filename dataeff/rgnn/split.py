@@ -21,6 +21,11 @@ from dataeff.rgnn.passes.dce import eliminate_dead_code
 HEAVY = ("linear_t", "outer", "einsum", "sum", "max", "top", "logsum")
 
 
+NUM_TOLD = (
+    62  # the first outputs, of which bits say whether backward reads them; it is given others
+)
+
+
 @dataclass(frozen=True)
 class Halves:
     """Forward and backward programs.

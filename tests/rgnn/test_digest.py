@@ -12,16 +12,31 @@ from dataeff import rgnn
 from dataeff.rgnn.digest import digest_of
 
 SOURCE = """
+import functools
+import math
+
 from dataeff import rgnn
 
 HEADS = 2
+bend = math.exp
 NAMED = {"a": (1, 2.5), "b": {"x", "y", "z"}}
 
 class settings:
     slope = 0.2
 
+def twice(function):
+    @functools.wraps(function)
+    def called(z):
+        return function(z) + function(z)
+    return called
+
+@functools.cache
+def kept():
+    return 5
+
+@twice
 def widen(z):
-    return z * HEADS
+    return z * HEADS * bend(kept())
 
 def named(z):
     return z * NAMED["a"][0]
@@ -64,6 +79,9 @@ def test_the_same_code_has_the_same_digest_in_every_process():
         ("g.sum(", "g.mean("),  # what the layer calls
         ("HEADS = 2", "HEADS = 4"),  # a global of a function that it calls
         ("z * HEADS", "z + HEADS"),  # that function
+        ("function(z) + function(z)", "function(z) - function(z)"),  # what decorates it
+        ("return 5", "return 6"),  # a function whose results are cached
+        ("math.exp", "math.sin"),  # another by the same name
         ('"a": (1,', '"a": (7,'),  # within a dictionary
         ("slope = 0.2", "slope = 0.3"),  # an attribute
         ("make(3)", "make(4)"),  # a captured value

@@ -114,6 +114,27 @@ def test_of_several_results_any_may_be_left_unused(small, compiled):
             torch.testing.assert_close(a, b)
 
 
+def test_a_layer_may_have_more_results_than_bits_tell_of(small, monkeypatch):
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "reference")
+
+    @rgnn.layer
+    def many(g, x):
+        return tuple(g.max(g.src(x) * float(k)) for k in range(70))
+
+    @rgnn.layer
+    def one(g, x):
+        return g.max(g.src(x))
+
+    x = leaf(20, 3)
+    results = many(small, x)
+    wanted = [one(small, x * k) for k in range(70)]
+    for a, b in zip(results, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+    (got,) = torch.autograd.grad(sum(y.sin().sum() for y in results[1:]), x)
+    (want,) = torch.autograd.grad(sum(y.sin().sum() for y in wanted[1:]), x)
+    torch.testing.assert_close(got, want)
+
+
 def test_large_scores_survive_the_softmax(small):
     x, W, a, b = arguments(rgat, 20, 4)
     y = rgat(small, x, W, a * 1e4, b * 1e4)
