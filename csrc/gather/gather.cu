@@ -22,6 +22,9 @@ constexpr int kUnroll = 4;
 // slower answer) needs more: GatherOptions::num_blocks overrides it call by call.
 constexpr int64_t kBytesInFlight = 448 << 10;
 constexpr int64_t kBlockBytesInFlight = int64_t{kBlockThreads} * kUnroll * kWordNbytes;
+// Where hot rows are found on the device, the bus carries only the rest of what is in flight: a
+// quarter of it, where the access is so skewed that keeping them pays.
+constexpr int64_t kHotFactor = 4;
 
 // Every word is read once, so it is not to push other data out of the caches.
 __device__ Word load_word(uintptr_t address) {
@@ -57,13 +60,24 @@ __global__ void __launch_bounds__(kBlockThreads)
   const auto store_word = [](uintptr_t to, const Word& word) {
     *reinterpret_cast<ulonglong2*>(to) = make_ulonglong2(word.low, word.high);
   };
+  LaneWalk walk(task.layout, warp, lane, num_warps);
   int64_t found = 0;
   for (int64_t load = warp; load < end; load += num_warps * kUnroll) {
+    LanePlace places[kUnroll];
+    AskedRow asked[kUnroll];
+    int64_t slots[kUnroll];
     WordCopy copies[kUnroll];
     Word words[kUnroll];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      copies[i] = word_copy(task, load + i * num_warps, lane);
+      places[i] = walk.next();
+      asked[i] = asked_row(task, places[i].position);
+    }
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) slots[i] = hot_slot(task.hot, asked[i]);
+#pragma unroll
+    for (int i = 0; i < kUnroll; ++i) {
+      copies[i] = word_copy(task, places[i], asked[i], slots[i]);
       words[i] = {0, 0};
       if (copies[i].begin < copies[i].end && copies[i].readable)
         words[i] = load_word(copies[i].word);
@@ -79,10 +93,12 @@ __global__ void __launch_bounds__(kBlockThreads)
   if (task.hot.hits) count_hits(task.hot, found);
 }
 
-int grid_blocks(const RowLayout& layout, int64_t num_ids, int num_blocks) {
+int grid_blocks(const RowLayout& layout, int64_t num_ids, const GatherOptions& options) {
   const int64_t num_threads = num_loads(layout, num_ids) * kWarpLanes;
   const int64_t useful = (num_threads + kBlockThreads - 1) / kBlockThreads;
-  const int64_t bound = num_blocks > 0 ? num_blocks : kBytesInFlight / kBlockBytesInFlight;
+  const int64_t in_flight = kBytesInFlight * (options.hot.num_rows > 0 ? kHotFactor : 1);
+  const int64_t bound =
+      options.num_blocks > 0 ? options.num_blocks : in_flight / kBlockBytesInFlight;
   return static_cast<int>(std::clamp<int64_t>(useful, 1, bound));
 }
 
@@ -102,7 +118,7 @@ void launch_gather(const RowTable& table, const RowIndex& index, std::byte* out,
   const RowLayout layout = row_layout(table, options.hot);
   const auto* ids = static_cast<const Id*>(index.data);
   const GatherTask<Id> task{table, options.hot, layout, ids, index.size, options.places};
-  const int blocks = grid_blocks(layout, index.size, options.num_blocks);
+  const int blocks = grid_blocks(layout, index.size, options);
   with_store(options.coding, out, [&](const auto& store) {
     gather_kernel<<<blocks, kBlockThreads, 0, stream>>>(task, store, report);
   });

@@ -93,45 +93,100 @@ DATAEFF_HOST_DEVICE uintptr_t slot_word(const RowLayout& layout, uintptr_t row, 
   return line + turned * kWordNbytes;
 }
 
-DATAEFF_HOST_DEVICE int64_t hot_slot(const HotTable& hot, int64_t row) {
-  if (hot.slots) return hot.slots[row];
-  return row < hot.num_rows ? row : -1;
+// Where one lane works in one load.
+struct LanePlace {
+  int64_t position;  // of the row in the index, past its end where there is nothing to do
+  int64_t slot;      // the lane's number among those of the row
+};
+
+// The places of one lane in the loads of its warp, every `loads_apart` from `load` on. The
+// divisions are made once: a load then costs an addition before the index is read.
+class LaneWalk {
+ public:
+  DATAEFF_HOST_DEVICE LaneWalk(const RowLayout& layout, int64_t load, int lane, int64_t loads_apart)
+      : slots_per_row_(layout.slots_per_row) {
+    const int64_t rows = layout.rows_per_load;
+    const int64_t lanes = rows ? rows * slots_per_row_ : kWarpLanes;
+    const int64_t first = load * lanes + lane, step = loads_apart * lanes;
+    position_ = lane < lanes ? first / slots_per_row_ : kNowhere;
+    slot_ = first % slots_per_row_;
+    rows_apart_ = step / slots_per_row_;
+    slots_apart_ = step % slots_per_row_;
+  }
+
+  DATAEFF_HOST_DEVICE LanePlace next() {
+    const LanePlace place{position_, slot_};
+    position_ += rows_apart_;
+    slot_ += slots_apart_;
+    if (slot_ >= slots_per_row_) {
+      slot_ -= slots_per_row_;
+      ++position_;
+    }
+    return place;
+  }
+
+ private:
+  static constexpr int64_t kNowhere = int64_t{1} << 62;
+
+  int64_t slots_per_row_, position_, slot_, rows_apart_, slots_apart_;
+};
+
+// What the index says of one row.
+struct AskedRow {
+  bool asked;     // the lane has a row
+  bool readable;  // that is in the table
+  int64_t row;    // its number, 0 where it is not readable
+  int64_t place;  // of the row in the output
+};
+
+// The three steps to a word: the index, the hot rows' slots, the address. Apart, since each waits
+// for memory, and a kernel that takes several words takes every step for all of them at once.
+template <typename Id>
+DATAEFF_HOST_DEVICE AskedRow asked_row(const GatherTask<Id>& task, int64_t position) {
+  const bool asked = position < task.num_ids;
+  const int64_t id = asked ? task.ids[position] : 0;
+  const int64_t place = asked && task.places ? task.places[position] : position;
+  const bool readable = asked && id >= -task.table.num_rows && id < task.table.num_rows;
+  const int64_t row = id < 0 ? id + task.table.num_rows : id;
+  return {asked, readable, readable ? row : 0, place};
+}
+
+// The slot of a row among the hot ones, negative when it is not there.
+DATAEFF_HOST_DEVICE int64_t hot_slot(const HotTable& hot, const AskedRow& asked) {
+  if (!asked.readable) return -1;
+  if (hot.slots) return hot.slots[asked.row];
+  return asked.row < hot.num_rows ? asked.row : -1;
 }
 
 template <typename Id>
-DATAEFF_HOST_DEVICE WordCopy word_copy(const GatherTask<Id>& task, int64_t load, int lane) {
-  const RowLayout& layout = task.layout;
+DATAEFF_HOST_DEVICE WordCopy word_copy(const GatherTask<Id>& task, const LanePlace& lane,
+                                       const AskedRow& asked, int64_t in_slot) {
   WordCopy copy;
-  int64_t slot;
-  if (layout.rows_per_load) {
-    copy.position = load * layout.rows_per_load + lane / layout.slots_per_row;
-    slot = lane % layout.slots_per_row;
-    if (lane >= layout.rows_per_load * layout.slots_per_row) return copy;
-  } else {
-    const int64_t lane_number = load * kWarpLanes + lane;
-    copy.position = lane_number / layout.slots_per_row;
-    slot = lane_number % layout.slots_per_row;
-  }
-  if (copy.position >= task.num_ids) return copy;
-  int64_t id = task.ids[copy.position];
-  copy.readable = id >= -task.table.num_rows && id < task.table.num_rows;
-  copy.first_lane = slot == 0;
-  if (!copy.readable) id = 0;  // the lanes still share out the output row, which becomes zero
-  if (id < 0) id += task.table.num_rows;
-  copy.row = id;
-  const int64_t in_slot = task.hot.num_rows && copy.readable ? hot_slot(task.hot, id) : -1;
+  if (!asked.asked) return copy;
+  copy.position = lane.position;
+  copy.row = asked.row;
+  // The lanes share out the output row of a wrong index too, which becomes zero.
+  copy.readable = asked.readable;
+  copy.first_lane = lane.slot == 0;
   copy.hot = in_slot >= 0;
   const uintptr_t row =
       copy.hot ? reinterpret_cast<uintptr_t>(task.hot.data) + in_slot * task.hot.row_stride
-               : reinterpret_cast<uintptr_t>(task.table.data) + id * task.table.row_stride;
+               : reinterpret_cast<uintptr_t>(task.table.data) + asked.row * task.table.row_stride;
   const uintptr_t row_end = row + task.table.row_nbytes;
-  copy.word = slot_word(layout, row, slot);
+  copy.word = slot_word(task.layout, row, lane.slot);
   copy.begin = copy.word < row ? row : copy.word;
   copy.end = copy.word + kWordNbytes < row_end ? copy.word + kWordNbytes : row_end;
   if (copy.end < copy.begin) copy.end = copy.begin;
-  const int64_t place = task.places ? task.places[copy.position] : copy.position;
-  copy.offset = place * task.table.row_nbytes + static_cast<int64_t>(copy.begin - row);
+  copy.offset = asked.place * task.table.row_nbytes + static_cast<int64_t>(copy.begin - row);
   return copy;
+}
+
+// The same for one lane of one load by itself.
+template <typename Id>
+DATAEFF_HOST_DEVICE WordCopy word_copy(const GatherTask<Id>& task, int64_t load, int lane) {
+  const LanePlace place = LaneWalk(task.layout, load, lane, 0).next();
+  const AskedRow asked = asked_row(task, place.position);
+  return word_copy(task, place, asked, hot_slot(task.hot, asked));
 }
 
 // The bytes of `word` from address `from` on, which lies within it.
