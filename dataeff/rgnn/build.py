@@ -110,12 +110,14 @@ def _traversals(
         ]
         work = f"traversal over {step.center}" + (f" along {step.map}" if step.map else "")
         short = {"block_rows": kernel.block, "num_warps": kernel.num_warps}
+        if kernel.map:
+            short = {"center_rows": kernel.rows_per_program, **short}
         report = _traversal(module, kernel.name, [*kinds, "i32"], kernel.num_warps, target)
         yield work, short, report
         if kernel.map:
             longer = ["*i32", *kinds, "i32"]
             name = f"{kernel.name}_long"
-            sizes = {"block_rows": 2 * kernel.block, "num_warps": kernel.long_warps}
+            sizes = {"block_rows": kernel.long_block, "num_warps": kernel.long_warps}
             report = _traversal(module, name, longer, kernel.long_warps, target)
             yield f"{work}, long rows", {"longer_than": kernel.long_row, **sizes}, report
 

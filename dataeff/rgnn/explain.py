@@ -99,11 +99,11 @@ def _schedules(runner: Runner, plan: Plan) -> str:
             lines.append(f"k{number}: tile {tile}; modelled {microseconds:.1f} us")
         elif number in generated:
             k = generated[number]
-            line = f"k{number}: {k.block} rows at a time, {k.num_warps} warps"
+            line = f"k{number}: {k.rows_per_program} rows at a time, {k.num_warps} warps"
             if k.map:
                 line += (
-                    f"; rows of more than {k.long_row}: {2 * k.block} at a time,"
-                    f" {k.long_warps} warps"
+                    f", {k.block} of {k.map} for each; rows of more than {k.long_row}: one,"
+                    f" {k.long_block} at a time, {k.long_warps} warps"
                 )
             lines.append(line)
     return "\n".join(lines) + "\n"

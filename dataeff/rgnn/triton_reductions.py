@@ -13,33 +13,37 @@ _LOWEST = 'float("-inf")'
 
 def start(op: Op, outer: Block, dtype: str) -> None:
     """Set the accumulator `acc<id>` before the loop; `sum<id>` stands beside that of a logsum."""
-    shape = [1, *padded(op.type.shape)]
+    shape = ", ".join(["ROWS", *map(str, padded(op.type.shape))])
     first = "0.0" if op.kind == "sum" else _LOWEST
-    outer.add(f"acc{op.id} = tl.full({shape}, {first}, {dtype})")
+    outer.add(f"acc{op.id} = tl.full([{shape}], {first}, {dtype})")
     if op.kind == "logsum":
-        outer.add(f"sum{op.id} = tl.zeros({shape}, {dtype})")
+        outer.add(f"sum{op.id} = tl.zeros([{shape}], {dtype})")
 
 
 def accumulate(op: Op, value: str, inner: Block, dtype: str) -> None:
     """Add one block of inner rows."""
     acc, mask = f"acc{op.id}", trail("e_mask", len(op.type.shape))
-    lanes = ", ".join(["BLOCK", *map(str, padded(op.type.shape))])
+    sizes = "".join(f", {n}" for n in padded(op.type.shape))
     # A value that does not depend on the inner row still counts once for each of them.
-    full = f"({value}) + tl.zeros([{lanes}], {dtype})"
+    full = f"({value}) + tl.zeros([LANES{sizes}], {dtype})"
+
+    def by_row(text: str) -> str:  # a leading axis of BLOCK inner rows, then one of center rows
+        return f"tl.reshape({text}, [BLOCK, ROWS{sizes}])"
+
     if op.kind == "sum":
-        inner.add(f"{acc} += tl.sum(tl.where({mask}, {full}, 0), 0)[None]")
+        inner.add(f"{acc} += tl.sum({by_row(f'tl.where({mask}, {full}, 0)')}, 0)")
         return
     item, top, safe = (f"{stem}{op.id}" for stem in ("item", "top", "safe"))
-    inner.add(f"{item} = tl.where({mask}, {full}, {_LOWEST})")
+    inner.add(f"{item} = {by_row(f'tl.where({mask}, {full}, {_LOWEST})')}")
     if op.kind != "logsum":
-        inner.add(f"{acc} = maximum({acc}, tl.reduce({item}, 0, maximum)[None])")
+        inner.add(f"{acc} = maximum({acc}, tl.reduce({item}, 0, maximum))")
         return
     # The maximum may pass over what is no number: the sum of exponentials does not.
-    inner.add(f"{top} = tl.maximum({acc}, tl.max({item}, 0)[None])")
+    inner.add(f"{top} = tl.maximum({acc}, tl.max({item}, 0))")
     inner.add(f"{safe} = tl.where({top} == {_LOWEST}, 0, {top})")
     inner.add(
         f"sum{op.id} = sum{op.id} * tl.exp({acc} - {safe})"
-        f" + tl.sum(tl.exp({item} - {safe}), 0)[None]"
+        f" + tl.sum(tl.exp({item} - tl.expand_dims({safe}, 0)), 0)"
     )
     inner.add(f"{acc} = {top}")
 
@@ -55,4 +59,5 @@ def finish(op: Op, outer: Block) -> None:
     if op.kind == "logsum":
         outer.add(f'{acc} = tl.log(tl.where(sum{op.id} == 0, float("inf"), sum{op.id}))')
     elif op.kind != "sum":
-        outer.add(f"{acc} = tl.where(first == last, 0, {acc})")
+        empty = trail("(first == last)", len(op.type.shape))
+        outer.add(f"{acc} = tl.where({empty}, 0, {acc})")

@@ -1,9 +1,13 @@
-"""Triton for one traversal: a program per center row, inner rows a block at a time.
+"""Triton for one traversal: a program per few center rows, their inner rows a block at a time.
 
 A traversal with inner rows is two kernels: one for center rows of at most `Choice.long_row` inner
-rows, and one, of twice the warps and twice the block, for the longer ones, which a list names.
-Every row belongs to one of them, so sums keep their order. They are taken in float32 (float64 for
-float64).
+rows, several to a program, and one, of twice the warps, for the longer ones, which a list names: a
+program for each. Every row belongs to one of them, so sums keep their order. They are taken in
+float32 (float64 for float64).
+
+Inner rows of several center rows lie side by side, the center rows innermost. So laid over threads,
+a warp reads whole rows, and what a thread sums for one center row it has read itself: most graphs
+have few inner rows to a center row, and a program for each would leave most of its threads idle.
 """
 
 from __future__ import annotations
@@ -17,22 +21,33 @@ from dataeff.rgnn.phases import Pass, Phases
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.triton_text import Block, Row, lane, padded, padded_numel, trail
 
-MAX_BLOCK = 32
+# Center rows of a program, and inner rows of each that it reads at a time.
+MAX_ROWS, INNER_ROWS = 32, 4
+# Inner rows that a program for one long row reads at a time.
+LONG_BLOCK = 64
 # How traversals are compiled. Left to itself, the assembler spills 8 bytes of some kernels to stay
 # at 40 registers. A product fused with the subtraction of a maximum is not the product whose
 # maximum it is, which takes three digits from the softmax of scores of 1e4.
 MAX_REGISTERS, FP_FUSION = 255, False
 
-_ROWS = "i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)"
-_ROW = "i = row + tl.arange(0, 1)"
+_SHORT_ROWS = ["i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)", "i_mask = i < rows"]
+_LONG_ROW = [
+    "row = tl.load(long_rows + tl.program_id(0)).to(tl.int64)",
+    "if row < 0:  # the host launches an upper bound of the number of long rows",
+    "    return",
+    "i = row + tl.arange(0, 1)",
+    "i_mask = i < rows",
+]
 
 
 @dataclass(frozen=True)
 class TritonKernel:
     """A generated kernel, its arguments in order, and how to launch it.
 
-    With `map`, the text holds `<name>_long` beside it: it takes the list of rows that have more
-    than `long_row` inner rows along the map, then what the kernel takes, and `long_warps`.
+    `block` is the number of inner rows that it reads at a time for each of `rows_per_program`
+    center rows. With `map`, the text holds `<name>_long` beside it: it takes the list of rows that
+    have more than `long_row` inner rows along the map, then what the kernel takes, and has
+    `long_warps` and a block of `long_block`.
     """
 
     name: str
@@ -44,6 +59,7 @@ class TritonKernel:
     long_warps: int = 8
     long_row: int = 128
     block: int = 1
+    long_block: int = 1
 
 
 def traversal_kernel(
@@ -102,42 +118,52 @@ class _Writer:
         for sink in self.kernel.sinks:
             if not phases.is_inner_store(sink):
                 self._store(self.outer, sink, self.emit(sink, center), center)
-        block = max(1, min(MAX_BLOCK, self.choice.block_elements // self.widest))
-        warps = self.choice.num_warps if block * self.widest >= 1024 else 1
+        elements = max(1, self.choice.block_elements // self.widest)
         if self.kernel.map is None:
-            text = self._function(self.name, "", [_ROWS])
-            text = text.replace("BLOCK", str(block)).replace("ROWS", str(block))
-            return TritonKernel(self.name, text, tuple(self.arguments), block, warps, block=block)
-        begin, end = self.argument("begin", self.kernel.map), self.argument("end", self.kernel.map)
-        short = [
-            "row = tl.program_id(0).to(tl.int64)",
-            f"if tl.load({end} + row) - tl.load({begin} + row) > {self.choice.long_row}:",
-            "    return",
-            _ROW,
+            rows = min(MAX_ROWS, elements)
+            text = self._function(self.name, "", _SHORT_ROWS, rows, 1)
+            arguments = tuple(self.arguments)
+            return TritonKernel(self.name, text, arguments, rows, self._warps(rows), block=rows)
+        block = min(INNER_ROWS, elements)
+        rows = min(MAX_ROWS, elements // block)
+        long = min(LONG_BLOCK, 2 * elements)
+        bounds = self._bounds(self.kernel.map)
+        only_short = [
+            f"i_mask = i_mask & (last - first <= {self.choice.long_row})",
+            "last = tl.where(i_mask, last, first)",
         ]
-        long = [
-            "row = tl.load(long_rows + tl.program_id(0)).to(tl.int64)",
-            "if row < 0:  # the host launches an upper bound of the number of long rows",
-            "    return",
-            _ROW,
-        ]
+        steps = ["steps = tl.max(last - first, 0)"]
         texts = [
-            self._function(self.name, "", short).replace("BLOCK", str(block)),
-            self._function(f"{self.name}_long", "long_rows, ", long).replace(
-                "BLOCK", str(2 * block)
+            self._function(
+                self.name, "", [*_SHORT_ROWS, *bounds, *only_short, *steps], rows, block
+            ),
+            self._function(
+                f"{self.name}_long", "long_rows, ", [*_LONG_ROW, *bounds, *steps], 1, long
             ),
         ]
-        arguments = tuple(self.arguments)
         return TritonKernel(
-            *(self.name, "\n".join(texts), arguments, 1, warps),
-            *(self.kernel.map, 2 * warps, self.choice.long_row, block),
+            *(self.name, "\n".join(texts), tuple(self.arguments), rows),
+            *(self._warps(rows * block), self.kernel.map, 2 * self._warps(long // 2)),
+            *(self.choice.long_row, block, long),
         )
 
-    def _function(self, name: str, first: str, head: list[str]) -> str:
+    def _warps(self, rows: int) -> int:
+        """Warps for so many rows at a time: one where they are narrow."""
+        return self.choice.num_warps if rows * self.widest >= 1024 else 1
+
+    def _bounds(self, name: str) -> list[str]:
+        """Where the inner rows of each center row begin and end; nowhere for none."""
+        begin, end = self.argument("begin", name), self.argument("end", name)
+        return [
+            f"first = tl.load({begin} + i, mask=i_mask, other=0)",
+            f"last = tl.load({end} + i, mask=i_mask, other=0)",
+        ]
+
+    def _function(self, name: str, first: str, head: list[str], rows: int, block: int) -> str:
         names = first + ", ".join([*self.arguments.values(), "rows"])
         along = f" along {self.kernel.map}" if self.kernel.map else ""
         kind = ", long rows" if first else ""
-        return "\n".join(
+        text = "\n".join(
             [
                 "",
                 f"# traversal over {self.kernel.center}{along}{kind}",
@@ -145,11 +171,13 @@ class _Writer:
                 '@triton.jit(do_not_specialize=["rows"])',
                 f"def {name}({names}):",
                 *(f"    {line}" for line in head),
-                "    i_mask = i < rows",
                 *self.outer.lines,
                 "",
             ]
         )
+        for size, number in (("LANES", rows * block), ("BLOCK", block), ("ROWS", rows)):
+            text = text.replace(size, str(number))
+        return text
 
     def _pass(self, step: Pass, center: Row) -> None:
         name = self.kernel.map
@@ -173,13 +201,10 @@ class _Writer:
 
     def _loop(self, name: str) -> None:
         out = self.outer
-        begin, end = self.argument("begin", name), self.argument("end", name)
-        if "first" not in {line.split(" = ")[0].strip() for line in out.lines}:
-            out.add(f"first = tl.load({begin} + row)")
-            out.add(f"last = tl.load({end} + row)")
-        out.add("for t in range(first, last, BLOCK):")
-        out.add("    at = t + tl.arange(0, BLOCK)")
-        out.add("    e_mask = at < last")
+        out.add("for t in range(0, steps, BLOCK):")
+        out.add("    at = first[None, :] + (t + tl.arange(0, BLOCK))[:, None]")
+        out.add("    e_mask = tl.reshape(at < last[None, :], [LANES])")
+        out.add("    at = tl.reshape(at, [LANES])")
         if name in self.contiguous:
             out.add("    e = at.to(tl.int64)")
         else:
@@ -234,13 +259,24 @@ class _Writer:
 
     def _compute(self, op: Op, row: Row, block: Block) -> str:
         if op.kind == "gather":
-            return self.emit(op.args[0], self._follow(op.map, row, block))
+            there = self._follow(op.map, row, block)
+            name = self.emit(op.args[0], there)
+            is_center = row.level == "inner" and there.name == "i"
+            return self._beside_inner_rows(name, op) if is_center else name
         if op.kind == "prefix":
             return self.emit(op.args[0], Row("node", row.name, row.mask, row.level))
         name = self.fresh("x")
         block.add(f"{name} = {self._expression(op, row, block)}")
         self.widest = max(self.widest, padded_numel(op.type.shape))
         return name
+
+    def _beside_inner_rows(self, name: str, op: Op) -> str:
+        """A value of the center rows, once for each of their inner rows."""
+        beside = self.fresh("b")
+        shape = "".join(f", {n}" for n in padded(op.type.shape))
+        wide = f"tl.broadcast_to(tl.expand_dims({name}, 0), [BLOCK, ROWS{shape}])"
+        self.outer.add(f"{beside} = tl.reshape({wide}, [LANES{shape}])")
+        return beside
 
     def _expression(self, op: Op, row: Row, block: Block) -> str:
         if op.kind == "const":

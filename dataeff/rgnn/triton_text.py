@@ -1,7 +1,8 @@
 """Pieces of generated Triton: rows, loop bodies, and the axes of a row's elements.
 
-Every value has a leading axis: 1 or ROWS for the center, BLOCK for inner rows; its other axes are
-those of the row shape, padded to powers of two.
+Every value has a leading axis: ROWS for the center (or 1, for one row that is the same for all),
+LANES = BLOCK * ROWS for inner rows, of which number b * ROWS + r is the b-th of center row r. Its
+other axes are those of the row shape, padded to powers of two.
 """
 
 from __future__ import annotations

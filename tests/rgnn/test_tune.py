@@ -224,7 +224,7 @@ def test_sizes_of_generated_triton(small, args, interpreted):
     found = rgnn.tune(rgat, small, *wide, candidates=3, timer=timer)
     assert found.choice.block_elements == 1024
     text = rgat.plan(small, *wide).compiled.forward_runner.sources()
-    assert "range(first, last, 16)" in text  # 1024 elements of 64 a row
+    assert "[4, 4, 64]" in text  # 1024 elements, 64 a row: four inner rows of four center rows
     rgat.choices.clear()
     usual = rgat.plan(small, *wide).compiled.forward_runner.sources()
     assert "range(first, last, 16)" not in usual
