@@ -22,7 +22,7 @@ from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.triton_text import Block, Row, lane, padded, padded_numel, trail
 
 # Center rows of a program, and inner rows of each that it reads at a time.
-MAX_ROWS, INNER_ROWS = 32, 4
+MAX_ROWS, INNER_ROWS = 128, 4
 # Inner rows that a program for one long row reads at a time.
 LONG_BLOCK = 64
 # How traversals are compiled. Left to itself, the assembler spills 8 bytes of some kernels to stay

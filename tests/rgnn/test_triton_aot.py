@@ -79,3 +79,22 @@ def test_blocks_of_every_size_share_their_kernels():
 
 def test_targets_are_the_ones_promised():
     assert TARGETS == ("sm_80", "sm_90", "sm_100")
+
+
+def test_sums_of_a_few_rows_take_no_shared_memory():
+    """Each thread adds up what it has read: no row of a sum crosses to another thread or warp."""
+    found = PUBLISHED["rgcn"]
+    shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], 64, 1, 64)
+    spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+    request = Request(
+        *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
+        (1 << len(shapes)) - 1,
+    )
+    compiled = Plan(request, backend="triton").compiled
+    reports = [
+        report
+        for runner in (compiled.forward_runner, compiled.backward_runner)
+        for work, report in traversal_reports(runner.schedule, torch.float32)
+        if not work.endswith("long rows")
+    ]
+    assert len(reports) > 2 and [report.shared_bytes for report in reports] == [0] * len(reports)
