@@ -119,31 +119,32 @@ class _Writer:
             if not phases.is_inner_store(sink):
                 self._store(self.outer, sink, self.emit(sink, center), center)
         elements = max(1, self.choice.block_elements // self.widest)
-        if self.kernel.map is None:
-            rows = min(MAX_ROWS, elements)
-            text = self._function(self.name, "", _SHORT_ROWS, rows, 1)
-            arguments = tuple(self.arguments)
-            return TritonKernel(self.name, text, arguments, rows, self._warps(rows), block=rows)
+        if self.kernel.map is not None:
+            return self._short_and_long(self.kernel.map, elements)
+        rows = min(MAX_ROWS, elements)
+        text = self._function(self.name, "", _SHORT_ROWS, rows, 1)
+        arguments = tuple(self.arguments)
+        return TritonKernel(self.name, text, arguments, rows, self._warps(rows), block=rows)
+
+    def _short_and_long(self, name: str, elements: int) -> TritonKernel:
+        """Both kernels along a map, which hold `elements` rows of the widest value at a time."""
         block = min(INNER_ROWS, elements)
         rows = min(MAX_ROWS, elements // block)
         long = min(LONG_BLOCK, 2 * elements)
-        bounds = self._bounds(self.kernel.map)
+        bounds, steps = self._bounds(name), "steps = tl.max(last - first, 0)"
         only_short = [
             f"i_mask = i_mask & (last - first <= {self.choice.long_row})",
             "last = tl.where(i_mask, last, first)",
         ]
-        steps = ["steps = tl.max(last - first, 0)"]
+        short_head = [*_SHORT_ROWS, *bounds, *only_short, steps]
+        long_head = [*_LONG_ROW, *bounds, steps]
         texts = [
-            self._function(
-                self.name, "", [*_SHORT_ROWS, *bounds, *only_short, *steps], rows, block
-            ),
-            self._function(
-                f"{self.name}_long", "long_rows, ", [*_LONG_ROW, *bounds, *steps], 1, long
-            ),
+            self._function(self.name, "", short_head, rows, block),
+            self._function(f"{self.name}_long", "long_rows, ", long_head, 1, long),
         ]
         return TritonKernel(
             *(self.name, "\n".join(texts), tuple(self.arguments), rows),
-            *(self._warps(rows * block), self.kernel.map, 2 * self._warps(long // 2)),
+            *(self._warps(rows * block), name, 2 * self._warps(long // 2)),
             *(self.choice.long_row, block, long),
         )
 
