@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff.rgnn.batched import in_turn
 from dataeff.rgnn.split import NUM_TOLD
 
 
@@ -41,12 +42,10 @@ class Apply(torch.autograd.Function):
         read = [y for y, reads in zip(outputs, ctx.reads, strict=True) if reads]
         ctx.save_for_backward(token, *tensors, *read, *saved)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """The samples in turn."""
-        found = _one_after_another(Apply, info, in_dims, args)
-        stacked = [torch.stack(values) for values in zip(*(f[:-2] for f in found), strict=True)]
-        return (*stacked, *found[0][-2:]), (*[0] * len(stacked), None, None)
+        return in_turn(cls.apply, info.batch_size, in_dims, args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -106,9 +105,7 @@ class Backward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         """The samples in turn."""
-        found = zip(*_one_after_another(Backward, info, in_dims, args), strict=True)
-        stacked = tuple(torch.stack(values) for values in found)
-        return stacked, (0,) * len(stacked)
+        return in_turn(Backward.apply, info.batch_size, in_dims, args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -127,18 +124,4 @@ def _run_backward(
     bounds = (0, num_outputs, num_outputs + num_inputs, 2 * num_outputs + num_inputs, len(tensors))
     lists = [list(tensors[a:b]) for a, b in itertools.pairwise(bounds)]
     found: list[Tensor] = torch.ops.dataeff.rgnn_backward(*lists, *call)
-    return found
-
-
-def _one_after_another(
-    function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]
-) -> list[Any]:
-    """`vmap`: the samples share the graph and run in turn; there is nothing to fuse."""
-    found = []
-    for i in range(info.batch_size):
-        one = [
-            a.select(d, i) if isinstance(a, Tensor) and d is not None else a
-            for a, d in zip(args, in_dims, strict=True)
-        ]
-        found.append(function.apply(*one))
     return found

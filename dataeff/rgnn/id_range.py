@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dataeff._ops import with_memory
+from dataeff.rgnn.batched import is_batched
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,15 @@ def as_ids(name: str, ids: Any) -> Tensor:
 
     Raises:
         TypeError: they are not dense int32 or int64.
+        ValueError: they differ between the samples of a `vmap`.
     """
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(ids).__name__}")
+    if is_batched(ids):
+        raise ValueError(
+            f"{name} is batched by vmap, whose samples share one graph: give it in_dims=None, or"
+            " join the samples' graphs into one whose nodes are numbered through"
+        )
     if ids.layout != torch.strided:
         raise TypeError(f"{name} must be dense, got {ids.layout}: turn sparse adjacencies into ids")
     if ids.dtype not in (torch.int32, torch.int64):

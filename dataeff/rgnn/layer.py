@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import reprlib
+import sys
 from ast import literal_eval
 from collections.abc import Callable, Iterator
 from math import isfinite
@@ -17,6 +18,7 @@ from torch.autograd import forward_ad
 
 from dataeff.rgnn.autograd import Apply, ApplyInForwardMode
 from dataeff.rgnn.backend import choose
+from dataeff.rgnn.batched import requires_grad
 from dataeff.rgnn.digest import digest_of
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.graph_symbol import GraphSymbol
@@ -82,14 +84,20 @@ class Layer:
             TypeError: dtypes differ; an argument is missing, unknown, or no tensor nor constant.
             ValueError: a tensor has the wrong number of rows, or stands on another device.
         """
+        transformed = _is_transformed()
+        if transformed and _must_leave_compiler():
+            from dataeff.rgnn.uncompiled import call_outside
+
+            return call_outside(self._run, graph, args, kwargs, transformed)
+        return self._run(graph, args, kwargs, transformed)
+
+    def _run(
+        self, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any], transformed: bool
+    ) -> Any:
         tensors, statics = self.bind(graph, args, kwargs)
         names = tuple(tensors)
         inputs = list(tensors.values())
-        needs_grad = torch.is_grad_enabled()
-        wanted = 0
-        for position, tensor in enumerate(inputs):
-            if needs_grad and tensor.requires_grad:
-                wanted |= 1 << position
+        wanted = _wanted(inputs, transformed) if torch.is_grad_enabled() else 0
         profile = code = None
         if torch.compiler.is_compiling():
             profile, code = graph.profile, self.code()
@@ -223,6 +231,32 @@ def _autocast(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _is_transformed() -> bool:
+    """Whether torch.func transforms this call."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def _must_leave_compiler() -> bool:
+    """Whether a transformed call would be traced in vain.
+
+    What torch.compile traces within a transform differentiates operators, not the autograd function
+    around them; and where it gave a transform up, it still traces all that is called within.
+    """
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled()
+    return "torch._dynamo" in sys.modules
+
+
+def _wanted(inputs: list[Tensor], transformed: bool) -> int:
+    """A bit for each argument of which a gradient may be asked for."""
+    wanted = 0
+    for position, tensor in enumerate(inputs):
+        if tensor.requires_grad or (transformed and requires_grad(tensor)):
+            wanted |= 1 << position
+    return wanted
 
 
 def _in_forward_mode() -> bool:

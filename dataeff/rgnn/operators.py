@@ -7,14 +7,14 @@ For real tensors, for fake ones whose sizes may be symbols (`torch.compile`), an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from dataeff._ops import library
+from dataeff.rgnn import batched
 from dataeff.rgnn.graph import Graph, graph_of
 from dataeff.rgnn.plan import Plan, Request, plan_for
 from dataeff.rgnn.profile import NUM_COUNTS
@@ -162,31 +162,10 @@ def _as_given(device: str) -> Any:
     return torch.autocast(device, enabled=False)
 
 
-def _one_after_another(operator: Callable[..., Any]) -> Callable[..., Any]:
-    """A batching rule: the graph is the same for all, so there is nothing to fuse."""
-
-    def rule(info: Any, in_dims: Any, *args: Any) -> Any:
-        flat, spec = pytree.tree_flatten(list(args))
-        dims = pytree._broadcast_to_and_flatten(list(in_dims), spec)
-        assert dims is not None
-        found = []
-        for i in range(info.batch_size):
-            one = [a if d is None else a.select(d, i) for a, d in zip(flat, dims, strict=True)]
-            found.append(operator(*pytree.tree_unflatten(one, spec)))
-        stacked = pytree.tree_map(lambda *values: torch.stack(values), *found)
-        return stacked, pytree.tree_map(lambda _: 0, stacked)
-
-    return rule
-
-
 # The token is a CPU tensor whatever the device, so no single device key fits the call.
 library.impl("rgnn_forward", forward, "CompositeExplicitAutograd")
 library.impl("rgnn_backward", backward, "CompositeExplicitAutograd")
 torch.library.register_fake("dataeff::rgnn_forward", forward_fake)
 torch.library.register_fake("dataeff::rgnn_backward", backward_fake)
-torch.library.register_vmap(
-    "dataeff::rgnn_forward", _one_after_another(torch.ops.dataeff.rgnn_forward)
-)
-torch.library.register_vmap(
-    "dataeff::rgnn_backward", _one_after_another(torch.ops.dataeff.rgnn_backward)
-)
+batched.register("rgnn_forward")
+batched.register("rgnn_backward")
