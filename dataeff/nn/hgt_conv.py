@@ -14,6 +14,7 @@ from torch.nn.parameter import UninitializedParameter
 from dataeff import rgnn
 from dataeff.nn.arguments import check_features, refuse_other_arguments
 from dataeff.nn.graphs import typed_graph_for
+from dataeff.rgnn.batched import is_transformed
 from dataeff.rgnn.constants import Arguments, constants_of
 from dataeff.rgnn.graph_symbol import GraphSymbol
 from dataeff.rgnn.symbols import Argument, Symbol, Value
@@ -177,7 +178,7 @@ class HGTConv(torch.nn.Module):
             parts = (*kqv[0], *kqv[1], *out_lin[0], *out_lin[1], *skip, *priors, *stacks)
             made = constants_of(self).of(parts, arguments)
         out: Tensor = hgt(graph, x, *made)
-        return layout.split(out)
+        return _by_type_of(layout, out)
 
     def _sources(self, skip: bool) -> tuple[Maps, Maps, list[Tensor], list[Tensor]]:
         """Maps of inputs and of outputs, shares of the input if it is added, and priors."""
@@ -192,7 +193,7 @@ class HGTConv(torch.nn.Module):
         k, q, v = layout.concatenate(kqv).unflatten(1, (3, self.heads, -1)).unbind(1)
         maps = _stacked(self.out_lin.maps())
         out: Tensor = hgt_projected(graph, k, q, v, *self._relations(self._all_priors()), *maps)
-        found = layout.split(out)
+        found = _by_type_of(layout, out)
         for name, x in x_dict.items():
             if x.shape[-1] == self.out_channels:
                 share, rows = self.skip[name].sigmoid(), found[name]
@@ -211,6 +212,17 @@ class HGTConv(torch.nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(-1, {self.out_channels}, heads={self.heads})"
+
+
+def _by_type_of(layout: TypedLayout, out: Tensor) -> dict[str, Tensor]:
+    """Results of each type, which may be written to: the backward of `hgt` reads none of them.
+
+    Autograd lets nobody write to the results of an ordinary split, whose writes all would see.
+    """
+    if is_transformed():  # vmap knows no other split
+        return layout.split(out)
+    parts = torch.unsafe_split_with_sizes(out, layout.num_dst_nodes)
+    return dict(zip(layout.node_types, parts, strict=True))
 
 
 class _Linears(torch.nn.Module):

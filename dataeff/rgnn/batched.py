@@ -20,6 +20,12 @@ wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 unwrapped = torch._C._functorch.get_unwrapped
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_transformed() -> bool:
+    """Whether torch.func transforms what runs now."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def requires_grad(tensor: Tensor) -> bool:
     """Whether a gradient of the tensor may be asked for, at any level of `torch.func`.
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from dataeff.rgnn.batched import is_transformed
 from dataeff.rgnn.capture import refuse_capture
 from dataeff.rgnn.id_range import IdColumn, as_edge_index, as_ids, check_ids, refuse_meta
 from dataeff.rgnn.profile import profile_of
@@ -410,9 +411,7 @@ def graph_of(token: Tensor) -> Graph:
 
 def _outside_transforms() -> Any:
     """Index structures belong to the graph: torch.func would wrap what is made inside grad."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        return contextlib.nullcontext()
-    return temporarily_clear_interpreter_stack()
+    return temporarily_clear_interpreter_stack() if is_transformed() else contextlib.nullcontext()
 
 
 def _first_given(first: int | None, second: int | None, what: str) -> int:

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from dataeff.rgnn.autograd import Apply, ApplyInForwardMode
 from dataeff.rgnn.backend import choose
-from dataeff.rgnn.batched import requires_grad
+from dataeff.rgnn.batched import is_transformed, requires_grad
 from dataeff.rgnn.digest import digest_of
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.graph_symbol import GraphSymbol
@@ -84,7 +84,7 @@ class Layer:
             TypeError: dtypes differ; an argument is missing, unknown, or no tensor nor constant.
             ValueError: a tensor has the wrong number of rows, or stands on another device.
         """
-        transformed = _is_transformed()
+        transformed = is_transformed()
         if transformed and _must_leave_compiler():
             from dataeff.rgnn.uncompiled import call_outside
 
@@ -231,12 +231,6 @@ def _autocast(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device))
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_transformed() -> bool:
-    """Whether torch.func transforms this call."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _must_leave_compiler() -> bool:

@@ -66,6 +66,24 @@ def compare(ours, theirs, x, edges, tolerance):
         )
 
 
+@pytest.mark.parametrize("widths", [(8, 8, 8), (5, 5, 5), (5, 8, 3)], ids=str)
+def test_results_may_be_written_to(widths):
+    in_channels = dict(zip(METADATA[0], widths, strict=True))
+    ours, theirs = pair(torch.float64, in_channels, 8, METADATA, 2)
+    x, edges = problem(0, (12, 20, 4), (40, 40, 60, 20), widths, torch.float64)
+    found = []
+    for conv in (ours, theirs):
+        leaves = {t: v.clone().requires_grad_() for t, v in x.items()}
+        out = conv(leaves, edges)
+        out["paper"].mul_(3.0).relu_()
+        out["venue"].zero_()
+        loss = sum(v.square().sum() for v in out.values())
+        parameters = [*leaves.values(), *(p for _, p in sorted(conv.named_parameters()))]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        found.append((out, grads))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("heads", [1, 2, 4])
 @pytest.mark.parametrize("widths", [(8, 8, 8), (5, 8, 3)], ids=str)
 def test_equals_pyg(heads, widths):
