@@ -345,12 +345,19 @@ def _read(path: Path, measured: bool) -> Tuning | None:
     """What is kept, unless it was only modelled and measurements are wanted."""
     try:
         kept = json.loads(path.read_text())
+        whole = kept.pop("digest") == _digest(kept)
         found = tuple(_candidate(each) for each in kept["candidates"])
-    except (OSError, ValueError, KeyError, TypeError):  # absent, or cut off, or of other fields
+    # Absent, or cut off, or of other fields.
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not found or (measured and not kept["measured"]):
+    if not whole or (measured and not kept["measured"]):
         return None
     return Tuning(found[0].choice, found, True, path)
+
+
+def _digest(kept: dict[str, Any]) -> str:
+    """By which a damaged file is known: its numbers become sizes of kernels."""
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _candidate(kept: dict[str, Any]) -> Candidate:
@@ -361,7 +368,11 @@ def _candidate(kept: dict[str, Any]) -> Candidate:
 
 def _write(found: Tuning, measured: bool) -> None:
     """Whole or not at all: the file appears by rename. What was measured holds without it too."""
-    kept = {"measured": measured, "candidates": [asdict(c) for c in found.candidates]}
+    kept: dict[str, Any] = {
+        "measured": measured,
+        "candidates": [asdict(candidate) for candidate in found.candidates],
+    }
+    kept["digest"] = _digest(kept)
     folder = found.path.parent
     part = folder / f"{found.path.stem}.{os.getpid()}-{threading.get_ident()}.part"
     try:

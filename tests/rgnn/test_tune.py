@@ -145,6 +145,23 @@ def test_a_damaged_file_is_made_again(small, args, text):
     assert not again.cached and again.choice == found.choice
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"parts_per_thread": 16', '"parts_per_thread": 0'),
+        ('"measured":', '"measures":'),
+        ('{\n  "measured"', '[{\n  "measured"'),
+    ],
+)
+def test_a_file_with_another_byte_is_made_again(small, args, old, new):
+    found = rgnn.tune(rgat, small, *args, measure=False)
+    text = found.path.read_text()
+    assert old in text
+    found.path.write_text(text.replace(old, new) + "]" * new.startswith("["))
+    assert not rgnn.tune(rgat, small, *args, measure=False).cached
+    assert rgnn.tune(rgat, small, *args, measure=False).cached
+
+
 def test_a_full_disk_leaves_the_choice(small, args, tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
