@@ -99,8 +99,9 @@ def from_pyg(layer: nn.Module) -> nn.Module:
     for name, _ in list(new.named_parameters(remove_duplicate=False)):
         owner, _, leaf = name.rpartition(".")
         new.get_submodule(owner)._parameters[leaf] = theirs.pop(name)
-    if theirs:
-        raise NotImplementedError(f"it has parameters {sorted(theirs)} that were added to it")
+    added = sorted(theirs) + [name for name, _ in layer.named_buffers()]
+    if added:
+        raise NotImplementedError(f"it has {', '.join(added)}, added to it")
     return new.train(layer.training)
 
 
@@ -123,7 +124,8 @@ def _obstacle(layer: Any, traced: bool) -> str | None:
     if traced:
         return (
             "it is inside a traced graph (to_hetero or torch.fx), which calls each layer with"
-            " arguments of its own; convert the model before it is traced"
+            " arguments of its own; to_hetero adds up what its own kind returns, and no other:"
+            " hold compiled layers in a torch_geometric.nn.HeteroConv instead"
         )
     if type(layer).__module__.partition(".")[0] != "torch_geometric":
         return "it is a subclass, which may compute something else"

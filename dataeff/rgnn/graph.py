@@ -352,7 +352,9 @@ class Graph:
         return self._structure.nbytes if self._structure is not None else 0
 
     def to(self, device: torch.device | str) -> Graph:
-        """The same graph on another device, with nothing built yet."""
+        """The same graph on another device, with nothing built yet; itself where it is there."""
+        if torch.empty(0, device=device).device == self.device:  # "cuda" is the current one of them
+            return self
         edge_index, edge_type = self.ids()
         graph = Graph(
             edge_index.to(device),

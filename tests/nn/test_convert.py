@@ -104,6 +104,23 @@ def test_what_is_no_model_is_named():
         nn.convert(3)
 
 
+def test_a_layer_with_a_buffer_of_its_own_stays():
+    marked = pyg.RGCNConv(4, 4, 2)
+    marked.register_buffer("seen", torch.zeros(1))
+    assert "seen, added to it" in stays(marked)
+
+
+def test_layers_of_a_hetero_conv_are_swapped():
+    kinds = ("a", "to", "b"), ("b", "to", "a"), ("a", "likes", "b")
+    model = pyg.HeteroConv({kind: pyg.RGCNConv((4, 4), 4, 2) for kind in kinds})
+    x = {name: torch.randn(5, 4) for name in "ab"}
+    edges = {kind: torch.randint(0, 5, (2, 9)) for kind in kinds}
+    types = {kind: torch.randint(0, 2, (9,)) for kind in kinds}
+    want = model(x, edges, types)
+    assert len(nn.convert(model).swapped) == 3
+    torch.testing.assert_close(model(x, edges, types), want)
+
+
 def test_a_model_made_by_to_hetero_stays():
     class Layer(torch.nn.Module):
         def __init__(self):
@@ -116,7 +133,7 @@ def test_a_model_made_by_to_hetero_stays():
     model = pyg.to_hetero(Layer(), METADATA)
     report = nn.convert(model)
     assert len(report.left) == 2 and not report.swapped
-    assert all("to_hetero" in reason for *_, reason in report.left)
+    assert all("HeteroConv instead" in reason for *_, reason in report.left)
 
 
 def test_a_lone_layer():

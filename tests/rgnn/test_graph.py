@@ -151,3 +151,11 @@ def test_a_new_graph_is_sorted_once_for_a_layer_of_edge_values():
         assert torch.equal(gated(later, x, W, U, c, e), y)  # their order is asked for too late
         assert len(made) > 2 * once
     assert torch.equal(graph.index("edge.given"), later.index("edge.given"))
+
+
+def test_a_graph_that_is_there_already_is_not_built_again():
+    edge_index, etype = torch.tensor([[0, 1], [1, 0]]), torch.tensor([0, 1])
+    graph = rgnn.Graph(edge_index, etype, num_nodes=2).prepare()
+    assert graph.to("cpu") is graph and graph.to(torch.device("cpu")) is graph
+    with pytest.raises(ValueError, match="meta device"):
+        graph.to("meta")
