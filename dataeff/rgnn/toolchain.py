@@ -177,7 +177,7 @@ def _refuse_if_broken(compiler: Compiler) -> None:
             "#include <vector>\nint probe() { return std::vector<int>(1).front(); }\n"
         )
         done = _run([*compiler.command, *BASE_FLAGS, str(source), "-o", str(made)])
-        if done is None or done.returncode != 0:
+        if done is None or done.returncode != 0 or not made.exists():
             said = "" if done is None else done.stderr.strip()
             raise CompilerMissing(
                 f"no C++ compiler: {compiler.command[0]} compiles nothing, it says {said!r}."
@@ -265,7 +265,7 @@ def _build(folder: Path, key: str, source: str, flags: Sequence[str], compiler: 
         command = [*compiler.command, *BASE_FLAGS, *flags, str(written), "-o", str(made)]
         done = _finish(command)
         readable = written.replace(folder / written.name)
-        if done.returncode != 0:
+        if done.returncode != 0 or not made.exists():
             if os.strerror(errno.ENOSPC) in done.stderr:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
             _refuse_if_broken(compiler)

@@ -107,6 +107,10 @@ BROKEN = """#!/bin/sh
 echo "cannot execute cc1plus" >&2
 exit 1
 """
+SILENT = """#!/bin/sh
+[ "$1" = --version ] && echo compiler 1.0
+exit 0
+"""
 LAYER = """
 import torch, warnings
 from dataeff.nn import RGCNConv
@@ -129,7 +133,11 @@ def _a_program(folder, text):
 
 @pytest.mark.parametrize(
     "text, reason",
-    [(BROKEN, "compiles nothing, it says 'cannot execute cc1plus'"), ("no program", "on the PATH")],
+    [
+        (BROKEN, "compiles nothing, it says 'cannot execute cc1plus'"),
+        (SILENT, "compiles nothing, it says ''"),
+        ("no program", "on the PATH"),
+    ],
 )
 def test_a_compiler_that_compiles_nothing_is_none(cache, monkeypatch, tmp_path, text, reason):
     monkeypatch.delenv("CXX", raising=False)
