@@ -9,6 +9,7 @@ from random_layers import RandomLayer
 from rgnn_layers import graphs, typed_graph
 
 from dataeff.rgnn.interpret import interpret
+from dataeff.rgnn.kernels_ir import parse_schedule, render_schedule
 from dataeff.rgnn.passes.pipeline import OPTIONAL
 from dataeff.rgnn.plan import Plan
 from dataeff.rgnn.text import parse, render
@@ -50,3 +51,20 @@ def test_programs_that_passes_make_give_the_traced_one_s_results(case, seed, off
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8 * largest)
     for _, program in plan.compiled.stages:
         assert parse(render(program)) == program
+
+
+@given(case=graphs(), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=20, deadline=None)
+def test_schedules_parse_back_and_are_explained(case, seed):
+    _, etype, nodes, relations = case
+    drawn = RandomLayer(random.Random(seed), nodes, etype.numel(), relations)
+    note(drawn.source)
+    named = {name: torch.ones(shape) for name, shape in drawn.shapes.items()}
+    layer, graph = drawn.compiled(), typed_graph(case)
+    compiled = layer.plan(graph, **named).compiled
+    text = layer.explain(graph, **named)
+    for runner in (compiled.forward_runner, compiled.backward_runner):
+        if runner is not None and runner.schedule is not None:
+            rendered = render_schedule(runner.schedule)
+            assert parse_schedule(rendered, runner.schedule.program) == runner.schedule
+            assert rendered in text
