@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,14 +51,20 @@ def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module)
     if not isinstance(policy, Iterable):
         raise TypeError(f"policy: {policy!r} is neither a name, a list of them nor a callable")
     names = set(policy)
-    unknown = names - {name for name, _ in model.named_modules()}
+    known = dict(model.named_modules(remove_duplicate=False))
+    unknown = names - known.keys()
     if unknown:
         raise ValueError(f"policy: the model has no module named {sorted(unknown)[0]!r}")
-    return lambda info: any(_within(info.scope, name) for name in names)
+    # A module that stands in several places runs under the first of its names.
+    first = {module: name for name, module in model.named_modules()}
+    chosen = {first[inner] for name in names for inner in known[name].modules()}
+    return lambda info: _within(info.scope, chosen)
 
 
-def _within(scope: str, name: str) -> bool:
-    return name == "" or scope == name or scope.startswith(name + ".")
+def _within(scope: str, names: Container[str]) -> bool:
+    while scope and scope not in names:
+        scope = scope.rpartition(".")[0]
+    return scope in names
 
 
 @dataclass

@@ -55,6 +55,21 @@ def test_unknown_module_is_refused(tmp_path):
         ActivationOffload(nn.Identity(), tmp_path, policy=["blocks.9"])
 
 
+def test_a_module_in_several_places_is_chosen_by_any_of_its_names(tmp_path):
+    shared = nn.Sequential(nn.Linear(64, 64), nn.GELU())
+    model = nn.Sequential(shared, nn.Sequential(shared, nn.Linear(64, 64)), nn.Linear(64, 64))
+
+    def moved(names):
+        with ActivationOffload(model, tmp_path, policy=names, min_bytes=0) as offload:
+            model(torch.randn(128, 64)).sum().backward()
+        offload.close()
+        return {scope for scope, bytes_ in offload.report().modules.items() if bytes_.bytes_stored}
+
+    assert moved(["1.0"]) == moved(["0"]) == {"0.0", "0.1"}
+    assert moved(["1"]) == {"0.0", "0.1", "1.1"}
+    assert moved(["2"]) == {"2"}
+
+
 def test_hooks_leave_the_model_with_close(tmp_path):
     model = nn.Sequential(nn.Linear(4, 4))
     offload = ActivationOffload(model, tmp_path)
