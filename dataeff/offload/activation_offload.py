@@ -88,6 +88,7 @@ class ActivationOffload:
         checksum: keep a CRC-32C of what is written and check it when it is read.
         in_flight_bytes: the most that may wait in memory for its write to end; beyond it, forward
             waits. Chosen when None: an eighth of what a pass saves, at least two of its storages.
+            Within `memory_budget` a plan takes less of it, and of the next, where it has no room.
         prefetch_bytes: the most that may be brought back ahead of backward; chosen alike.
         spill_bytes: the most that each spill file may take; the disk's limit when None.
         endurance_tbw: terabytes (1e12 bytes) that may be written to the disks in all: their rated
@@ -173,7 +174,7 @@ class ActivationOffload:
         budgets = Budgets(in_flight_bytes, prefetch_bytes)
         self._auto: AutoPolicy | None = None
         if choose is None:
-            choose = self._auto = AutoPolicy(model, tiers, memory_budget, budgets)
+            choose = self._auto = AutoPolicy(model, tiers, self._exclusions, memory_budget, budgets)
         self._selection = Selection(
             choose,
             tiers.moves,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dataeff.ledger import Tier
+from dataeff.offload.exclude import Exclusions
 from dataeff.offload.likeness import Likeness
 from dataeff.offload.moments import HostMoment, Moment, span_of
 from dataeff.offload.passes import Budgets
@@ -40,6 +41,7 @@ class AutoPolicy:
     Args:
         model: the model; its largest lists of blocks are planned (`find_blocks`).
         tiers: whose rates are measured.
+        exclusions: knows what is alive anyway, and costs nothing as the input of a block.
         memory_budget: bytes that may be held for backward at once; without one, what hides behind
             compute is moved.
         budgets: what the user bounds in flight; the rest is chosen with the plan.
@@ -49,11 +51,12 @@ class AutoPolicy:
         self,
         model: torch.nn.Module,
         tiers: Tiers,
+        exclusions: Exclusions,
         memory_budget: float | None,
-        budgets: Budgets | None = None,
+        budgets: Budgets,
     ) -> None:
         self._model, self._tiers, self._budget = model, tiers, memory_budget
-        self._given = budgets or Budgets()
+        self._exclusions, self._given = exclusions, budgets
         self._blocks = find_blocks(model)
         self._profiler: BlockProfiler | None = None
         self._before: dict[str, ModuleBytes] = {}
@@ -192,7 +195,7 @@ class AutoPolicy:
             num_kept = max(0, min(num_kept, int(room / block)))
         num_steps = (3 if again else 2) * _STEPS_OF_A_KIND
         self._trials = trials(list(self._blocks), num_kept, again, num_steps)
-        self._profiler = BlockProfiler(self._blocks, self._device())
+        self._profiler = BlockProfiler(self._blocks, self._device(), self._exclusions)
         self._profiler.install(cache.exposed_wait_s)
 
     def _run_again_anyway(self) -> set[str]:
@@ -272,19 +275,30 @@ class AutoPolicy:
             for profile, action in zip(plan.profiles, plan.actions, strict=True)
             if action in (Action.HOST, Action.DISK)
         ]
-        given = self._given
-        largest = max(moved, default=0) or None
-        budgets = Budgets(given.in_flight or largest, given.prefetch or largest)
+        budgets = self._bounded(max(moved, default=0) or None)
         cache.set_budgets(budgets)
         self.forecast = simulate(
             plan.profiles,
             plan.actions,
             {_ACTION_OF[tier]: rate for tier, rate in rates.items()},
             part_bytes=self._largest or None,
-            limit=min(budgets.in_flight or 0, budgets.prefetch or 0),
+            in_flight=budgets.in_flight or 0,
+            prefetch=budgets.prefetch or 0,
             other_s=other_s,
             other_bytes=self.other_bytes,
         )
+
+    def _bounded(self, working: int | None) -> Budgets:
+        """What may be in flight: as given, or the plan's working set.
+
+        Within `memory_budget` the plan has room for no more than that, whatever is given.
+        """
+        given = (self._given.in_flight, self._given.prefetch)
+        if self._budget is not None and working is not None:
+            return Budgets(
+                *(working if nbytes is None else min(nbytes, working) for nbytes in given)
+            )
+        return Budgets(*(working if nbytes is None else nbytes for nbytes in given))
 
     def _device(self) -> torch.device:
         """Where the model begins."""

@@ -139,14 +139,15 @@ def _parameters_and_buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def _weak_storages(values: Iterable[Any]) -> Iterator[tuple[int, StorageWeakRef]]:
-    for storage in _storages(value for value in values if isinstance(value, torch.Tensor)):
+    for storage in storages_of(value for value in values if isinstance(value, torch.Tensor)):
         yield storage._cdata, StorageWeakRef(storage)
 
 
-def _storages(tensors: Iterable[torch.Tensor]) -> Iterator[torch.UntypedStorage]:
+def storages_of(tensors: Iterable[torch.Tensor]) -> Iterator[torch.UntypedStorage]:
+    """The storages of tensors, of wrappers those within; none of what has no storage."""
     for tensor in tensors:
         if is_wrapper(tensor):
-            yield from _storages(inner_tensors(tensor).values())
+            yield from storages_of(inner_tensors(tensor).values())
         elif _has_storage(tensor):
             yield tensor.untyped_storage()
 

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
+from dataeff.offload.exclude import Exclusions, storages_of
 from dataeff.offload.module_hook import ModuleHook
 from dataeff.offload.planner import Action, ModuleProfile
 from dataeff.offload.report import ModuleBytes
@@ -95,13 +97,24 @@ class BlockProfiler:
 
     Each step is told what was done with each block in it (`Trial`): what moving and recomputing
     add to a block is measured and not assumed.
+
+    Args:
+        blocks: by their names.
+        device: where they are.
+        exclusions: knows what is alive anyway: parameters, buffers, inputs of the model.
     """
 
-    def __init__(self, blocks: Mapping[str, torch.nn.Module], device: torch.device) -> None:
-        self._blocks, self._device = blocks, device
+    def __init__(
+        self, blocks: Mapping[str, torch.nn.Module], device: torch.device, exclusions: Exclusions
+    ) -> None:
+        self._blocks, self._device, self._exclusions = blocks, device, exclusions
         self._notes: list[tuple[float, float, str, str]] = []
         self._steps: list[tuple[Trial, dict[tuple[str, str], float], float]] = []
         self._input_bytes: dict[str, int] = {}
+        self._inputs: dict[str, int] = {}  # the same, of the step under way
+        self._counted: dict[
+            int, StorageWeakRef
+        ] = {}  # inputs in it: of several blocks, the first's
         self._hooks: list[Any] = []
 
     def install(self, exposed_s: Any) -> None:
@@ -119,7 +132,7 @@ class BlockProfiler:
 
     def begin(self) -> None:
         """A step begins."""
-        self._notes.clear()  # of one that was not ended
+        self._forget()  # one that was not ended
         self._note("between", "")
 
     def end(self, trial: Trial) -> None:
@@ -130,7 +143,13 @@ class BlockProfiler:
             seconds[kind, name] += max(0.0, (t1 - t0) - (e1 - e0))
         (t0, e0, _, _), (t1, e1, _, _) = self._notes[0], self._notes[-1]
         self._steps.append((trial, dict(seconds), (t1 - t0) - (e1 - e0)))
+        self._input_bytes.update(self._inputs)
+        self._forget()
+
+    def _forget(self) -> None:
         self._notes.clear()
+        self._inputs.clear()
+        self._counted.clear()
 
     @property
     def num_steps(self) -> int:
@@ -248,10 +267,20 @@ class BlockProfiler:
     def _on_enter(self, name: str) -> Any:
         def enter(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
             tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-            self._input_bytes[name] = sum(t.numel() * t.element_size() for t in tensors)
+            self._count_inputs(name, tensors)
             self._note("forward", name)
 
         return enter
+
+    def _count_inputs(self, name: str, tensors: Sequence[torch.Tensor]) -> None:
+        nbytes = 0
+        for storage in storages_of(tensors):
+            if storage in self._exclusions or storage._cdata in self._counted:
+                continue
+            # The reference keeps the address from being given to another storage.
+            self._counted[storage._cdata] = StorageWeakRef(storage)
+            nbytes += storage.nbytes()
+        self._inputs[name] = self._inputs.get(name, 0) + nbytes
 
     def _on_leave(self, name: str) -> Any:
         def leave(module: torch.nn.Module, args: Any, output: Any) -> None:

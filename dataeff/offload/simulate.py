@@ -51,7 +51,8 @@ class _Step:
     """The clock, the tiers' queues and the bytes held, as one step goes on."""
 
     rates: dict[Action, TierRate]
-    limit: float
+    in_flight: float
+    prefetch: float
     now_s: float = 0.0
     exposed_s: float = 0.0
     held: float = 0.0
@@ -82,7 +83,7 @@ class _Step:
 
     def store(self, part: _Part) -> None:
         """The part exists now; waits while more would be in flight than allowed."""
-        while self.leaving and sum(p.nbytes for p in self.leaving) + part.nbytes > self.limit:
+        while self.leaving and sum(p.nbytes for p in self.leaving) + part.nbytes > self.in_flight:
             self.wait_until(self.leaving[0].stored_s)
             self._settle()
         part.started_s = max(self.now_s, self.free_s.get(part.tier, 0.0))
@@ -106,7 +107,7 @@ class _Step:
         for part in wanted:
             if part.back_s is not None:
                 continue
-            if self.coming and self.coming + part.nbytes > self.limit:
+            if self.coming + part.nbytes > self.prefetch:
                 return
             self._load(part)
 
@@ -136,7 +137,8 @@ def simulate(
     actions: Sequence[Action],
     rates: dict[Action, TierRate],
     *,
-    limit: float,
+    in_flight: float,
+    prefetch: float,
     part_bytes: float | None = None,
     other_s: float = 0.0,
     other_bytes: float = 0.0,
@@ -147,12 +149,13 @@ def simulate(
         profiles: the modules in the order of forward.
         actions: what to do with each.
         rates: of the tiers that take part.
-        limit: bytes that may be in flight, and as many that may be prefetched.
+        in_flight: bytes that may wait for their store to end.
+        prefetch: bytes that may be brought back ahead of backward.
         part_bytes: the largest storage: what is moved at once.
         other_s: seconds of the step outside the modules.
         other_bytes: bytes that what lies outside the modules holds for backward.
     """
-    step = _Step(rates, limit)
+    step = _Step(rates, in_flight, prefetch)
     parts: dict[int, list[_Part]] = {}
     for i, (profile, action) in enumerate(zip(profiles, actions, strict=True)):
         parts[i] = _forward(step, profile, action, part_bytes)

@@ -11,8 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from dataeff.ledger import Tier
 from dataeff.offload import ActivationOffload
-from dataeff.offload.planner import Action
+from dataeff.offload.auto import AutoPolicy
+from dataeff.offload.exclude import Exclusions
+from dataeff.offload.passes import Budgets
+from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate
 from dataeff.offload.profile import find_blocks
 
 
@@ -70,6 +74,29 @@ def test_bits_do_not_change_whatever_is_planned(
     assert "measured since: peak" in offload.explain()
     offload.close()
     assert all("forward" not in vars(block) for block in model.blocks)
+
+
+@pytest.mark.parametrize(
+    ("budget", "given", "expected"),
+    [
+        (None, Budgets(), (800, 800)),
+        (None, Budgets(0, 3000), (0, 3000)),
+        (5000, Budgets(100, 3000), (100, 800)),  # the plan has no room for 3000
+        (5000, Budgets(3000, 0), (800, 0)),
+    ],
+)
+def test_what_the_user_bounds_is_bounded_and_foreseen(budget, given, expected):
+    """Nothing given is not the same as nothing allowed; in and out are two bounds."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    profiles = tuple(ModuleProfile(f"{i}", 1.0, 2.0, 800) for i in range(4))
+    made = Plan(profiles, (Action.DISK,) * 4, 1600.0, 3200.0, 12.0, 12.0, True)
+    rates = {Tier.DISK: TierRate(1e9, 1e9)}
+    policy = AutoPolicy(model, None, Exclusions(model), budget, given)
+    found = []
+    policy._foresee(made, rates, 0.0, types.SimpleNamespace(set_budgets=found.append))
+    prefetch = expected[1]
+    assert found == [Budgets(*expected)]
+    assert policy.forecast.peak_bytes == max(prefetch, 100)  # a part is an eighth of a block
 
 
 def test_evaluation_and_batches_of_other_sizes_are_not_measured(gradients, assert_same, tmp_path):

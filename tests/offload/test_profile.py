@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dataeff.offload.exclude import Exclusions
 from dataeff.offload.planner import Action
 from dataeff.offload.profile import BlockProfiler, trials
 from dataeff.offload.report import ModuleBytes
@@ -31,7 +32,9 @@ def test_trials_are_of_one_kind_and_keep_no_more_than_fits(num_kept, recompute):
 
 def profiler_of(steps):
     """A profiler that has seen `steps`: {block: (action, forward_s, backward_s)}, a second else."""
-    profiler = BlockProfiler(dict.fromkeys(NAMES, nn.Identity()), torch.device("cpu"))
+    profiler = BlockProfiler(
+        dict.fromkeys(NAMES, nn.Identity()), torch.device("cpu"), Exclusions(nn.Identity())
+    )
     for step in steps:
         seconds = {}
         for name, (_, forward_s, backward_s) in step.items():
@@ -58,13 +61,15 @@ def test_what_moving_and_recomputing_add_is_measured():
         assert (profile.saved_bytes, profile.stuck_bytes) == (100, 10)
     assert profiler.other_s() == pytest.approx(1.0)
     for action, seconds in ((KEEP, 12.0), (RECOMPUTE, 14.4)):
-        assert simulate(profiles, [action] * 4, {}, limit=0).step_s == pytest.approx(seconds)
+        assert simulate(
+            profiles, [action] * 4, {}, in_flight=0, prefetch=0
+        ).step_s == pytest.approx(seconds)
 
 
 def test_where_nothing_could_be_kept_the_two_others_are_still_right():
     slow = dict.fromkeys(NAMES, (DISK, 1.5, 3.0))  # moving is slower than running again
     profiles = profiler_of([slow, AGAIN]).profiles(SAVED)
-    again = simulate(profiles, [RECOMPUTE] * 4, {}, limit=0)
+    again = simulate(profiles, [RECOMPUTE] * 4, {}, in_flight=0, prefetch=0)
     assert again.step_s == pytest.approx(4 * 3.6)
     assert all(p.moving_s == 0 and p.forward_s == 1.5 for p in profiles)
 
@@ -95,3 +100,29 @@ def test_one_disturbed_step_does_no_harm(slow):
             assert profile.backward_s == pytest.approx(2.0)
             assert profile.moving_s == pytest.approx(0.3)
             assert profile.recompute_s == pytest.approx(0.6)
+
+
+def test_an_input_is_counted_once_and_not_where_it_is_alive_anyway():
+    class Block(nn.Module):
+        def forward(self, x, weight, mask=None):
+            return x @ weight if mask is None else x * mask
+
+    model = nn.Linear(8, 8, bias=False)
+    a, b = Block(), Block()
+    exclusions = Exclusions(model)
+    exclusions.refresh()
+    profiler = BlockProfiler({"a": a, "b": b}, torch.device("cpu"), exclusions)
+    profiler.install(lambda: 0.0)
+    given, mask = torch.randn(4, 8), torch.ones(64, 8)
+    exclusions.set_inputs((given,), {})
+    for _ in range(2):  # the second counts as the first did
+        profiler.begin()
+        y = a(given, model.weight, mask=mask[:4])
+        y = b(y, model.weight, mask=mask[4:8])
+        a(y.detach(), model.weight)  # as a checkpoint does that runs it again, with what is known
+        b(y, model.weight)
+        profiler.end(dict.fromkeys("ab", RECOMPUTE))
+    profiler.remove()
+    nbytes = {"a": 64 * 8 * 4, "b": 4 * 8 * 4}
+    # `b` gets what `a` returned, and `a` in its second call what `b` returned.
+    assert profiler._input_bytes == {"a": nbytes["a"] + 4 * 8 * 4, "b": nbytes["b"]}
