@@ -149,16 +149,13 @@ class ActivationOffload:
         if memory_budget is not None and policy != "auto":
             raise ValueError("memory_budget is kept by policy='auto' only")
         endurance = Endurance(endurance_tbw, write_cap_tb)
-        choose: Policy | None = None if policy == "auto" else resolve_policy(policy, model)
-        self._exclusions = Exclusions(model)
-        self._model = model
+        asked = Asked(policy) if callable(policy) else None
+        choose = None if policy == "auto" else asked or resolve_policy(policy, model)
+
+        self._model, self._exclusions = model, Exclusions(model)
         self._scopes = Scopes(model, self._exclusions, self._called, self._returned)
-        if callable(policy):
-            choose = Asked(policy)
-        self._rest = Rest(choose if isinstance(choose, Asked) else None)
-        self.ledger = Ledger(max_spans=_MAX_SPANS)
-        self._wear = Wear(endurance)
-        self._tiers = tiers = open_tiers(
+        self._rest, self._wear, self._clock = Rest(asked), Wear(endurance), StepClock()
+        self._tiers = open_tiers(
             device_of(model),
             directories,
             host_bytes=host_bytes,
@@ -174,15 +171,22 @@ class ActivationOffload:
         budgets = Budgets(in_flight_bytes, prefetch_bytes)
         self._auto: AutoPolicy | None = None
         if choose is None:
-            choose = self._auto = AutoPolicy(model, tiers, self._exclusions, memory_budget, budgets)
-        self._selection = Selection(
-            choose,
-            tiers.moves,
-            max(min_bytes, SMALLEST_NBYTES),
-            self._exclusions,
-        )
+            choose = self._auto = AutoPolicy(
+                model, self._tiers, self._exclusions, memory_budget, budgets
+            )
+        self._build_cache(choose, max(min_bytes, SMALLEST_NBYTES), budgets)
+        self._cache.regions.said |= said_compiled
+        self._active, self._thread = False, 0  # and in which thread
+        self._num_moved = 0  # when the step under way began
+        self._live = LiveView(self.report) if live else None
+        weakref.finalize(self, _let_go, self._scopes, self._auto).atexit = False
+
+    def _build_cache(self, choose: Policy, min_bytes: int, budgets: Budgets) -> None:
+        """The cache between the hooks and the tiers, and what it enters its transfers in."""
+        self.ledger = Ledger(max_spans=_MAX_SPANS)
+        self._selection = Selection(choose, self._tiers.moves, min_bytes, self._exclusions)
         self._cache = TensorCache(
-            tiers,
+            self._tiers,
             self._selection,
             self._exclusions,
             self._scopes,
@@ -190,13 +194,7 @@ class ActivationOffload:
             self.ledger,
             keeps_last=self._auto is None,  # a plan says itself what is kept
         )
-        self._cache.regions.said |= said_compiled
         self._hooks = HookStack(self._cache.pack, self._cache.unpack)
-        self._active, self._thread = False, 0  # and in which thread
-        self._num_moved = 0  # when the step under way began
-        self._clock = StepClock()
-        self._live = LiveView(self.report) if live else None
-        weakref.finalize(self, _let_go, self._scopes, self._auto).atexit = False
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
