@@ -112,8 +112,16 @@ def launch_gather(table: Tensor, index: Tensor, out: Tensor, **options: int) -> 
             bad.seen.data_ptr(),
             device.index,
             torch.cuda.current_stream(device).cuda_stream,
+            num_blocks=_num_blocks(table),
             **options,
         )
+
+
+def _num_blocks(table: Tensor) -> int:
+    """Blocks of a gather: 0 takes as few as fill the bus, which the device's own memory outruns."""
+    if not table.is_cuda:
+        return 0
+    return int(torch.cuda.get_device_properties(table.device).multi_processor_count)
 
 
 def _gather(table: Tensor, index: Tensor) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 import dataeff
-from dataeff import FeatureLoader, FeatureTable, HostEmbedding, HotRows
+from dataeff import FeatureLoader, FeatureTable, HostEmbedding, HotRows, _core
 from dataeff.features.adaptive import AdaptivePlacement
+from dataeff.features.gather import gather
 from dataeff.features.hot import HotTier
 from dataeff.sampling import CSCGraph, NeighborSampler
 
@@ -80,6 +81,24 @@ def test_gathers_on_several_streams(late, x, kind, way):
                 torch.cuda.current_stream().wait_stream(stream)
             for rows, right in zip(found, expected, strict=True):
                 assert torch.equal(rows.cpu(), right), seed
+
+
+def test_memory_of_the_device_is_read_by_all_of_it(x, monkeypatch):
+    """Few blocks fill the bus; the device's own memory takes them all."""
+    blocks = []
+
+    def launch(*arguments, **options):
+        blocks.append(options["num_blocks"])
+        real(*arguments, **options)
+
+    real = _core.gather_cuda
+    monkeypatch.setattr(_core, "gather_cuda", launch)
+    index = torch.tensor([3, 0, 3], device="cuda")
+    table = FeatureTable(x)
+    for rows in (table[index], gather(x.cuda(), index)):
+        assert torch.equal(rows.cpu(), x[[3, 0, 3]])
+    assert blocks == [0, torch.cuda.get_device_properties("cuda").multi_processor_count]
+    table.close()
 
 
 def test_hot_rows_move_as_they_would_without_streams(late, x):
