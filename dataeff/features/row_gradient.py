@@ -154,10 +154,47 @@ class GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         """Sums the rows of equal indices."""
         (index,) = ctx.saved_tensors
+        if torch.is_grad_enabled() and grads[0].requires_grad:  # create_graph=True
+            of = ctx.shape, ctx.sparse, ctx.padding_idx
+            return _RowGradient.apply(grads[0], index, *of), None, None, None  # type: ignore[no-untyped-call]
         if torch.compiler.is_compiling() and not ctx.sparse:
             return dense_row_gradient(index, grads[0], ctx.shape, ctx.padding_idx), None, None, None
         grad = sparse_row_gradient(index, grads[0], ctx.shape, ctx.padding_idx)
         return grad if ctx.sparse else grad.to_dense(), None, None, None
+
+
+class _RowGradient(torch.autograd.Function):
+    """The gradient that `GatherRows` gives, differentiable in the gradient of the rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grad_rows: Tensor,
+        index: Tensor,
+        shape: torch.Size,
+        sparse: bool,
+        padding_idx: int | None,
+    ) -> Tensor:
+        """Sums the rows of equal indices."""
+        ctx.save_for_backward(index)
+        ctx.shape, ctx.padding_idx = shape, padding_idx
+        grad = sparse_row_gradient(index, grad_rows, shape, padding_idx)
+        return grad if sparse else grad.to_dense()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Gathers: `grad[index]`, and nothing for the padding."""
+        (index,) = ctx.saved_tensors
+        of_row = index.long() % ctx.shape[0]
+        if grads[0].is_sparse:
+            rows = grads[0].index_select(0, of_row.reshape(-1).cpu()).to_dense()
+            rows = rows.reshape(*index.shape, *ctx.shape[1:]).to(index.device)
+        else:
+            rows = grads[0][of_row.cpu()].to(index.device)
+        if ctx.padding_idx is not None:
+            padded = (of_row == ctx.padding_idx).reshape(*index.shape, *[1] * (len(ctx.shape) - 1))
+            rows = rows.masked_fill(padded, 0)
+        return rows, None, None, None, None
 
 
 # What `GatherRows.apply` calls in the end. Before that it looks for transforms (vmap) and what they

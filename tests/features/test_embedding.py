@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import dataeff
 from dataeff import _core
-from dataeff.features.row_gradient import sparse_row_gradient, sum_rows_by_segments
+from dataeff.features.row_gradient import GatherRows, sparse_row_gradient, sum_rows_by_segments
 from dataeff.memory.shared import shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -80,6 +80,31 @@ def test_trains_as_a_plain_embedding_bit_by_bit(name, steps, padding_idx, dtype,
                 torch.testing.assert_close(module.weight.grad, once)
             optimizer.step()
         assert torch.equal(plain.weight, host.weight)
+
+
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_a_penalty_on_the_gradient_has_a_gradient(padding_idx):
+    penalties = []
+    for module in pair(padding_idx, torch.float64):
+        rows = module(torch.tensor([[3, 3, 1], [7, 1, 3]]))
+        (grad,) = torch.autograd.grad(rows.pow(3).sum(), module.weight, create_graph=True)
+        (rows.sum() + grad.to_dense().pow(2).sum()).backward(retain_graph=True)
+        penalties.append(module.weight.grad.to_dense())
+        module.weight.grad = None
+        grad.coalesce().values().pow(2).sum().backward()  # which stays sparse throughout
+        penalties.append(module.weight.grad.to_dense())
+    torch.testing.assert_close(penalties[:2], penalties[2:])
+
+
+@pytest.mark.parametrize("padding_idx", [None, 2])
+def test_a_dense_gradient_has_a_gradient(padding_idx):
+    table = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[1, -3, 2], [0, 0, 1]])
+
+    def cubes(table):
+        return GatherRows.apply(table, index, False, padding_idx).pow(3)
+
+    assert torch.autograd.gradgradcheck(cubes, (table,))
 
 
 @given(
