@@ -13,7 +13,7 @@ from torch import Tensor
 from dataeff._integers import checked_int
 from dataeff.features.adaptive import AdaptivePlacement
 from dataeff.features.gather_stored import Source, gather_stored
-from dataeff.features.hot_cost import suggest_hot_rows
+from dataeff.features.hot_cost import check_score, suggest_hot_rows
 from dataeff.memory import SharedTensor, share_
 
 Policy = Literal["static", "adaptive"]
@@ -57,7 +57,7 @@ class HotRows:
         if policy not in ("static", "adaptive"):
             raise ValueError(f"policy={policy!r} is not one of 'static', 'adaptive'")
         if score is not None:
-            _check_score(score)
+            check_score(score)
         self.n, self.score, self.policy, self.every = n, score, policy, every
 
     def __repr__(self) -> str:
@@ -95,17 +95,6 @@ def _send(hot: HotRows) -> tuple[Callable[..., HotRows], tuple[Any, ...]]:
 
 # Between processes a score travels as a descriptor, as the rows do.
 ForkingPickler.register(HotRows, _send)
-
-
-def _check_score(score: Tensor) -> None:
-    if not isinstance(score, Tensor):
-        raise TypeError(f"score must be a torch.Tensor, got {type(score).__name__}")
-    if score.is_complex():
-        raise TypeError(f"score must be real, got {score.dtype}")
-    if score.dim() != 1:
-        raise ValueError(f"score must be [num_rows], got shape {tuple(score.shape)}")
-    if score.is_floating_point() and bool(score.isnan().any()):
-        raise ValueError("score holds a NaN, which is neither hot nor cold")
 
 
 class HotTier:

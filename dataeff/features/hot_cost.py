@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
+
+from dataeff._integers import checked_int
 
 PLACE_NBYTES = 4  # of the slot map, per row of the table
 
@@ -27,6 +30,23 @@ class HotSuggestion:
     speedup: float
 
 
+def check_score(score: Tensor) -> None:
+    """Says what is wrong with a score of rows.
+
+    Raises:
+        TypeError: it is complex or no tensor.
+        ValueError: it is not [num_rows], or holds a NaN.
+    """
+    if not isinstance(score, Tensor):
+        raise TypeError(f"score must be a torch.Tensor, got {type(score).__name__}")
+    if score.is_complex():
+        raise TypeError(f"score must be real, got {score.dtype}")
+    if score.dim() != 1:
+        raise ValueError(f"score must be [num_rows], got shape {tuple(score.shape)}")
+    if score.is_floating_point() and bool(score.isnan().any()):
+        raise ValueError("score holds a NaN, which is neither hot nor cold")
+
+
 def hit_rate_curve(score: Tensor) -> Tensor:
     """`H[n]`: share of the accesses that the n hottest rows serve, [num_rows + 1], float64.
 
@@ -36,8 +56,9 @@ def hit_rate_curve(score: Tensor) -> Tensor:
         score: [num_rows], not negative.
 
     Raises:
-        ValueError: a score is negative or not finite.
+        TypeError, ValueError: as in `check_score`; or a score is negative or not finite.
     """
+    check_score(score)
     values = score.detach().cpu().double()
     if bool((values < 0).any()) or not bool(values.isfinite().all()):
         raise ValueError("a score of accesses is finite and not negative")
@@ -61,10 +82,14 @@ def suggest_hot_rows(
 
         T(n) = b ((1 - H(n)) / L + H(n) / D)
 
-    which never grows with n, so memory is the bound: n <= (budget - 4 num_rows) / b, the 4 bytes
-    being a row's entry in the map of places. Filling a place costs b / L once, and each hit saves
-    b (1/L - 1/D): when the number of accesses A of the whole run is given, only rows are kept whose
-    expected accesses p A exceed 1 / (1 - L/D). Rows that nobody asks for are never kept.
+    which, where D > L, never grows with n, so memory is the bound:
+
+        n <= (budget - 4 num_rows) / b
+
+    4 bytes being a row's entry in the map of places. Filling a place costs b / L once, and each hit
+    saves b (1/L - 1/D): when the number of accesses A of the whole run is given, only rows are kept
+    whose expected accesses p A exceed 1 / (1 - L/D). Rows that nobody asks for are never kept, and
+    none at all where D <= L.
 
     Args:
         score: [num_rows], expected accesses, up to a factor; not negative.
@@ -75,18 +100,20 @@ def suggest_hot_rows(
         num_accesses: rows gathered in the whole run; None for "very many".
 
     Raises:
+        TypeError: a score that is no tensor of real numbers, or a size that is no integer.
         ValueError: a negative score or size, or a bandwidth that is not positive.
     """
-    if row_nbytes < 0 or budget_nbytes < 0 or (num_accesses is not None and num_accesses < 0):
-        raise ValueError("row_nbytes, budget_nbytes and num_accesses must not be negative")
-    if link_gbs <= 0 or device_gbs <= 0:
+    row_nbytes = checked_int("row_nbytes", row_nbytes, least=0)
+    budget_nbytes = checked_int("budget_nbytes", budget_nbytes, least=0)
+    accesses = inf
+    if num_accesses is not None:
+        accesses = checked_int("num_accesses", num_accesses, least=0)
+    if not (link_gbs > 0 and device_gbs > 0):
         raise ValueError(f"bandwidths must be positive, got {link_gbs} and {device_gbs} GB/s")
     curve = hit_rate_curve(score)
     share = curve.diff()  # descending
-    worth = share > 0
-    if num_accesses is not None:
-        saved = 1 - link_gbs / device_gbs
-        worth &= share * num_accesses * saved > 1
+    saved = 1 - link_gbs / device_gbs
+    worth = (share > 0) & (share * accesses * saved > 1)
     places = PLACE_NBYTES * len(score)
     fit = max(budget_nbytes - places, 0) // max(row_nbytes, 1)
     num_rows = min(int(worth.sum()), fit)

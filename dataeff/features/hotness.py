@@ -16,6 +16,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from dataeff._integers import checked_int
+
 EDGES_PER_PIECE = 1 << 24
 
 
@@ -24,9 +26,10 @@ def degree(edge_index: Tensor, num_nodes: int) -> Tensor:
 
     Raises:
         IndexError: an edge names a node that is not in [0, num_nodes).
-        TypeError: ids are no tensor, or neither int32 nor int64.
-        ValueError: a wrong shape or device.
+        TypeError: ids are no tensor, or neither int32 nor int64; a number that is no integer.
+        ValueError: a wrong shape or device, or a negative number.
     """
+    num_nodes = checked_int("num_nodes", num_nodes, least=0)
     source, _ = _edges(edge_index, num_nodes)
     return torch.bincount(source, minlength=num_nodes).double()
 
@@ -49,6 +52,7 @@ def reverse_pagerank(
     Raises:
         IndexError, TypeError, ValueError: as in `degree`; or a damping outside [0, 1).
     """
+    num_nodes = checked_int("num_nodes", num_nodes, least=0)
     start = torch.full((num_nodes,), 1 / max(num_nodes, 1), dtype=torch.float64, device="cpu")
     return _walk(edge_index, start, damping, num_steps)
 
@@ -78,6 +82,7 @@ def weighted_reverse_pagerank(
         IndexError, TypeError, ValueError: as in `degree`; no training node; a damping outside
             [0, 1).
     """
+    num_nodes = checked_int("num_nodes", num_nodes, least=0)
     _check_tensor(train_nodes, "train_nodes")
     if train_nodes.dtype == torch.bool:
         if train_nodes.shape != (num_nodes,):
@@ -100,8 +105,10 @@ def access_counts(indices: Iterable[Tensor], num_rows: int) -> Tensor:
 
     Raises:
         IndexError: a number is out of range.
-        TypeError: numbers are no tensor, or neither int32 nor int64.
+        TypeError: numbers are no tensor, or neither int32 nor int64; `num_rows` is no integer.
+        ValueError: `num_rows` is negative.
     """
+    num_rows = checked_int("num_rows", num_rows, least=0)
     counts = torch.zeros(num_rows, dtype=torch.int64, device="cpu")
     for index in indices:
         _check_tensor(index, "each of the indices")
@@ -115,6 +122,7 @@ def access_counts(indices: Iterable[Tensor], num_rows: int) -> Tensor:
 def _walk(edge_index: Tensor, start: Tensor, damping: float, num_steps: int) -> Tensor:
     if not 0 <= damping < 1:
         raise ValueError(f"damping must be in [0, 1), got {damping}")
+    num_steps = checked_int("num_steps", num_steps, least=0)
     source, target = _edges(edge_index, len(start))
     indegree = torch.bincount(target, minlength=len(start)).clamp_(min=1).double()
     score = start

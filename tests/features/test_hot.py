@@ -338,3 +338,21 @@ def test_suggests_what_fits_and_pays():
         suggest_hot_rows(score, 100, 1, link_gbs=0, device_gbs=1)
     with pytest.raises(ValueError, match="budget"):
         suggest_hot_rows(score, 100, -1, **fast)
+    with pytest.raises(TypeError, match="row_nbytes"):
+        suggest_hot_rows(score, 0.5, 1, **fast)
+    with pytest.raises(ValueError, match="nan"):
+        suggest_hot_rows(score, 1, 1, link_gbs=float("nan"), device_gbs=1)
+    with pytest.raises(TypeError, match="list"):
+        suggest_hot_rows([1.0], 1, 1, **fast)
+    with pytest.raises(ValueError, match="1, 6"):
+        suggest_hot_rows(score[None], 1, 1, **fast)
+
+
+@pytest.mark.parametrize("num_accesses", [None, 10**9])
+def test_suggests_no_row_that_slower_memory_would_keep(num_accesses):
+    score = torch.tensor([2.0, 1.0])
+    for device_gbs in (50.0, 20.0):
+        none = suggest_hot_rows(
+            score, 8, 10**6, link_gbs=50.0, device_gbs=device_gbs, num_accesses=num_accesses
+        )
+        assert (none.num_rows, none.speedup) == (0, 1.0)

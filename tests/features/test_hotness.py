@@ -104,6 +104,10 @@ def test_no_edges_and_no_nodes():
         ),
         (lambda e: hotness.degree(e.t(), N), ValueError, r"\(200, 2\)"),
         (lambda e: hotness.reverse_pagerank(e, N, damping=1), ValueError, "got 1"),
+        (lambda e: hotness.reverse_pagerank(e, N, num_steps=-1), ValueError, "num_steps=-1"),
+        (lambda e: hotness.reverse_pagerank(e[:, :0], -3), ValueError, "num_nodes=-3"),
+        (lambda e: hotness.degree(e, N + 0.5), TypeError, f"num_nodes={N}.5 is no integer"),
+        (lambda e: hotness.access_counts([e], -3), ValueError, "num_rows=-3"),
         (
             lambda e: hotness.weighted_reverse_pagerank(e, N, torch.tensor([N])),
             IndexError,
