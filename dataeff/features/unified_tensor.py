@@ -421,6 +421,7 @@ def _receive(shared: SharedTensor, *kind: Any) -> Tensor:
 def _send(u: UnifiedTensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
     with torch._C.DisableTorchFunctionSubclass():
         shared = SharedTensor(u)
+    _ = u._unified  # where sharing has moved the tensor, what it has left is let go now
     return _receive, (shared, *_kind_of(u))
 
 

@@ -483,6 +483,16 @@ def test_deepcopy_copies_the_gradient_as_torch_does():
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by jvp, in torch itself
+def test_memory_that_sharing_moves_a_tensor_out_of_is_let_go():
+    u = dataeff.unified(torch.randn(6, 3))
+    left = weakref.ref(u._unified)
+    ForkingPickler.dumps(u)
+    assert left() is None
+    kept = weakref.ref(u._unified)
+    ForkingPickler.dumps(u)  # it is shared already
+    assert kept() is not None and kept() is u._unified
+
+
 def test_transforms_of_torch_func_pass_through():
     x = torch.randn(6, 3)
     u, index = dataeff.unified(x.clone()), torch.tensor([[4], [1]])  # torch 2.10 maps no u[scalar]
