@@ -25,20 +25,28 @@ NUM_INDICES = 8
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Rows of 64, 512 and 4096 bytes by more and more blocks; on a GPU alone."""
+    """Rows of 64, 512 and 4096 bytes by more and more blocks; on a GPU alone.
+
+    And rows of 512 bytes of which the first tenth is hot and asked for by a power law: more bytes
+    have to be under way then, since only some of them cross the bus.
+    """
     if options.device.type != "cuda":
         return
     table_nbytes, out_nbytes = options.pick(full=(1 << 30, 1 << 26), quick=(1 << 28, 1 << 24))
-    for row_nbytes in options.pick(full=(64, 512, 4096), quick=(512,)):
+    cold = options.pick(full=(64, 512, 4096), quick=(512,))
+    for row_nbytes, is_hot in (*((n, False) for n in cold), (512, True)):
         num_rows, num_ids = table_nbytes // row_nbytes, out_nbytes // row_nbytes
         yield Case(
-            size=f"blocks rows={num_rows} dim={row_nbytes // 4} ids={num_ids} f32",
+            size=f"blocks rows={num_rows} dim={row_nbytes // 4} ids={num_ids} f32"
+            + (" a tenth hot" if is_hot else ""),
             group="blocks of the CUDA gather",
-            inputs=partial(_inputs, num_rows, row_nbytes // 4, num_ids, options.device),
+            inputs=partial(_inputs, num_rows, row_nbytes // 4, num_ids, options.device, is_hot),
             providers=(
                 to_new_tensors()[0],
                 *(
-                    Provider(f"dataeff {n or 'usual'} blocks", partial(_ours, n), role="ours")
+                    Provider(
+                        f"dataeff {n or 'usual'} blocks", partial(_ours, n, is_hot), role="ours"
+                    )
                     for n in NUM_BLOCKS
                 ),
             ),
@@ -47,13 +55,21 @@ def cases(options: Options) -> Iterator[Case]:
         )
 
 
-def _inputs(num_rows: int, dim: int, num_ids: int, device: torch.device) -> Inputs:
-    ids = (torch.randint(num_rows, (num_ids,)).to(device) for _ in range(NUM_INDICES))
-    return Inputs(torch.randn(num_rows, dim), tuple(ids))
+def _inputs(
+    num_rows: int, dim: int, num_ids: int, device: torch.device, by_power_law: bool
+) -> Inputs:
+    def draw() -> Tensor:
+        if not by_power_law:
+            return torch.randint(num_rows, (num_ids,)).to(device)
+        ranks = num_rows ** torch.rand(num_ids, dtype=torch.float64)  # rank r about as r^-1
+        return (ranks.long().clamp_(max=num_rows) - 1).to(device)
+
+    return Inputs(torch.randn(num_rows, dim), tuple(draw() for _ in range(NUM_INDICES)))
 
 
-def _ours(num_blocks: int, inputs: Inputs) -> Step:
+def _ours(num_blocks: int, is_hot: bool, inputs: Inputs) -> Step:
     device = inputs.indices[0].device
+    hot = inputs.x[: len(inputs.x) // 10 if is_hot else 0].to(device)
     memory, out, bad = RegisteredMemory(inputs.x), inputs.buffer(), bad_indices(device)
     memory.register(device)
 
@@ -69,6 +85,9 @@ def _ours(num_blocks: int, inputs: Inputs) -> Step:
             device.index,
             torch.cuda.current_stream(device).cuda_stream,
             num_blocks=num_blocks,
+            hot=hot.data_ptr(),
+            hot_rows=hot.shape[0],
+            hot_stride=hot.stride(0) * hot.element_size(),
         )
         return out
 

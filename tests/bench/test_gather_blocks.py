@@ -13,9 +13,12 @@ CUDA = torch.device("cuda")
 
 def test_only_a_gpu_has_blocks():
     assert not list(cases(Options(device=torch.device("cpu"))))
-    (case,) = cases(Options(device=CUDA, quick=True))
-    assert sum(provider.role == "ours" for provider in case.providers) == len(NUM_BLOCKS)
-    assert case.size in [one.size for one in gather.cases(Options(device=CUDA, quick=True))]
+    listed = [one.size for one in gather.cases(Options(device=CUDA, quick=True))]
+    found = list(cases(Options(device=CUDA, quick=True)))
+    assert ["hot" in case.size for case in found] == [False, True]
+    for case in found:
+        assert sum(provider.role == "ours" for provider in case.providers) == len(NUM_BLOCKS)
+        assert case.size in listed
 
 
 @pytest.mark.skipif(
