@@ -104,7 +104,7 @@ class ActivationOffload:
         streams_of: the streams of a device, for tests.
 
     Raises:
-        TypeError: `model` is no module, or a size no number.
+        TypeError: `model` is no module, a size no number, or a name in `policy` no string.
         ValueError: there is neither `spill` nor `host_bytes`, `policy` is not known, or a size is
             negative; `engine="cufile"` for a model that is on no GPU, or with `checksum`;
             `policy="auto"` for a model of scripted blocks.

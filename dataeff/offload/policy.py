@@ -50,9 +50,12 @@ def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module)
         )
     if not isinstance(policy, Iterable):
         raise TypeError(f"policy: {policy!r} is neither a name, a list of them nor a callable")
-    names = set(policy)
+    names = list(policy)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"policy: {name!r} in the list is no name of a module")
     known = dict(model.named_modules(remove_duplicate=False))
-    unknown = names - known.keys()
+    unknown = set(names) - known.keys()
     if unknown:
         raise ValueError(f"policy: the model has no module named {sorted(unknown)[0]!r}")
     # A module that stands in several places runs under the first of its names.

@@ -1,5 +1,6 @@
 """Policies by name and by callable, bytes per module, microbatches."""
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -53,6 +54,12 @@ def test_callable_sees_shape_device_and_scope(gpt_and_loss, tmp_path):
 def test_unknown_module_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no module named 'blocks\.9'"):
         ActivationOffload(nn.Identity(), tmp_path, policy=["blocks.9"])
+
+
+@pytest.mark.parametrize("odd", [3, None, ["0"]])
+def test_what_is_no_name_in_a_list_of_modules_is_named(odd, tmp_path):
+    with pytest.raises(TypeError, match=rf"policy: {re.escape(repr(odd))} in the list is no name"):
+        ActivationOffload(nn.Identity(), tmp_path, policy=["blocks.9", odd])
 
 
 def test_a_module_in_several_places_is_chosen_by_any_of_its_names(tmp_path):
