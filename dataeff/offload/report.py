@@ -183,6 +183,8 @@ class OffloadReport:
         """Reads what `save` wrote. Raises ValueError naming the file when it is something else."""
         try:
             found = json.loads(Path(path).read_text())
+            if not isinstance(found, dict):
+                raise TypeError(f"it holds a {type(found).__name__}, where `save` writes an object")
             modules = {k: ModuleBytes(**v) for k, v in found.pop("modules").items()}
             report = cls(**found, modules=modules)
             for field in fields(cls):

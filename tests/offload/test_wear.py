@@ -143,6 +143,13 @@ def test_another_file_is_no_report(tmp_path, text):
         OffloadReport.load(tmp_path / "x.json")
 
 
+@pytest.mark.parametrize("text", ['["a"]', "[]", "3", '"a"', "null"])
+def test_json_of_another_kind_is_told_what_it_should_be(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=r"x\.json is not .* where `save` writes an object"):
+        OffloadReport.load(tmp_path / "x.json")
+
+
 def test_plan_from_a_report_uses_what_was_measured(saved_report, capsys):
     path, report = saved_report
     code, out, _ = run(capsys, "plan", "--from-report", str(path), "--json", "--disks", "1")
