@@ -99,10 +99,10 @@ class UnifiedTensor(torch.Tensor):
         self._unified.wait(to_write=True)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"unified({_plain(self)!r})"
+        return f"unified({_read(self)!r})"
 
     def __format__(self, spec: str) -> str:
-        return object.__format__(self, spec) if self.dim() else format(_plain(self).item(), spec)
+        return object.__format__(self, spec) if self.dim() else format(_read(self).item(), spec)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> UnifiedTensor:
         if id(self) not in memo:
@@ -116,7 +116,7 @@ class UnifiedTensor(torch.Tensor):
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _rebuild, (_plain(self).detach(), *_kind_of(self))
+        return _rebuild, (_read(self).detach(), *_kind_of(self))
 
 
 class PropagatingTensor(UnifiedTensor):
@@ -189,6 +189,14 @@ def _let_compiled_code_take_subclasses() -> None:
 def _plain(x: Tensor) -> Tensor:
     with torch._C.DisableTorchFunctionSubclass():
         return x.as_subclass(torch.Tensor)
+
+
+def _read(x: UnifiedTensor) -> Tensor:
+    """The plain tensor, once the GPUs have written what they were given to write."""
+    memory: UnifiedMemory | None = x.__dict__.get("_memory")
+    if memory is not None:
+        memory.wait(to_write=False)
+    return _plain(x)
 
 
 def _propagation(cls: type[UnifiedTensor], func: Callable[..., Any]) -> torch.device | None:
@@ -419,6 +427,7 @@ def _receive(shared: SharedTensor, *kind: Any) -> Tensor:
 
 
 def _send(u: UnifiedTensor) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+    u.synchronize()  # its memory may move, which the GPUs are to be done with
     with torch._C.DisableTorchFunctionSubclass():
         shared = SharedTensor(u)
     _ = u._unified  # where sharing has moved the tensor, what it has left is let go now

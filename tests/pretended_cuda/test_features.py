@@ -4,10 +4,14 @@ A wait that is missing, memory given back too early or a host buffer used again 
 rubbish in the rows, as a wrong index that nobody gave, or as another choice of hot rows.
 """
 
+import copy
 import gc
+import io
 import os
+import pickle
 import threading
 import warnings
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -573,6 +577,36 @@ def test_the_cpu_reads_what_the_device_has_written(late, x):
             with torch.cuda.stream(stream):
                 u.add_(y)
             torch.testing.assert_close(u.cpu(), x + (1 + (stream == side)) * y.cpu())
+
+
+def saved(u):
+    file = io.BytesIO()
+    torch.save(u, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        copy.deepcopy,
+        lambda u: pickle.loads(pickle.dumps(u)),
+        lambda u: pickle.loads(ForkingPickler.dumps(u)),
+        saved,
+        repr,
+        lambda u: f"{u[0, 0]:.3f}",
+        lambda u: f"{u}",
+    ],
+    ids=["deepcopy", "pickle", "send", "save", "repr", "format", "str"],
+)
+def test_what_the_device_has_written_is_copied_sent_and_shown(late, x, look):
+    for seed in (0, *SEEDS):
+        late(seed)
+        u = dataeff.unified(x.clone())
+        hold()
+        u.add_(torch.ones((), device="cuda"))
+        seen, expected = look(u), look(dataeff.unified(x + 1))
+        assert torch.equal(seen, expected) if isinstance(seen, torch.Tensor) else seen == expected
 
 
 def test_the_cpu_writes_after_what_the_device_reads(late, x):
