@@ -482,7 +482,6 @@ def test_deepcopy_copies_the_gradient_as_torch_does():
     assert u.grad.tolist() == [2, 2, 2]
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by jvp, in torch itself
 def test_memory_that_sharing_moves_a_tensor_out_of_is_let_go():
     u = dataeff.unified(torch.randn(6, 3))
     left = weakref.ref(u._unified)
@@ -493,6 +492,7 @@ def test_memory_that_sharing_moves_a_tensor_out_of_is_let_go():
     assert kept() is not None and kept() is u._unified
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by jvp, in torch itself
 def test_transforms_of_torch_func_pass_through():
     x = torch.randn(6, 3)
     u, index = dataeff.unified(x.clone()), torch.tensor([[4], [1]])  # torch 2.10 maps no u[scalar]
