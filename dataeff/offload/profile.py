@@ -122,6 +122,9 @@ class BlockProfiler:
         self._exposed_s = exposed_s
         for name, block in self._blocks.items():
             enter, leave = ModuleHook(self._on_enter(name)), ModuleHook(self._on_leave(name))
+            if getattr(block, "_compiled_call_impl", None) is not None:
+                self._hooks.append(_AroundCompiled(block, enter, leave))
+                continue
             self._hooks.append(block.register_forward_pre_hook(enter, with_kwargs=True))
             self._hooks.append(block.register_forward_hook(leave))
 
@@ -291,6 +294,30 @@ class BlockProfiler:
                     break
 
         return leave
+
+
+class _AroundCompiled:
+    """Hooks around what `module.compile()` made: those of the module would be compiled with it.
+
+    A copy of a module has no compiled call, so it does not inherit these either.
+    """
+
+    def __init__(self, block: Any, enter: ModuleHook, leave: ModuleHook) -> None:
+        self._block, self._compiled = block, block._compiled_call_impl
+        compiled = self._compiled
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            enter(block, args, kwargs)
+            output = compiled(*args, **kwargs)
+            leave(block, args, output)
+            return output
+
+        self._call = block._compiled_call_impl = call
+
+    def remove(self) -> None:
+        """Gives the module its compiled call back, unless it was compiled anew."""
+        if self._block._compiled_call_impl is self._call:
+            self._block._compiled_call_impl = self._compiled
 
 
 def _ratio(times: Times, base: Times) -> float:

@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from dataeff.offload import ActivationOffload
+from dataeff.offload.exclude import Exclusions
+from dataeff.offload.planner import Action
+from dataeff.offload.profile import BlockProfiler
 from dataeff.offload.scopes import is_compiled
 
 # Dynamo looks at `.grad` of what a compiled block is given, and is warned by torch for it.
@@ -64,6 +67,25 @@ class LinearTanh(torch.nn.Module):
 
     def forward(self, x):
         return self.linear(x).tanh()
+
+
+def test_blocks_compiled_in_place_are_measured_from_outside(tmp_path, gradients, assert_same):
+    model = torch.nn.Sequential(LinearTanh(), LinearTanh())
+    for block in model:
+        block.compile(backend="eager", fullgraph=True)
+    compiled = [block._compiled_call_impl for block in model]
+    x = torch.randn(64, 96)
+    expected = gradients(model, lambda: model(x).sum().backward())
+    profiler = BlockProfiler(dict(model.named_children()), x.device, Exclusions(model))
+    profiler.install(lambda: 0.0)
+    profiler.begin()
+    got = gradients(model, lambda: model(x).sum().backward())
+    profiler.end(dict.fromkeys("01", Action.KEEP))
+    assert_same(got, expected)
+    for seconds in profiler._times(Action.KEEP).values():
+        assert min(seconds) > 0
+    profiler.remove()
+    assert [block._compiled_call_impl for block in model] == compiled
 
 
 @pytest.mark.parametrize("share", ["all", "a block"])
