@@ -112,9 +112,8 @@ class BlockProfiler:
         self._steps: list[tuple[Trial, dict[tuple[str, str], float], float]] = []
         self._input_bytes: dict[str, int] = {}
         self._inputs: dict[str, int] = {}  # the same, of the step under way
-        self._counted: dict[
-            int, StorageWeakRef
-        ] = {}  # inputs in it: of several blocks, the first's
+        # Storages of inputs counted in it: one given to several blocks is the first's.
+        self._counted: dict[int, StorageWeakRef] = {}
         self._hooks: list[Any] = []
 
     def install(self, exposed_s: Any) -> None:

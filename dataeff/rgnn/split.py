@@ -21,9 +21,8 @@ from dataeff.rgnn.passes.dce import eliminate_dead_code
 HEAVY = ("linear_t", "outer", "einsum", "sum", "max", "top", "logsum")
 
 
-NUM_TOLD = (
-    62  # the first outputs, of which bits say whether backward reads them; it is given others
-)
+# Of so many first outputs bits say whether backward reads them; it is given all others.
+NUM_TOLD = 62
 
 
 @dataclass(frozen=True)

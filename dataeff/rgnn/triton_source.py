@@ -153,7 +153,7 @@ class _Writer:
         return self.choice.num_warps if rows * self.widest >= 1024 else 1
 
     def _bounds(self, name: str) -> list[str]:
-        """Where the inner rows of each center row begin and end; nowhere for none."""
+        """Where the inner rows of each center row begin and end."""
         begin, end = self.argument("begin", name), self.argument("end", name)
         return [
             f"first = tl.load({begin} + i, mask=i_mask, other=0)",
