@@ -79,57 +79,106 @@ struct AnyCopy {
   }
 };
 
+// Only the first lines of `next` are fetched, into the first cache: the processor's own prefetcher
+// goes on from there, and more requests of ours would stand before those of its stores.
+struct HeadCopy {
+  static constexpr int64_t kHeadNbytes = 4 * kLine;
+  int64_t nbytes;
+
+  void operator()(std::byte* to, const std::byte* from, const std::byte* next) const {
+    for (int64_t at = 0; at < std::min(nbytes, kHeadNbytes); at += kLine) {
+      __builtin_prefetch(next + at, 0, 3);
+      __asm__ volatile("");  // as in fetch_line
+    }
+    std::memcpy(to, from, nbytes);
+  }
+};
+
 #if DATAEFF_HAS_WIDE
 
-// Line by line, a line of `next` fetched for each one copied. With `kStream` whole lines of the
-// output are written around the caches: an ordinary store first reads the line that it is about to
-// overwrite, which makes three transfers of two.
-template <bool kStream>
+// How a line is copied: written into the caches, or around them. An ordinary store first reads the
+// line that it is about to overwrite, which makes three transfers of two.
+struct StoredLine {
+  static constexpr bool kStreamed = false;
+  DATAEFF_WIDE static void copy(std::byte* to, const std::byte* from) {
+    auto* target = reinterpret_cast<__m256i*>(to);
+    const auto* source = reinterpret_cast<const __m256i*>(from);
+    const __m256i low = _mm256_loadu_si256(source), high = _mm256_loadu_si256(source + 1);
+    _mm256_storeu_si256(target, low);
+    _mm256_storeu_si256(target + 1, high);
+  }
+};
+
+struct StreamedLine {
+  static constexpr bool kStreamed = true;
+  DATAEFF_WIDE static void copy(std::byte* to, const std::byte* from) {
+    auto* target = reinterpret_cast<__m256i*>(to);
+    const auto* source = reinterpret_cast<const __m256i*>(from);
+    const __m256i low = _mm256_loadu_si256(source), high = _mm256_loadu_si256(source + 1);
+    _mm256_stream_si256(target, low);
+    _mm256_stream_si256(target + 1, high);
+  }
+};
+
+// In one store, which needs no buffer to be completed in: rows of 256 to 4096 bytes were measured
+// to come 1.05 to 1.2 times as fast.
+struct LineStreamedAtOnce {
+  static constexpr bool kStreamed = true;
+  DATAEFF_LINE_WIDE static void copy(std::byte* to, const std::byte* from) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+  }
+};
+
+// Line by line, a line of `next` fetched for each one copied. A part of the caller, whose vectors
+// `Line` needs.
+template <typename Line>
+[[gnu::always_inline]] inline void copy_lines(std::byte* to, const std::byte* from,
+                                              const std::byte* next, int64_t nbytes) {
+  int64_t left = nbytes;
+  if constexpr (Line::kStreamed) {
+    const int64_t head = std::min<int64_t>(-reinterpret_cast<uintptr_t>(to) % kLine, left);
+    if (head) {
+      fetch_line(next + nbytes - 1);
+      std::memcpy(to, from, head);
+      to += head, from += head, left -= head;
+    }
+  }
+  if (left / kLine % 2) {
+    fetch_line(next);
+    Line::copy(to, from);
+    to += kLine, from += kLine, next += kLine, left -= kLine;
+  }
+  for (; left >= 2 * kLine; left -= 2 * kLine) {
+    fetch_line(next);
+    fetch_line(next + kLine);
+    // The second one first: lines read in order set the hardware's prefetcher on those past the
+    // end of the row, which nobody wants (a third of the speed at rows of 512 bytes).
+    Line::copy(to + kLine, from + kLine);
+    Line::copy(to, from);
+    to += 2 * kLine, from += 2 * kLine, next += 2 * kLine;
+  }
+  if (left) {
+    fetch_row(next, left);
+    std::memcpy(to, from, left);
+  }
+}
+
+template <typename Line>
 struct LineCopy {
   int64_t nbytes;
 
   DATAEFF_WIDE void operator()(std::byte* to, const std::byte* from, const std::byte* next) const {
-    int64_t left = nbytes;
-    if constexpr (kStream) {
-      const int64_t head = std::min<int64_t>(-reinterpret_cast<uintptr_t>(to) % kLine, left);
-      if (head) {
-        fetch_line(next + nbytes - 1);
-        std::memcpy(to, from, head);
-        to += head, from += head, left -= head;
-      }
-    }
-    if (left / kLine % 2) {
-      fetch_line(next);
-      copy_line(to, from);
-      to += kLine, from += kLine, next += kLine, left -= kLine;
-    }
-    for (; left >= 2 * kLine; left -= 2 * kLine) {
-      fetch_line(next);
-      fetch_line(next + kLine);
-      // The second one first: lines read in order set the hardware's prefetcher on those past the
-      // end of the row, which nobody wants (a third of the speed at rows of 512 bytes).
-      copy_line(to + kLine, from + kLine);
-      copy_line(to, from);
-      to += 2 * kLine, from += 2 * kLine, next += 2 * kLine;
-    }
-    if (left) {
-      fetch_row(next, left);
-      std::memcpy(to, from, left);
-    }
+    copy_lines<Line>(to, from, next, nbytes);
   }
+};
 
- private:
-  DATAEFF_WIDE static void copy_line(std::byte* to, const std::byte* from) {
-    auto* target = reinterpret_cast<__m256i*>(to);
-    const auto* source = reinterpret_cast<const __m256i*>(from);
-    const __m256i low = _mm256_loadu_si256(source), high = _mm256_loadu_si256(source + 1);
-    if constexpr (kStream) {
-      _mm256_stream_si256(target, low);
-      _mm256_stream_si256(target + 1, high);
-    } else {
-      _mm256_storeu_si256(target, low);
-      _mm256_storeu_si256(target + 1, high);
-    }
+template <>
+struct LineCopy<LineStreamedAtOnce> {
+  int64_t nbytes;
+
+  DATAEFF_LINE_WIDE void operator()(std::byte* to, const std::byte* from,
+                                    const std::byte* next) const {
+    copy_lines<LineStreamedAtOnce>(to, from, next, nbytes);
   }
 };
 

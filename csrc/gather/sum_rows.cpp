@@ -166,7 +166,7 @@ void NamedRows::sum(Element element, const std::byte* rows, int64_t width, std::
                   num_threads, copy);
     };
 #if DATAEFF_HAS_WIDE
-    if (nbytes >= kLine && wide_vectors()) return run(LineCopy<false>{nbytes});
+    if (nbytes >= kLine && wide_vectors()) return run(LineCopy<StoredLine>{nbytes});
 #endif
     run(AnyCopy{nbytes});
   });

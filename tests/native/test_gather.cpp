@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <random>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "check.h"
+#include "gather/copy_row.h"
 #include "gather/stored_rows.h"
 
 using namespace dataeff;
@@ -56,7 +58,37 @@ void check_gather(Problem& problem, int num_threads) {
   problem.check_sentinels();
 }
 
+template <typename Copy>
+void check_copy(const Copy& copy, int64_t nbytes) {
+  std::vector<std::byte> from(nbytes + 64), to(nbytes + 2 * kMargin + 64);
+  for (int64_t i = 0; i < nbytes + 64; ++i) from[i] = static_cast<std::byte>(i * 37 + i / 64);
+  for (int shift : {0, 1, 16, 63}) {
+    std::fill(to.begin(), to.end(), kSentinel);
+    const std::byte* source = from.data() + (shift * 5) % 64;
+    std::byte* target = to.data() + kMargin + shift;
+    copy(target, source, source);
+    stream_fence();
+    CHECK(std::memcmp(target, source, nbytes) == 0);
+    CHECK(std::all_of(to.data(), target, [](std::byte b) { return b == kSentinel; }));
+    CHECK(std::all_of(target + nbytes, to.data() + to.size(),
+                      [](std::byte b) { return b == kSentinel; }));
+  }
+}
+
 }  // namespace
+
+// Also those that the gather takes on other processors.
+TEST(every_way_to_copy_a_row) {
+  for (int64_t nbytes = 1; nbytes <= 1100; nbytes += nbytes < 330 ? 1 : 7) {
+    check_copy(AnyCopy{nbytes}, nbytes);
+    check_copy(HeadCopy{nbytes}, nbytes);
+#if DATAEFF_HAS_WIDE
+    if (wide_vectors()) check_copy(LineCopy<StoredLine>{nbytes}, nbytes);
+    if (wide_vectors()) check_copy(LineCopy<StreamedLine>{nbytes}, nbytes);
+    if (line_wide_vectors()) check_copy(LineCopy<LineStreamedAtOnce>{nbytes}, nbytes);
+#endif
+  }
+}
 
 TEST(every_width_address_and_stride) {
   for (int64_t row_nbytes : {0, 1, 2, 3, 4, 8, 12, 16, 48, 100, 256, 4100}) {
