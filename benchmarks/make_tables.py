@@ -2,7 +2,7 @@
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands the table of the workload NAME, from the
 latest records of each size on a CPU and on a GPU; `<!-- summary: NAME -->` is the table over all
-sizes.
+sizes, `<!-- others: NAME -->` that of each further device.
 `--check` changes nothing and fails when something would change. The curves of recomputing,
 offloading and keeping are drawn beside them: docs/rok-cpu.svg, docs/rok-cuda.svg.
 
@@ -22,28 +22,53 @@ from dataeff.bench.tables import markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
 KINDS = ("cpu", "cuda")
-MARKED = re.compile(r"(<!-- (table|summary): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- (table|summary|others): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def load(results: Path) -> list[Record]:
     return [record for path in sorted(results.glob("*.json")) for record in read(path)]
 
 
-def latest(records: list[Record], workload: str) -> list[Record]:
-    """Of each kind of device the one measured last, and there each size's records of its last day.
+def by_device(records: list[Record], workload: str) -> dict[str, list[Record]]:
+    """Of each device the records of each size's last day; the device with most sizes comes first.
 
-    A run of a part of the sizes leaves the others as they were.
+    A run of a part of the sizes leaves the others as they were. Of devices with as many sizes the
+    one measured last comes first.
     """
-    chosen: list[Record] = []
-    for kind in KINDS:
-        found = [r for r in records if r.workload == workload and r.device.startswith(kind)]
-        device = max(found, key=lambda record: record.time).device if found else ""
-        found = [record for record in found if record.device == device]
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        if record.workload == workload:
+            found.setdefault(record.device, []).append(record)
+    for device, own in found.items():
         days: dict[str, str] = {}
-        for record in found:
+        for record in own:
             days[record.size] = max(days.get(record.size, ""), record.time[:10])
-        chosen += [record for record in found if record.time[:10] == days[record.size]]
-    return chosen
+        found[device] = [record for record in own if record.time[:10] == days[record.size]]
+
+    def weight(device: str) -> tuple[int, str]:
+        own = found[device]
+        return len({record.size for record in own}), max(record.time for record in own)
+
+    return {device: found[device] for device in sorted(found, key=weight, reverse=True)}
+
+
+def latest(records: list[Record], workload: str) -> list[Record]:
+    """Of each kind of device the records of the one with most sizes."""
+    found = by_device(records, workload)
+    of_kind = [[own for name, own in found.items() if name.startswith(kind)] for kind in KINDS]
+    return [record for devices in of_kind for record in (devices[0] if devices else [])]
+
+
+def others(records: list[Record], workload: str) -> str:
+    """A summary of each device that `latest` leaves out."""
+    shown = {record.device for record in latest(records, workload)}
+    left = [own for name, own in by_device(records, workload).items() if name not in shown]
+    return "\n\n".join(summary_table(own, kinds_of(own)) for own in left)
+
+
+def kinds_of(records: list[Record]) -> list[str]:
+    """The kinds of device that there are records of."""
+    return [kind for kind in KINDS if any(record.device.startswith(kind) for record in records)]
 
 
 def fill(text: str, records: list[Record]) -> str:
@@ -52,8 +77,12 @@ def fill(text: str, records: list[Record]) -> str:
     def table(match: re.Match[str]) -> str:
         begin, form, workload, end = match.groups()
         found = latest(records, workload)
-        make = summary_table if form == "summary" else markdown_table
-        body = make(found) if found else f"No record of `{workload}`."
+        if form == "others":
+            body = others(records, workload)
+        else:
+            make = summary_table if form == "summary" else markdown_table
+            body = make(found) if found else ""
+        body = body or f"No record of `{workload}`."
         return f"{begin}\n{body}\n\n{end}"
 
     return MARKED.sub(table, text)

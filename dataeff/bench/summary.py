@@ -90,15 +90,15 @@ def _span(ordered: Sequence[str]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def summary_table(records: Sequence[Record]) -> str:
+def summary_table(records: Sequence[Record], kinds: Iterable[str] = tuple(KINDS)) -> str:
     """One workload's records as Markdown: a row per group of cases and provider of ours.
 
     A ratio is the geometric mean over the group's sizes (and its least and greatest) of how many
     times as fast ours is as the fastest peer of the same size, and, where that was written here, as
     the fastest that a library has. Columns of a kind of device without
-    a record stay empty; columns that would be empty for both are left out.
+    a record stay empty; columns that would be empty for all `kinds` are left out.
     """
-    found = {kind: of_kind(records, kind) for kind in KINDS}
+    found = {kind: of_kind(records, kind) for kind in kinds}
     lines: dict[tuple[str, str], dict[str, Line]] = {}
     sizes: dict[tuple[str, str], dict[str, None]] = {}
     for kind, some in found.items():
@@ -110,22 +110,22 @@ def summary_table(records: Sequence[Record]) -> str:
                 lines.setdefault(key, {}).setdefault(kind, Line()).add(row, providers)
                 sizes.setdefault(key, {})[size] = None
     cells = {
-        key: {kind: own[kind].cells() if kind in own else ("",) * len(COLUMNS) for kind in KINDS}
+        key: {kind: own[kind].cells() if kind in own else ("",) * len(COLUMNS) for kind in found}
         for key, own in lines.items()
     }
     used = [
-        c for c in range(len(COLUMNS)) if any(row[k][c] for row in cells.values() for k in KINDS)
+        c for c in range(len(COLUMNS)) if any(row[k][c] for row in cells.values() for k in found)
     ]
-    headings = [COLUMNS[column].format(label) for label in KINDS.values() for column in used]
+    headings = [COLUMNS[column].format(KINDS[kind]) for kind in found for column in used]
     text = ["| what | provider | sizes | " + " | ".join(headings) + " |"]
     text.append("|---|---|--:|" + "--:|" * len(headings))
     for (group, provider), both in sorted(
         cells.items(), key=lambda item: _first(item[0][0], cells)
     ):
-        shown = [both[kind][column] for kind in KINDS for column in used]
+        shown = [both[kind][column] for kind in found for column in used]
         count = len(sizes[group, provider])
         text.append(f"| {group} | {provider} | {count} | " + " | ".join(shown) + " |")
-    return "\n".join([*text, "", "<br>\n".join(provenance(kind, found[kind]) for kind in KINDS)])
+    return "\n".join([*text, "", "<br>\n".join(provenance(kind, found[kind]) for kind in found)])
 
 
 def _first(group: str, cells: Iterable[tuple[str, str]]) -> int:

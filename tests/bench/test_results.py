@@ -69,14 +69,25 @@ def test_tables_replace_what_is_between_the_markers():
     assert "| torch |" in filled and "| torch |" not in summary and "2.00x torch" in summary
 
 
-def test_the_last_run_of_each_size_on_the_last_device_counts():
+def test_the_last_run_of_each_size_on_the_most_measured_device_counts():
     later = replace(RECORD, value=0.001, time="2026-02-02T00:00:00+00:00")
     other = replace(RECORD, device="cuda: H100")
     latest = script("make_tables").latest
     assert latest([later, RECORD, other], "gather") == [later, other]
     left = replace(RECORD, size="rows=2")  # of a run before, in which `later` had no part
     assert latest([RECORD, left, later], "gather") == [left, later]
-    assert latest([later, left, replace(left, device="cpu: Xeon")], "gather") == [later, left]
+    xeon = replace(later, device="cpu: Xeon", time="2026-03-03T00:00:00+00:00")
+    assert latest([later, left, xeon], "gather") == [later, left]
+    assert latest([later, xeon], "gather") == [xeon]  # as many sizes, and later
+
+
+def test_further_devices_have_tables_of_their_own():
+    xeon = [replace(record, device="cpu: Xeon") for record in (RECORD, SPREAD)]
+    more = [replace(record, size="rows=2") for record in (RECORD, SPREAD)]
+    fill, marked = script("make_tables").fill, "<!-- others: gather -->\n<!-- end -->"
+    assert "No record" in fill(marked, [RECORD, SPREAD])
+    filled = fill(marked, [RECORD, SPREAD, *more, *xeon])
+    assert "Xeon" in filled and "EPYC" not in filled and "GPU" not in filled
 
 
 def test_committed_results_can_be_read():
