@@ -161,10 +161,10 @@ void bind_sampling(py::module_& m) {
           no_gil, py::arg("counts"))
       .def(
           "choose",
-          [](const Frontier& self, uintptr_t offsets, uintptr_t places) {
-            choose_frontier(self, pointer<const int64_t>(offsets), pointer<int64_t>(places));
+          [](const Frontier& self, uintptr_t ends, uintptr_t places) {
+            choose_frontier(self, pointer<const int64_t>(ends), pointer<int64_t>(places));
           },
-          no_gil, py::arg("offsets"), py::arg("places"))
+          no_gil, py::arg("ends"), py::arg("places"))
       .def(
           "count_cuda",
           [](const Frontier& self, uintptr_t counts, int device, uintptr_t stream) {
@@ -173,12 +173,11 @@ void bind_sampling(py::module_& m) {
           no_gil, py::arg("counts"), py::arg("device"), py::arg("stream"))
       .def(
           "choose_cuda",
-          [](const Frontier& self, uintptr_t offsets, uintptr_t places, int device,
-             uintptr_t stream) {
-            choose_frontier_cuda(self, pointer<const int64_t>(offsets), pointer<int64_t>(places),
+          [](const Frontier& self, uintptr_t ends, uintptr_t places, int device, uintptr_t stream) {
+            choose_frontier_cuda(self, pointer<const int64_t>(ends), pointer<int64_t>(places),
                                  device, stream);
           },
-          no_gil, py::arg("offsets"), py::arg("places"), py::arg("device"), py::arg("stream"));
+          no_gil, py::arg("ends"), py::arg("places"), py::arg("device"), py::arg("stream"));
 }
 
 }  // namespace dataeff

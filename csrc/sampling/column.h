@@ -36,21 +36,19 @@ DATAEFF_HOST_DEVICE int64_t first_above(const T* values, int64_t begin, int64_t 
   return begin;
 }
 
-// Chooses within columns; `Picker` is `Picks` or `ScanningPicks`.
+// Chooses within columns. `Picker` is `Picks`, `ScanningPicks` or `WarpPicks`: its lanes, one or
+// 32, call together and share the entries of a run.
 class ColumnChooser {
  public:
   DATAEFF_HOST_DEVICE explicit ColumnChooser(const ColumnRules& rules) : rules_(rules) {}
 
   // The number of entries that `choose` will write for the column [begin, end).
+  template <typename Picker>
   DATAEFF_HOST_DEVICE int64_t count(int64_t begin, int64_t end, int64_t until) const {
-    if (rules_.num_fanouts == 1) return count_run(begin, cut(begin, end, until), rules_.fanouts[0]);
     int64_t total = 0;
-    while (begin < end) {
-      const int32_t type = rules_.etype[begin];
-      const int64_t to = first_above(rules_.etype, begin, end, type);
-      total += count_run(begin, to, rules_.fanouts[type]);
-      begin = to;
-    }
+    each_run(begin, end, until, [&](int64_t from, int64_t to, int64_t fanout, int64_t) {
+      total += count_run<Picker>(from, to, fanout);
+    });
     return total;
   }
 
@@ -58,31 +56,42 @@ class ColumnChooser {
   template <typename Picker, typename Id>
   DATAEFF_HOST_DEVICE int64_t choose(int64_t begin, int64_t end, int64_t until,
                                      const Stream& stream, Picker& picks, Id* places) const {
-    if (rules_.num_fanouts == 1) {
-      return choose_run(begin, cut(begin, end, until), rules_.fanouts[0], stream, picks, places);
-    }
     int64_t total = 0;
-    while (begin < end) {
-      const int32_t type = rules_.etype[begin];
-      const int64_t to = first_above(rules_.etype, begin, end, type);
-      total +=
-          choose_run(begin, to, rules_.fanouts[type], stream.fork(type), picks, places + total);
-      begin = to;
-    }
+    each_run(begin, end, until, [&](int64_t from, int64_t to, int64_t fanout, int64_t type) {
+      const Stream own = type < 0 ? stream : stream.fork(type);
+      total += choose_run(from, to, fanout, own, picks, places + total);
+    });
     return total;
   }
 
  private:
+  // Calls body(begin, end, fanout, type) for the runs of entries that have a fan-out of their own;
+  // the whole column is of type -1.
+  template <typename Body>
+  DATAEFF_HOST_DEVICE void each_run(int64_t begin, int64_t end, int64_t until,
+                                    const Body& body) const {
+    if (rules_.num_fanouts == 1) return body(begin, cut(begin, end, until), rules_.fanouts[0], -1);
+    while (begin < end) {
+      const int32_t type = rules_.etype[begin];
+      const int64_t to = first_above(rules_.etype, begin, end, type);
+      body(begin, to, rules_.fanouts[type], type);
+      begin = to;
+    }
+  }
+
   // The end of the entries that are not later than `until`.
   DATAEFF_HOST_DEVICE int64_t cut(int64_t begin, int64_t end, int64_t until) const {
     return until == kAnyTime ? end : first_above(rules_.time, begin, end, until);
   }
 
+  template <typename Picker>
   DATAEFF_HOST_DEVICE int64_t count_run(int64_t begin, int64_t end, int64_t fanout) const {
+    if (fanout == 0) return 0;
     int64_t n = end - begin;
-    if (rules_.weight) {
-      n = 0;
-      for (int64_t i = begin; i < end; ++i) n += rules_.weight[i] > 0;
+    if constexpr (Picker::kWeighs) {
+      // No more weights are read than decide.
+      const int64_t enough = fanout < 0 ? n : rules_.replace ? 1 : fanout;
+      if (rules_.weight) n = Picker::count_positive(rules_.weight, begin, end, enough);
     }
     if (n == 0 || fanout < 0) return n;
     return rules_.replace || fanout < n ? fanout : n;
@@ -91,25 +100,28 @@ class ColumnChooser {
   template <typename Picker, typename Id>
   DATAEFF_HOST_DEVICE int64_t choose_run(int64_t begin, int64_t end, int64_t fanout,
                                          const Stream& stream, Picker& picks, Id* places) const {
-    const int64_t num_chosen = count_run(begin, end, fanout);
-    if (num_chosen == 0) return 0;
     const int64_t n = end - begin;
-    if (rules_.last) begin = end - (n < num_chosen ? n : num_chosen);
-    const bool all = fanout < 0 || (!rules_.replace && n <= fanout) || rules_.last;
-    if (rules_.weight) {
-      if (rules_.replace && fanout >= 0) {
-        picks.weighted(stream, rules_.weight + begin, n, num_chosen, places);
-      } else {
-        picks.distinct_weighted(stream, rules_.weight + begin, n, num_chosen, places);
+    if (n == 0 || fanout == 0) return 0;
+    const bool replace = rules_.replace && fanout > 0;
+    if constexpr (Picker::kWeighs) {
+      if (rules_.weight) {
+        if (replace) return picks.weighted(stream, rules_.weight, begin, end, fanout, places);
+        const int64_t most = fanout < 0 ? n : fanout;
+        return picks.distinct_weighted(stream, rules_.weight, begin, end, most, places);
       }
-    } else if (all) {
-      for (int64_t i = 0; i < num_chosen; ++i) places[i] = static_cast<Id>(i);
-    } else if (rules_.replace) {
-      for (int64_t i = 0; i < num_chosen; ++i) places[i] = static_cast<Id>(stream.below(i, n));
-    } else {
-      picks.distinct(stream, n, num_chosen, places);
     }
-    for (int64_t i = 0; i < num_chosen; ++i) places[i] += static_cast<Id>(begin);
+    const int64_t num_chosen = count_run<Picker>(begin, end, fanout);
+    const int64_t step = Picker::kNumLanes;
+    if (replace) {
+      for (int64_t i = Picker::lane(); i < num_chosen; i += step)
+        places[i] = static_cast<Id>(begin + stream.below(i, n));
+    } else if (num_chosen == n || rules_.last) {
+      const int64_t first = end - num_chosen;
+      for (int64_t i = Picker::lane(); i < num_chosen; i += step)
+        places[i] = static_cast<Id>(first + i);
+    } else {
+      picks.distinct(stream, begin, end, num_chosen, places);
+    }
     return num_chosen;
   }
 

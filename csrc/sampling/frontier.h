@@ -38,14 +38,17 @@ DATAEFF_HOST_DEVICE Column column_of(const Frontier& frontier, int64_t i) {
   return {colptr[node], colptr[node + 1]};
 }
 
+template <typename Picker>
 DATAEFF_HOST_DEVICE int64_t count_column(const Frontier& frontier, int64_t i) {
   const Column column = column_of(frontier, i);
   const int64_t until = frontier.until ? frontier.until[i] : kAnyTime;
-  return ColumnChooser(frontier.rules).count(column.begin, column.end, until);
+  return ColumnChooser(frontier.rules).count<Picker>(column.begin, column.end, until);
 }
 
 // The same places as the sampler of the host takes for this seed, hop, relation and node.
-DATAEFF_HOST_DEVICE void choose_column(const Frontier& frontier, int64_t i, int64_t* places) {
+template <typename Picker>
+DATAEFF_HOST_DEVICE void choose_column(const Frontier& frontier, int64_t i, Picker& picks,
+                                       int64_t* places) {
   const Column column = column_of(frontier, i);
   const int64_t until = frontier.until ? frontier.until[i] : kAnyTime;
   Stream stream = Stream(mix64(frontier.random_seed))
@@ -53,18 +56,23 @@ DATAEFF_HOST_DEVICE void choose_column(const Frontier& frontier, int64_t i, int6
                       .fork(frontier.relation)
                       .fork(frontier.node[i]);
   if (frontier.tree) stream = stream.fork(frontier.tree[i]);
-  ScanningPicks picks;
   ColumnChooser(frontier.rules).choose(column.begin, column.end, until, stream, picks, places);
 }
 
-// On the host, one node after another: what the kernels do.
-void count_frontier(const Frontier& frontier, int64_t* counts);
-void choose_frontier(const Frontier& frontier, const int64_t* offsets, int64_t* places);
+// The number of entries of node i, from the running sum of all.
+DATAEFF_HOST_DEVICE int64_t count_of(const int64_t* ends, int64_t i) {
+  return ends[i] - (i ? ends[i - 1] : 0);
+}
 
-// counts[i]: how many entries node i takes. places[offsets[i] ...]: which, places in the CSC graph.
-// On `stream` of `device`. Throw std::runtime_error when CUDA fails or was not built in.
+// counts[i]: how many entries node i takes. With ends[i], the sum of counts[0 ... i],
+// places[ends[i]
+// - counts[i] ... ends[i] - 1] are which: places in the CSC graph.
+void count_frontier(const Frontier& frontier, int64_t* counts);
+void choose_frontier(const Frontier& frontier, const int64_t* ends, int64_t* places);
+
+// The same on `stream` of `device`. Throw std::runtime_error when CUDA fails or was not built in.
 void count_frontier_cuda(const Frontier& frontier, int64_t* counts, int device, uintptr_t stream);
-void choose_frontier_cuda(const Frontier& frontier, const int64_t* offsets, int64_t* places,
+void choose_frontier_cuda(const Frontier& frontier, const int64_t* ends, int64_t* places,
                           int device, uintptr_t stream);
 
 }  // namespace dataeff

@@ -234,7 +234,8 @@ void TypedSampler<Id, Key>::count_edges(Space& space, const Step& step, int num_
       }
       const int64_t until =
           step.relation.time ? space.tree_time[step.targets.tree[step.begin + i]] : kAnyTime;
-      offsets[i + 1] = step.chooser.count(colptr[frontier[i]], colptr[frontier[i] + 1], until);
+      offsets[i + 1] =
+          step.chooser.template count<Picks>(colptr[frontier[i]], colptr[frontier[i] + 1], until);
     }
   });
   for (int64_t i = 0; i < size; ++i) offsets[i + 1] += offsets[i];

@@ -1,4 +1,5 @@
-// Choosing k of the n entries of one column. Every function is a pure function of its stream.
+// Choosing k of the entries [begin, end) of a column. Every function is a pure function of its
+// stream.
 #pragma once
 
 #include <algorithm>
@@ -12,20 +13,36 @@
 
 namespace dataeff {
 
+// What a picker is to `ColumnChooser` when one thread chooses by itself.
+struct OneLane {
+  static constexpr int kNumLanes = 1;
+  static DATAEFF_HOST_DEVICE int lane() { return 0; }
+};
+
 // For one thread of the host, with memory that its choices reuse.
-class Picks {
+class Picks : public OneLane {
  public:
-  // k < n distinct entries, each set of k equally likely: Floyd's algorithm (Bentley and Floyd,
-  // CACM 30(9), 1987). `chosen` has room for k and holds them in the order of choice.
+  static constexpr bool kWeighs = true;
+
+  // The number of entries of positive weight, if that is less than `enough`.
+  static int64_t count_positive(const double* weight, int64_t begin, int64_t end, int64_t enough) {
+    int64_t found = 0;
+    for (int64_t i = begin; i < end && found < enough; ++i) found += weight[i] > 0;
+    return found;
+  }
+
+  // k distinct entries of more than k, each set of k equally likely: Floyd's algorithm (Bentley and
+  // Floyd, CACM 30(9), 1987). `chosen` has room for k and holds them in the order of choice.
   template <typename T>
-  void distinct(const Stream& stream, int64_t n, int64_t k, T* chosen) {
+  void distinct(const Stream& stream, int64_t begin, int64_t end, int64_t k, T* chosen) {
     constexpr int64_t kScanLimit = 32;  // up to here a scan of what was chosen beats a bitmap
+    const int64_t n = end - begin;
     if (k <= kScanLimit) {
       for (int64_t i = 0; i < k; ++i) {
         const int64_t last = n - k + i;
-        const T entry = static_cast<T>(stream.below(i, last + 1));
+        const T entry = static_cast<T>(begin + stream.below(i, last + 1));
         const bool taken = std::find(chosen, chosen + i, entry) != chosen + i;
-        chosen[i] = taken ? static_cast<T>(last) : entry;
+        chosen[i] = taken ? static_cast<T>(begin + last) : entry;
       }
       return;
     }
@@ -36,22 +53,22 @@ class Picks {
       int64_t entry = stream.below(i, last + 1);
       if (bits[entry / 64] >> (entry % 64) & 1) entry = last;
       bits[entry / 64] |= uint64_t{1} << (entry % 64);
-      chosen[i] = static_cast<T>(entry);
+      chosen[i] = static_cast<T>(begin + entry);
     }
-    for (int64_t i = 0; i < k; ++i) bits[chosen[i] / 64] = 0;
+    for (int64_t i = 0; i < k; ++i) bits[(chosen[i] - begin) / 64] = 0;
   }
 
   // At most k distinct entries of positive weight, drawn one after another in proportion to the
   // weights left: the k smallest of -log(u) / weight (Efraimidis and Spirakis, IPL 97, 2006), in
   // ascending order of entry. Returns how many.
   template <typename T>
-  int64_t distinct_weighted(const Stream& stream, const double* weight, int64_t n, int64_t k,
-                            T* chosen) {
+  int64_t distinct_weighted(const Stream& stream, const double* weight, int64_t begin, int64_t end,
+                            int64_t k, T* chosen) {
     auto& heap = smallest_;
     heap.clear();
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = begin; i < end; ++i) {
       if (!(weight[i] > 0)) continue;
-      const std::pair<double, int64_t> item{-std::log(stream.unit(i)) / weight[i], i};
+      const std::pair<double, int64_t> item{-std::log(stream.unit(i - begin)) / weight[i], i};
       if (static_cast<int64_t>(heap.size()) < k) {
         heap.push_back(item);
         std::push_heap(heap.begin(), heap.end());
@@ -67,19 +84,24 @@ class Picks {
     return num_chosen;
   }
 
-  // k entries with replacement in proportion to the weights, of which one at least is positive.
+  // k entries with replacement in proportion to the weights; none if no weight is positive. Returns
+  // how many.
   template <typename T>
-  void weighted(const Stream& stream, const double* weight, int64_t n, int64_t k, T* chosen) {
+  int64_t weighted(const Stream& stream, const double* weight, int64_t begin, int64_t end,
+                   int64_t k, T* chosen) {
+    if (!count_positive(weight, begin, end, 1)) return 0;
     auto& cumulative = cumulative_;
-    cumulative.resize(n);
+    cumulative.resize(end - begin);
     double total = 0;
-    for (int64_t i = 0; i < n; ++i) cumulative[i] = total += weight[i];
+    for (int64_t i = begin; i < end; ++i) cumulative[i - begin] = total += weight[i];
     for (int64_t i = 0; i < k; ++i) {
       const auto above =
           std::upper_bound(cumulative.begin(), cumulative.end(),
                            std::min(stream.unit(i) * total, std::nextafter(total, 0)));
-      chosen[i] = static_cast<T>(above - cumulative.begin());
+      // Rounding cannot lead beyond the last entry, but a weight that is no number would.
+      chosen[i] = static_cast<T>(std::min(begin + (above - cumulative.begin()), end - 1));
     }
+    return k;
   }
 
  private:
@@ -88,15 +110,18 @@ class Picks {
   std::vector<double> cumulative_;
 };
 
-// The same choices without memory of their own, for kernels: longer scans, the same results (of
-// weighted ones up to the last bit of the logarithm).
-class ScanningPicks {
+// For one thread of a kernel, which has no memory for its choices: few entries of columns without
+// weights.
+class ScanningPicks : public OneLane {
  public:
+  static constexpr bool kWeighs = false;
+
   template <typename T>
-  DATAEFF_HOST_DEVICE void distinct(const Stream& stream, int64_t n, int64_t k, T* chosen) const {
+  DATAEFF_HOST_DEVICE void distinct(const Stream& stream, int64_t begin, int64_t end, int64_t k,
+                                    T* chosen) const {
     for (int64_t i = 0; i < k; ++i) {
-      const int64_t last = n - k + i;
-      T entry = static_cast<T>(stream.below(i, last + 1));
+      const int64_t last = end - k + i;
+      T entry = static_cast<T>(begin + stream.below(i, last + 1 - begin));
       for (int64_t j = 0; j < i; ++j) {
         if (chosen[j] == entry) {
           entry = static_cast<T>(last);
@@ -105,66 +130,6 @@ class ScanningPicks {
       }
       chosen[i] = entry;
     }
-  }
-
-  template <typename T>
-  DATAEFF_HOST_DEVICE int64_t distinct_weighted(const Stream& stream, const double* weight,
-                                                int64_t n, int64_t k, T* chosen) const {
-    int64_t num_chosen = 0, worst = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      if (!(weight[i] > 0)) continue;
-      if (num_chosen < k) {
-        chosen[num_chosen++] = static_cast<T>(i);
-      } else if (key(stream, weight, i) < key(stream, weight, chosen[worst])) {
-        chosen[worst] = static_cast<T>(i);
-      } else {
-        continue;
-      }
-      if (num_chosen == k) worst = largest(stream, weight, chosen, k);
-    }
-    for (int64_t i = 1; i < num_chosen; ++i) {
-      const T entry = chosen[i];
-      int64_t j = i;
-      for (; j > 0 && chosen[j - 1] > entry; --j) chosen[j] = chosen[j - 1];
-      chosen[j] = entry;
-    }
-    return num_chosen;
-  }
-
-  template <typename T>
-  DATAEFF_HOST_DEVICE void weighted(const Stream& stream, const double* weight, int64_t n,
-                                    int64_t k, T* chosen) const {
-    double total = 0;
-    for (int64_t i = 0; i < n; ++i) total += weight[i];
-    const double limit = nextafter(total, 0.0);
-    for (int64_t i = 0; i < k; ++i) {
-      const double drawn = stream.unit(i) * total;
-      const double level = drawn < limit ? drawn : limit;
-      int64_t entry = 0;
-      for (double sum = weight[0]; sum <= level;) sum += weight[++entry];
-      chosen[i] = static_cast<T>(entry);
-    }
-  }
-
- private:
-  static DATAEFF_HOST_DEVICE double key(const Stream& stream, const double* weight, int64_t i) {
-    return -log(stream.unit(i)) / weight[i];
-  }
-
-  // The place of the last to be drawn; of equal keys the later entry.
-  template <typename T>
-  static DATAEFF_HOST_DEVICE int64_t largest(const Stream& stream, const double* weight,
-                                             const T* chosen, int64_t k) {
-    int64_t place = 0;
-    double top = key(stream, weight, chosen[0]);
-    for (int64_t i = 1; i < k; ++i) {
-      const double one = key(stream, weight, chosen[i]);
-      if (one > top || (one == top && chosen[i] > chosen[place])) {
-        place = i;
-        top = one;
-      }
-    }
-    return place;
   }
 };
 

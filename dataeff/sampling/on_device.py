@@ -234,7 +234,7 @@ class DeviceSampler:
         ends = counts.cumsum(0)
         num_edges = int(ends[-1]) if len(node) else 0
         places = torch.empty(num_edges, dtype=torch.int64, device=self.device)
-        _run(frontier.choose, frontier.choose_cuda, ends - counts, places)
+        _run(frontier.choose, frontier.choose_cuda, ends, places)
         position = torch.arange(len(node), device=self.device)
         return places, position.repeat_interleave(counts, output_size=num_edges)
 

@@ -70,7 +70,7 @@ extern "C" int run_count(const FrontierOfTest* frontier, int64_t* counts, int de
   return guarded(error, [&] { count_frontier_cuda(frontier->get(), counts, device, 0); });
 }
 
-extern "C" int run_choose(const FrontierOfTest* frontier, const int64_t* offsets, int64_t* places,
+extern "C" int run_choose(const FrontierOfTest* frontier, const int64_t* ends, int64_t* places,
                           int device, char* error) {
-  return guarded(error, [&] { choose_frontier_cuda(frontier->get(), offsets, places, device, 0); });
+  return guarded(error, [&] { choose_frontier_cuda(frontier->get(), ends, places, device, 0); });
 }

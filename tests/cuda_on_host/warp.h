@@ -1,13 +1,15 @@
 // The CUDA built-ins that the kernels of csrc/ use, on the host: the kernels themselves run, warp
-// by warp, the 32 lanes of a warp as fibres that meet at every shuffle.
+// by warp, the 32 lanes of a warp as fibres that meet at every shuffle, ballot and __syncwarp.
 //
-// A shuffle that not all lanes reach, or at which they meet others that are elsewhere, ends the
+// A meeting that not all lanes reach, or at which they meet others that are elsewhere, ends the
 // process: on a GPU it would be undefined. dim3 and ulonglong2 are the includer's.
 #pragma once
 
 #include <ucontext.h>
 
 #include <atomic>
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -44,20 +46,23 @@ class Warp {
         swapcontext(&scheduler_, &lanes_[lane_]);
       }
       round_ ^= 1;
-      if (num_done_ % kLanes || num_met_ % kLanes) fail("some lanes of a warp missed a shuffle");
+      if (num_done_ % kLanes || num_met_ % kLanes) fail("some lanes of a warp missed a meeting");
     }
   }
 
-  // What `lane() + delta` hands in at the same shuffle; the lane's own value beyond the last.
-  int64_t shuffle_down(unsigned mask, int64_t value, unsigned delta) {
-    if (mask != 0xffffffffu) fail("a shuffle among some lanes only");
+  unsigned lane() const { return lane_; }
+
+  // What each of the lanes hands in at the meeting in that line of the kernel's source; to be read
+  // before the meeting after the next.
+  const uint64_t* meet(unsigned mask, int line, uint64_t value = 0) {
+    if (mask != 0xffffffffu) fail("a meeting of some lanes only");
     const unsigned lane = lane_, round = round_;
     handed_in_[round][lane] = value;
-    deltas_[lane] = delta;
+    lines_[round][lane] = line;
     ++num_met_;
     swapcontext(&lanes_[lane], &scheduler_);
-    if (deltas_[0] != delta && lane == 0) fail("lanes of a warp met at different shuffles");
-    return handed_in_[round][lane + delta < kLanes ? lane + delta : lane];
+    if (lines_[round][0] != line) fail("lanes of a warp met in different places");
+    return handed_in_[round];
   }
 
   inline static thread_local Warp* current = nullptr;
@@ -78,8 +83,8 @@ class Warp {
   std::function<void()> body_;
   std::unique_ptr<char[]> stacks_;
   ucontext_t scheduler_{}, lanes_[kLanes]{};
-  int64_t handed_in_[2][kLanes]{};
-  unsigned deltas_[kLanes]{};
+  uint64_t handed_in_[2][kLanes]{};
+  int lines_[2][kLanes]{};
   unsigned lane_ = 0, round_ = 0, num_met_ = 0, num_done_ = 0;
 };
 
@@ -105,6 +110,41 @@ inline void __threadfence_system() { std::atomic_thread_fence(std::memory_order_
 inline unsigned long long atomicAdd(unsigned long long* at, unsigned long long value) {
   return std::atomic_ref(*at).fetch_add(value);
 }
-inline int64_t __shfl_down_sync(unsigned mask, int64_t value, unsigned delta) {
-  return cuda_on_host::Warp::current->shuffle_down(mask, value, delta);
+
+// Nothing but the warp that runs sees a block's memory: blocks and warps run one after another.
+#undef __shared__
+#define __shared__ static thread_local
+#undef __noinline__
+#define __noinline__
+
+inline long long __double_as_longlong(double value) { return std::bit_cast<long long>(value); }
+inline double __longlong_as_double(long long value) { return std::bit_cast<double>(value); }
+inline int __popc(unsigned bits) { return std::popcount(bits); }
+inline int __ffs(unsigned bits) { return bits ? std::countr_zero(bits) + 1 : 0; }
+
+inline void __syncwarp(unsigned mask = 0xffffffffu, int line = __builtin_LINE()) {
+  cuda_on_host::Warp::current->meet(mask, line);
+}
+inline unsigned __ballot_sync(unsigned mask, bool mine, int line = __builtin_LINE()) {
+  const uint64_t* all = cuda_on_host::Warp::current->meet(mask, line, mine);
+  unsigned ballot = 0;
+  for (unsigned i = 0; i < cuda_on_host::kLanes; ++i) ballot |= unsigned(all[i] != 0) << i;
+  return ballot;
+}
+template <typename T>
+T __shfl_sync(unsigned mask, T value, unsigned lane, int line = __builtin_LINE()) {
+  static_assert(sizeof(T) == sizeof(uint64_t));
+  const uint64_t* all =
+      cuda_on_host::Warp::current->meet(mask, line, std::bit_cast<uint64_t>(value));
+  return std::bit_cast<T>(all[lane % cuda_on_host::kLanes]);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, unsigned lanes, int line = __builtin_LINE()) {
+  return __shfl_sync(mask, value, cuda_on_host::Warp::current->lane() ^ lanes, line);
+}
+// The lane's own value beyond the last.
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int line = __builtin_LINE()) {
+  const unsigned own = cuda_on_host::Warp::current->lane(), from = own + delta;
+  return __shfl_sync(mask, value, from < cuda_on_host::kLanes ? from : own, line);
 }

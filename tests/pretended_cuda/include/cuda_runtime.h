@@ -6,7 +6,7 @@
 #include <vector_functions.h>
 
 #undef __launch_bounds__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 
 #include "../../cuda_on_host/warp.h"
 #include "../cudart.h"
