@@ -1,7 +1,9 @@
 """save_dataset and open_dataset: a PyG graph on disk, sampled and gathered through mapped files."""
 
+import json
 import re
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +47,7 @@ def test_a_homogeneous_graph_gives_the_same_batches(tmp_path):
     data = make_data()
     said = []
     save_dataset(data, tmp_path / "set", say=said.append)
-    assert len(said) == 5  # x, y, mask, edge_attr and the graph
+    assert len(said) == 6  # x, y, mask, edge_attr, the graph and its title
     stores = open_dataset(tmp_path / "set")
     for left, right in zip(batches(data), batches(stores, input_nodes="node"), strict=True):
         assert torch.equal(left.n_id, right["node"].n_id)
@@ -95,6 +97,67 @@ def test_tables_are_written_as_tensors_are(tmp_path):
     save_dataset(hetero, tmp_path / "hetero")
     features, _ = open_dataset(tmp_path / "hetero")
     assert torch.equal(features.get_tensor("author", "x", None), rows)
+
+
+def plain_attributes():
+    return {
+        "title": "a graph",
+        "split": torch.arange(3),
+        "scale": torch.tensor(0.5),
+        "classes": {"names": ["a", "b"], 7: (1.5, None, True)},
+    }
+
+
+def test_attributes_of_no_row_come_back(tmp_path):
+    data, hetero = make_data(), make_hetero()
+    for store in (data, hetero, hetero["paper"], hetero["author", "writes", "paper"]):
+        for name, value in plain_attributes().items():
+            store[name] = value
+    hetero["idle"].num_nodes = 5
+    save_dataset(data, tmp_path / "data")
+    save_dataset(hetero, tmp_path / "hetero")
+    (found,) = (features := open_dataset(tmp_path / "data")[0]).attributes.items()
+    rows = {attr.attr_name for attr in features.get_all_tensor_attrs()}
+    assert rows == {"x", "y", "mask", "edge_attr"}
+    several = open_dataset(tmp_path / "hetero", on_disk=True)[0].attributes
+    assert several.pop("idle") == {"num_nodes": 5}
+    assert several.keys() == {None, "paper", ("author", "writes", "paper")}
+    for group, kept in [found, *several.items()]:
+        expected = plain_attributes()
+        assert kept.keys() == expected.keys(), group
+        assert torch.equal(kept.pop("split"), expected.pop("split"))
+        assert torch.equal(kept.pop("scale"), expected.pop("scale"))
+        assert kept == expected
+
+
+def test_a_view_is_kept_without_the_rest(tmp_path):
+    data = make_data()
+    data.first = torch.zeros(100_000)[:2]
+    save_dataset(data, tmp_path / "set")
+    assert (tmp_path / "set" / "attributes.pt").stat().st_size < 10_000
+
+
+def test_one_warning_names_what_is_left_out(tmp_path):
+    data, hetero = make_data(), make_hetero()
+    data.who, data.seen, data.adj_t = [object()], {torch.ones(1): 2}, torch.eye(80).to_sparse()
+    hetero["paper"].arr = np.zeros(3)
+    with pytest.warns(UserWarning) as warned:
+        save_dataset(data, tmp_path / "data")
+        save_dataset(hetero, tmp_path / "hetero")
+    first, second = (str(one.message) for one in warned)
+    assert "who of the graph (object), seen of the graph (dict by tensors), adj_t of" in first
+    assert "(torch.sparse_coo)" in first and "arr of paper (ndarray)" in second
+    assert {Path(one.filename).name for one in warned} == {Path(__file__).name}
+    assert open_dataset(tmp_path / "data")[0].attributes == {None: {"title": "not a tensor"}}
+    assert open_dataset(tmp_path / "hetero")[0].attributes == {}
+
+
+def test_a_folder_without_attributes_opens(tmp_path):
+    save_dataset(make_hetero(), tmp_path / "set")
+    manifest = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    assert manifest.pop("attributes") is None
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(manifest))
+    assert open_dataset(tmp_path / "set")[0].attributes == {}
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
@@ -177,6 +240,15 @@ def test_a_damaged_list_of_files_is_named(tmp_path, text):
     save_dataset(make_data(), tmp_path / "set")
     (tmp_path / "set" / "dataset.json").write_text(text)
     with pytest.raises(ValueError, match=r"set/dataset\.json is damaged, write the dataset again"):
+        open_dataset(tmp_path / "set")
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, None])
+def test_damaged_attributes_are_refused(tmp_path, content):
+    save_dataset(make_data(), tmp_path / "set")
+    file = tmp_path / "set" / "attributes.pt"
+    file.write_bytes(file.read_bytes()[:-50] if content is None else content)
+    with pytest.raises(ValueError, match=r"attributes\.pt is damaged, write the dataset again"):
         open_dataset(tmp_path / "set")
 
 

@@ -2,8 +2,9 @@
 
     python -m dataeff.integrations.pyg data.pt folder
 
-A folder holds `dataset.json` and one file per attribute (`.npy`; `.safetensors` for dtypes that
-NumPy lacks), which `FeatureTable.open` reads, and one per array of each CSC graph.
+A folder holds `dataset.json`, one file per attribute of nodes or edges (`.npy`; `.safetensors` for
+dtypes that NumPy lacks), which `FeatureTable.open` reads, one per array of each CSC graph, and one
+for all other attributes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ from dataeff._flags import checked_bool
 from dataeff.features import FeatureTable, convert
 from dataeff.features.table_files import read_header
 from dataeff.features.whole_files import sync_folder, whole_file
+from dataeff.integrations.pyg.attributes import (
+    Attributes,
+    kept_attributes,
+    read_attributes,
+    write_attributes,
+)
 from dataeff.integrations.pyg.graph import (
     has_row_per_node,
     hetero_graphs,
@@ -38,13 +45,17 @@ from dataeff.sampling.hetero import EdgeType
 NODE = "node"
 EDGE = (NODE, "to", NODE)
 MANIFEST = "dataset.json"
+ATTRIBUTES = "attributes.pt"
 NOT_OF_NUMPY = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def save_dataset(
     data: Data | HeteroData, folder: str | Path, say: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Writes the graph and every node and edge attribute of `data` into a new folder.
+    """Writes the graph and the attributes of `data` into a new folder.
+
+    What belongs to the whole graph or a whole type is kept where it is a dense tensor or plain
+    Python (numbers, strings, None; lists, tuples and dicts of them); one warning names the rest.
 
     The folder appears when it is complete and on the disk; after an error (a full disk) nothing of
     it is left. A `Data` is written with one node type, `node`, and one edge type,
@@ -69,12 +80,14 @@ def save_dataset(
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name a new folder, or remove it")
+    others = kept_attributes(_others(data))
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True)
     try:
         manifest = {
             "tables": _save_tables(data, partial, say),
             "graphs": _save_graphs(data, partial, say),
+            "attributes": _save_attributes(others, partial, say),
         }
         text = json.dumps(manifest, indent=1).encode()
         with whole_file(partial / MANIFEST, len(text), overwrite=False) as file:
@@ -93,7 +106,8 @@ def open_dataset(
 
     Nothing is read but the graph, once, to check it. Tables are mapped: pages come in as they are
     touched, and writes to a table stay private to the process. Much larger than memory they are
-    faster `on_disk`, read in batches by `FeatureTable.open`.
+    faster `on_disk`, read in batches by `FeatureTable.open`. What is of no node or edge is in the
+    feature store's `attributes`, by node or edge type; of the graph under None.
 
     Args:
         folder: what `save_dataset` wrote.
@@ -117,12 +131,17 @@ def open_dataset(
             )
             for e in manifest["graphs"]
         }
+        others = manifest.get("attributes")  # None where there are none
+        attributes = None if others is None else folder / others
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{folder / MANIFEST} is damaged, write the dataset again: {error!r}"
         ) from error
     return (
-        TableFeatureStore({key: table(file) for key, file in tables.items()}),
+        TableFeatureStore(
+            {key: table(file) for key, file in tables.items()},
+            attributes=None if attributes is None else read_attributes(attributes),
+        ),
         CSCGraphStore({key: _mapped_graph(*kept) for key, kept in graphs.items()}),
     )
 
@@ -144,8 +163,29 @@ def _save_tables(
     return entries
 
 
+def _others(data: Data | HeteroData) -> list[tuple[Any, str, Any]]:
+    """Node or edge type, name and value of what no table and no graph holds."""
+    return [
+        (store._key, name, value)
+        for store in data.stores
+        for name, value in store.items()
+        if name != "edge_index" and _group_of(data, store, name, value) is None
+    ]
+
+
+def _save_attributes(others: Attributes, folder: Path, say: Callable[[str], None]) -> str | None:
+    for group, values in others.items():
+        say(f"{'graph' if group is None else group} {', '.join(values)}")
+    if not others:
+        return None
+    write_attributes(others, folder / ATTRIBUTES)
+    return ATTRIBUTES
+
+
 def _group_of(data: Data | HeteroData, store: Any, name: str, value: Any) -> Any:
     """The node or edge type whose rows an attribute holds; None when it holds none."""
+    if store is data.__dict__.get("_global_store"):  # of a HeteroData, which has no rows
+        return None
     if is_table(value):
         by_node = isinstance(data, Data) and has_row_per_node(name, len(value), data)
     elif name != "edge_index" and isinstance(value, Tensor):

@@ -22,11 +22,20 @@ class TableFeatureStore(FeatureStore):  # type: ignore[misc]
 
     Args:
         tables: table or tensor of rows by (group, attribute): `{("paper", "x"): table}`.
+        attributes: what is of no row, by group and name; `open_dataset` gives back here what it
+            found.
     """
 
-    def __init__(self, tables: Mapping[tuple[Any, str], RowTable | Tensor] | None = None) -> None:
+    attributes: dict[Any, dict[str, Any]]
+
+    def __init__(
+        self,
+        tables: Mapping[tuple[Any, str], RowTable | Tensor] | None = None,
+        attributes: Mapping[Any, dict[str, Any]] | None = None,
+    ) -> None:
         super().__init__()
         self.__dict__["_tables"] = dict(tables or {})
+        self.__dict__["attributes"] = dict(attributes or {})
 
     def _put_tensor(self, tensor: Any, attr: TensorAttr) -> bool:
         key = (attr.group_name, attr.attr_name)
