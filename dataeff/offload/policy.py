@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,8 @@ import torch
 
 from dataeff.ledger import Tier
 from dataeff.offload.exclude import Exclusions
+from dataeff.offload.names import find_name, near_names
+from dataeff.offload.scopes import outside_compiled
 
 
 class SavedTensorInfo(NamedTuple):
@@ -38,7 +40,8 @@ def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module)
 
     Raises:
         TypeError: it is of no kind that can be a policy.
-        ValueError: a policy, or a module, of that name does not exist.
+        ValueError: a policy, or a module, of that name does not exist, or the module lies in one
+            that is compiled, which is told apart as a whole only.
     """
     if policy == "all":
         return lambda info: True
@@ -54,14 +57,30 @@ def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module)
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"policy: {name!r} in the list is no name of a module")
-    known = dict(model.named_modules(remove_duplicate=False))
-    unknown = set(names) - known.keys()
-    if unknown:
-        raise ValueError(f"policy: the model has no module named {sorted(unknown)[0]!r}")
     # A module that stands in several places runs under the first of its names.
-    first = {module: name for name, module in model.named_modules()}
-    chosen = {first[inner] for name in names for inner in known[name].modules()}
+    first = {module: name for name, module in outside_compiled(model)}
+    known = dict(model.named_modules(remove_duplicate=False))
+    chosen: set[str] = set()
+    for name in names:
+        module = _named(name, known)
+        if module not in first:
+            raise ValueError(
+                f"policy: {name!r} lies in a module that is compiled, and what that saves is not "
+                f"told apart. Name the compiled one, or compile {name!r} by itself instead"
+            )
+        chosen |= {first[inner] for inner in module.modules() if inner in first}
     return lambda info: _within(info.scope, chosen)
+
+
+def _named(name: str, known: Mapping[str, torch.nn.Module]) -> torch.nn.Module:
+    found = find_name(name, known)
+    if found is None:
+        near = " or ".join(map(repr, near_names(name, known)))
+        raise ValueError(
+            f"policy: the model has no module named {name!r}; "
+            + (f"did you mean {near}?" if near else "model.named_modules() tells its names")
+        )
+    return known[found]
 
 
 def _within(scope: str, names: Container[str]) -> bool:

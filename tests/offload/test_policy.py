@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dataeff.offload import ActivationOffload
+from dataeff.offload import ActivationOffload, SavedTensorInfo
+from dataeff.offload.policy import resolve_policy
 
 
 def test_named_modules_are_offloaded_and_others_kept(gpt_and_loss, tmp_path):
@@ -54,6 +55,46 @@ def test_callable_sees_shape_device_and_scope(gpt_and_loss, tmp_path):
 def test_unknown_module_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no module named 'blocks\.9'"):
         ActivationOffload(nn.Identity(), tmp_path, policy=["blocks.9"])
+
+
+class Wrapper(nn.Module):
+    """As DDP and FSDP wrap: under a name of theirs."""
+
+    def __init__(self, name, inner):
+        super().__init__()
+        setattr(self, name, inner)
+
+
+@pytest.mark.parametrize(
+    "wrapper", ["module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"]
+)
+def test_names_are_found_with_and_without_what_wrappers_put_in(gpt_and_loss, wrapper):
+    inner, _ = gpt_and_loss
+    first = inner.blocks[0]
+    inner.blocks[1] = Wrapper(wrapper, inner.blocks[1])
+    model = Wrapper("module", inner)
+    names = dict.fromkeys(["blocks.0", "module.blocks.0"], ("module.blocks.0", "module.blocks.1"))
+    names["blocks.1.up"] = (f"module.blocks.1.{wrapper}.up", f"module.blocks.1.{wrapper}.down")
+    for name, (chosen, other) in names.items():
+        wants = resolve_policy([name], model)
+        assert wants(info_of(chosen)) and not wants(info_of(other)), name
+    assert resolve_policy(["module.blocks.0"], inner)(info_of("blocks.0.up"))
+    inner.module = nn.ModuleList([nn.ReLU(), first])  # whose name happens to be a wrapper's
+    assert not resolve_policy(["module.1"], inner)(info_of("blocks.1"))
+
+
+def info_of(scope):
+    return SavedTensorInfo(torch.Size([4]), torch.float32, torch.device("cpu"), 16, scope)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("up", "'blocks.0.up' or 'blocks.1.up' or"), ("block.2", "'blocks.2'"), ("qqq", None)],
+)
+def test_names_that_may_have_been_meant_are_named(gpt_and_loss, tmp_path, name, near):
+    help_ = f"did you mean {near}" if near else "model.named_modules() tells its names"
+    with pytest.raises(ValueError, match=rf"no module named '{name}'; {re.escape(help_)}"):
+        ActivationOffload(gpt_and_loss[0], tmp_path, policy=[name])
 
 
 @pytest.mark.parametrize("odd", [3, None, ["0"]])
