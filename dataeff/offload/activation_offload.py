@@ -245,7 +245,8 @@ class ActivationOffload:
         self._tiers.end_step()
         self._clock.end()
         self._wear.foresee(self._tiers.disk_nbytes)
-        self._cache.regions.say(stacklevel=3)
+        if self._scopes.num_compiled < 2:  # else what is moved may be all of one block's
+            self._cache.regions.say(stacklevel=3)
         if self._auto is not None:
             self._auto.leave()
             if error is None:

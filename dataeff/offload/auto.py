@@ -69,10 +69,11 @@ class AutoPolicy:
         self._changes = Changes()
         self._changed: dict[str, str] = {}  # blocks that cannot be run again, and what changes
         self.likeness = Likeness()
-        self._wrapped: list[tuple[torch.nn.Module, Any]] = []
+        self._wrapped: list[tuple[torch.nn.Module, str, Any]] = []
         self._trials: list[dict[str, Action]] = []
         self._trial: dict[str, Action] | None = None
         self._saved: dict[str, ModuleBytes] = {}
+        self._blind = False  # whether nothing is seen of the blocks
         self._largest = 0  # bytes of the largest storage that may move
         self.other_bytes = 0
         self.plan: Plan | None = None
@@ -112,10 +113,9 @@ class AutoPolicy:
         modules = cache.account.by_module
         if self._num_steps == _WARM_UP_STEPS - 1:
             self._before = {name: replace(bytes_) for name, bytes_ in modules.items()}
-        elif self.plan is None and self._num_steps >= _WARM_UP_STEPS:
-            if self._profiler is None:
-                self._begin_trials(cache)
-            assert self._profiler is not None
+        elif self._num_steps == _WARM_UP_STEPS and self._profiler is None and not self._blind:
+            self._begin_trials(cache)
+        if self._profiler is not None and self.plan is None:
             self._trial = self._trials[self._profiler.num_steps]
             self._profiler.begin()
         if self._num_steps < _WARM_UP_STEPS and self._budget is not None:
@@ -182,6 +182,10 @@ class AutoPolicy:
             if _treated(dict.fromkeys(self._blocks, Action.KEEP), scope) is not None
         )
         self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - planned
+        if self.other_bytes and not planned and not self._run_again_anyway():
+            self._blind = True
+            self._warn_of_blindness()
+            return
         if self._changed:
             self._warn_of_changes()
         num = len(self._blocks)
@@ -212,11 +216,11 @@ class AutoPolicy:
     def leave(self) -> None:
         """Takes recomputation off the model, which may be copied or saved between steps."""
         while self._wrapped:
-            block, own = self._wrapped.pop()
+            block, name, own = self._wrapped.pop()
             if own is None:
-                del block.forward
+                delattr(block, name)
             else:
-                block.forward = own
+                setattr(block, name, own)
 
     def remove(self) -> None:
         """Takes everything off the model."""
@@ -226,6 +230,8 @@ class AutoPolicy:
 
     def explain(self) -> str:
         """The plan as a table, and what was measured since."""
+        if self._blind:
+            return "No plan: none of what the model saved was saved by its blocks. All is moved."
         if self.plan is None:
             return (
                 f"No plan yet: {_WARM_UP_STEPS} steps warm up, "
@@ -306,9 +312,22 @@ class AutoPolicy:
 
     def _wrap(self, block: torch.nn.Module, run: Callable[..., Any]) -> None:
         """Has `run(forward, *args, **kwargs)` called for the block's forward, until `leave`."""
-        forward, own = block.forward, vars(block).get("forward")
-        block.forward = lambda *args, **kwargs: run(forward, *args, **kwargs)
-        self._wrapped.append((block, own))
+        # A block compiled in place would be compiled anew, with what is wrapped around its forward.
+        in_place = getattr(block, "_compiled_call_impl", None) is not None
+        name = "_compiled_call_impl" if in_place else "forward"
+        forward, own = getattr(block, name), vars(block).get(name)
+        setattr(block, name, lambda *args, **kwargs: run(forward, *args, **kwargs))
+        self._wrapped.append((block, name, own))
+
+    def _warn_of_blindness(self) -> None:
+        warnings.warn(
+            f"activation offload: none of what the model saved was saved by its {len(self._blocks)}"
+            f" blocks, {next(iter(self._blocks))} for one, so policy='auto' has nothing to plan "
+            "with and moves everything. If the model is compiled as a whole, compile its blocks "
+            "one by one instead.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def _warn_of_changes(self) -> None:
         name, kind = next(iter(self._changed.items()))

@@ -16,6 +16,7 @@ from dataeff.offload.exclude import Exclusions, storages_of
 from dataeff.offload.module_hook import ModuleHook
 from dataeff.offload.planner import Action, ModuleProfile
 from dataeff.offload.report import ModuleBytes
+from dataeff.offload.scopes import is_compiled, outside_compiled
 
 Trial = Mapping[str, Action]  # what was done with each block in a step; DISK: moved to any tier
 Times = dict[str, tuple[float, float]]  # seconds of forward and backward by block
@@ -52,15 +53,17 @@ def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
     The layers of a transformer are such a list; an encoder and a decoder are two: a list beside it
     with at least a tenth as many parameters counts as well. A model without a list is planned by
-    its children, and one without children as a whole.
+    its children, and one without children, or compiled as a whole, as a whole.
 
     Raises:
         ValueError: a block is scripted: it takes no hooks, and does not run again.
     """
     sizes: dict[str, tuple[int, torch.nn.Module]] = {
         name: (sum(p.numel() for p in module.parameters()), module)
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential)) and len(module) > 1
+        for name, module in outside_compiled(model)
+        if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential))
+        and len(module) > 1
+        and not is_compiled(module)
     }
     largest = max((size for size, _ in sizes.values()), default=0)
     chosen: list[str] = []
@@ -72,6 +75,7 @@ def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     children = {
         f"{name}.{child}" if name else child: module
         for name, parent in parents.items()
+        if not is_compiled(parent)
         for child, module in parent.named_children()
     }
     blocks = children or {"": model}

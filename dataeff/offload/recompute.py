@@ -61,7 +61,7 @@ class Changes:
         """`run(forward, *args, **kwargs)`, which notes what the block `name` is called with."""
 
         def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if torch.is_grad_enabled():
+            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 for value in (*args, *kwargs.values(), *block.buffers()):
                     self._note(name, value)
             return forward(*args, **kwargs)

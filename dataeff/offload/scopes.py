@@ -14,8 +14,8 @@ from torch.jit._script import RecursiveScriptModule
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.module_hook import ModuleHook
 
-# What runs when a module is called: its frame knows which one it is.
-_CALL = torch.nn.Module._call_impl.__code__
+# What runs when a module is called, compiled or not: its frame knows which one it is.
+_CALL = torch.nn.Module._wrapped_call_impl.__code__
 
 
 class Scopes:
@@ -33,6 +33,9 @@ class Scopes:
         called: a method that is told what the model is called with; says whether that call is to be
             followed.
         returned: a method that is told that the model has returned, or failed.
+
+    Attributes:
+        num_compiled: modules that are compiled, each by itself.
     """
 
     def __init__(
@@ -48,23 +51,24 @@ class Scopes:
         self._hooks: list[Any] = []  # on the model itself
         self._inner: list[Any] = []  # on the modules in it
         self._sharded = False
+        self.num_compiled = 0
         self.active = False
 
     def install(self) -> None:
         """Puts the hooks on and learns the names, once; modules added later have none.
 
-        Nothing inside compiled modules has a name: what these save belongs to the module around
-        them.
+        Nothing inside compiled modules has a name: what it saves belongs to these.
         """
         self.install_outermost()
         if not self._names:
-            for name, module in _outside_compiled(self._model):
-                self._names.setdefault(id(module), (weakref.ref(module), name))
+            for name, module in outside_compiled(self._model):
+                self._names[id(module)] = weakref.ref(module), name
+                self.num_compiled += is_compiled(module)
             plain = (torch.Tensor, torch.nn.Parameter)
             self._sharded = any(type(p) not in plain for p in self._model.parameters())
         if self._sharded and not self._inner:
-            for _, module in _outside_compiled(self._model):
-                if module is not self._model:
+            for _, module in outside_compiled(self._model):
+                if module is not self._model and takes_hooks(module):
                     hook = module.register_forward_pre_hook(ModuleHook(self._enter))
                     self._inner.append(hook)
 
@@ -117,11 +121,12 @@ class Scopes:
         self.expect(args, kwargs)
 
     def _enter(self, module: torch.nn.Module, args: Any) -> None:
-        if self.active and not torch.compiler.is_compiling():
+        if self.active:
             self._exclusions.add_module(module)
 
     def _leave_model(self, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if not torch.compiler.is_compiling() and (returned := self._returned()) is not None:
+        returned = self._returned()
+        if returned is not None:
             returned()
 
 
@@ -137,11 +142,12 @@ def takes_hooks(module: torch.nn.Module) -> bool:
     return not (is_compiled(module) or isinstance(module, RecursiveScriptModule))
 
 
-def _outside_compiled(
-    module: torch.nn.Module, name: str = ""
-) -> Iterator[tuple[str, torch.nn.Module]]:
-    if is_compiled(module):
-        return
-    yield name, module
-    for child_name, child in module.named_children():
-        yield from _outside_compiled(child, f"{name}.{child_name}" if name else child_name)
+def outside_compiled(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """What `model.named_modules()` gives, but nothing within compiled modules."""
+    within: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        if name.startswith(within):
+            continue
+        yield name, module
+        if is_compiled(module):
+            within = (*within, f"{name}." if name else "")

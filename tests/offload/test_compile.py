@@ -13,6 +13,14 @@ from dataeff.offload.scopes import is_compiled
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 
 
+def compile_blocks(model, in_place):
+    for i, block in enumerate(model.blocks):
+        if in_place:
+            block.compile(backend="aot_eager", fullgraph=True)
+        else:
+            model.blocks[i] = torch.compile(block, backend="aot_eager", fullgraph=True)
+
+
 def peak_and_gradients(model, loss, gradients, offload):
     def step():
         with offload:
@@ -30,11 +38,7 @@ def test_compiled_blocks_give_the_same_bits_with_less_memory(
     gpt_and_loss, gradients, assert_same, tmp_path, in_place
 ):
     model, loss = gpt_and_loss
-    for i, block in enumerate(model.blocks):
-        if in_place:
-            block.compile(backend="aot_eager", fullgraph=True)
-        else:
-            model.blocks[i] = torch.compile(block, backend="aot_eager", fullgraph=True)
+    compile_blocks(model, in_place)
     expected = gradients(model, lambda: loss().backward())
     keep = ActivationOffload(model, tmp_path, policy=lambda info: False)
     kept, _ = peak_and_gradients(model, loss, gradients, keep)
@@ -107,4 +111,70 @@ def test_a_region_that_asks_for_most_of_a_pass_is_pointed_out(tmp_path, share):
             step()
     step()  # warnings are errors: it is said once, or not at all
     assert offload._cache.regions.largest_nbytes > 0
+    offload.close()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_block_is_named_and_chosen_by_its_name(gpt_and_loss, tmp_path, in_place):
+    model, loss = gpt_and_loss
+    compile_blocks(model, in_place)
+    with pytest.raises(ValueError, match=r"'blocks\.1\.up' lies in a module that is compiled"):
+        ActivationOffload(model, tmp_path, policy=["blocks.1.up"])
+    offload = ActivationOffload(model, tmp_path, policy=["blocks.1"], min_bytes=0)
+    for _ in range(2):  # warnings are errors: all that moves is one region's, as it should be
+        with offload:
+            loss().backward()
+    modules = offload.report().modules
+    assert {name for name, account in modules.items() if account.bytes_stored} == {"blocks.1"}
+    assert modules["blocks.0"].bytes_saved == modules["blocks.1"].bytes_saved > 1 << 19
+    offload.close()
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_blocks_are_planned_for(gpt_and_loss, tmp_path, gradients, assert_same, in_place):
+    model, loss = gpt_and_loss
+    compile_blocks(model, in_place)
+    expected = gradients(model, lambda: loss().backward())
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1 << 20, min_bytes=0)
+
+    def step():
+        with offload, torch.compiler.set_stance("fail_on_recompile"):
+            loss().backward()
+
+    for _ in range(18):
+        got = gradients(model, step)
+    assert_same(got, expected)
+    assert [profile.saved_bytes > 1 << 19 for profile in offload.plan.profiles] == [True] * 3
+    assert Action.KEEP not in offload.plan.actions[:2]  # three of them do not fit
+    assert offload.measured.peak_bytes < 3 * offload.plan.profiles[0].saved_bytes
+    offload.close()
+
+
+def test_a_model_that_something_compiles_around_it_is_moved_as_it_is(
+    gpt_and_loss, tmp_path, gradients, assert_same
+):
+    """A trainer does: nothing of an offload may be compiled with it, and cut its graph."""
+    model, _ = gpt_and_loss
+    tokens = torch.arange(4 * 64).view(4, 64) * 7 % 64
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(sum(node.op == "call_function" for node in graph.graph.nodes))
+        return graph
+
+    call = torch.compile(model, backend=backend)
+    expected = gradients(model, lambda: call(tokens).backward())
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1 << 20, min_bytes=0)
+
+    def step():
+        with offload:
+            call(tokens).backward()
+
+    got = [gradients(model, step) for _ in range(2)]
+    with pytest.warns(RuntimeWarning, match=r"by its 3 blocks, blocks\.0 for one.*one by one"):
+        got.append(gradients(model, step))
+    for these in got:
+        assert_same(these, expected)
+    assert set(graphs) == {graphs[0]}  # compiled anew, perhaps, but whole
+    assert "All is moved" in offload.explain() and offload.plan is None
     offload.close()
