@@ -282,7 +282,7 @@ class ActivationOffload:
     def _called(self, args: Any, kwargs: Any) -> bool:
         """The model is called: for the hooks on it."""
         if self._auto is not None:
-            self._auto.likeness.called(args, kwargs)
+            self._auto.called(args, kwargs, self._cache)
         wakes = self._rest.wakes(self._model, self._exclusions.num_trained, args, kwargs)
         if wakes:
             self._look()

@@ -20,6 +20,7 @@ from dataeff.offload.policy import SavedTensorInfo
 from dataeff.offload.profile import BlockProfiler, find_blocks, inside, trials
 from dataeff.offload.recompute import Changes, checkpoint
 from dataeff.offload.report import ModuleBytes
+from dataeff.offload.rounds import Rounds
 from dataeff.offload.scopes import is_compiled
 from dataeff.offload.simulate import Forecast, simulate
 from dataeff.offload.tiers import Tiers
@@ -68,7 +69,8 @@ class AutoPolicy:
         self._peak = self._num_others = 0
         self._changes = Changes()
         self._changed: dict[str, str] = {}  # blocks that cannot be run again, and what changes
-        self.likeness = Likeness()
+        self.likeness, self._rounds = Likeness(), Rounds()
+        self._num_rounds = 1  # of a step that the plan is made from
         self._wrapped: list[tuple[torch.nn.Module, str, Any]] = []
         self._trials: list[dict[str, Action]] = []
         self._trial: dict[str, Action] | None = None
@@ -105,6 +107,12 @@ class AutoPolicy:
         self._largest = max(self._largest, info.storage_nbytes)
         return self._trial is None or _treated(self._trial, info.scope) is Action.DISK
 
+    def called(self, args: Any, kwargs: Any, cache: Any) -> None:
+        """The model is called."""
+        self.likeness.called(args, kwargs)
+        if self.plan is None:
+            self._rounds.called(cache)
+
     def begin_step(self, cache: Any) -> None:
         """A `with` block begins."""
         self.leave()  # what an interrupt in the middle of a beginning left on
@@ -126,6 +134,7 @@ class AutoPolicy:
             if action is Action.RECOMPUTE:
                 self._wrap(self._blocks[name], checkpoint)
         self.likeness.begin()
+        self._rounds.begin(cache)
         cache.held.recent_peak = 0
         self._exposed_begin_s = cache.exposed_wait_s()
         self._begin = self._tiers.moment(self._device())
@@ -139,9 +148,10 @@ class AutoPolicy:
         if not self.likeness.trains:
             return
         self._num_steps += 1
+        self._num_rounds = self._rounds.num
         if self._profiler is not None:
             assert self._trial is not None
-            self._profiler.end(self._trial)
+            self._profiler.end(self._trial, self._num_rounds)
             self.likeness.learn()
             if self._profiler.num_steps == len(self._trials):
                 self._profiler.remove()
@@ -173,7 +183,7 @@ class AutoPolicy:
 
     def _begin_trials(self, cache: Any) -> None:
         self._saved = {
-            name: account - self._before.get(name, ModuleBytes())
+            name: (account - self._before.get(name, ModuleBytes())) // self._num_rounds
             for name, account in cache.account.by_module.items()
         }
         planned = sum(
@@ -241,6 +251,8 @@ class AutoPolicy:
         lines = [str(self.plan)]
         if self.other_bytes:
             lines.append(f"outside these modules: {self.other_bytes / 2**20:.1f} MiB are kept")
+        if self._num_rounds > 1:
+            lines.append(f"so much in each of {self._num_rounds} rounds of a step")
         forecast = self.forecast
         lines.append(
             f"predicted: peak {forecast.peak_bytes / 2**20:.1f} MiB, "
@@ -283,7 +295,7 @@ class AutoPolicy:
         ]
         budgets = self._bounded(max(moved, default=0) or None)
         cache.set_budgets(budgets)
-        self.forecast = simulate(
+        of_round = simulate(
             plan.profiles,
             plan.actions,
             {_ACTION_OF[tier]: rate for tier, rate in rates.items()},
@@ -292,6 +304,11 @@ class AutoPolicy:
             prefetch=budgets.prefetch or 0,
             other_s=other_s,
             other_bytes=self.other_bytes,
+        )
+        self.forecast = replace(
+            of_round,
+            step_s=of_round.step_s * self._num_rounds,
+            exposed_s=of_round.exposed_s * self._num_rounds,
         )
 
     def _bounded(self, working: int | None) -> Budgets:

@@ -343,6 +343,19 @@ class TensorCache:
             self.held.recount(self._grave, self._kept.held_nbytes, self._incoming.loading_nbytes)
             self._outgoing.recount()
 
+    @property
+    def new_nbytes(self) -> int:
+        """Bytes of the storages that were saved so far, each counted once."""
+        with self._lock:
+            self._kept.settle()
+            return self.counters.bytes_packed - self.counters.bytes_deduplicated
+
+    def wanted_nbytes(self) -> int:
+        """Bytes of what was saved and may still be asked for, wherever they are."""
+        with self._lock:
+            self._poll()
+            return self._grave.wanted_nbytes + self._kept.held_nbytes
+
     def exposed_wait_s(self) -> float:
         """The counter, with what a device has done by now."""
         self.poll()

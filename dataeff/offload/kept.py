@@ -145,9 +145,12 @@ class KeptBooks:
 class Direct:
     """A saved tensor that is left alone, of a kind that is not understood."""
 
-    __slots__ = ("__weakref__", "_tensor", "_version")
+    __slots__ = ("__weakref__", "_tensor", "_version", "nbytes")
+
+    wanted = True
 
     def __init__(self, tensor: torch.Tensor, held_nbytes: int, grave: Grave) -> None:
+        self.nbytes = held_nbytes
         self._tensor = tensor.detach()
         self._version = None if tensor.is_inference() else tensor._version
         if held_nbytes:

@@ -141,15 +141,18 @@ class BlockProfiler:
         self._forget()  # one that was not ended
         self._note("between", "")
 
-    def end(self, trial: Trial) -> None:
-        """Backward, or the step, is over: what was noted last ends here."""
+    def end(self, trial: Trial, num_rounds: int = 1) -> None:
+        """Backward, or the step, is over: what was noted last ends here.
+
+        Of a step of several rounds, what each took on average is entered.
+        """
         self._note("end", "")
         seconds: defaultdict[tuple[str, str], float] = defaultdict(float)
         for (t0, e0, kind, name), (t1, e1, _, _) in zip(self._notes, self._notes[1:], strict=False):
-            seconds[kind, name] += max(0.0, (t1 - t0) - (e1 - e0))
+            seconds[kind, name] += max(0.0, (t1 - t0) - (e1 - e0)) / num_rounds
         (t0, e0, _, _), (t1, e1, _, _) = self._notes[0], self._notes[-1]
-        self._steps.append((trial, dict(seconds), (t1 - t0) - (e1 - e0)))
-        self._input_bytes.update(self._inputs)
+        self._steps.append((trial, dict(seconds), ((t1 - t0) - (e1 - e0)) / num_rounds))
+        self._input_bytes |= {name: n // num_rounds for name, n in self._inputs.items()}
         self._forget()
 
     def _forget(self) -> None:
@@ -163,7 +166,7 @@ class BlockProfiler:
         return len(self._steps)
 
     def profiles(self, saved: Mapping[str, ModuleBytes]) -> list[ModuleProfile]:
-        """Medians over the steps, with the bytes that each module saved in one step."""
+        """Medians over the steps, with the bytes that each module saved in one round."""
         moved, again = self._times(Action.DISK), self._times(Action.RECOMPUTE)
         base = self._kept(again or moved, Action.RECOMPUTE if again else Action.DISK)
         moving = _ratio(moved, base)

@@ -67,6 +67,10 @@ class ModuleBytes:
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return ModuleBytes(*(mine - theirs for mine, theirs in pairs))
 
+    def __floordiv__(self, number: int) -> ModuleBytes:
+        """The share of one of so many."""
+        return ModuleBytes(*(mine // number for mine in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class OffloadReport:

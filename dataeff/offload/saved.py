@@ -67,6 +67,12 @@ class Grave:
         """What the living, and the dead that are not buried, leave or will leave."""
         return list(self._alive)
 
+    @property
+    def wanted_nbytes(self) -> int:
+        """Bytes of the living that may be asked for."""
+        owners = [remains() for remains in self._alive]
+        return sum(owner.nbytes for owner in owners if owner is not None and owner.wanted)
+
     def bury(self) -> Remains:
         """Takes the first of the dead."""
         self._alive.discard(self.dead[0])  # first: an interrupt between the two does no harm then
