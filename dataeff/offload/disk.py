@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from collections.abc import Callable, Sequence
 
 import torch
@@ -97,7 +98,8 @@ class Written:
             self._stripe.wait()
         except OSError as error:
             # Whoever settles writes keeps the error, but must not keep the frames it went by.
-            raise self._named(error, "write", self._stripe.place) from error.with_traceback(None)
+            error = error.with_traceback(None)
+            raise self._named(*_by_limit(error), self._stripe.place) from error
         return self._stripe.start_ns, self._stripe.end_ns
 
     def cancel(self) -> bool:
@@ -130,6 +132,18 @@ class Written:
         number = error.errno or errno.EIO
         reason = what or os.strerror(number)
         return OSError(number, f"cannot {verb} {self.nbytes} bytes at {place}: {reason}")
+
+
+def _by_limit(error: OSError) -> tuple[OSError, str]:
+    """`error` of a write, and what failed.
+
+    Direct I/O that a limit on the size of files cuts to an odd length is refused as invalid.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if error.errno == errno.EINVAL and limit % ALIGNMENT and limit != resource.RLIM_INFINITY:
+        what = f"past the {limit} bytes that a file may have (ulimit -f), write"
+        return OSError(errno.EFBIG, os.strerror(errno.EFBIG)), what
+    return error, "write"
 
 
 class DiskCopy:
