@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.fx
 from torch import Tensor
 
 from dataeff import _core
@@ -172,6 +173,10 @@ class HostEmbedding(torch.nn.Embedding):
             at_once = _core.gather_tensors(weight, input, None, 0)
             if at_once is not None:
                 return at_once
+        if isinstance(input, torch.fx.Proxy):  # a leaf, as torch's own modules are
+            tracer = cast(torch.fx.Tracer, input.tracer)
+            leaf = tracer.path_of_module(self)
+            return cast(Tensor, tracer.create_proxy("call_module", leaf, (input,), {}))
         input = checked_tensor(input)
         if torch._C._are_functorch_transforms_active() and not compiling:
             raise NotImplementedError(

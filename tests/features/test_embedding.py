@@ -503,3 +503,24 @@ def test_gradients_are_clipped_by_the_norm_of_their_rows():
     ours.weight.grad *= min(1.0, 1.0 / float(ours.weight.grad.coalesce().values().norm() + 1e-6))
     torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
     torch.testing.assert_close(ours.weight.grad.to_dense(), theirs.weight.grad)
+
+
+def test_fx_traces_it_as_a_leaf():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = torch.nn.ModuleDict({"rows": dataeff.HostEmbedding(6, 3)})
+
+        def forward(self, index):
+            return self.parts["rows"](index + 1).relu()
+
+    model = Model()
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == [
+        "parts.rows"
+    ]
+    assert traced.parts.rows is model.parts["rows"]
+    index = torch.tensor([0, 4])
+    assert torch.equal(traced(index), model(index))
+    traced(index).sum().backward()
+    assert model.parts["rows"].weight.grad.coalesce().indices().tolist() == [[1, 5]]

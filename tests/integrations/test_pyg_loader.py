@@ -540,6 +540,16 @@ def test_fan_outs_of_pyg_s_type():
     assert batch["paper", "cites", "paper"].num_edges == 0
 
 
+def test_the_default_of_pyg_s_type_without_types():
+    drawn = []
+    for fanouts in ([3, 2], NumNeighbors([3, 2]), NumNeighbors({}, default=[3, 2])):
+        torch.manual_seed(0)
+        drawn.append(next(iter(NeighborLoader(make_data(), fanouts, batch_size=10))).n_id)
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+    with pytest.raises(TypeError, match=r"one entry per hop.*got \{\}"):
+        NeighborLoader(make_data(), {})
+
+
 def test_a_table_of_another_length_is_refused():
     data = make_data()
     data.other = dataeff.FeatureTable(torch.zeros(7, 2))

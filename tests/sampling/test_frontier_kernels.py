@@ -54,6 +54,7 @@ def same_as_host(cuda_kernels, options):
     )
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
     assert (found[1][-2:] == -7).all()
+    return found[1][:-2]
 
 
 @settings(max_examples=60, deadline=None)
@@ -146,6 +147,24 @@ def test_weights(cuda_kernels, columns, fanouts, timed, replace, shift, seed):
             **{"random_seed": seed, "hop": 0, "relation": 1},
         },
     )
+
+
+@pytest.mark.parametrize("fanout", [5, 40])
+def test_the_first_of_equal_keys(cuda_kernels, fanout):
+    weight = torch.full((600,), 5e-324, dtype=torch.float64)  # every key is infinite
+    weight[590:593] = 1.0
+    colptr, node = torch.tensor([0, 600]), torch.tensor([0])
+    fanouts = torch.tensor([fanout])
+    places = same_as_host(
+        cuda_kernels,
+        {
+            **{"colptr": address(colptr), "id_nbytes": 8, "node": address(node), "tree": 0},
+            **{"until": 0, "size": 1, "etype": 0, "weight": address(weight), "time": 0},
+            **{"fanouts": address(fanouts), "num_fanouts": 1, "replace": False, "last": False},
+            **{"random_seed": 3, "hop": 0, "relation": 0},
+        },
+    )
+    assert places.tolist() == [*range(fanout - 3), 590, 591, 592]
 
 
 @pytest.mark.parametrize("fanout", [-1, 32, 33, 1000, 2999])

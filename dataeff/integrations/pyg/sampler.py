@@ -33,6 +33,12 @@ _LARGEST_SEED = 2**63 - 1
 _NO_TIMES = "{} have no times of their own: give the loader input_time, one time for each seed"
 
 
+def _of_one_type(num_neighbors: NumNeighbors) -> Sequence[int]:
+    """The fan-outs of edges without a type: of a dict that names none, the default."""
+    values = num_neighbors.values
+    return num_neighbors.default if not values and num_neighbors.default is not None else values
+
+
 class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
     """Samples for PyG's loaders with dataeff's core; neither pyg-lib nor torch-sparse is needed.
 
@@ -79,7 +85,7 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         self.sampler: NeighborSampler | HeteroNeighborSampler
         if is_homogeneous(data):
             graph = homogeneous_graph(data, time_attr, weight_attr)
-            self.sampler = NeighborSampler(graph, self.num_neighbors.get_values(), **options)
+            self.sampler = NeighborSampler(graph, _of_one_type(self.num_neighbors), **options)
         else:
             graphs = hetero_graphs(data, time_attr, weight_attr)
             fanouts = self.num_neighbors.get_values(list(graphs))
