@@ -81,7 +81,7 @@ def test_one_call_is_all_the_warm_up_that_forward_and_backward_need(monkeypatch)
 
     monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "triton")
     built = []
-    for module in ("structure", "tilemap", "graph"):
+    for module in ("structure", "tilemap", "indexed"):
         monkeypatch.setattr(
             f"dataeff.rgnn.{module}.refuse_capture", lambda device, what: built.append(what)
         )
