@@ -2,10 +2,10 @@
 
 The graph is directed, sources and targets drawn by a power law of their rank (exponent 0.6 of the
 rank, so that the largest degrees are thousands of times the mean) and ids shuffled, so that hubs
-are not neighbours in memory. All providers read the same CSC arrays and sample without replacement.
-Samples differ by chance, so what is compared is what does not: the numbers of edges of the first
-hop, and that every edge exists. DGL samples the nodes of earlier hops again in later ones, so its
-samples have more edges (`edges_per_batch`).
+are not neighbours in memory. All providers read the same CSC arrays and sample without replacement,
+uniformly or in proportion to weights. Samples differ by chance, so what is compared is what does
+not: the numbers of edges of the first hop, and that every edge exists. DGL samples the nodes of
+earlier hops again in later ones, so its samples have more edges (`edges_per_batch`).
 
 After the samples come epochs of GraphSAGE (`dataeff.bench.epoch`).
 """
@@ -13,7 +13,7 @@ After the samples come epochs of GraphSAGE (`dataeff.bench.epoch`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -29,6 +29,7 @@ from dataeff.sampling import CSCGraph, NeighborSampler
 
 NUM_BATCHES = 16
 EXPONENT = 0.6
+FANOUTS = (15, 10, 5)
 # Seconds of timing a case.
 BUDGET_S = 8.0
 
@@ -64,6 +65,11 @@ class Sampled:
     col: Tensor
     num_first: int | None = None
 
+    def on_host(self) -> Sampled:
+        """The same, its lists on the CPU."""
+        lists = {name: getattr(self, name).cpu() for name in ("seeds", "n_id", "row", "col")}
+        return replace(self, **lists)
+
 
 def cases(options: Options) -> Iterator[Case]:
     """Batches of growing size; one thread and all; a graph smaller than the caches and one not."""
@@ -72,24 +78,32 @@ def cases(options: Options) -> Iterator[Case]:
         # Made once, with the first of its cases, and dropped after the last.
         graph = cache(partial(power_law_graph, num_nodes, num_edges))
         for batch in options.pick(full=(128, 1024), quick=(1024,)):
-            for fanouts in ((15, 10, 5),):
-                name = "-".join(map(str, fanouts))
-                yield Case(
-                    size=f"nodes={num_nodes} edges={num_edges} batch={batch} fanouts={name}",
-                    group="neighbour sampling",
-                    inputs=partial(make_inputs, graph, batch, fanouts),
-                    providers=(
-                        Provider("plain torch", _plain),
-                        Provider("torch-sparse", _torch_sparse),
-                        Provider("DGL", _dgl, requires=("dgl",)),
-                        Provider("pyg-lib", _pyg_lib, requires=("pyg_lib",)),
-                        Provider("dataeff 1 thread", partial(_ours, num_threads=1), role="ours"),
-                        Provider("dataeff", partial(_ours, num_threads=None), role="ours"),
-                    ),
-                    same=_assert_plausible,
-                    budget_s=BUDGET_S,
-                )
+            yield _case(options, graph, batch, f"nodes={num_nodes} edges={num_edges}", "")
+    num_nodes, num_edges = sizes[-1]
+    weighted = partial(power_law_graph, num_nodes, num_edges, weighted=True)
+    yield _case(options, weighted, 1024, f"nodes={num_nodes} edges={num_edges}", "weighted ")
     yield from epoch.cases(options)
+
+
+def _case(
+    options: Options, graph: Callable[[], CSCGraph], batch: int, size: str, kind: str
+) -> Case:
+    return Case(
+        size=f"{kind}{size} batch={batch} fanouts={'-'.join(map(str, FANOUTS))}",
+        group=f"{kind}neighbour sampling",
+        inputs=partial(make_inputs, graph, batch, FANOUTS),
+        providers=(
+            Provider("plain torch", _plain),
+            Provider("torch-sparse", _torch_sparse),
+            Provider("DGL", _dgl, requires=("dgl",)),
+            Provider("pyg-lib", _pyg_lib, requires=("pyg_lib",)),
+            Provider("dataeff 1 thread", partial(_ours, num_threads=1), role="ours"),
+            Provider("dataeff", partial(_ours, num_threads=None), role="ours"),
+            Provider("dataeff on the GPU", partial(_on_gpu, options.device), role="ours"),
+        ),
+        same=_assert_plausible,
+        budget_s=BUDGET_S,
+    )
 
 
 def power_law_edges(num_nodes: int, num_edges: int) -> Tensor:
@@ -100,9 +114,11 @@ def power_law_edges(num_nodes: int, num_edges: int) -> Tensor:
     return torch.stack([torch.randperm(num_nodes)[ends] for ends in rank])
 
 
-def power_law_graph(num_nodes: int, num_edges: int) -> CSCGraph:
-    """The graph of `power_law_edges`."""
-    return CSCGraph(power_law_edges(num_nodes, num_edges), num_nodes=num_nodes)
+def power_law_graph(num_nodes: int, num_edges: int, weighted: bool = False) -> CSCGraph:
+    """The graph of `power_law_edges`; weights of its edges are uniform in [0.1, 1.1)."""
+    edges = power_law_edges(num_nodes, num_edges)
+    weight = torch.rand(num_edges, dtype=torch.float64) + 0.1 if weighted else None
+    return CSCGraph(edges, num_nodes=num_nodes, edge_weight=weight)
 
 
 def make_inputs(make_graph: Callable[[], CSCGraph], batch: int, fanouts: tuple[int, ...]) -> Inputs:
@@ -128,7 +144,8 @@ def _step(inputs: Inputs, sample: Callable[[Tensor, int], Sampled]) -> Step:
 
 
 def _assert_plausible(expected: tuple[Inputs, Sampled], actual: tuple[Inputs, Sampled]) -> None:
-    for inputs, drawn in (expected, actual):
+    for inputs, sampled in (expected, actual):
+        drawn = sampled.on_host()
         graph, first = inputs.graph, drawn.seeds.numel()
         degree = graph.colptr.diff().long()
         assert torch.equal(drawn.n_id[:first], drawn.seeds)
@@ -150,7 +167,22 @@ def _ours(inputs: Inputs, num_threads: int | None) -> Step:
     return _step(inputs, sample)
 
 
+def _on_gpu(device: torch.device, inputs: Inputs) -> Step:
+    if device.type != "cuda":
+        raise Unavailable("there is no GPU to sample on")
+    sampler = NeighborSampler(inputs.graph, list(inputs.fanouts))  # the graph stays on the host
+    batches = [seeds.to(device) for seeds in inputs.batches]
+
+    def sample(_: Tensor, call: int) -> Sampled:
+        seeds = batches[call % NUM_BATCHES]
+        drawn = sampler.sample(seeds, seed=call)
+        return Sampled(seeds, drawn.n_id, drawn.edge_index[0], drawn.edge_index[1])
+
+    return _step(inputs, sample)
+
+
 def _torch_sparse(inputs: Inputs) -> Step:
+    _refuse_weights(inputs, "torch-sparse")
     _load_torch_sparse()
     colptr, row = inputs.graph.colptr.long(), inputs.graph.row.long()
     fanouts = list(inputs.fanouts)
@@ -162,6 +194,11 @@ def _torch_sparse(inputs: Inputs) -> Step:
         return Sampled(seeds, n_id, src, dst)
 
     return _step(inputs, sample)
+
+
+def _refuse_weights(inputs: Inputs, name: str) -> None:
+    if inputs.graph.edge_weight is not None:
+        raise Unavailable(f"{name} is not asked to sample by weight")
 
 
 def _load_torch_sparse() -> None:
@@ -183,7 +220,11 @@ def _dgl(inputs: Inputs) -> Step:
     colptr, row = inputs.graph.colptr.long(), inputs.graph.row.long()
     no_ids = torch.empty(0, dtype=torch.int64)
     graph = dgl.graph(("csc", (colptr, row, no_ids)), num_nodes=inputs.graph.num_src_nodes)
-    sampler = dgl.dataloading.NeighborSampler(list(reversed(inputs.fanouts)))  # last hop first
+    if inputs.graph.edge_weight is not None:
+        graph.edata["weight"] = inputs.graph.edge_weight
+    prob = "weight" if inputs.graph.edge_weight is not None else None
+    fanouts = list(reversed(inputs.fanouts))  # last hop first
+    sampler = dgl.dataloading.NeighborSampler(fanouts, prob=prob)
 
     def sample(seeds: Tensor, call: int) -> Sampled:
         n_id, _, blocks = sampler.sample_blocks(graph, seeds)
@@ -195,6 +236,7 @@ def _dgl(inputs: Inputs) -> Step:
 
 
 def _pyg_lib(inputs: Inputs) -> Step:
+    _refuse_weights(inputs, "pyg-lib")
     import_module("pyg_lib")  # registers torch.ops.pyg
     colptr, row = inputs.graph.colptr.long(), inputs.graph.row.long()
     fanouts = list(inputs.fanouts)
@@ -211,16 +253,24 @@ def _plain(inputs: Inputs) -> Step:
     colptr, row = graph.colptr.long(), graph.row.long()
 
     def sample(seeds: Tensor, call: int) -> Sampled:
-        return plain_sample(colptr, row, seeds, inputs.fanouts)
+        return plain_sample(colptr, row, seeds, inputs.fanouts, graph.edge_weight)
 
     return _step(inputs, sample)
 
 
-def plain_sample(colptr: Tensor, row: Tensor, seeds: Tensor, fanouts: tuple[int, ...]) -> Sampled:
+def plain_sample(
+    colptr: Tensor,
+    row: Tensor,
+    seeds: Tensor,
+    fanouts: tuple[int, ...],
+    weight: Tensor | None = None,
+) -> Sampled:
     """Neighbour sampling in whole-tensor operations.
 
     Each edge into the frontier gets a random key, and the `fanout` smallest keys of each column are
-    taken: uniform without replacement, at the price of sorting every edge of the frontier.
+    taken: without replacement, at the price of sorting every edge of the frontier. Uniform keys
+    choose uniformly, exponential ones of rate `weight` in proportion to it (Efraimidis and
+    Spirakis, IPL 97, 2006).
     """
     n_id, frontier = seeds, seeds
     local = torch.full((colptr.numel() - 1,), -1)
@@ -231,7 +281,11 @@ def plain_sample(colptr: Tensor, row: Tensor, seeds: Tensor, fanouts: tuple[int,
         column = torch.repeat_interleave(torch.arange(frontier.numel()), degree)
         first = degree.cumsum(0) - degree
         within = torch.arange(column.numel()) - first[column]
-        order = (column + torch.rand(column.numel(), dtype=torch.float64)).argsort()
+        key = torch.rand(column.numel(), dtype=torch.float64)
+        if weight is not None:
+            arrival = key.exponential_() / weight[begin[column] + within]
+            key = arrival / (1 + arrival)  # in the same order, and below 1 like the others
+        order = (column + key).argsort()
         taken = order[(within < fanout)]  # sorted by column, so `within` counts its smallest keys
         found = row[begin[column[taken]] + within[taken]]
         new = found[local[found] < 0].unique()
