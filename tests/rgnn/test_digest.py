@@ -14,6 +14,7 @@ from dataeff.rgnn.digest import digest_of
 SOURCE = """
 import functools
 import math
+import operator
 
 from dataeff import rgnn
 
@@ -41,8 +42,28 @@ def widen(z):
 def named(z):
     return z * NAMED["a"][0]
 
+class Settings:
+    def __init__(self):
+        self._width = 16
+        self.name = "relu"
+
+    @property
+    def width(self):
+        return self._width
+
+    def __call__(self, z):
+        return self.bent(z)
+
+    def bent(self, z):
+        return getattr(rgnn, self.name)(z)
+
+chosen = Settings()
+scaled = functools.partial(lambda z, *, by: z * by, by=7)
+last = operator.itemgetter(11)
+
 def make(factor):
     def f(g, x, W, power=1):
+        x = scaled(chosen(x)) * getattr(chosen, "wid" + "th") + last(range(30))
         rows = [widen(value) for value in (x,)]
         z = rgnn.linear(g.src(rows[0]), W[g.etype])
         return g.sum(named(z) * factor) + settings.slope
@@ -86,6 +107,12 @@ def test_the_same_code_has_the_same_digest_in_every_process():
         ("slope = 0.2", "slope = 0.3"),  # an attribute
         ("make(3)", "make(4)"),  # a captured value
         ("power=1", "power=2"),  # a default
+        ("_width = 16", "_width = 32"),  # what an object holds, read by a computed name
+        ('name = "relu"', 'name = "tanh"'),  # by a method of its own
+        ("return self.bent(z)", "return self.bent(z) + 1"),  # what calling it does
+        ("getattr(rgnn, self.name)(z)", "-getattr(rgnn, self.name)(z)"),  # what that calls
+        ("by=7", "by=8"),  # what a function is given ahead
+        ("itemgetter(11)", "itemgetter(12)"),  # what only pickling tells
         ("(x,)", "(x, x)"),  # a constant
     ],
 )
