@@ -233,6 +233,8 @@ class RGATConv(torch.nn.Module):
         out = out.flatten(1) if self.concat else out.mean(dim=1).flatten(1)
         if self.bias is not None and not self.concat:
             out = out + self.bias
+        elif self.bias is None and self.concat and out.requires_grad:
+            out = out.clone()  # callers may write to it, and backward reads what it was made of
         if not need_attention:
             return out
         return out, (edge_index if isinstance(edge_index, Tensor) else graph.edge_index, attention)

@@ -48,6 +48,20 @@ def edges():
     return index, torch.randint(0, 4, (90,))
 
 
+def test_results_without_bias_may_be_written_to(edges):
+    pair = layers(torch.float64, 6, 4, 5, heads=2, bias=False)
+    base, found = torch.randn(25, 6, dtype=torch.float64), []
+    for conv in pair:
+        x = base.clone().requires_grad_()
+        out = conv(x, *edges).mul_(3.0).relu_()
+        used = [x, *(p for _, p in sorted(conv.named_parameters()))]
+        grads = torch.autograd.grad(
+            out.square().sum(), used, allow_unused=True, materialize_grads=True
+        )
+        found.append((out, grads))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_pyg(options, edges):
     index, etype = edges
