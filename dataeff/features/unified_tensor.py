@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
@@ -13,14 +13,21 @@ from torch import Tensor
 from dataeff._flags import checked_bool
 from dataeff._ops import with_memory
 from dataeff.features.placement import CPU, Operand, placement
+from dataeff.features.unified_execution import (
+    OverHostMemory,
+    as_plain,
+    run_on_cpu,
+    run_on_device,
+    tensors_in,
+)
 from dataeff.features.unified_memory import UnifiedMemory
-from dataeff.features.unified_ops import gather_zero_copy, memory_only, mutates, num_deciding
+from dataeff.features.unified_ops import memory_only, num_deciding
 from dataeff.memory import SharedTensor
 
 T = TypeVar("T")
 
 
-class UnifiedTensor(torch.Tensor):
+class UnifiedTensor(OverHostMemory):
     """A tensor in host memory that the GPU reads and writes in place; made by `unified`.
 
     For PyTorch it is a CPU tensor (`u.device` is the CPU). Where an operation runs, and so where
@@ -64,22 +71,13 @@ class UnifiedTensor(torch.Tensor):
         if memory_only(func):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        deciding = list(_tensors(args[: num_deciding(func)])) + list(_tensors(kwargs))
+        deciding = list(tensors_in(args[: num_deciding(func)])) + list(tensors_in(kwargs))
         with torch._C.DisableTorchFunctionSubclass():  # or each look comes here again
             operands = [Operand(x.device, x.dim(), isinstance(x, UnifiedTensor)) for x in deciding]
         device = placement(operands, _propagation(cls, func))
         if device.type == "cpu":
-            return _run_on_cpu(func, args, kwargs)
-        return _run_on_device(func, args, kwargs, device)
-
-    @property
-    def _unified(self) -> UnifiedMemory:
-        memory: UnifiedMemory | None = self.__dict__.get("_memory")
-        with torch._C.DisableTorchFunctionSubclass():
-            plain = self.as_subclass(torch.Tensor).detach()
-            if memory is None or not memory.covers(plain):  # sharing moves the memory
-                memory = self.__dict__["_memory"] = UnifiedMemory(plain)
-        return memory
+            return run_on_cpu(func, args, kwargs)
+        return run_on_device(func, args, kwargs, device)
 
     def register(self, device: torch.device | str | int = "cuda") -> UnifiedTensor:
         """Registers the memory with CUDA now instead of at the first operation there.
@@ -167,7 +165,7 @@ def unified(x: Tensor, *, propagate: bool = False) -> UnifiedTensor:
     x = with_memory(x, "x")
     _let_compiled_code_take_subclasses()
     kind = PropagatingTensor if checked_bool("propagate", propagate) else UnifiedTensor
-    plain = _plain(x).detach()
+    plain = as_plain(x).detach()
     u = plain.as_subclass(kind)
     u.__dict__["_memory"] = x._unified if isinstance(x, UnifiedTensor) else UnifiedMemory(plain)
     u.requires_grad_(x.requires_grad)
@@ -183,20 +181,7 @@ def _let_compiled_code_take_subclasses() -> None:
         config.check_custom_op_aliasing = False
 
 
-# --- running an operation -------------------------------------------------------------------------
-
-
-def _plain(x: Tensor) -> Tensor:
-    with torch._C.DisableTorchFunctionSubclass():
-        return x.as_subclass(torch.Tensor)
-
-
-def _read(x: UnifiedTensor) -> Tensor:
-    """The plain tensor, once the GPUs have written what they were given to write."""
-    memory: UnifiedMemory | None = x.__dict__.get("_memory")
-    if memory is not None:
-        memory.wait(to_write=False)
-    return _plain(x)
+_TO_HOST = {torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist}
 
 
 def _propagation(cls: type[UnifiedTensor], func: Callable[..., Any]) -> torch.device | None:
@@ -205,199 +190,12 @@ def _propagation(cls: type[UnifiedTensor], func: Callable[..., Any]) -> torch.de
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(tuple(values.values()))
-
-
-def _map(values: Any, change: Callable[[Tensor], Any]) -> Any:
-    if isinstance(values, Tensor):
-        return change(values)
-    if type(values) in (tuple, list):
-        return type(values)(_map(value, change) for value in values)
-    if isinstance(values, dict):
-        return {name: _map(value, change) for name, value in values.items()}
-    return values
-
-
-_CLONES = {torch.clone, torch.Tensor.clone}
-_TO_HOST = {torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.__array__, torch.Tensor.tolist}
-
-
-def _run_on_cpu(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    own = [x for x in _tensors((args, kwargs)) if isinstance(x, UnifiedTensor)]
-    if torch.compiler.is_compiling():
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
-    for u in own:
-        memory: UnifiedMemory | None = u.__dict__.get("_memory")
-        if memory is not None:  # else no GPU was ever given anything to do with it
-            memory.wait(to_write=mutates(func, kwargs))
-    with torch._C.DisableTorchFunctionSubclass():
-        result = func(*args, **kwargs)
-        for u in _written(func, args, kwargs):
-            if (memory := u.__dict__.get("_memory")) is not None:
-                memory.overwritten()
-        if func in _CLONES:
-            clone: UnifiedTensor = result.as_subclass(type(own[0]))
-            return clone
-        if func is torch.Tensor.cpu:
-            return result.as_subclass(torch.Tensor)
-        return _map(result, lambda x: _unified_view(x, own))
-
-
-def _unified_view(x: Tensor, own: list[UnifiedTensor]) -> Tensor:
-    """A result that shares memory with a unified operand is unified too."""
-    if isinstance(x, UnifiedTensor) or x.device != CPU or x.layout != torch.strided:
-        return x
-    for u in own:
-        if _share_memory(x, u):
-            view = x.as_subclass(type(u))
-            view.__dict__["_memory"] = u.__dict__.get("_memory")
-            return view
-    return x
-
-
-def _share_memory(x: Tensor, y: Tensor) -> bool:
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):  # torch.func's wrappers have no memory
-        return False
-    same: bool = x.untyped_storage()._cdata == y.untyped_storage()._cdata
-    return same
-
-
-class _OnDevice(torch.autograd.Function):
-    """A unified tensor as one of a device; its gradient comes back to host memory."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, alias: Tensor) -> Tensor:
-        """The alias."""
-        return alias.view_as(alias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """To the host."""
-        return grads[0].to("cpu"), None
-
-
-class _TracedOnDevice(torch.autograd.Function):
-    """The same by the operator that a compiled function calls."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, like: Tensor) -> Tensor:
-        """The alias, on the device of `like`."""
-        alias: Tensor = torch.ops.dataeff.unified_alias(x.detach(), like)
-        return alias
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        """To the host."""
-        return grads[0].to("cpu"), None
-
-
-def _run_on_device(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
-) -> Any:
-    own = [x for x in _tensors((args, kwargs)) if isinstance(x, UnifiedTensor)]
-    rows = gather_zero_copy(func, args, kwargs, UnifiedTensor)
-    if rows is not None:
-        table, gather = rows
-        if not torch.compiler.is_compiling():
-            if device.type == "cuda":
-                table._unified.registered.register(device)
-            with torch._C.DisableTorchFunctionSubclass():
-                result = gather(_plain(table))
-            table._unified.used(device, wrote=False)
-            return result
-        with torch._C.DisableTorchFunctionSubclass():
-            return gather(table)
-    if torch.compiler.is_compiling():
-        return _trace_on_alias(func, args, kwargs, device)
-    return _run_on_alias(func, args, kwargs, device, own)
-
-
-def _trace_on_alias(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
-) -> Any:
-    """The same inside `torch.compile`: operators alone."""
-    if _written(func, args, kwargs):
-        raise NotImplementedError(
-            "a compiled function cannot write from the GPU into a unified tensor: do it outside"
-        )
-    with torch._C.DisableTorchFunctionSubclass():
-        like = next(x for x in _tensors((args, kwargs)) if x.device == device)
-
-    def on_device(x: Tensor) -> Tensor:
-        return _TracedOnDevice.apply(x, like) if isinstance(x, UnifiedTensor) else x  # type: ignore[no-untyped-call]
-
-    with torch._C.DisableTorchFunctionSubclass():
-        return func(*_map(args, on_device), **_map(kwargs, on_device))
-
-
-def _run_on_alias(
-    func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    device: torch.device,
-    own: list[UnifiedTensor],
-) -> Any:
-    written = _written(func, args, kwargs)
-    for u in written:
-        _check_writable(u)
-    aliases = {id(u): u._unified.alias(_plain(u).detach(), device) for u in own}
-
-    def on_device(x: Tensor) -> Tensor:
-        alias = aliases.get(id(x))
-        if alias is None:
-            return x
-        if not (x.requires_grad and torch.is_grad_enabled()):
-            return alias
-        with torch._C.DisableTorchFunctionSubclass():
-            lifted: Tensor = _OnDevice.apply(_plain(x), alias)  # type: ignore[no-untyped-call]
-            return lifted
-
-    result = func(*_map(args, on_device), **_map(kwargs, on_device))
-    for u in own:
-        u._unified.used(device, wrote=any(u is w for w in written))
-    for u in written:
-        torch.autograd.graph.increment_version(_plain(u))
-        u._unified.overwritten()
-    return _map(result, lambda x: _own_memory(x, own, written, aliases))
-
-
-def _written(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[UnifiedTensor]:
-    """The unified tensors that the operation writes."""
-    if not mutates(func, kwargs):
-        return []
-    targets = kwargs["out"] if kwargs.get("out") is not None else args[:1]
-    return [x for x in _tensors(targets) if isinstance(x, UnifiedTensor)]
-
-
-def _check_writable(u: UnifiedTensor) -> None:
-    if u.requires_grad and torch.is_grad_enabled():
-        raise RuntimeError(
-            "a GPU operation writes in place into a unified tensor that asks for gradients: "
-            "do it under torch.no_grad()"
-        )
-
-
-def _own_memory(
-    x: Tensor, own: list[UnifiedTensor], written: list[UnifiedTensor], aliases: dict[int, Tensor]
-) -> Tensor:
-    """What was written in place is the unified tensor; nothing else aliases host memory."""
-    for u in written:
-        if x is aliases[id(u)]:
-            return u
-    for u in own:
-        if _share_memory(x, aliases[id(u)]) and x.numel():
-            return x.clone()
-    return x
+def _read(x: UnifiedTensor) -> Tensor:
+    """The plain tensor, once the GPUs have written what they were given to write."""
+    memory: UnifiedMemory | None = x.__dict__.get("_memory")
+    if memory is not None:
+        memory.wait(to_write=False)
+    return as_plain(x)
 
 
 # --- between processes and into files -------------------------------------------------------------

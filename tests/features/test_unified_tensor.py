@@ -1,7 +1,6 @@
-"""Unified tensors: where each operation's result is, and that its values are PyTorch's own.
+"""Unified tensors: where each operation's result is, and that they are tensors like others.
 
-Where there is no GPU, the meta device stands for it: it decides placement as a GPU does. Values on
-a device are then proven over an alias of the same memory that is made as a GPU's is.
+Where there is no GPU, the meta device stands for it: it decides placement as a GPU does.
 """
 
 import copy
@@ -16,12 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import dataeff
-from dataeff.features import UnifiedTensor, unified_memory, unified_tensor
-from dataeff.features.unified_memory import DLPACK_CPU, byte_alias
+from dataeff.features import UnifiedTensor, unified_memory
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -185,127 +181,6 @@ def test_small_and_empty_shapes(shape):
     u = dataeff.unified(torch.ones(shape))
     assert (u + 1).shape == shape and (u + other(*shape)).device == META
     assert u.clone().shape == shape and dataeff.unified(u).shape == shape
-
-
-# --- values on a device, over an alias of the same memory -----------------------------------------
-
-
-@pytest.fixture
-def emulated(monkeypatch):
-    """Operations go the way of the GPU; the alias is of the CPU but made as a GPU's is."""
-
-    def alias(self, x, device):
-        return byte_alias(x, DLPACK_CPU, 0, self.registered) if x.numel() else x
-
-    monkeypatch.setattr(unified_tensor, "placement", lambda operands, propagate: META)
-    monkeypatch.setattr(unified_memory.UnifiedMemory, "alias", alias)
-
-
-OPERATIONS = [
-    lambda u: u + torch.ones(4),
-    lambda u: u[1:, ::2] * 2,
-    lambda u: u.t() @ torch.ones(6, 3),
-    lambda u: torch.cat([u, u.flip(0)]),
-    lambda u: u[torch.tensor([5, -6])].sum(0),
-    lambda u: u.topk(2, dim=0).values,
-    lambda u: torch.index_select(u, 1, INDEX),
-    lambda u: F.softmax(u, dim=1),
-]
-
-
-@pytest.mark.parametrize("operation", OPERATIONS, ids=range(len(OPERATIONS)))
-def test_values_and_gradients_through_the_alias(emulated, operation):
-    x = torch.rand(6, 4, requires_grad=True)
-    u = dataeff.unified(x.detach().clone().requires_grad_())
-    expected, result = operation(x), operation(u)
-    assert torch.equal(result, expected) and not isinstance(result, UnifiedTensor)
-    weights = torch.rand(expected.shape)
-    (expected * weights).sum().backward()
-    (result * weights).sum().backward()
-    assert u.grad.device.type == "cpu" and torch.equal(u.grad, x.grad)
-
-
-def test_writes_through_the_alias(emulated, x):
-    u, plain = dataeff.unified(x), x.clone()
-    version = u._version
-    assert u.add_(torch.ones(4)) is u
-    u[INDEX] = torch.zeros(3, 4)
-    torch.mul(u, 2, out=u)
-    plain = plain.add_(1).index_fill_(0, INDEX, 0).mul_(2)
-    assert torch.equal(x, plain) and u._version > version
-
-
-def test_a_result_on_the_device_never_aliases_host_memory(emulated, x):
-    u = dataeff.unified(x)
-    result = u.to(torch.float32)
-    result.fill_(0)
-    assert x.sum() == sum(range(24))
-
-
-def test_a_leaf_with_gradients_is_not_written_from_the_device(x):
-    u = dataeff.unified(x.requires_grad_())
-    with pytest.raises(RuntimeError, match="no_grad"):
-        u.add_(other(4))
-    with torch.no_grad():
-        assert u.add_(other(4)) is u
-
-
-@given(
-    rows=st.integers(1, 6),
-    columns=st.integers(1, 6),
-    start=st.integers(0, 5),
-    step=st.integers(1, 3),
-    dtype=st.sampled_from([torch.uint8, torch.bool, torch.bfloat16, torch.float64]),
-)
-@settings(deadline=None, max_examples=60)
-def test_an_alias_has_the_elements_of_any_view(rows, columns, start, step, dtype):
-    x = torch.randint(0, 2, (rows, columns)).to(dtype).t()[start % columns :: step]
-    alias = byte_alias(x, DLPACK_CPU, 0, None)
-    assert torch.equal(alias, x) and alias.stride() == x.stride() and alias.dtype == dtype
-    alias.fill_(1)
-    assert (x == 1).all()
-
-
-@pytest.mark.parametrize("view", [torch.conj, lambda z: z.conj().imag, lambda z: z.conj()[1:, 0]])
-def test_an_alias_of_a_lazy_view_has_its_values(view):
-    x = view(torch.randn(3, 2, dtype=torch.complex64))
-    alias = byte_alias(x, DLPACK_CPU, 0, None)
-    assert torch.equal(alias, x) and alias.data_ptr() == x.data_ptr()
-
-
-def test_an_alias_keeps_its_owner_until_it_is_gone():
-    class Owner:
-        pass
-
-    owner = Owner()
-    alive = weakref.ref(owner)
-    x = torch.ones(3)
-    alias = byte_alias(x, DLPACK_CPU, 0, owner)
-    capsule = unified_memory._core.alias_capsule(x.data_ptr(), 12, 1, 0, owner)
-    del owner
-    view = alias[1:]
-    del alias, capsule
-    assert alive() is not None
-    del view
-    assert alive() is None
-
-
-# --- elements by torch.gather ---------------------------------------------------------------------
-
-
-@given(dim=st.integers(-3, 2), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
-def test_gather_is_a_gather_of_elements(dim, seed):
-    from dataeff.features.unified_ops import _gather_elements
-
-    torch.manual_seed(seed)
-    table = torch.rand(3, 4, 5)
-    shape = [2, 3, 4]
-    index = torch.randint(0, table.shape[dim], shape)
-    assert torch.equal(_gather_elements(table, dim % 3, index), torch.gather(table, dim, index))
-    index.view(-1)[seed % 24] = table.shape[dim]  # within the memory, but not in the dimension
-    with pytest.raises(IndexError, match="60"):
-        _gather_elements(table, dim % 3, index)
 
 
 # --- the rest of PyTorch --------------------------------------------------------------------------
