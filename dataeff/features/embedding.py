@@ -173,10 +173,8 @@ class HostEmbedding(torch.nn.Embedding):
             at_once = _core.gather_tensors(weight, input, None, 0)
             if at_once is not None:
                 return at_once
-        if isinstance(input, torch.fx.Proxy):  # a leaf, as torch's own modules are
-            tracer = cast(torch.fx.Tracer, input.tracer)
-            leaf = tracer.path_of_module(self)
-            return cast(Tensor, tracer.create_proxy("call_module", leaf, (input,), {}))
+        if isinstance(cast(object, input), torch.fx.Proxy):
+            return _traced_leaf(self, input)
         input = checked_tensor(input)
         if torch._C._are_functorch_transforms_active() and not compiling:
             raise NotImplementedError(
@@ -284,6 +282,13 @@ def _new_rows(shape: tuple[int, int], dtype: torch.dtype, shared: bool) -> Tenso
     if shared:
         return new_shared(shape, dtype)
     return HostBuffer(nbytes).tensor(dtype, shape)
+
+
+def _traced_leaf(module: HostEmbedding, proxy: Any) -> Tensor:
+    # As torch's own modules are traced: torch.fx knows them by the name of torch.nn.
+    path = proxy.tracer.path_of_module(module)
+    traced: Tensor = proxy.tracer.create_proxy("call_module", path, (proxy,), {})
+    return traced
 
 
 def _all_gather_rows(rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -505,7 +505,8 @@ def test_gradients_are_clipped_by_the_norm_of_their_rows():
     torch.testing.assert_close(ours.weight.grad.to_dense(), theirs.weight.grad)
 
 
-def test_fx_traces_it_as_a_leaf():
+@pytest.mark.parametrize("grad", [False, True])
+def test_fx_traces_it_as_a_leaf(grad):
     class Model(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -515,7 +516,8 @@ def test_fx_traces_it_as_a_leaf():
             return self.parts["rows"](index + 1).relu()
 
     model = Model()
-    traced = torch.fx.symbolic_trace(model)
+    with torch.set_grad_enabled(grad):
+        traced = torch.fx.symbolic_trace(model)
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == [
         "parts.rows"
     ]

@@ -35,8 +35,9 @@ _NO_TIMES = "{} have no times of their own: give the loader input_time, one time
 
 def _of_one_type(num_neighbors: NumNeighbors) -> Sequence[int]:
     """The fan-outs of edges without a type: of a dict that names none, the default."""
-    values = num_neighbors.values
-    return num_neighbors.default if not values and num_neighbors.default is not None else values
+    default: Sequence[int] | None = num_neighbors.default
+    values: Sequence[int] = num_neighbors.values
+    return values if values or default is None else default
 
 
 class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
