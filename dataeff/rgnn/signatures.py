@@ -111,8 +111,11 @@ def _linear(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
     x, w = types
     _typed(x, w)
     if not x.shape or x.shape != w.shape[: len(x.shape)]:
+        heads = len(x.shape) == 1 and len(w.shape) == 3 and x.shape == w.shape[1:2]
+        remedy = "; for heads of one input, join them in the weight, and reshape the result"
         raise IRTypeError(
             f"input {x} and weight {w}: the weight's leading axes must be the input's row shape"
+            + (remedy if heads else "")
         )
     return Type(x.domain, x.shape[:-1] + w.shape[len(x.shape) :])
 

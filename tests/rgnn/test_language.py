@@ -126,6 +126,10 @@ REFUSED = [
         lambda g, x, **_: rgnn.reshape(g.src(x), -1, -1),
         r"reshape of edge\[4\] needs whole .* \(-1, -1",
     ),
+    (
+        lambda g, x, W, **_: rgnn.linear(g.src(x), rgnn.reshape(W[g.etype], 1, 4, 5)),
+        r"edge\[4\] and weight etype\[1x4x5\]: .*; for heads of one input, join them in the weight",
+    ),
 ]
 
 
