@@ -124,7 +124,7 @@ class Wear:
             rate = self.written_tb_per_day(nbytes)
             self._warn(
                 "rate",
-                f"activation offload: at {rate:.1f} TB per day the endurance of "
+                f"activation offload: at {rate:.3g} TB per day the endurance of "
                 f"{self.endurance.tbw:g} TB is spent in {left:.1f} days. Offload less (policy=, "
                 "memory_budget=), give it host_bytes, or bound it with write_cap_tb=.",
             )

@@ -55,9 +55,13 @@ def test_warns_when_the_rate_spends_it_within_a_month():
     wear.foresee(50 * TB)  # half a minute says nothing
     clock.now_s += SECONDS_PER_DAY - 30.0
     wear.foresee(3 * TB)  # 32 days
-    with pytest.warns(RuntimeWarning, match=r"at 4.0 TB per day .* 100 TB is spent in 24.0 days"):
+    with pytest.warns(RuntimeWarning, match=r"at 4 TB per day .* 100 TB is spent in 24.0 days"):
         wear.foresee(4 * TB)
     wear.foresee(5 * TB)
+    small = Wear(Endurance(tbw=1.0), clock)
+    clock.now_s += SECONDS_PER_DAY
+    with pytest.warns(RuntimeWarning, match="at 0.04 TB per day .* 1 TB is spent in 24.0 days"):
+        small.foresee(0.04 * TB)
 
 
 def test_the_cap_holds_for_a_day():
