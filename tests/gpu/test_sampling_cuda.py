@@ -35,6 +35,22 @@ def test_the_sample_of_a_seed_is_one_on_every_device(on_gpu, kind, replace):
     assert host.num_sampled_nodes == device.num_sampled_nodes
 
 
+@pytest.mark.parametrize("fanout", [-1, 20, 200])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_hub(fanout, weighted, replace):
+    torch.manual_seed(0)
+    edge_index = torch.randint(3000, (2, 30_000))
+    edge_index[1, :20_000] = 7
+    weight = torch.rand(30_000) * torch.randint(3, (30_000,)) if weighted else None
+    graph = CSCGraph(edge_index, num_nodes=3000, edge_weight=weight)
+    sampler = NeighborSampler(graph, [fanout], replace=replace)
+    seeds = torch.tensor([3, 7, 100])
+    host, device = sampler.sample(seeds), sampler.sample(seeds.cuda())
+    assert torch.equal(host.e_id, device.e_id.cpu())
+    assert torch.equal(host.edge_index, device.edge_index.cpu())
+
+
 def test_a_wrong_seed_is_raised_and_the_context_lives():
     sampler = NeighborSampler(CSCGraph(torch.randint(10, (2, 50)), num_nodes=10), [3])
     with pytest.raises(IndexError, match="seed 10"):
