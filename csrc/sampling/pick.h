@@ -64,12 +64,17 @@ class Picks : public OneLane {
   template <typename T>
   int64_t distinct_weighted(const Stream& stream, const double* weight, int64_t begin, int64_t end,
                             int64_t k, T* chosen) {
+    if (end - begin <= k) return all_positive(weight, begin, end, chosen);
     auto& heap = smallest_;
     heap.clear();
     for (int64_t i = begin; i < end; ++i) {
       if (!(weight[i] > 0)) continue;
-      const std::pair<double, int64_t> item{-std::log(stream.unit(i - begin)) / weight[i], i};
-      if (static_cast<int64_t>(heap.size()) < k) {
+      const bool full = static_cast<int64_t>(heap.size()) == k;
+      const double u = stream.unit(i - begin);
+      // As -log(u) >= 1 - u, few entries of a long column need the logarithm.
+      if (full && 1 - u > heap.front().first * weight[i] * kRounding) continue;
+      const std::pair<double, int64_t> item{-std::log(u) / weight[i], i};
+      if (!full) {
         heap.push_back(item);
         std::push_heap(heap.begin(), heap.end());
       } else if (item < heap.front()) {
@@ -105,6 +110,17 @@ class Picks : public OneLane {
   }
 
  private:
+  // More than what the logarithm, the division and the product may be off, as a factor.
+  static constexpr double kRounding = 1 + 1e-12;
+
+  template <typename T>
+  static int64_t all_positive(const double* weight, int64_t begin, int64_t end, T* chosen) {
+    int64_t num_chosen = 0;
+    for (int64_t i = begin; i < end; ++i)
+      if (weight[i] > 0) chosen[num_chosen++] = static_cast<T>(i);
+    return num_chosen;
+  }
+
   std::vector<uint64_t> taken_;                       // a bit per entry, all zero between calls
   std::vector<std::pair<double, int64_t>> smallest_;  // a max-heap of (key, entry)
   std::vector<double> cumulative_;
