@@ -190,8 +190,8 @@ class WeighingWarpPicks : public WarpPicks {
     return -log(stream.unit(i)) / weight;
   }
 
-  // The limit of the k smallest keys. `kept` has room for k, or for all if they are fewer: slot s is
-  // lane s % 32's own, so that each lane knows the largest of its keys and the warp finds the
+  // The limit of the k smallest keys. `kept` has room for k, or for all if they are fewer: slot s
+  // is lane s % 32's own, so that each lane knows the largest of its keys and the warp finds the
   // largest of all by shuffles.
   __device__ Limit smallest_keys(const Stream& stream, const double* weight, int64_t begin,
                                  int64_t end, int64_t k, int64_t* kept) {
