@@ -5,7 +5,7 @@ import pytest
 import torch
 from pretended_gpu import GPU, PretendedGpu
 
-import dataeff.rgnn.graph
+import dataeff.rgnn.indexed
 import dataeff.rgnn.structure
 from dataeff.bench import Options, Unavailable, rgnn
 from dataeff.bench.rgnn import datasets, handwritten, ours, peers, typed, workload
@@ -159,7 +159,7 @@ def test_a_new_graph_is_made_in_every_step(monkeypatch):
     made = []
     structure = dataeff.rgnn.structure.Structure
     monkeypatch.setattr(
-        dataeff.rgnn.graph,
+        dataeff.rgnn.indexed,
         "Structure",
         lambda *args, **how: made.append(1) or structure(*args, **how),
     )
