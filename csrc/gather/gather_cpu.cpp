@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kStreamRowNbytes = 512;
 
 #if DATAEFF_HAS_WIDE
-// Intel's cores were measured to copy rows shorter than this, and rows that are not whole lines,
-// 1.1 to 1.25 times as fast when only their first lines are fetched; AMD's want every line.
+// An Intel Xeon was measured to copy rows shorter than this, and rows that are not whole lines,
+// 1.1 to 1.25 times as fast when only their first lines are fetched; an AMD EPYC wants every line.
 constexpr int64_t kHeadRowNbytes = 1024;
 
 bool heads_suffice(int64_t row_nbytes) {

@@ -64,9 +64,8 @@ DATAEFF_HOST_DEVICE int64_t count_of(const int64_t* ends, int64_t i) {
   return ends[i] - (i ? ends[i - 1] : 0);
 }
 
-// counts[i]: how many entries node i takes. With ends[i], the sum of counts[0 ... i],
-// places[ends[i]
-// - counts[i] ... ends[i] - 1] are which: places in the CSC graph.
+// counts[i]: how many entries node i takes. ends[i]: the sum of counts[0 ... i]. Which they are,
+// as places in the CSC graph, goes to the counts[i] places before places[ends[i]].
 void count_frontier(const Frontier& frontier, int64_t* counts);
 void choose_frontier(const Frontier& frontier, const int64_t* ends, int64_t* places);
 

@@ -35,7 +35,8 @@ def digest_of(function: Callable[..., Any], backends: str) -> str:
 
     It covers the function, the functions that it calls by a global, closure or module's name, their
     constants and globals, objects with all of their state and their classes' functions, and of
-    tensors and large arrays the shapes; not globals that are read by computed names.
+    tensors and large arrays the shapes; not globals that are read by computed names, nor the state
+    of objects that cannot be pickled.
     """
     text = "\n".join((_compiler(), backends, *_Walk(function)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
