@@ -2,7 +2,8 @@
 
 Between `<!-- table: NAME -->` and `<!-- end -->` stands the table of the workload NAME, from the
 latest records of each size on a CPU and on a GPU; `<!-- summary: NAME -->` is the table over all
-sizes, `<!-- others: NAME -->` that of each further device.
+sizes, without what only shows growth or a setting, and `<!-- others: NAME -->` the table over all
+sizes of each further device.
 `--check` changes nothing and fails when something would change. The curves of recomputing,
 offloading and keeping are drawn beside them: docs/rok-cpu.svg, docs/rok-cuda.svg.
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from dataeff.bench import Record, read
 from dataeff.bench.offload import rok
-from dataeff.bench.summary import summary_table
+from dataeff.bench.summary import headlines, summary_table
 from dataeff.bench.tables import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +67,10 @@ def others(records: list[Record], workload: str) -> str:
     return "\n\n".join(summary_table(own, kinds_of(own)) for own in left)
 
 
+def summary_of_headlines(records: list[Record]) -> str:
+    return summary_table(headlines(records))
+
+
 def kinds_of(records: list[Record]) -> list[str]:
     """The kinds of device that there are records of."""
     return [kind for kind in KINDS if any(record.device.startswith(kind) for record in records)]
@@ -80,7 +85,7 @@ def fill(text: str, records: list[Record]) -> str:
         if form == "others":
             body = others(records, workload)
         else:
-            make = summary_table if form == "summary" else markdown_table
+            make = summary_of_headlines if form == "summary" else markdown_table
             body = make(found) if found else ""
         body = body or f"No record of `{workload}`."
         return f"{begin}\n{body}\n\n{end}"

@@ -11,6 +11,8 @@ from dataeff.bench.tables import KINDS, Row, amount, best_peer, by_provider, of_
 
 COLUMNS = ("{} vs fastest peer", "{} share of ceiling", "{} more")  # of each kind
 WRITTEN_HERE = ("hand-written", "pattern of")  # peers that no library has begin so
+CURVES = ("growth of ", "recompute, offload, keep")  # groups of cases that are a curve begin so
+VARIANTS = (", passes off", ", new graph")  # and ours in another setting end so
 MAX_PEERS = 2  # named in a cell; which of many it was stands in the table with every size
 # What a reader asks of a workload beside its speed.
 HEADLINES = {
@@ -88,6 +90,15 @@ class Line:
 def _span(ordered: Sequence[str]) -> str:
     first, last = ordered[0], ordered[-1]
     return first if first == last else f"{first} to {last}"
+
+
+def headlines(records: Iterable[Record]) -> list[Record]:
+    """The records that a first reader asks for: no curve, nothing switched off."""
+    return [
+        record
+        for record in records
+        if not record.group.startswith(CURVES) and not record.provider.endswith(VARIANTS)
+    ]
 
 
 def summary_table(records: Sequence[Record], kinds: Iterable[str] = tuple(KINDS)) -> str:

@@ -222,7 +222,7 @@ def _days(records: Sequence[Record]) -> str:
 
 
 def _commits(records: Sequence[Record]) -> str:
-    """The commits that were measured, in the order of time."""
+    """The commit that was measured, or the first and the last in the order of time."""
     ordered = sorted(records, key=lambda record: record.time)
     commits = list(dict.fromkeys(record.commit or "unknown" for record in ordered))
-    return f"commit {commits[0]}" if len(commits) == 1 else f"commits {', '.join(commits)}"
+    return f"commit {commits[0]}" if len(commits) == 1 else f"commits {commits[0]} to {commits[-1]}"

@@ -69,6 +69,17 @@ def test_tables_replace_what_is_between_the_markers():
     assert "| torch |" in filled and "| torch |" not in summary and "2.00x torch" in summary
 
 
+def test_summaries_leave_out_curves_and_what_is_switched_off():
+    fill = script("make_tables").fill
+    both = [RECORD, SPREAD]
+    curve = [replace(r, size="growth of rows: 1", group="growth of rows") for r in both]
+    other = [replace(r, provider="dataeff, passes off") for r in both]
+    for form, shown in (("summary", False), ("table", True)):
+        filled = fill(f"<!-- {form}: gather -->\n<!-- end -->", [*both, *other, *curve])
+        assert "| dataeff |" in filled
+        assert ("growth of rows" in filled) is ("passes off" in filled) is shown
+
+
 def test_the_last_run_of_each_size_on_the_most_measured_device_counts():
     later = replace(RECORD, value=0.001, time="2026-02-02T00:00:00+00:00")
     other = replace(RECORD, device="cuda: H100")

@@ -79,10 +79,11 @@ def test_vector_instructions_of_the_cpu_are_named_where_records_know_them():
     assert "GPU: some GPU, 2 threads" in markdown_table(gpu)
 
 
-def test_every_commit_that_was_measured_is_named_and_the_days():
+def test_the_first_and_the_last_commit_that_were_measured_are_named_and_the_days():
     later = [replace(r, commit="def", time="2026-02-03T04:05:06+00:00") for r in records()]
-    text = markdown_table([*later, *records(size="rows=9")])
-    assert ", commits abc, def, 2026-01-02 to 2026-02-03." in text
+    between = [replace(r, commit="bcd", time="2026-02-01T04:05:06+00:00") for r in records()]
+    text = markdown_table([*later, *between, *records(size="rows=9")])
+    assert ", commits abc to def, 2026-01-02 to 2026-02-03." in text
 
 
 def test_markdown_puts_both_devices_side_by_side():
