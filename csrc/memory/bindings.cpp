@@ -7,6 +7,7 @@
 #include "memory/host_mapping.h"
 #include "memory/huge_pages.h"
 #include "memory/idle_blocks.h"
+#include "memory/memory_node.h"
 #include "memory/same_bytes.h"
 #include "memory/slab.h"
 
@@ -140,6 +141,12 @@ void bind_memory(py::module_& m) {
         prefer_huge_pages(reinterpret_cast<void*>(data), nbytes);
       },
       py::arg("data"), py::arg("nbytes"));
+  m.def(
+      "prefer_node",
+      [](uintptr_t data, int64_t nbytes, int node) {
+        return prefer_node(reinterpret_cast<void*>(data), nbytes, node);
+      },
+      py::arg("data"), py::arg("nbytes"), py::arg("node"));
   m.def(
       "copy_bytes",
       [](uintptr_t parts, int64_t num_parts, int num_threads) {

@@ -13,9 +13,9 @@ from dataeff.bench import ceilings
 from dataeff.doctor.finding import Finding
 from dataeff.doctor.kernel_files import text_of
 from dataeff.doctor.software import output_of
+from dataeff.memory.numa import SYSFS, pci_address
 
 AREA = "GPU"
-SYSFS = Path("/sys/bus/pci/devices")
 COPY_NBYTES = 256 << 20
 NUM_COPIES = 5
 # Transfer rate of one lane in GT/s -> PCIe generation (PCI Express Base Specification).
@@ -106,21 +106,6 @@ def device() -> Finding:
     )
 
 
-def pci_address() -> str:
-    """`domain:bus:device.function` of the first CUDA device, as sysfs spells it."""
-    library = ctypes.CDLL("libcuda.so.1")
-    handle, text = ctypes.c_int(), ctypes.create_string_buffer(32)
-    # Ordinals of the driver obey CUDA_VISIBLE_DEVICES as torch's do; those of nvidia-smi do not.
-    for error in (
-        library.cuInit(0),
-        library.cuDeviceGet(ctypes.byref(handle), 0),
-        library.cuDeviceGetPCIBusId(text, len(text), handle),
-    ):
-        if error:
-            raise RuntimeError(f"the NVIDIA driver does not tell the PCI address: error {error}")
-    return text.value.decode().lower()
-
-
 def link_from_sysfs(sysfs: Path, address: str) -> tuple[int, int, int] | None:
     """(fastest generation, width, largest width), or None where sysfs does not tell."""
     names = ("max_link_speed", "current_link_width", "max_link_width")
@@ -144,7 +129,7 @@ def link_from_nvidia_smi(address: str) -> tuple[int, int, int] | None:
 
 def pcie_link(sysfs: Path) -> Finding:
     """The PCIe link is as wide as both of its ends allow."""
-    address = pci_address()
+    address = pci_address(0)
     link = link_from_sysfs(sysfs, address) or link_from_nvidia_smi(address)
     if link is None:  # a virtual machine may hide it; the measured rate tells as much
         return Finding("PCIe link", ok=True, value=f"not told for {address}", area=AREA)

@@ -23,6 +23,7 @@ import torch
 
 from dataeff import _core
 from dataeff.memory import HostBuffer
+from dataeff.memory.numa import node_of
 from dataeff.offload.moments import DeviceClock, DeviceMoment, Moment, Span, span_of
 
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
@@ -143,8 +144,10 @@ class CudaStreams:
         return self._clock.moment(torch.cuda.current_stream(self._device))
 
     def pin(self, buffer: HostBuffer) -> None:
-        """Registers the buffer with CUDA, in place."""
+        """Registers the buffer with CUDA, in place, in memory of the device's NUMA node."""
         nbytes = buffer.capacity_nbytes
+        if (node := node_of(self._device)) is not None:
+            _core.prefer_node(buffer.data_ptr, nbytes, node)
         if _core.cuda_built:
             with torch.cuda.device(self._device):
                 registration = _core.HostRegistration(buffer.data_ptr, nbytes)

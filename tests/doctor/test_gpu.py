@@ -17,20 +17,20 @@ def make_link(sysfs, speed, width, widest, address="0000:3b:00.0"):
 
 def test_full_width_link_is_fine(monkeypatch, tmp_path):
     address = make_link(tmp_path, "32.0 GT/s PCIe", 16, 16)
-    monkeypatch.setattr(gpu, "pci_address", lambda: address)
+    monkeypatch.setattr(gpu, "pci_address", lambda ordinal: address)
     found = gpu.pcie_link(tmp_path)
     assert found.ok and found.figures == {"generation": 5, "width": 16, "max_width": 16}
 
 
 def test_half_width_link_costs_half_the_rate(monkeypatch, tmp_path):
     address = make_link(tmp_path, "16.0 GT/s PCIe", 8, 16)
-    monkeypatch.setattr(gpu, "pci_address", lambda: address)
+    monkeypatch.setattr(gpu, "pci_address", lambda ordinal: address)
     found = gpu.pcie_link(tmp_path)
     assert not found.ok and "generation 4, x8 of x16" in found.value and "8 of 16" in found.cost
 
 
 def test_hidden_link_falls_back_to_nvidia_smi(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu, "pci_address", lambda: "0000:00:01.0")
+    monkeypatch.setattr(gpu, "pci_address", lambda ordinal: "0000:00:01.0")
     monkeypatch.setattr(gpu, "output_of", lambda command: "5, 16, 16\n")
     assert gpu.pcie_link(tmp_path).figures["generation"] == 5
     monkeypatch.setattr(gpu, "output_of", lambda command: "[N/A], [N/A], [N/A]\n")

@@ -4,6 +4,7 @@ What was saved on one stream is wanted there; that backward fetches it early fro
 that a hook of a third one settles it, must not matter.
 """
 
+import contextlib
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 from device_double import Device, Stream
 
+from dataeff import _core
+from dataeff.memory import HostBuffer
+from dataeff.offload import streams
 from dataeff.offload.direct import DirectCopy
 from dataeff.offload.disk import SpillSet
 from dataeff.offload.staging import DeviceCopy, PinnedPool
@@ -58,14 +62,14 @@ def saved_on(device, stream):
 
 @pytest.mark.parametrize("tier", ["host", "disk"])
 def test_bytes_come_back_on_the_stream_that_saved_them(device, owners, tmp_path, tier):
-    streams, theirs = Unpinned(torch.device("cpu")), Stream()
+    side, theirs = Unpinned(torch.device("cpu")), Stream()
     storage = torch.arange(NBYTES).to(torch.uint8).untyped_storage()
     expected = bytes(storage)
-    pool, spills = PinnedPool(8 * NBYTES, streams), SpillSet([tmp_path])
+    pool, spills = PinnedPool(8 * NBYTES, side), SpillSet([tmp_path])
     at_once = SimpleNamespace(submit=lambda function, *args: _done(function(*args)))
     spill = None if tier == "host" else (spills, at_once)
     with saved_on(device, theirs):
-        copy = DeviceCopy(storage, pool, streams, spill, checksum=False)
+        copy = DeviceCopy(storage, pool, side, spill, checksum=False)
     assert copy._copied.begin.event.at_ms == 50.0
     device.reached_ms = 1e6
     copy.finish()
@@ -85,7 +89,7 @@ def test_bytes_come_back_on_the_stream_that_saved_them(device, owners, tmp_path,
 
 
 def test_bytes_that_go_by_cufile_come_back_on_the_stream_that_saved_them(device, owners, tmp_path):
-    streams, theirs = Unpinned(torch.device("cpu")), Stream()
+    side, theirs = Unpinned(torch.device("cpu")), Stream()
     storage = torch.arange(NBYTES).to(torch.uint8).untyped_storage()
     begun = []
     written = SimpleNamespace(
@@ -96,7 +100,7 @@ def test_bytes_that_go_by_cufile_come_back_on_the_stream_that_saved_them(device,
         read=lambda after, place, address: _done(begun.append(after)),
     )
     with saved_on(device, theirs):
-        copy = DirectCopy(storage, path, streams)
+        copy = DirectCopy(storage, path, side)
     copy.finish()
     theirs.now_ms = 90.0
     copy.load()
@@ -109,3 +113,20 @@ def _done(result):
     future = Future()
     future.set_result(result)
     return future
+
+
+def test_what_is_pinned_asks_first_for_memory_of_the_node_that_the_device_hangs_on(
+    device, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(streams, "node_of", lambda device: 3)
+    monkeypatch.setattr(_core, "cuda_built", True)
+    monkeypatch.setattr(_core, "HostRegistration", lambda *span: asked.append(("pin", *span)))
+    monkeypatch.setattr(_core, "prefer_node", lambda *wish: asked.append(("prefer", *wish)))
+    with HostBuffer(NBYTES) as buffer:
+        CudaStreams(torch.device("cpu")).pin(buffer)
+        assert asked == [
+            ("prefer", buffer.data_ptr, NBYTES, 3),
+            ("pin", buffer.data_ptr, NBYTES),
+        ]
