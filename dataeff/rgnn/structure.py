@@ -11,7 +11,7 @@ What is built at a call on one stream is found by calls on others, so it goes by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,9 @@ _COMPOSED = {
 
 # Maps whose index follows from their segments, and is made of them when it is asked for.
 _NUMBERED = ("edge.dst", "edge.dst_pair", "edge.src_pair", "dst_pair.etype")
+
+# No two pairs of a node have the same relation, and each has an edge of the node's.
+_BY_RELATION = {"dst_pair.dst": "edge.dst", "src_pair.src": "edge.src"}
 
 # Maps whose segments are ranges of rows: `Segments.items` is None for these and no others.
 CONTIGUOUS = ("edge.dst", "edge.dst_pair", "src_pair.etype", "dst_pair.etype")
@@ -100,6 +103,7 @@ class Structure:
         self.dtype = torch.int32 if largest <= MOST_IN_INT32 else torch.int64
         self._index: dict[str, Tensor] = {}
         self._segments: dict[str, Segments] = {}
+        self._longest: dict[str, int] = {}
         self._long_rows: dict[str, Tensor] = {}
         self._typed_rows: dict[tuple[str, int, str, int], TypedRows] = {}
         self._order = StreamOrder(graph.device)
@@ -111,10 +115,12 @@ class Structure:
             self._index["edge.given"] = given.order
         self._segments["edge.dst"] = _split(given.ptr, None)
         src, dst, etype = (ids.index_select(0, given.order) for ids in (src, dst, etype))
-        self._build_dst_pairs(dst, etype)
-        by_src = self._build_src_pairs(src, etype)
+        runs_of_dst = self._build_dst_pairs(dst, etype)
+        by_src, runs_of_src = self._build_src_pairs(src, etype)
         if self._on_gpu:
-            self._check_ids(by_type.ptr, given.ptr, by_src)
+            sums = {"edge.dst": given.ptr, "edge.src": by_src}
+            pairs = {"edge.dst_pair": runs_of_dst, "edge.src_pair": runs_of_src}
+            self._check_ids([by_type.ptr, *sums.values()], sums | pairs)
         graph.drop_merged_ids()
         self._order.made()
 
@@ -132,14 +138,23 @@ class Structure:
         by_type = sort_ids(etype, self.graph.num_relations)
         return by_type, sort_ids(dst, self.graph.num_dst_nodes, by_type.order)
 
-    def _check_ids(self, *pointers: Tensor) -> None:
-        """Sorted by a key, rows whose key is out of range are those that no pointer spans."""
-        ends = torch.stack([pointer[k] for pointer in pointers for k in (0, -1)]).tolist()
-        if ends != [0, self.graph.num_edges] * len(pointers):
+    def _check_ids(self, pointers: Sequence[Tensor], segments: Mapping[str, Tensor]) -> None:
+        """Sorted by a key, rows whose key is out of range are those that no pointer spans.
+
+        How long the longest segment of some maps is comes with them, for no wait of its own.
+        """
+        ends = [pointer[k] for pointer in pointers for k in (0, -1)]
+        some = {name: pointer for name, pointer in segments.items() if pointer.numel() > 1}
+        longest = [pointer.diff().max() for pointer in some.values()]
+        found = torch.stack(ends + longest).tolist()
+        if found[: len(ends)] != [0, self.graph.num_edges] * len(pointers):
             self.graph.validate(again=True)
             raise IndexError("ids of the graph have changed while its index structures were built")
+        self._longest = dict.fromkeys(segments, 0) | dict(
+            zip(some, found[len(ends) :], strict=True)
+        )
 
-    def _build_dst_pairs(self, dst: Tensor, etype: Tensor) -> None:
+    def _build_dst_pairs(self, dst: Tensor, etype: Tensor) -> Tensor:
         """Pairs are runs of the sorted edges; they are renumbered by (relation, destination)."""
         runs = find_runs(dst, etype)
         self.num_dst_pairs = runs.a.numel()
@@ -150,8 +165,9 @@ class Structure:
         self._segments["edge.dst_pair"] = Segments(begin, end, None)
         self._segments["dst_pair.etype"] = _split(by_type.ptr, None)
         self._segments["dst_pair.dst"] = _split(count_ids(runs.a, self.graph.num_dst_nodes), number)
+        return runs.ptr
 
-    def _build_src_pairs(self, src: Tensor, etype: Tensor) -> Tensor:
+    def _build_src_pairs(self, src: Tensor, etype: Tensor) -> tuple[Tensor, Tensor]:
         """Pairs are runs of the edges in the order of (relation, source); edges by source."""
         by_src = sort_ids(src, self.graph.num_src_nodes)
         by_type = sort_ids(etype, self.graph.num_relations, by_src.order)
@@ -163,7 +179,7 @@ class Structure:
         self._index["src_pair.etype"] = runs.a
         self._segments["edge.src_pair"] = _split(runs.ptr, edges)
         self._segments["edge.etype"] = _split(by_type.ptr, edges)
-        return by_src.ptr
+        return by_src.ptr, runs.ptr
 
     def index(self, name: str) -> Tensor:
         """For each row of the map's source, the row it leads to."""
@@ -228,12 +244,28 @@ class Structure:
         self._order.read()
         return self._segments[name]
 
-    def long_rows(self, name: str, longer_than: int) -> Tensor:
-        """Rows of the map's target that more than so many rows lead to, then -1.
+    def longest(self, name: str) -> int:
+        """At most how many rows lead to one row of the map's target; waits for no GPU."""
+        if name in self._longest:
+            return self._longest[name]
+        if not self._on_gpu:
+            s = self.segments(name)
+            self._longest[name] = int((s.end - s.begin).max()) if s.begin.numel() else 0
+            return self._longest[name]
+        if name == "edge.given":  # each edge is one of those given
+            return min(self.graph.num_edges, 1)
+        if name in _BY_RELATION:
+            return min(self.graph.num_relations, self._longest[_BY_RELATION[name]])
+        return self.graph.num_rows(domains.map_source(name))
+
+    def long_rows(self, name: str, longer_than: int) -> Tensor | None:
+        """Rows of the map's target that more than so many rows lead to, then -1; None without any.
 
         There are as many entries as there can be such rows, which shapes alone tell: finding out
         how many there are would wait for the device.
         """
+        if self.longest(name) <= longer_than:
+            return None
         key = f"{name}>{longer_than}"
         if key not in self._long_rows:
             refuse_capture(self.graph.device, f"the long rows of {name}")
@@ -243,10 +275,8 @@ class Structure:
             upto = (s.end - s.begin > longer_than).cumsum(0)
             slots = torch.arange(1, bound + 1, device=upto.device)
             rows = torch.searchsorted(upto, slots, out_int32=self.dtype == torch.int32)
-            if bound:
-                rows.masked_fill_(slots > upto[-1], -1)
             self._order.made()
-            self._long_rows[key] = rows
+            self._long_rows[key] = rows.masked_fill_(slots > upto[-1], -1)
         self._order.read()
         return self._long_rows[key]
 

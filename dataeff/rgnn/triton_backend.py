@@ -66,7 +66,7 @@ class TritonTraversals:
             if generated.map is None:
                 return
             long = view.graph.structure.long_rows(generated.map, generated.long_row)
-            if long.numel():
+            if long is not None:
                 launch = getattr(self.module, f"{generated.name}_long")
                 launch[long.shape](long, *tensors, rows, num_warps=generated.long_warps, **options)
 

@@ -163,6 +163,9 @@ def test_long_rows_are_listed_once(case, bound):
     graph = rgnn.Graph(edge_index, etype, num_nodes=nodes, num_relations=relations)
     degree = torch.bincount(edge_index[1], minlength=nodes)
     listed = graph.structure.long_rows("edge.dst", bound)
+    if listed is None:
+        assert degree.max() <= bound
+        return
     assert listed.numel() <= etype.numel() // (bound + 1) and listed.dtype == torch.int32
     found = listed[listed >= 0]
     assert found.tolist() == (degree > bound).nonzero().squeeze(1).tolist()

@@ -61,6 +61,26 @@ def test_a_gpu_builds_the_same_structures(case, wide):
 
 
 @given(graphs())
+def test_the_longest_segments_are_known_once_structures_are_built(case):
+    """Those of edges for certain; those of pairs by the relations that a node's edges can have."""
+    edge_index, etype, nodes, relations = case
+    made = [rgnn.Graph(edge_index, etype, num_nodes=nodes, num_relations=relations) for _ in "ab"]
+    with built_as_on_a_gpu():
+        known = {name: made[1].structure.longest(name) for name in MAPS}
+    lengths = {name: made[0].structure.longest(name) for name in MAPS}
+    for name in MAPS:
+        s = made[0].segments(name)
+        assert lengths[name] == max((s.end - s.begin).tolist(), default=0)
+    for end in ("src", "dst"):
+        assert known[f"edge.{end}"] == lengths[f"edge.{end}"]
+        assert known[f"edge.{end}_pair"] == lengths[f"edge.{end}_pair"]
+        pairs = f"{end}_pair.{end}"
+        assert lengths[pairs] <= known[pairs] <= min(relations, lengths[f"edge.{end}"])
+    assert known["edge.given"] == lengths["edge.given"] <= 1
+    assert known["edge.etype"] == etype.numel()  # from shapes: no traversal asks for it
+
+
+@given(graphs())
 def test_pairs_are_unique_and_factor_the_edge_maps(case):
     edge_index, etype, nodes, relations = case
     g = rgnn.Graph(edge_index, etype, num_nodes=nodes, num_relations=relations)

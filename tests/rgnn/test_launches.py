@@ -8,6 +8,7 @@ from dataeff.rgnn.published import PUBLISHED
 
 pytest.importorskip("triton")
 from launches import launching
+from rgnn_layers import built_as_on_a_gpu
 
 RELATIONS, NODE_TYPES, WIDTH, HEADS = 5, 3, 32, 2
 
@@ -16,9 +17,14 @@ def block(nodes, edges, seed=0):
     g = torch.Generator().manual_seed(seed)
     ends = torch.randint(0, max(nodes, 1), (2, edges), generator=g)
     ends[1, : edges // 2] = 0  # a hub, for the kernels of long rows
+    return typed(ends, nodes, torch.randint(0, RELATIONS, (edges,), generator=g))
+
+
+def typed(ends, nodes, relation=None):
+    relation = torch.arange(ends.shape[1]) % RELATIONS if relation is None else relation
     return rgnn.Graph(
         ends,
-        torch.randint(0, RELATIONS, (edges,), generator=g),
+        relation,
         num_nodes=nodes,
         num_relations=RELATIONS,
         node_type=torch.arange(nodes) % NODE_TYPES,
@@ -68,6 +74,18 @@ def test_of_any_size_there_are_few(name, monkeypatch):
     found = set(driver.compiled)
     kernels = [kernel for kernel, _ in found]
     assert max(map(kernels.count, kernels)) <= 12 and len(found) <= 64
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_long_rows_are_launched_where_a_graph_has_some(name, monkeypatch):
+    """Known from building its structures: the sizes of this graph leave room for 77."""
+    ring = torch.arange(1000).repeat(10)
+    with launching(monkeypatch, compiles=False) as driver, built_as_on_a_gpu():
+        for ends in (torch.stack([ring, (ring + 1) % 1000]), torch.stack([ring, ring // 500])):
+            before = len(driver.launched)
+            step(PUBLISHED[name], typed(ends, 1000))
+            names = [name for name, _ in driver.launched[before:]]
+            assert any(name.endswith("_long") for name in names) == (ends[1].max() == 1)
 
 
 @pytest.mark.slow
