@@ -110,16 +110,21 @@ def _traversals(
         ]
         work = f"traversal over {step.center}" + (f" along {step.map}" if step.map else "")
         short = {"block_rows": kernel.block, "num_warps": kernel.num_warps}
-        if kernel.map:
-            short = {"center_rows": kernel.rows_per_program, **short}
+        if kernel.hubs is None:
+            report = _traversal(module, kernel.name, [*kinds, "i32"], kernel.num_warps, target)
+            yield work, short, report
+            continue
+        short = {"center_rows": kernel.rows_per_program, **short}
         report = _traversal(module, kernel.name, [*kinds, "i32"], kernel.num_warps, target)
         yield work, short, report
-        if kernel.map:
-            longer = ["*i32", *kinds, "i32"]
-            name = f"{kernel.name}_long"
-            sizes = {"block_rows": kernel.long_block, "num_warps": kernel.long_warps}
-            report = _traversal(module, name, longer, kernel.long_warps, target)
-            yield f"{work}, long rows", {"longer_than": kernel.long_row, **sizes}, report
+        sizes = {"block_rows": kernel.long_block, "num_warps": kernel.long_warps}
+        sums = "*fp64" if dtype == torch.float64 else "*fp32"
+        others = {f"{kernel.name}_long": ("long rows", kernel.long_row, ["*i32"])}
+        for name in kernel.hubs.names:
+            others[name] = "hubs", kernel.hub, ["*i32", "*i32", sums]
+        for name, (which, longer_than, before) in others.items():
+            report = _traversal(module, name, [*before, *kinds, "i32"], kernel.long_warps, target)
+            yield f"{work}, {which}", {"longer_than": longer_than, **sizes}, report
 
 
 def _traversal(

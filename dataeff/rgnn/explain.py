@@ -100,10 +100,11 @@ def _schedules(runner: Runner, plan: Plan) -> str:
         elif number in generated:
             k = generated[number]
             line = f"k{number}: {k.rows_per_program} rows at a time, {k.num_warps} warps"
-            if k.map:
+            if k.hubs:
                 line += (
                     f", {k.block} of {k.map} for each; rows of more than {k.long_row}: one,"
-                    f" {k.long_block} at a time, {k.long_warps} warps"
+                    f" {k.long_block} at a time, {k.long_warps} warps; of more than {k.hub}:"
+                    f" pieces of as many, {', '.join(k.hubs.names)}"
                 )
             lines.append(line)
     return "\n".join(lines) + "\n"

@@ -25,6 +25,11 @@ class Pass:
     stores: tuple[int, ...]
     tops: dict[int, int]
 
+    @property
+    def accumulated(self) -> tuple[int, ...]:
+        """The reductions that have accumulators of their own."""
+        return tuple(v for v in self.reductions if v not in self.tops)
+
 
 class Phases:
     """Assigns the sinks of one traversal to passes."""

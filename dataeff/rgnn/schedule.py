@@ -21,6 +21,7 @@ class Choice:
         num_warps: warps of a generated Triton traversal whose blocks are wide, and half of those
             of its long rows. Its loops have no stages: Triton pipelines loops of products.
         long_row: rows of a degree above this go to the kernel of long rows.
+        hub: rows of a degree above this are cut into pieces of as many, for many programs.
         product: the Triton tile of all typed products, cut to each; the model's for each if None.
         gradient: the Triton tile of all weight gradients, likewise.
     """
@@ -30,6 +31,7 @@ class Choice:
     parts_per_thread: int = 16
     num_warps: int = 4
     long_row: int = 128
+    hub: int = 4096
     product: GemmSchedule | None = None
     gradient: GemmSchedule | None = None
 
@@ -37,8 +39,8 @@ class Choice:
     def sizes(self) -> tuple[Any, ...]:
         """All but the passes, in plain tuples that their text gives back."""
         tiles = (None if tile is None else tuple(tile) for tile in (self.product, self.gradient))
-        numbers = self.block_elements, self.parts_per_thread, self.num_warps, self.long_row
-        return (*numbers, *tiles)
+        numbers = self.block_elements, self.parts_per_thread, self.num_warps
+        return (*numbers, self.long_row, self.hub, *tiles)
 
     @classmethod
     def of(cls, disabled: Sequence[str], sizes: Sequence[Any]) -> Choice:
@@ -47,6 +49,7 @@ class Choice:
         Raises:
             ValueError, TypeError: sizes of other fields.
         """
-        *numbers, product, gradient = sizes
+        block_elements, parts_per_thread, num_warps, long_row, hub, product, gradient = sizes
         tiles = (None if tile is None else GemmSchedule(*tile) for tile in (product, gradient))
+        numbers = block_elements, parts_per_thread, num_warps, long_row, hub
         return cls(tuple(disabled), *numbers, *tiles)

@@ -21,6 +21,7 @@ from torch import Tensor
 from dataeff.memory.stream_order import StreamOrder
 from dataeff.rgnn import domains
 from dataeff.rgnn.capture import refuse_capture
+from dataeff.rgnn.long_rows import Pieces, cut_hubs, list_long_rows
 from dataeff.rgnn.sorting import Sorted, by_torch, count_ids, find_runs, rank_ids, sort_ids
 from dataeff.rgnn.tilemap import TileMaps
 
@@ -105,6 +106,7 @@ class Structure:
         self._segments: dict[str, Segments] = {}
         self._longest: dict[str, int] = {}
         self._long_rows: dict[str, Tensor] = {}
+        self._hubs: dict[str, Pieces] = {}
         self._typed_rows: dict[tuple[str, int, str, int], TypedRows] = {}
         self._order = StreamOrder(graph.device)
         src = self._cast(src, graph.num_src_nodes)
@@ -258,27 +260,43 @@ class Structure:
             return min(self.graph.num_relations, self._longest[_BY_RELATION[name]])
         return self.graph.num_rows(domains.map_source(name))
 
-    def long_rows(self, name: str, longer_than: int) -> Tensor | None:
+    def long_rows(self, name: str, longer_than: int, at_most: int) -> Tensor | None:
         """Rows of the map's target that more than so many rows lead to, then -1; None without any.
 
-        There are as many entries as there can be such rows, which shapes alone tell: finding out
-        how many there are would wait for the device.
+        Those that more than `at_most` lead to are left to `hubs`.
         """
         if self.longest(name) <= longer_than:
             return None
-        key = f"{name}>{longer_than}"
+        key = f"{name}>{longer_than}<={at_most}"
         if key not in self._long_rows:
-            refuse_capture(self.graph.device, f"the long rows of {name}")
-            s = self.segments(name)
-            items = self.graph.num_rows(domains.map_source(name))
-            bound = min(s.begin.numel(), items // (longer_than + 1))
-            upto = (s.end - s.begin > longer_than).cumsum(0)
-            slots = torch.arange(1, bound + 1, device=upto.device)
-            rows = torch.searchsorted(upto, slots, out_int32=self.dtype == torch.int32)
+            counts, items = self._counts(name, f"the long rows of {name}")
+            rows = list_long_rows(counts, longer_than, at_most, items)
             self._order.made()
-            self._long_rows[key] = rows.masked_fill_(slots > upto[-1], -1)
+            self._long_rows[key] = rows
         self._order.read()
         return self._long_rows[key]
+
+    def hubs(self, name: str, hub: int) -> Pieces | None:
+        """Rows of the map's target that more than `hub` rows lead to, in pieces of as many.
+
+        None without any.
+        """
+        if self.longest(name) <= hub:
+            return None
+        key = f"{name}/{hub}"
+        if key not in self._hubs:
+            counts, items = self._counts(name, f"the hubs of {name}")
+            pieces = cut_hubs(counts, hub, items)
+            self._order.made()
+            self._hubs[key] = pieces
+        self._order.read()
+        return self._hubs[key]
+
+    def _counts(self, name: str, what: str) -> tuple[Tensor, int]:
+        """How many rows lead to each row of the map's target, and to all."""
+        refuse_capture(self.graph.device, what)
+        s = self.segments(name)
+        return s.end - s.begin, self.graph.num_rows(domains.map_source(name))
 
     def typed_rows(
         self, key: tuple[str, int, str, int], build: Callable[[], TypedRows]
@@ -307,6 +325,7 @@ class Structure:
     def nbytes(self) -> int:
         """Bytes of everything built so far."""
         parts = [*self._index.values(), *self._long_rows.values()]
+        parts += [part for hubs in self._hubs.values() for part in (hubs.rows, hubs.first)]
         for s in self._segments.values():
             parts += [s.begin, s.end] if s.items is None else [s.begin, s.end, s.items]
         tile_maps = sum(rows.tiles.nbytes for rows in self._typed_rows.values())

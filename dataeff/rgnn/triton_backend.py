@@ -12,8 +12,10 @@ from torch import Tensor
 from dataeff.memory.cuda import current_device
 from dataeff.rgnn.aot import load_kernels
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
+from dataeff.rgnn.long_rows import Pieces
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import CONTIGUOUS
+from dataeff.rgnn.triton_hubs import HubKernels
 from dataeff.rgnn.triton_prelude import PRELUDE
 from dataeff.rgnn.triton_source import FP_FUSION, MAX_REGISTERS, TritonKernel, traversal_kernel
 from dataeff.rgnn.view import View
@@ -45,6 +47,7 @@ class TritonTraversals:
     def __init__(
         self, schedule: Schedule, dtype: torch.dtype, choice: Choice | None = None
     ) -> None:
+        self.double = dtype == torch.float64
         self.kernels = kernels(schedule, dtype, choice)
         text = generate(schedule, dtype, choice)
         self.module = load_kernels(text) if self.kernels else None
@@ -58,17 +61,31 @@ class TritonTraversals:
         if rows == 0:
             return
         tensors = view.arguments(generated.arguments, values)
+        options = {"maxnreg": MAX_REGISTERS, "enable_fp_fusion": FP_FUSION}
         with _launching_on(view.device, self.module):
             launch: Any = getattr(self.module, generated.name)
             grid = (-(-rows // generated.rows_per_program),)
-            options = {"maxnreg": MAX_REGISTERS, "enable_fp_fusion": FP_FUSION}
             launch[grid](*tensors, rows, num_warps=generated.num_warps, **options)
-            if generated.map is None:
+            if generated.map is None or generated.hubs is None:
                 return
-            long = view.graph.structure.long_rows(generated.map, generated.long_row)
+            options["num_warps"], structure = generated.long_warps, view.graph.structure
+            long = structure.long_rows(generated.map, generated.long_row, generated.hub)
             if long is not None:
                 launch = getattr(self.module, f"{generated.name}_long")
-                launch[long.shape](long, *tensors, rows, num_warps=generated.long_warps, **options)
+                launch[long.shape](long, *tensors, rows, **options)
+            pieces = structure.hubs(generated.map, generated.hub)
+            if pieces is not None:
+                parts = self._parts(pieces, generated.hubs)
+                for name in generated.hubs.names:
+                    launch = getattr(self.module, name)
+                    launch[pieces.rows.shape](
+                        pieces.rows, pieces.first, parts, *tensors, rows, **options
+                    )
+
+    def _parts(self, pieces: Pieces, hubs: HubKernels) -> Tensor:
+        """What pieces leave to each other."""
+        dtype = torch.float64 if self.double else torch.float32
+        return pieces.rows.new_empty(pieces.rows.numel(), hubs.width, dtype=dtype)
 
 
 def _launching_on(

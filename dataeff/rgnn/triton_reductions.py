@@ -23,7 +23,7 @@ def start(op: Op, outer: Block, dtype: str) -> None:
 def accumulate(op: Op, value: str, inner: Block, dtype: str) -> None:
     """Add one block of inner rows."""
     acc, mask = f"acc{op.id}", trail("e_mask", len(op.type.shape))
-    sizes = "".join(f", {n}" for n in padded(op.type.shape))
+    sizes = _sizes(op)
     # A value that does not depend on the inner row still counts once for each of them.
     full = f"({value}) + tl.zeros([LANES{sizes}], {dtype})"
 
@@ -33,19 +33,42 @@ def accumulate(op: Op, value: str, inner: Block, dtype: str) -> None:
     if op.kind == "sum":
         inner.add(f"{acc} += tl.sum({by_row(f'tl.where({mask}, {full}, 0)')}, 0)")
         return
-    item, top, safe = (f"{stem}{op.id}" for stem in ("item", "top", "safe"))
+    item = f"item{op.id}"
     inner.add(f"{item} = {by_row(f'tl.where({mask}, {full}, {_LOWEST})')}")
     if op.kind != "logsum":
         inner.add(f"{acc} = maximum({acc}, tl.reduce({item}, 0, maximum))")
         return
+    _add_exponentials(op, inner)
+
+
+def _add_exponentials(op: Op, inner: Block, times: str = "") -> None:
+    """Add those of `item`, each so many times, to a sum that is relative to the maximum."""
+    acc, item, top, safe = (f"{stem}{op.id}" for stem in ("acc", "item", "top", "safe"))
     # The maximum may pass over what is no number: the sum of exponentials does not.
     inner.add(f"{top} = tl.maximum({acc}, tl.max({item}, 0))")
     inner.add(f"{safe} = tl.where({top} == {_LOWEST}, 0, {top})")
     inner.add(
         f"sum{op.id} = sum{op.id} * tl.exp({acc} - {safe})"
-        f" + tl.sum(tl.exp({item} - tl.expand_dims({safe}, 0)), 0)"
+        f" + tl.sum({times}tl.exp({item} - tl.expand_dims({safe}, 0)), 0)"
     )
     inner.add(f"{acc} = {top}")
+
+
+def accumulators(op: Op) -> tuple[str, ...]:
+    """The variables that hold what has been added up so far."""
+    return (f"acc{op.id}", f"sum{op.id}") if op.kind == "logsum" else (f"acc{op.id}",)
+
+
+def merge(op: Op, parts: list[str], inner: Block, dtype: str) -> None:
+    """Add a block of what others have added up, in the order of `accumulators`."""
+    if op.kind != "logsum":
+        accumulate(op, parts[0], inner, dtype)
+        return
+    mask, sizes = trail("e_mask", len(op.type.shape)), _sizes(op)
+    item, amount = (f"{stem}{op.id}" for stem in ("item", "amount"))
+    for name, part, none in ((item, parts[0], _LOWEST), (amount, parts[1], "0")):
+        inner.add(f"{name} = tl.reshape(tl.where({mask}, {part}, {none}), [BLOCK, ROWS{sizes}])")
+    _add_exponentials(op, inner, f"{amount} * ")
 
 
 def take_top(op: Op, logsum: int, outer: Block) -> None:
@@ -61,3 +84,7 @@ def finish(op: Op, outer: Block) -> None:
     elif op.kind != "sum":
         empty = trail("(first == last)", len(op.type.shape))
         outer.add(f"{acc} = tl.where({empty}, 0, {acc})")
+
+
+def _sizes(op: Op) -> str:
+    return "".join(f", {n}" for n in padded(op.type.shape))

@@ -41,7 +41,8 @@ def test_lazily_built_structures_are_refused_and_built_ones_are_found(capturing)
         lambda: structure.segments("node.ntype"),
         lambda: structure.index("edge.etype"),
         lambda: structure.segments("edge.src"),
-        lambda: structure.long_rows("edge.src", 1),
+        lambda: structure.long_rows("edge.src", 1, 9),
+        lambda: structure.hubs("edge.src", 1),
         lambda: structure.typed_rows(("node", 9, "one", 1), lambda: "rows"),
     ]
     for get in getters:

@@ -78,14 +78,18 @@ def test_of_any_size_there_are_few(name, monkeypatch):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_long_rows_are_launched_where_a_graph_has_some(name, monkeypatch):
-    """Known from building its structures: the sizes of this graph leave room for 77."""
-    ring = torch.arange(1000).repeat(10)
+    """Known from building its structures: the sizes of this graph leave room for 387."""
+    ring = torch.arange(1000).repeat(50)
     with launching(monkeypatch, compiles=False) as driver, built_as_on_a_gpu():
         for ends in (torch.stack([ring, (ring + 1) % 1000]), torch.stack([ring, ring // 500])):
             before = len(driver.launched)
             step(PUBLISHED[name], typed(ends, 1000))
             names = [name for name, _ in driver.launched[before:]]
             assert any(name.endswith("_long") for name in names) == (ends[1].max() == 1)
+            hubs = [name for name in names if "_hub" in name]  # each pair has 5,000 edges
+            assert (
+                bool(hubs) == any(name.endswith("_hubs") for name in hubs) == (ends[1].max() == 1)
+            )
 
 
 @pytest.mark.slow

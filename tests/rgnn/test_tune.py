@@ -13,6 +13,7 @@ from dataeff.rgnn.layer import choice_key
 from dataeff.rgnn.plan import watched_plans
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
+from dataeff.rgnn.tiles import GemmSchedule
 
 tuning = sys.modules["dataeff.rgnn.tune"]  # the function hides the module of its name
 
@@ -247,8 +248,9 @@ def test_sizes_of_generated_triton(small, args, interpreted):
     assert "range(first, last, 16)" not in usual
 
 
-def test_tiles_are_searched_kept_and_shown(interpreted):
+def test_tiles_are_searched_kept_and_shown(interpreted, monkeypatch):
     """Kind after kind, each with what was fastest before it; every choice gives the same values."""
+    monkeypatch.setattr(tuning, "HUBS", (1, 2))
     small = rgnn.Graph(
         torch.tensor([[0, 1, 2, 0, 1], [1, 2, 0, 0, 1]]), torch.arange(5) % 2, num_nodes=3
     )
@@ -265,11 +267,11 @@ def test_tiles_are_searched_kept_and_shown(interpreted):
 
     found = rgnn.tune(rgat, small, *leaves, candidates=2, timer=timer)
     assert found.choice == order[-1] == found.candidates[0].choice
-    kinds = ("block_elements", "num_warps", "long_row", "product", "gradient")
+    kinds = ("block_elements", "num_warps", "long_row", "hub", "product", "gradient")
     assert all(getattr(found.choice, kind) != getattr(Choice(), kind) for kind in kinds[2:])
     products = {c.product for c in order} - {None}
     gradients = {c.gradient for c in order} - {None}
-    assert len(order) == 10 and len(products) == len(gradients) == 2
+    assert len(order) == 12 and len(products) == len(gradients) == 2
     for other in values[1:]:
         for a, b in zip(values[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
@@ -277,6 +279,7 @@ def test_tiles_are_searched_kept_and_shown(interpreted):
     assert f"tile {found.choice.product}; modelled" in shown
     assert f"tile {found.choice.gradient}; modelled" in shown
     assert f"rows of more than {found.choice.long_row}" in shown
+    assert "_hub0, k" in shown
     rgat.choices.clear()
     assert str(found.choice.product) not in rgat.explain(small, *leaves)
     again = rgnn.tune(rgat, small, *leaves)
@@ -284,3 +287,35 @@ def test_tiles_are_searched_kept_and_shown(interpreted):
     with watched_plans() as plans:
         rgat(small, *leaves)
     assert plans[0].request.choice == replace(found.choice, disabled=())
+
+
+def test_degrees_of_hubs_are_searched_where_there_are_some(interpreted, small, monkeypatch):
+    args = torch.randn(20, 8), torch.randn(4, 8, 8), torch.randn(4, 8), torch.randn(4, 8)
+    tried = []
+
+    def timer(choice, step):
+        tried.append(choice.hub)
+        return 1.0
+
+    rgnn.tune(rgat, small, *args, candidates=2, timer=timer)
+    assert set(tried) == {Choice().hub}
+    monkeypatch.setattr(tuning, "HUBS", (2, 4))
+    rgnn.tune(rgat, small, *args, candidates=2, timer=timer, refresh=True)
+    assert set(tried) == {Choice().hub, 2, 4}
+
+
+def test_sizes_round_trip_and_those_of_other_fields_are_refused(small, args):
+    """A file of an older choice is tuned anew: it does not have them all."""
+    choice = Choice(("compact",), hub=512, product=GemmSchedule(16, 16, 16, 4, 3))
+    assert Choice.of(choice.disabled, json.loads(json.dumps(choice.sizes))) == choice
+    with pytest.raises(ValueError, match="not enough values"):
+        Choice.of((), choice.sizes[:-1])
+    found = rgnn.tune(rgat, small, *args, timer=lambda choice, step: 1.0)
+    kept = json.loads(found.path.read_text())
+    for candidate in kept["candidates"]:
+        del candidate["choice"]["hub"]
+    del kept["digest"]
+    kept["digest"] = tuning._digest(kept)
+    found.path.write_text(json.dumps(kept))
+    assert not rgnn.tune(rgat, small, *args, timer=lambda choice, step: 1.0).cached
+    assert rgnn.tune(rgat, small, *args).cached
