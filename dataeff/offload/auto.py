@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,8 @@ from dataeff.ledger import Tier
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.likeness import Likeness
 from dataeff.offload.moments import HostMoment, Moment, span_of
-from dataeff.offload.passes import Budgets
-from dataeff.offload.planner import Action, Plan, TierRate, plan
+from dataeff.offload.passes import Budgets, in_backward
+from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate, plan
 from dataeff.offload.policy import SavedTensorInfo
 from dataeff.offload.profile import BlockProfiler, find_blocks, inside, trials
 from dataeff.offload.recompute import Changes, checkpoint
@@ -28,6 +29,7 @@ from dataeff.offload.tiers import Tiers
 _WARM_UP_STEPS = 2
 _STEPS_OF_A_KIND = 5  # of which the median counts: two that were disturbed do no harm
 _IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
+_ALIKE = 0.01  # of a peak, by which another may differ and need not be told
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
 
 
@@ -76,7 +78,7 @@ class AutoPolicy:
         self._trial: dict[str, Action] | None = None
         self._saved: dict[str, ModuleBytes] = {}
         self._blind = False  # whether nothing is seen of the blocks
-        self._largest = 0  # bytes of the largest storage that may move
+        self._parts = defaultdict[str, list[int]](list)  # storages of each block that may move
         self.other_bytes = 0
         self.plan: Plan | None = None
         self.forecast: Forecast | None = None
@@ -91,7 +93,7 @@ class AutoPolicy:
             return None
         # Of what was held where the model is: what the budget is for.
         exposed_s, peak = self._exposed_s / len(self._step_s), float(self._peak)
-        return Forecast(step_s, exposed_s, peak, peak)
+        return Forecast(step_s, exposed_s, peak, peak, peak)
 
     @property
     def measured_step_s(self) -> float | None:
@@ -104,8 +106,12 @@ class AutoPolicy:
         if self.plan is not None:
             action = self.plan.action_of(info.scope)
             return {Action.HOST: Tier.HOST, Action.DISK: Tier.DISK}.get(action, False)
-        self._largest = max(self._largest, info.storage_nbytes)
-        return self._trial is None or _treated(self._trial, info.scope) is Action.DISK
+        if self._trial is not None:
+            return _treated(self._trial, info.scope) is Action.DISK
+        name = _block_of(info.scope, self._blocks)
+        if name is not None and self._num_steps == _WARM_UP_STEPS - 1 and not in_backward():
+            self._parts[name].append(info.storage_nbytes)
+        return True
 
     def called(self, args: Any, kwargs: Any, cache: Any) -> None:
         """The model is called."""
@@ -121,6 +127,7 @@ class AutoPolicy:
         modules = cache.account.by_module
         if self._num_steps == _WARM_UP_STEPS - 1:
             self._before = {name: replace(bytes_) for name, bytes_ in modules.items()}
+            self._parts.clear()  # of a step that failed
         elif self._num_steps == _WARM_UP_STEPS and self._profiler is None and not self._blind:
             self._begin_trials(cache)
         if self._profiler is not None and self.plan is None:
@@ -254,10 +261,7 @@ class AutoPolicy:
         if self._num_rounds > 1:
             lines.append(f"so much in each of {self._num_rounds} rounds of a step")
         forecast = self.forecast
-        lines.append(
-            f"predicted: peak {forecast.peak_bytes / 2**20:.1f} MiB, "
-            f"step {1e3 * forecast.step_s:.1f} ms"
-        )
+        lines.append(f"predicted: peak {_peak_of(forecast)}, step {1e3 * forecast.step_s:.1f} ms")
         step_s = self.measured_step_s
         if step_s is not None:
             lines.append(
@@ -273,8 +277,11 @@ class AutoPolicy:
     def _make_plan(self, profiler: BlockProfiler, cache: Any) -> None:
         profiles = profiler.profiles(self._saved)
         for i, profile in enumerate(profiles):
+            parts = self._parts[profile.name]
+            # Of one round: they are alike.
+            profiles[i] = replace(profile, parts=tuple(parts[: len(parts) // self._num_rounds]))
             if profile.name in self._changed:
-                profiles[i] = replace(profile, input_bytes=None)
+                profiles[i] = replace(profiles[i], input_bytes=None)
         budget = None if self._budget is None else max(0.0, self._budget - self.other_bytes)
         rates = self._tiers.measure(self._device())
         self.plan = plan(
@@ -282,24 +289,22 @@ class AutoPolicy:
             host=rates.get(Tier.HOST),
             disk=rates.get(Tier.DISK),
             memory_budget=budget,
-            part_bytes=self._largest or float("inf"),
         )
         self._foresee(self.plan, rates, profiler.other_s(), cache)
 
     def _foresee(self, plan: Plan, rates: dict[Tier, TierRate], other_s: float, cache: Any) -> None:
         """Bounds what is in flight by the plan's working set, and simulates a step of it."""
         moved = [
-            profile.moved_bytes
+            profile
             for profile, action in zip(plan.profiles, plan.actions, strict=True)
             if action in (Action.HOST, Action.DISK)
         ]
-        budgets = self._bounded(max(moved, default=0) or None)
+        budgets = self._bounded(moved)
         cache.set_budgets(budgets)
         of_round = simulate(
             plan.profiles,
             plan.actions,
             {_ACTION_OF[tier]: rate for tier, rate in rates.items()},
-            part_bytes=self._largest or None,
             in_flight=budgets.in_flight or 0,
             prefetch=budgets.prefetch or 0,
             other_s=other_s,
@@ -311,17 +316,27 @@ class AutoPolicy:
             exposed_s=of_round.exposed_s * self._num_rounds,
         )
 
-    def _bounded(self, working: int | None) -> Budgets:
-        """What may be in flight: as given, or the plan's working set.
+    def _bounded(self, moved: Sequence[ModuleProfile]) -> Budgets:
+        """What may be in flight: as given, or the working set of a plan that moves `moved`.
+
+        That is the largest of them, but at least two storages, so that one is on its way while
+        another is in use. On the way out the storage that forward has just made comes on top, so
+        that one less may be on its way: the peak is the same then, whether the stores end in time
+        or as late as they may.
 
         Within `memory_budget` the plan has room for no more than that, whatever is given.
         """
+        largest = max((profile.largest_part for profile in moved), default=0)
+        working = max((*(profile.moved_bytes for profile in moved), 2 * largest))
         given = (self._given.in_flight, self._given.prefetch)
-        if self._budget is not None and working is not None:
-            return Budgets(
-                *(working if nbytes is None else min(nbytes, working) for nbytes in given)
+        if not working:
+            return Budgets(*given)
+        return Budgets(
+            *(
+                own if nbytes is None else nbytes if self._budget is None else min(nbytes, own)
+                for nbytes, own in zip(given, (working - largest, working), strict=True)
             )
-        return Budgets(*(working if nbytes is None else nbytes for nbytes in given))
+        )
 
     def _device(self) -> torch.device:
         """Where the model begins."""
@@ -360,9 +375,25 @@ class AutoPolicy:
 
 def _treated(trial: Mapping[str, Action], scope: str) -> Action | None:
     """What is done with the block that `scope` lies in; None outside of them."""
-    while scope not in trial and scope:
+    name = _block_of(scope, trial)
+    return None if name is None else trial[name]
+
+
+def _block_of(scope: str, blocks: Container[str]) -> str | None:
+    """The name of the block that `scope` lies in; None outside of them."""
+    while scope not in blocks and scope:
         scope = scope.rpartition(".")[0]
-    return trial.get(scope)
+    return scope if scope in blocks else None
+
+
+def _peak_of(forecast: Forecast) -> str:
+    late_bytes = forecast.seen_bytes - forecast.prompt_bytes  # what late stores may hold at most
+    if late_bytes <= _ALIKE * forecast.seen_bytes:
+        return f"{forecast.peak_bytes / 2**20:.1f} MiB"
+    return (
+        f"{forecast.peak_bytes / 2**20:.1f} MiB at most "
+        f"({(forecast.peak_bytes - late_bytes) / 2**20:.1f} if no store is late)"
+    )
 
 
 def _percent(measured: float, predicted: float) -> str:

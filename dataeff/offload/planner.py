@@ -41,6 +41,9 @@ class ModuleProfile:
             rule: what comes after the last tensor saved is not run again.
         again_bytes: bytes that it saves only while backward runs it again, for a checkpoint of the
             model's own.
+        left_bytes: of `saved_bytes`, those that stay in memory beside a copy on disk.
+        parts: bytes of each storage that moving it moves, in the order in which it saves them;
+            empty if they are not known.
     """
 
     name: str
@@ -53,6 +56,7 @@ class ModuleProfile:
     recompute_s: float | None = None
     again_bytes: int = 0
     left_bytes: int = 0
+    parts: tuple[int, ...] = ()
 
     def added_s(self, action: Action) -> float:
         """Seconds that `action` adds to those of keeping, waits left out."""
@@ -72,6 +76,11 @@ class ModuleProfile:
     def moved_bytes(self) -> int:
         """Bytes that go to a tier when the module is moved."""
         return self.saved_bytes - self.stuck_bytes
+
+    @property
+    def largest_part(self) -> int:
+        """Bytes of the largest storage that is moved; of all that is, where they are not known."""
+        return max(self.parts, default=self.moved_bytes)
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,6 @@ def plan(
     host: TierRate | None = None,
     disk: TierRate | None = None,
     memory_budget: float | None = None,
-    part_bytes: float = float("inf"),
 ) -> Plan:
     """The plan that adds the least time among those whose peak fits `memory_budget`.
 
@@ -152,8 +160,7 @@ def plan(
         sum kept + inputs of recomputed + working set                <= memory_budget
 
     Both families hold where module n is moved. The working set is the largest module recomputed, or
-    the largest moved, which may be on its way out (in), and of it one storage in use: all of it,
-    unless `part_bytes`, the size of the largest storage, tells that it is less.
+    the largest moved, which may be on its way out (in), and of it its largest storage in use.
 
     Without a budget nothing may be exposed or recomputed, and as many bytes as possible are moved.
     If no plan fits the budget, the one with the least peak is returned and `fits` is false.
@@ -164,7 +171,7 @@ def plan(
     """
     if not profiles:
         raise ValueError("profiles: there is no module to plan for")
-    program = _Program(tuple(profiles), {Action.HOST: host, Action.DISK: disk}, part_bytes)
+    program = _Program(tuple(profiles), {Action.HOST: host, Action.DISK: disk})
     if memory_budget is None:
         return program.plan(program.most_hidden(), fits=True)
     actions = program.least_time(memory_budget)
@@ -180,9 +187,8 @@ class _Program:
         self,
         profiles: tuple[ModuleProfile, ...],
         rates: dict[Action, TierRate | None],
-        part_bytes: float,
     ) -> None:
-        self.profiles, self.part_bytes = profiles, part_bytes
+        self.profiles = profiles
         self.rates = {action: rate for action, rate in rates.items() if rate is not None}
         self.choices = [
             (i, action)
@@ -247,7 +253,7 @@ class _Program:
             if action is Action.RECOMPUTE:
                 row[k] += p.saved_bytes
             elif action is not Action.KEEP:
-                row[k] += p.moved_bytes + min(p.moved_bytes, self.part_bytes)
+                row[k] += p.moved_bytes + p.largest_part
             row /= self.byte
             row[self.working] = -1.0
             self.rows.append((row, -np.inf, 0.0))

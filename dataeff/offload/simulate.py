@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from dataeff.offload.planner import Action, ModuleProfile, TierRate
 
-_NUM_PARTS = 8  # a module saves its bytes bit by bit: so many equal parts unless told otherwise
+_NUM_PARTS = 8  # a module whose storages are not known saves its bytes in so many equal parts
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,21 @@ class Forecast:
     Attributes:
         step_s: seconds from the first forward to the end of backward.
         exposed_s: of these, seconds that compute stands still for transfers.
-        peak_bytes: the most bytes held for backward at once.
+        peak_bytes: the most bytes held for backward at once, however late the stores end: forward
+            waits for the oldest where more would be in flight than allowed.
         seen_bytes: the same as `OffloadReport.peak_saved_bytes` counts it: what a recomputed module
             saves while backward runs it is held by the checkpoint, where no hook sees it.
+        prompt_bytes: `seen_bytes` if every store ends when the rate of its tier says.
     """
 
     step_s: float
     exposed_s: float
     peak_bytes: float
     seen_bytes: float
+    prompt_bytes: float
 
 
-@dataclass
+@dataclass(eq=False)
 class _Part:
     """A stretch of one module's bytes on its way out and back."""
 
@@ -53,6 +56,7 @@ class _Step:
     rates: dict[Action, TierRate]
     in_flight: float
     prefetch: float
+    late: bool  # whether no store ends before somebody waits for it
     now_s: float = 0.0
     exposed_s: float = 0.0
     held: float = 0.0
@@ -78,14 +82,20 @@ class _Step:
         self._settle()
 
     def _settle(self) -> None:
-        while self.leaving and self.leaving[0].stored_s <= self.now_s:
-            self.held -= self.leaving.popleft().nbytes
+        for part in () if self.late else list(self.leaving):
+            if part.stored_s <= self.now_s:
+                self._gone(part)
+
+    def _gone(self, part: _Part) -> None:
+        self.leaving.remove(part)
+        self.held -= part.nbytes
 
     def store(self, part: _Part) -> None:
         """The part exists now; waits while more would be in flight than allowed."""
         while self.leaving and sum(p.nbytes for p in self.leaving) + part.nbytes > self.in_flight:
-            self.wait_until(self.leaving[0].stored_s)
-            self._settle()
+            oldest = self.leaving[0]
+            self.wait_until(oldest.stored_s)
+            self._gone(oldest)
         part.started_s = max(self.now_s, self.free_s.get(part.tier, 0.0))
         part.stored_s = part.started_s + part.nbytes / self.rates[part.tier].write
         self.free_s[part.tier] = part.stored_s
@@ -94,11 +104,10 @@ class _Step:
     def begin_backward(self, parts: Sequence[_Part]) -> None:
         """Stores that have not begun are stopped as backward comes near: the tier only reads."""
         for part in parts:
-            if part.stored_s > self.now_s:
+            if part in self.leaving:
                 part.back_s = self.now_s
                 self.coming += part.nbytes
-                if part in self.leaving:
-                    self.leaving.remove(part)
+                self.leaving.remove(part)
         for tier in self.free_s:
             self.free_s[tier] = min(self.free_s[tier], self.now_s)
 
@@ -139,7 +148,6 @@ def simulate(
     *,
     in_flight: float,
     prefetch: float,
-    part_bytes: float | None = None,
     other_s: float = 0.0,
     other_bytes: float = 0.0,
 ) -> Forecast:
@@ -151,14 +159,32 @@ def simulate(
         rates: of the tiers that take part.
         in_flight: bytes that may wait for their store to end.
         prefetch: bytes that may be brought back ahead of backward.
-        part_bytes: the largest storage: what is moved at once.
         other_s: seconds of the step outside the modules.
         other_bytes: bytes that what lies outside the modules holds for backward.
     """
-    step = _Step(rates, in_flight, prefetch)
+    prompt, late = (
+        _play(_Step(rates, in_flight, prefetch, late), profiles, actions, other_s, other_bytes)
+        for late in (False, True)
+    )
+    return Forecast(
+        prompt.now_s,
+        prompt.exposed_s,
+        max(prompt.peak, late.peak),
+        max(prompt.seen, late.seen),
+        prompt.seen,
+    )
+
+
+def _play(
+    step: _Step,
+    profiles: Sequence[ModuleProfile],
+    actions: Sequence[Action],
+    other_s: float,
+    other_bytes: float,
+) -> _Step:
     parts: dict[int, list[_Part]] = {}
     for i, (profile, action) in enumerate(zip(profiles, actions, strict=True)):
-        parts[i] = _forward(step, profile, action, part_bytes)
+        parts[i] = _forward(step, profile, action)
     step.hold(other_bytes)
     step.compute(other_s)
     order = [part for i in reversed(parts) for part in reversed(parts[i])]
@@ -170,28 +196,35 @@ def simulate(
     for i in reversed(range(len(profiles))):
         _backward(step, profiles[i], actions[i], parts[i], order, position)
         position += len(parts[i])
-    return Forecast(step.now_s, step.exposed_s, step.peak, step.seen)
+    return step
 
 
-def _forward(
-    step: _Step, profile: ModuleProfile, action: Action, part_bytes: float | None
-) -> list[_Part]:
+def _forward(step: _Step, profile: ModuleProfile, action: Action) -> list[_Part]:
     step.hold(profile.kept_bytes(action))
     if action in (Action.RECOMPUTE, Action.KEEP):
         step.compute(profile.forward_s)
         return []
     made = []
-    num_parts = round(profile.moved_bytes / part_bytes) if part_bytes else _NUM_PARTS
-    num_parts = max(1, num_parts)
     # Half of what moving adds falls on either way.
     forward_s = profile.forward_s + profile.added_s(action) / 2
-    for _ in range(num_parts):
-        step.compute(forward_s / num_parts)
-        part = _Part(profile.moved_bytes / num_parts, action)
-        step.hold(part.nbytes)
+    for nbytes in _sizes(profile):
+        step.compute(forward_s * _share(nbytes, profile))
+        part = _Part(nbytes, action)
+        step.hold(nbytes)
         step.store(part)
         made.append(part)
     return made
+
+
+def _sizes(profile: ModuleProfile) -> Sequence[float]:
+    if not profile.moved_bytes:
+        return (0.0,)
+    return profile.parts or (profile.moved_bytes / _NUM_PARTS,) * _NUM_PARTS
+
+
+def _share(nbytes: float, profile: ModuleProfile) -> float:
+    """The share of a module's seconds that a part of it takes."""
+    return nbytes / profile.moved_bytes if profile.moved_bytes else 1.0
 
 
 def _backward(
@@ -221,7 +254,7 @@ def _backward(
         backward_s = profile.backward_s + profile.added_s(action) / 2
         for k, part in enumerate(reversed(parts)):
             step.use(part, order[position + k + 1 :])
-            step.compute(backward_s / len(parts))
+            step.compute(backward_s * _share(part.nbytes, profile))
             step.done_with(part)
         step.hold(-profile.kept_bytes(action))
     step.hold(-profile.again_bytes)

@@ -79,24 +79,33 @@ def test_bits_do_not_change_whatever_is_planned(
 @pytest.mark.parametrize(
     ("budget", "given", "expected"),
     [
-        (None, Budgets(), (800, 800)),
+        (None, Budgets(), (600, 800)),  # what forward has just made comes on top
         (None, Budgets(0, 3000), (0, 3000)),
         (5000, Budgets(100, 3000), (100, 800)),  # the plan has no room for 3000
-        (5000, Budgets(3000, 0), (800, 0)),
+        (5000, Budgets(3000, 0), (600, 0)),
     ],
 )
 def test_what_the_user_bounds_is_bounded_and_foreseen(budget, given, expected):
     """Nothing given is not the same as nothing allowed; in and out are two bounds."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    profiles = tuple(ModuleProfile(f"{i}", 1.0, 2.0, 800) for i in range(4))
+    parts = (100, 100, 200, 200, 200)
+    profiles = tuple(ModuleProfile(f"{i}", 1.0, 2.0, 800, parts=parts) for i in range(4))
     made = Plan(profiles, (Action.DISK,) * 4, 1600.0, 3200.0, 12.0, 12.0, True)
     rates = {Tier.DISK: TierRate(1e9, 1e9)}
     policy = AutoPolicy(model, None, Exclusions(model), budget, given)
     found = []
     policy._foresee(made, rates, 0.0, types.SimpleNamespace(set_budgets=found.append))
-    prefetch = expected[1]
     assert found == [Budgets(*expected)]
-    assert policy.forecast.peak_bytes == max(prefetch, 100)  # a part is an eighth of a block
+    assert policy.forecast.prompt_bytes == max(expected[1], 200)
+    assert policy.forecast.peak_bytes == max(expected[1], expected[0] + 200, 400)
+
+
+def test_of_two_blocks_of_one_storage_each_one_comes_while_the_other_is_used():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    policy = AutoPolicy(model, None, Exclusions(model), None, Budgets())
+    profiles = [ModuleProfile(f"{i}", 1.0, 2.0, 800, parts=(800,)) for i in range(2)]
+    assert policy._bounded(profiles) == Budgets(800, 1600)
+    assert policy._bounded([]) == Budgets()
 
 
 def test_evaluation_and_batches_of_other_sizes_are_not_measured(gradients, assert_same, tmp_path):

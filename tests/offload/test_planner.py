@@ -1,6 +1,7 @@
 """The plan is the best there is, and doing nothing is one of the plans."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +57,8 @@ def test_prefers_host_to_disk_until_it_is_full():
 def test_a_module_that_is_moved_storage_by_storage_takes_less_than_two_of_it():
     fast, budget = TierRate(1e6, 1e6), 1500
     assert not plan(equal_modules(4), disk=fast, memory_budget=budget).fits
-    found = plan(equal_modules(4), disk=fast, memory_budget=budget, part_bytes=250)
+    in_parts = [replace(module, parts=(250,) * 4) for module in equal_modules(4)]
+    found = plan(in_parts, disk=fast, memory_budget=budget)
     assert found.fits and found.actions == (DISK,) * 4 and found.peak_bytes == 1250
 
 

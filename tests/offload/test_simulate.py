@@ -54,11 +54,26 @@ def test_what_leaves_and_what_comes_back_have_bounds_of_their_own():
         rates = {DISK: TierRate(1e9, 1e9)}
         return simulate(modules(4), [DISK] * 4, rates, in_flight=in_flight, prefetch=prefetch)
 
-    assert peak(100, 100).peak_bytes <= 200
-    assert peak(1000, 100).peak_bytes <= 200  # a fast tier has nothing waiting
+    assert peak(100, 100).prompt_bytes <= 200
+    assert peak(1000, 100).prompt_bytes <= 200  # a fast tier has nothing waiting
     assert peak(100, 1000).peak_bytes == 1000
     # Nothing may come ahead: what is used is there alone.
-    assert peak(100, 0).peak_bytes == 100
+    assert peak(100, 0).prompt_bytes == 100
+
+
+def test_late_stores_fill_what_may_be_in_flight_and_what_is_made_comes_on_top():
+    def peak(in_flight, write=1e9, **options):
+        rates = {DISK: TierRate(write, 1e9)}
+        return simulate(modules(4), [DISK] * 4, rates, in_flight=in_flight, prefetch=100, **options)
+
+    assert peak(300).peak_bytes == 300 + 100
+    assert peak(0).peak_bytes == 100 + 100  # one is always on its way
+    assert peak(10_000).peak_bytes == 4 * 800  # never more than there is
+    assert peak(300, other_bytes=150).peak_bytes == 300 + 150
+    # However slow it is, and in the same time.
+    for write in (10.0, 1e3):
+        assert peak(300, write).peak_bytes == 300 + 100
+    assert peak(300).exposed_s < 1e-4
 
 
 def test_reads_that_are_late_are_exposed():
@@ -109,7 +124,20 @@ def test_never_faster_than_compute_nor_larger_than_keeping(sizes, data, rate, li
 def test_what_lies_outside_is_still_held_when_the_first_loads_begin():
     fast = {DISK: TierRate(write=1e9, read=1e9)}
     outside = {"other_s": 0.1, "other_bytes": 70}
-    found = simulate(
-        modules(4), [DISK] * 4, fast, in_flight=50, prefetch=50, part_bytes=25, **outside
-    )
+    profiles = [ModuleProfile(f"m{i}", 1.0, 2.0, 800, parts=(25,) * 32) for i in range(4)]
+    found = simulate(profiles, [DISK] * 4, fast, in_flight=50, prefetch=50, **outside)
     assert found.peak_bytes == 70 + 50
+
+
+def test_storages_are_moved_one_by_one_as_large_as_they_are():
+    """A block of small storages has few bytes on their way, beside one of large ones."""
+    large = ModuleProfile("large", 1.0, 2.0, 1000, parts=(500, 500))
+    small = ModuleProfile("small", 1.0, 2.0, 1000, parts=(100,) * 10)
+    fast = {DISK: TierRate(1e9, 1e9)}
+
+    def peaks(*profiles):
+        found = simulate(profiles, [DISK] * len(profiles), fast, in_flight=0, prefetch=0)
+        return found.prompt_bytes, found.peak_bytes
+
+    assert peaks(large) == (500, 1000) and peaks(small) == (100, 200)
+    assert peaks(small, large) == (500, 1000)
