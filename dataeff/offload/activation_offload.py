@@ -333,6 +333,7 @@ class ActivationOffload:
             self._cache.account.by_module,
             self._pace(),
             self._tiers.peaks(),
+            self._selection.kept_nameless,
         )
 
     def _pace(self) -> Pace:

@@ -11,6 +11,7 @@ import torch
 from dataeff.ledger import Tier
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.names import find_name, near_names
+from dataeff.offload.regions import in_region
 from dataeff.offload.scopes import outside_compiled
 
 
@@ -98,12 +99,15 @@ class Selection:
         moves: whether some tier frees memory of a device.
         min_bytes: smaller storages stay in memory.
         exclusions: knows which tensors are casts of parameters.
+        kept_nameless: whether the policy kept what something compiled saved outside of all modules
+            that have a name: which of them it was cannot be told.
     """
 
     policy: Policy
     moves: Callable[[torch.device], bool]
     min_bytes: int
     exclusions: Exclusions
+    kept_nameless: bool = False
 
     def __call__(self, tensor: torch.Tensor, nbytes: int, scope: str) -> bool | Tier:
         """Whether the storage of `tensor`, of `nbytes`, is to be stored, or in which tier."""
@@ -112,4 +116,7 @@ class Selection:
         if self.exclusions.is_cast(tensor):
             return False
         info = SavedTensorInfo(tensor.shape, tensor.dtype, tensor.device, nbytes, scope)
-        return self.policy(info)
+        wanted = self.policy(info)
+        if not (wanted or scope or self.kept_nameless):
+            self.kept_nameless = in_region()
+        return wanted

@@ -10,12 +10,25 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
+from types import FrameType
 
 import torch
 
 from dataeff.offload.schedule import Tape
 
 _NODE = "CompiledFunction"  # what torch._functorch calls its autograd function
+_FRAME = "compile_wrapper"  # what dynamo calls the function that it gives for a compiled one
+
+
+def in_region() -> bool:
+    """Whether something compiled runs on this thread."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    frame: FrameType | None = None if dynamo is None else sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == _FRAME and frame.f_globals is vars(dynamo):
+            return True
+        frame = frame.f_back
+    return False
 
 
 class CompiledRegions:

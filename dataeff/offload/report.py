@@ -240,8 +240,9 @@ def make_report(
     modules: dict[str, ModuleBytes],
     pace: Pace,
     peaks: Peaks,
+    kept_nameless: bool,
 ) -> OffloadReport:
-    """Freezes the counters into a report."""
+    """Freezes the counters into a report; `kept_nameless` as in `Selection`."""
     return OffloadReport(
         **vars(counters),
         **peaks._asdict(),
@@ -249,11 +250,11 @@ def make_report(
         hidden_s=max(0.0, counters.transfer_s - counters.exposed_wait_s),
         **pace._asdict(),
         modules={name: replace(account) for name, account in modules.items()},
-        reason=_why_nothing(counters, min_bytes, pace),
+        reason=_why_nothing(counters, min_bytes, pace, kept_nameless),
     )
 
 
-def _why_nothing(counters: Counters, min_bytes: int, pace: Pace) -> str:
+def _why_nothing(counters: Counters, min_bytes: int, pace: Pace, kept_nameless: bool) -> str:
     if counters.bytes_written or counters.bytes_host:
         return ""
     if not counters.num_packed:
@@ -272,6 +273,12 @@ def _why_nothing(counters: Counters, min_bytes: int, pace: Pace) -> str:
         return (
             "The tensors are in host memory already, so a host tier frees nothing: name a "
             "directory in spill=."
+        )
+    if kept_nameless:
+        return (
+            "The model runs inside something that is compiled as a whole, where no module has a "
+            "name (the scope is ''), and the policy moves nothing of that: compile the blocks of "
+            "the model one by one (block.compile()), or take policy='all'."
         )
     why = (
         f"All {counters.num_packed} saved tensors were kept: the policy keeps them, their kind is "

@@ -178,3 +178,42 @@ def test_a_model_that_something_compiles_around_it_is_moved_as_it_is(
     assert set(graphs) == {graphs[0]}  # compiled anew, perhaps, but whole
     assert "All is moved" in offload.explain() and offload.plan is None
     offload.close()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "eager"])
+@pytest.mark.parametrize("whole", ["module", "function", "in place"])
+@pytest.mark.parametrize("policy", [["blocks.1"], lambda info: info.scope.startswith("blocks.1")])
+def test_a_policy_by_names_that_finds_none_in_a_compiled_whole_is_told(
+    gpt_and_loss, tmp_path, gradients, assert_same, policy, whole, backend
+):
+    model, _ = gpt_and_loss
+    tokens = torch.arange(4 * 64).view(4, 64) * 7 % 64
+    offload = ActivationOffload(model, tmp_path, policy=policy, min_bytes=0)
+    if whole == "in place":
+        model.compile(backend=backend)
+    compiled = {
+        "module": lambda: torch.compile(model, backend=backend),
+        "function": lambda: torch.compile(lambda tokens: model(tokens), backend=backend),
+        "in place": lambda: model,
+    }[whole]()
+    expected = gradients(model, lambda: compiled(tokens).backward())
+    for _ in range(4):  # of which the last are not looked at
+        with offload:
+            got = gradients(model, lambda: compiled(tokens).backward())
+        assert_same(got, expected)
+        reason = offload.report().reason
+        assert "compiled as a whole" in reason and "block.compile()" in reason, reason
+    assert offload.report().bytes_offloaded == 0
+    offload.close()
+
+
+def test_a_policy_that_keeps_what_lies_beside_compiled_blocks_is_not_told_so(
+    gpt_and_loss, tmp_path
+):
+    model, loss = gpt_and_loss
+    compile_blocks(model, in_place=True)
+    offload = ActivationOffload(model, tmp_path, policy=lambda info: False, min_bytes=0)
+    with offload:
+        loss().backward()
+    assert "the policy keeps them" in offload.report().reason
+    offload.close()
