@@ -6,13 +6,20 @@ import difflib
 from collections.abc import Iterable
 
 # What DDP, torch.compile, FSDP and its checkpoint wrapper name the module that they wrap.
-_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = {"module", *_WRAPPED}
 _MOST_NEAR = 3
 
 
 def find_name(name: str, known: Iterable[str]) -> str | None:
-    """The one of the `known` names that is `name`, or is so but for wrappers; the outermost."""
+    """The one of the `known` names that is `name`, or is so but for wrappers; the outermost.
+
+    What is wrapped stands for its wrapper: a checkpoint saves the input of what it wraps outside of
+    that.
+    """
     known = list(known)
+    while name.rpartition(".")[2] in _WRAPPED and name.rpartition(".")[0] in known:
+        name = name.rpartition(".")[0]
     if name in known:
         return name
     bare = _bare(name)

@@ -7,6 +7,7 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
@@ -87,6 +88,45 @@ def fsdp(spill, reshard):
     data_parallel(fully_shard(model, reshard_after_forward=reshard), spill)
 
 
+def named(spill):
+    """Modules chosen by name, with the names that wrappers put in and without."""
+    model = nn.parallel.DistributedDataParallel(nn.Sequential(block(), block(), block()))
+    for name in ("1", "module.1"):
+        assert moved_by_name(model, name, spill) == {"module.1.0", "module.1.1"}
+        assert moved_by_name(model, f"{name}.1", spill) == {"module.1.1"}
+        # The model within is what some hand over, while the whole is called.
+        assert moved_by_name(model, name, spill, model.module) == {"1.0", "1.1"}
+    model = nn.Sequential(block(), checkpoint_wrapper(block()), block())
+    for child in model:
+        fully_shard(child)
+    fully_shard(model)
+    for name in ("2", "module.2"):
+        assert moved_by_name(model, name, spill) == {"2.0", "2.1"}
+    for name in ("1", "1._checkpoint_wrapped_module"):
+        assert moved_by_name(model, name, spill) == {"1"}  # its input is all that is saved
+    try:
+        ActivationOffload(model, spill, policy=["3"])
+    except ValueError as error:
+        assert "no module named '3'" in str(error)
+    else:
+        raise AssertionError("a name that does not exist was taken")
+
+
+def moved_by_name(model, name, spill, of=None):
+    """The modules whose tensors moved when `name` was all that the policy named."""
+    offload = ActivationOffload(of or model, spill, policy=[name], min_bytes=0)
+    x = torch.randn(ROWS, WIDTH)
+
+    def step(context):
+        with context:
+            loss = model(x).square().mean()
+            offload._cache.drain()
+            loss.backward()
+
+    compare(model, lambda: step(contextlib.nullcontext()), lambda: step(offload), offload)
+    return {scope for scope, saved in offload.report().modules.items() if saved.bytes_stored}
+
+
 def pipeline(spill, interleaved):
     rank, num_chunks = dist.get_rank(), 2 if interleaved else 1
     blocks = [block() for _ in range(2 * num_chunks)]
@@ -121,6 +161,7 @@ def main(spill):
         "ddp": lambda: ddp(spill),
         "fsdp": lambda: fsdp(spill, True),
         "fsdp without resharding": lambda: fsdp(spill, False),
+        "names": lambda: named(spill),
         "pipeline": lambda: pipeline(spill, False),
         "interleaved": lambda: pipeline(spill, True),
     }
