@@ -17,7 +17,7 @@ from dataeff.features.pipeline import result_in
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account
 from dataeff.features.unique import gather_once
-from dataeff.memory.cuda import captures
+from dataeff.memory.cuda import captures, refuse_in_capture
 
 T = TypeVar("T")
 
@@ -81,6 +81,7 @@ def prefetch_in_thread_on_stream(
     wait for a copy that is yet to be queued, so the thread waits for it: rows that are dropped
     unseen are whole when their memory goes back.
     """
+    refuse_in_capture("a thread that gathers", "prefetch before the capture")
     made_on = torch.cuda.current_stream(index.device)
     made = torch.cuda.Event()
     made.record(made_on)
@@ -119,10 +120,16 @@ def prefetch_on_stream(
     made_on = torch.cuda.current_stream(index.device)
     _leave_put_off()
     stream.wait_stream(made_on)
-    with torch.cuda.stream(stream):
-        rows = gather()
-        done = torch.cuda.Event()
-        done.record(stream)
+    done = torch.cuda.Event()
+    try:
+        with torch.cuda.stream(stream):
+            try:
+                rows = gather()
+            finally:
+                done.record(stream)
+    except BaseException:  # raised, it may be, when the gather was queued already
+        _leave(_Abandoned(made_on, done, (index, gather)))
+        raise
 
     def finish() -> Tensor:
         # The index lives in this closure until the gather has been ordered before its reader.
@@ -141,11 +148,11 @@ def prefetch_on_stream(
 
 
 class _Abandoned(NamedTuple):
-    """A gather that nobody waits for, and memory of `stream` that it reads and writes."""
+    """A gather that nobody waits for, and what holds its memory, which is of `stream`."""
 
     stream: torch.cuda.Stream
     done: torch.cuda.Event
-    memory: tuple[Tensor, ...]
+    memory: tuple[object, ...]
 
 
 _put_off: list[_Abandoned] = []  # while their stream was captured: a graph cannot wait for them

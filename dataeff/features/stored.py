@@ -156,14 +156,18 @@ class StoredRows(Rows):
             # Of two threads on two streams neither may see the other move hot rows.
             with self._memory.readable(index.device):
                 rows = self._gather(index, out)
+                self._count(index)
         else:
             rows = self._gather(index, out)
-        with self._lock:
-            self._asked[index.device] = self._asked.get(index.device, 0) + index.numel()
+            self._count(index)
         account.counted(index.numel())
         if self._hot is None:
             self._moved(account, index.device, index.numel(), 0)
         return rows
+
+    def _count(self, index: Tensor) -> None:
+        with self._lock:
+            self._asked[index.device] = self._asked.get(index.device, 0) + index.numel()
 
     def gather_at_once(self, index: Any, out: Tensor | None, account: Account) -> Tensor | None:
         """By threads on the CPU, in one call of the core, where no hot rows are to be counted."""
@@ -282,7 +286,7 @@ class StoredRows(Rows):
     def settle(self, account: Account) -> None:
         """Enters what the devices have counted since; waits for them."""
         for device, tier in list(self._tiers.items()):
-            with self._lock:
+            with self._memory.unread(), self._lock:  # what is asked for has been looked for
                 now = (self._asked.get(device, 0), tier.num_hits(), tier.num_moved())
                 before = self._settled.get(device, (0, 0, 0))
                 self._settled[device] = now

@@ -17,6 +17,19 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+def refuse_in_capture(awaited: str, remedy: str) -> None:
+    """RuntimeError, before the wait would end the capture, where one is under way.
+
+    Args:
+        awaited: what the caller is about to wait for.
+        remedy: what to do instead.
+    """
+    if capturing():
+        raise RuntimeError(
+            f"a CUDA graph is being captured, which cannot wait for {awaited}: {remedy}"
+        )
+
+
 POOLED_STREAMS = 32  # that torch has of a priority on each device, and hands out in turn
 
 

@@ -4,6 +4,7 @@ A wait that is missing, memory given back too early or a host buffer used again 
 rubbish in the rows, as a wrong index that nobody gave, or as another choice of hot rows.
 """
 
+import contextlib
 import copy
 import gc
 import io
@@ -286,6 +287,46 @@ def test_prefetches_dropped_in_any_order_harm_nobody(late, x, unique):
             for index, pending in reversed(kept):
                 assert torch.equal(pending.wait().cpu(), x[index])
             table.check()
+
+
+@pytest.mark.parametrize("fails", ["before", "after"])
+def test_a_prefetch_that_fails_leaves_no_writer_behind(late, held, x, monkeypatch, fails):
+    """Its rows' memory goes back behind the gather, which may have been queued already."""
+    late(0)
+
+    def fail(self, index):
+        raise IndexError("met by an earlier gather")
+
+    index = torch.arange(ROWS).cuda()
+    with FeatureTable(x, **TABLES["adaptive"]) as table:
+        table[index]
+        torch.cuda.synchronize()
+        with monkeypatch.context() as patch, held(table._prefetcher._stream(index)):
+            patch.setattr(HotTier, fails, fail)
+            with contextlib.suppress(IndexError):  # pytest.raises would keep the rows
+                table.prefetch(index)
+                raise AssertionError("it did not fail")
+            others = dirty(torch.empty(ROWS, WIDTH, device="cuda"), 7.0)
+        torch.cuda.synchronize()
+        assert all((other == 7).all() for other in others)
+
+
+def test_stats_wait_for_the_gathers_of_every_stream(late, held, x):
+    late(0)
+    side, index, found = torch.cuda.Stream(), torch.arange(ROWS).cuda(), []
+    with FeatureTable(x, **TABLES["static"]) as table:
+        table[index]
+        torch.cuda.synchronize()
+        thread = threading.Thread(target=lambda: found.append(table.stats()))
+        with held(side):
+            with torch.cuda.stream(side):
+                table[index]
+            thread.start()
+            thread.join(0.2)
+        thread.join()
+        assert found[0].num_hot_rows == 2 * NUM_HOT
+        cold = 2 * (ROWS - NUM_HOT) * WIDTH * 4
+        assert found[0].nbytes["host->device"] == cold == table.stats().nbytes["host->device"]
 
 
 @pytest.mark.parametrize("kind", TABLES)
