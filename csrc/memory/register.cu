@@ -51,6 +51,9 @@ std::string remedy(cudaError_t error, int64_t nbytes, bool read_only) {
   if (error == cudaErrorHostMemoryAlreadyRegistered)
     return "a part of it has been registered by other code: release that, or give the table a copy "
            "(x.clone())";
+  if (error == cudaErrorStreamCaptureUnsupported || error == cudaErrorStreamCaptureInvalidated)
+    return "another thread is capturing a CUDA graph: register before, or capture with "
+           "capture_error_mode='thread_local'";
   if (under_wsl())
     return "WSL cannot register memory that exists already: give the table pinned memory "
            "(x.pin_memory())";

@@ -230,6 +230,7 @@ class WeighingWarpPicks : public WarpPicks {
       const int64_t s = first + lane();
       num_below += __popc(ballot(s < k && __longlong_as_double(kept[s]) < worst));
     }
+    __syncwarp();  // choices go to where other lanes had their keys
     return {worst, k - num_below};
   }
 

@@ -8,7 +8,7 @@ import pytest
 
 PAGE, GIB = mmap.PAGESIZE, 1 << 30
 FREE = 1 << 40  # an address that nothing looks at
-NO_MEMORY, TAKEN = 2, 712
+NO_MEMORY, TAKEN, CAPTURING = 2, 712, 900
 READ_ONLY = 8
 
 
@@ -130,6 +130,9 @@ def test_reasons_and_remedies(cuda):
         cuda.open(FREE, PAGE)
     cuda.set(fails_at=0, error=TAKEN)
     with pytest.raises(RuntimeError, match="registered by other code"):
+        cuda.open(FREE, PAGE)
+    cuda.set(fails_at=0, error=CAPTURING)
+    with pytest.raises(RuntimeError, match="another thread is capturing a CUDA graph: register be"):
         cuda.open(FREE, PAGE)
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (PAGE, hard))
