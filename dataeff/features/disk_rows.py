@@ -20,6 +20,7 @@ from dataeff.features.rows import Rows
 from dataeff.features.stats import Account, DiskStats
 from dataeff.features.table_files import RowFiles, local_path, read_header
 from dataeff.ledger import Tier
+from dataeff.memory.cuda import refuse_in_capture
 from dataeff.memory.scratch import new_on_host
 from dataeff.storage import open_engine, uring_refusal
 
@@ -160,8 +161,13 @@ class DiskRows(Rows):
             OSError: a read failed; names the file, the offset and the cause. `out` is partly
                 written then.
             EOFError: a file has become shorter than when it was opened.
+            RuntimeError: a CUDA graph is being captured.
         """
         on_host = index.device.type == "cpu"
+        if not on_host:
+            refuse_in_capture(
+                "rows from disk", "let it read a buffer that gather(index, out=buffer) fills before"
+            )
         if out is None:
             shape = (*index.shape, *self.shape[1:])
             if on_host:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff._ops import check_index, check_rows, library, new_rows, row_span, row_table
-from dataeff.memory.cuda import current_device
+from dataeff.memory.cuda import capturing_anywhere, current_device, refuse_in_capture
 
 
 class BadIndices:
@@ -34,8 +34,8 @@ class BadIndices:
 
     def check(self) -> None:
         """Raises IndexError when a finished gather met a wrong index, once for all of them."""
-        if not self._seen[0] or torch.cuda.is_current_stream_capturing():
-            return
+        if not self._seen[0] or capturing_anywhere((self.device,)):
+            return  # the next call raises: to wait for the device would end the capture
         with self._lock:
             torch.cuda.synchronize(self.device)
             value, num_rows = int(self._seen[1]), int(self._seen[2])
@@ -66,6 +66,7 @@ def check_devices() -> None:
     """Waits for every device that has gathered and raises the wrong indices they met."""
     if torch.cuda._is_in_bad_fork():  # what has gathered was the parent, who is told
         return
+    refuse_in_capture("the gathers under way", "check after it")
     for bad in list(_bad_indices.values()):
         torch.cuda.synchronize(bad.device)
         bad.check()

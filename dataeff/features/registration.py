@@ -15,7 +15,7 @@ from torch import Tensor
 from dataeff import _core
 from dataeff._ops import row_span
 from dataeff.features.gather_cuda import bad_indices
-from dataeff.memory.cuda import capturing, capturing_anywhere, current_device
+from dataeff.memory.cuda import capturing, capturing_anywhere, current_device, refuse_in_capture
 from dataeff.memory.own_pages import move_to_own_pages
 
 # Devices, registration and storage of memory that was collected while a CUDA graph was captured,
@@ -68,9 +68,15 @@ class RegisteredMemory:
 
     @contextmanager
     def unread(self) -> Iterator[None]:
-        """Waits for the devices that may be reading the memory; none begins during its block."""
+        """Waits for the devices that may be reading the memory; none begins during its block.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured.
+        """
         self._forget_if_forked()
         with self._lock:
+            if self._devices:
+                refuse_in_capture("the gathers under way", "write, share or close after it")
             for device in self._devices:
                 torch.cuda.synchronize(device)
             yield

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff.features.gather import gather
+from dataeff.memory.cuda import refuse_in_capture
 from dataeff.memory.scratch import new_on_host
 
 
@@ -35,7 +36,13 @@ def sparse_row_gradient(
     Raises:
         IndexError: an index on CUDA is out of range. The gather made its row zero; here it would be
             written to memory of others.
+        RuntimeError: a CUDA graph is being captured.
     """
+    if index.is_cuda:
+        refuse_in_capture(
+            "the gradient of rows in host memory",
+            "capture what follows the rows, embedding(index).detach().requires_grad_()",
+        )
     at_once = _core.sum_rows_tensors(
         index,
         grad_rows.contiguous(),

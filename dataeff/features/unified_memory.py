@@ -15,6 +15,7 @@ from torch.utils.dlpack import from_dlpack
 from dataeff import _core
 from dataeff._ops import NO_REPLAY, library
 from dataeff.features.registration import RegisteredMemory
+from dataeff.memory.cuda import capturing
 
 DLPACK_CPU, DLPACK_CUDA = 1, 2
 
@@ -47,6 +48,8 @@ class UnifiedMemory:
         self._pid = os.getpid()
         self._read: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         self._written: dict[torch.cuda.Stream, torch.cuda.Event] = {}
+        # Where a captured graph uses it, and whether one writes: nobody tells of its replays.
+        self._captured: dict[torch.device, bool] = {}
         self._lock = threading.Lock()  # no event may go that another thread has just recorded
         self._lent: weakref.WeakKeyDictionary[_Loan, Tensor] = weakref.WeakKeyDictionary()
 
@@ -76,7 +79,10 @@ class UnifiedMemory:
 
     def used(self, device: torch.device, wrote: bool) -> None:
         """Marks what the device's current stream has been given to do with the memory."""
-        if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        if device.type != "cuda":
+            return
+        if torch.cuda.is_current_stream_capturing():
+            self._captured[device] = wrote or self._captured.get(device, False)
             return
         stream = torch.cuda.current_stream(device)
         events = self._written if wrote else self._read
@@ -89,12 +95,15 @@ class UnifiedMemory:
         """Waits until the CPU may read, or write, what the GPUs have been given to do.
 
         What an alias that autograd keeps is read by is unknown before it goes: then a write waits
-        for all that its device does.
+        for all that its device does. So does what a captured graph may be in the way of.
         """
         if self._pid != os.getpid():  # the parent's events, which a forked child may not ask
             self._parents = self._read, self._written, self._lent  # nor let go
             self._begin()
-        for device in {loan.device for loan in list(self._lent)} if to_write else ():
+        busy = {loan.device for loan in list(self._lent)} if to_write else set()
+        if not capturing():  # nothing is replayed meanwhile
+            busy |= {device for device, wrote in self._captured.items() if to_write or wrote}
+        for device in busy:
             torch.cuda.synchronize(device)
         for events in (self._written, self._read) if to_write else (self._written,):
             with self._lock:

@@ -9,6 +9,7 @@ from dataeff._ops import check_index
 from dataeff.features.bits import as_bits
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account
+from dataeff.memory.cuda import refuse_in_capture
 
 
 def gather_once(rows: Rows, index: Tensor, out: Tensor | None, account: Account) -> Tensor:
@@ -19,7 +20,10 @@ def gather_once(rows: Rows, index: Tensor, out: Tensor | None, account: Account)
 
     Raises:
         TypeError, ValueError: as `rows.gather` does, before anything is fetched.
+        RuntimeError: a CUDA graph is being captured.
     """
+    if index.is_cuda:
+        refuse_in_capture("the number of different rows", "gather without unique=True")
     shape = (*index.shape, *rows.shape[1:])
     if out is None:
         out = index.new_empty(shape, dtype=rows.dtype)

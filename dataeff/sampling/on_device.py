@@ -20,7 +20,7 @@ from torch import Tensor
 from dataeff import _core
 from dataeff.features.gather import gather
 from dataeff.features.registration import RegisteredMemory
-from dataeff.memory.cuda import current_device
+from dataeff.memory.cuda import current_device, refuse_in_capture
 from dataeff.sampling.csc import CSCGraph
 
 
@@ -143,7 +143,10 @@ class DeviceSampler:
 
         Raises:
             IndexError: a seed is not a node.
+            RuntimeError: a CUDA graph is being captured.
         """
+        if self.device.type == "cuda":
+            refuse_in_capture("the number of nodes of a sample", "sample before the capture")
         nodes, until = self._begin(seeds, seed_time)
         edges = [Edges() for _ in self.relations]
         frontier = [(0, len(one.id)) for one in nodes]

@@ -8,13 +8,16 @@ import gc
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from dataeff import ActivationOffload, FeatureTable, HotRows, _core, rgnn
+import dataeff
+from dataeff import ActivationOffload, FeatureTable, HostEmbedding, HotRows, _core, rgnn
 from dataeff.features.adaptive import AdaptivePlacement
 from dataeff.rgnn.published import PUBLISHED
+from dataeff.sampling import CSCGraph, NeighborSampler
 
 ROWS, WIDTH = 600, 16
 
@@ -232,3 +235,94 @@ def test_replays_of_two_gathers_of_one_table_on_two_streams(late, x):
                     captured.replay()
         torch.cuda.synchronize()
         assert all(torch.equal(rows.cpu(), x) for _, _, rows in graphs)
+
+
+def test_what_waits_is_refused_and_the_capture_lives(late, x, tmp_path):
+    late(0)
+    np.save(tmp_path / "x.npy", x.numpy())
+    index = torch.arange(30).cuda()
+    table, rows = FeatureTable(x, hot=HotRows(10)).register(), HostEmbedding(ROWS, WIDTH)
+    disk = FeatureTable.open(tmp_path / "x.npy")
+    sampler = NeighborSampler(CSCGraph(torch.randint(ROWS, (2, 4000)), num_nodes=ROWS), [4])
+
+    def learn():
+        rows(index).sum().backward()
+
+    calls = {
+        "rows from disk": lambda: disk[index],
+        "a thread that gathers": lambda: disk.prefetch(index),
+        "the number of different rows": lambda: table.gather(index, unique=True),
+        "the gradient of rows in host memory": learn,
+        "the number of nodes of a sample": lambda: sampler.sample(index),
+    }
+    waits = {
+        "check": table.check,
+        "stats": table.stats,
+        "share": table.share_,
+        "scatter": lambda: table.scatter_(torch.tensor([0]), x[:1]),
+        "close": table.close,
+    }
+    for call in (*calls.values(), waits["check"], waits["stats"]):
+        call()
+    torch.cuda.synchronize()
+
+    def refused():
+        for name, call in calls.items():
+            with pytest.raises(RuntimeError, match=f"a CUDA graph is being captured.*{name}: "):
+                call()
+        for call in waits.values():
+            with pytest.raises(RuntimeError, match=r"captured.*the gathers under way: .* after it"):
+                call()
+
+    capture_around(refused)
+    assert torch.equal(disk[index].cpu(), x[:30])
+    disk.close()
+
+
+@pytest.mark.parametrize("mode", ["global", "thread_local"])
+def test_a_wrong_index_of_another_thread_waits_for_the_end_of_a_capture(late, x, mode):
+    late(0)
+    index, wrong = torch.arange(30).cuda(), torch.tensor([ROWS], device="cuda")
+    with FeatureTable(x).register() as table:
+        table[wrong]
+        torch.cuda.synchronize()
+        index_of_mine = index.clone()
+        capture_around(lambda: in_another_thread(lambda: table[index_of_mine]), mode)
+        with pytest.raises(IndexError, match="1 wrong indices"):
+            table[index]
+
+
+@pytest.mark.parametrize("graph", ["gathers", "reads", "writes"])
+@pytest.mark.parametrize("access", ["read", "write"])
+def test_the_cpu_waits_for_replays_that_are_in_its_way(late, held, x, graph, access):
+    late(0)
+    u, index = dataeff.unified(x.clone()).register(), torch.arange(ROWS).cuda()
+    ones, captured = torch.ones(WIDTH, device="cuda"), torch.cuda.CUDAGraph()
+    u[index], u + ones
+    torch.cuda.synchronize()
+    with torch.cuda.graph(captured):
+        found = {
+            "gathers": lambda: u[index],
+            "reads": lambda: u + ones,
+            "writes": lambda: u.add_(ones),
+        }[graph]()
+    torch.cuda.synchronize()
+    seen = []
+
+    def touch():
+        if access == "write":
+            u[0] = 100.0
+        seen.append(u.sum())
+
+    thread = threading.Thread(target=touch)
+    with held():
+        captured.replay()
+        thread.start()
+        thread.join(0.2)
+        assert bool(seen) == (access == "read" and graph != "writes")
+    thread.join()
+    expected = x + 1 if graph == "writes" else x
+    if access == "write" and graph == "writes":
+        expected[0] = 100.0
+    expected = expected + 1 if graph == "reads" else expected
+    assert torch.equal(found.cpu(), expected)
