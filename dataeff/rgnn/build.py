@@ -118,6 +118,7 @@ def _traversals(
         report = _traversal(module, kernel.name, [*kinds, "i32"], kernel.num_warps, target)
         yield work, short, report
         sizes = {"block_rows": kernel.long_block, "num_warps": kernel.long_warps}
+        sizes["num_stages"] = kernel.long_stages
         sums = "*fp64" if dtype == torch.float64 else "*fp32"
         others = {f"{kernel.name}_long": ("long rows", kernel.long_row, ["*i32"])}
         for name in kernel.hubs.names:

@@ -103,8 +103,8 @@ def _schedules(runner: Runner, plan: Plan) -> str:
             if k.hubs:
                 line += (
                     f", {k.block} of {k.map} for each; rows of more than {k.long_row}: one,"
-                    f" {k.long_block} at a time, {k.long_warps} warps; of more than {k.hub}:"
-                    f" pieces of as many, {', '.join(k.hubs.names)}"
+                    f" {k.long_block} at a time, {k.long_warps} warps, {k.long_stages} under way;"
+                    f" of more than {k.hub}: pieces of as many, {', '.join(k.hubs.names)}"
                 )
             lines.append(line)
     return "\n".join(lines) + "\n"

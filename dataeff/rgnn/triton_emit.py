@@ -56,7 +56,13 @@ class Emitter:
         return f"{stem}{self.counter}"
 
     def function(
-        self, name: str, first: str, head: list[str], sizes: tuple[int, int], kind: str = ""
+        self,
+        name: str,
+        first: str,
+        head: list[str],
+        sizes: tuple[int, int],
+        kind: str = "",
+        stages: int = 1,
     ) -> str:
         """The kernel of the lines so far.
 
@@ -66,6 +72,7 @@ class Emitter:
             head: its first lines.
             sizes: center rows, and inner rows of each that it reads at a time.
             kind: says in its comment which rows it is for.
+            stages: blocks of inner rows that are under way at a time.
         """
         rows, block = sizes
         names = first + ", ".join([*self.arguments.values(), "rows"])
@@ -82,6 +89,9 @@ class Emitter:
                 "",
             ]
         )
+        # Left to itself, Triton pipelines loops of products alone.
+        pipelined = f"tl.range(0, steps, BLOCK, num_stages={stages})"
+        text = text.replace("INNER", pipelined if stages > 1 else "range(0, steps, BLOCK)")
         for size, number in (("LANES", rows * block), ("BLOCK", block), ("ROWS", rows)):
             text = text.replace(size, str(number))
         return text
@@ -120,7 +130,7 @@ class Emitter:
 
     def _loop(self, name: str) -> None:
         out = self.outer
-        out.add("for t in range(0, steps, BLOCK):")
+        out.add("for t in INNER:")
         out.add("    at = first[None, :] + (t + tl.arange(0, BLOCK))[:, None]")
         out.add("    e_mask = tl.reshape(at < last[None, :], [LANES])")
         out.add("    at = tl.reshape(at, [LANES])")

@@ -46,22 +46,23 @@ class HubKernels:
     width: int
 
 
-def write_hubs(rows: Emitter, hub: int, block: int) -> HubKernels:
+def write_hubs(rows: Emitter, hub: int, block: int, stages: int) -> HubKernels:
     """Generate the kernels for hubs of a traversal.
 
     Args:
         rows: what wrote the kernel of whole rows, whose arguments these take as well.
         hub: inner rows of a piece; longer rows are hubs.
         block: inner rows, or pieces, that a program reads at a time.
+        stages: blocks of inner rows that are under way at a time.
     """
-    return _HubWriter(rows, hub, block).write()
+    return _HubWriter(rows, hub, block, stages).write()
 
 
 class _HubWriter(Emitter):
-    def __init__(self, rows: Emitter, hub: int, block: int) -> None:
+    def __init__(self, rows: Emitter, hub: int, block: int, stages: int) -> None:
         super().__init__(rows.schedule, rows.number, rows.contiguous, rows.type == "tl.float64")
         self.arguments = rows.arguments
-        self.hub, self.block = hub, block
+        self.hub, self.block, self.stages = hub, block, stages
         self.columns: dict[int, list[int]] = {}  # where in the buffer each accumulator stands
         self.pass_of: dict[int, Pass] = {}
         self.added_up: list[int] = []  # reductions of earlier passes that the kernel reads
@@ -122,7 +123,7 @@ class _HubWriter(Emitter):
 
     def _kernel(self, name: str, head: list[str], kind: str) -> str:
         self.outer.lines = [*self._add_up(), *self.outer.lines]
-        return self.function(name, _FIRST, head, (1, self.block), kind)
+        return self.function(name, _FIRST, head, (1, self.block), kind, self.stages)
 
     def _add_up(self) -> list[str]:
         """What adds up the pieces' accumulators of all reductions that the kernel reads."""

@@ -46,8 +46,8 @@ class TritonKernel:
     `block` is the number of inner rows that it reads at a time for each of `rows_per_program`
     center rows. With `map`, the text holds `<name>_long` beside it: it takes the list of rows that
     have more than `long_row` inner rows along the map, and at most `hub`, then what the kernel
-    takes, and has `long_warps` and a block of `long_block`. So do the kernels of `hubs`, which
-    take the pieces of longer rows and a buffer before that.
+    takes, and has `long_warps`, a block of `long_block`, and `long_stages` of them under way. So do
+    the kernels of `hubs`, which take the pieces of longer rows and a buffer before that.
     """
 
     name: str
@@ -62,6 +62,7 @@ class TritonKernel:
     long_block: int = 1
     hub: int = 4096
     hubs: HubKernels | None = None
+    long_stages: int = 1
 
     @property
     def functions(self) -> tuple[str, ...]:
@@ -115,10 +116,13 @@ class _Writer(Emitter):
         long_head = [*_LONG_ROW, *bounds, steps]
         texts = [
             self.function(self.name, "", short_head, (rows, block)),
-            self.function(f"{self.name}_long", "long_rows, ", long_head, (1, long), ", long rows"),
+            self.function(
+                *(f"{self.name}_long", "long_rows, ", long_head, (1, long), ", long rows"),
+                stages=choice.long_stages,
+            ),
         ]
         hub = max(choice.hub, choice.long_row)
-        hubs = write_hubs(self, hub, long)
+        hubs = write_hubs(self, hub, long, choice.long_stages)
         return TritonKernel(
             self.name,
             "\n".join([*texts, *hubs.texts]),
@@ -132,6 +136,7 @@ class _Writer(Emitter):
             long,
             hub,
             hubs,
+            choice.long_stages,
         )
 
     def _warps(self, rows: int, choice: Choice) -> int:

@@ -47,6 +47,7 @@ PASSES = ("compact", "reorder", "aggregate_first", "spread")
 BLOCKS = ((1024, 4), (4096, 4), (1024, 2), (2048, 2))
 LONG_ROWS = (32, 512)
 HUBS = (1024, 16384)
+LONG_STAGES = (2, 3)
 PARTS_PER_THREAD = (4, 16, 64)
 # Rates that only rank candidates: bytes and flops a second, and seconds to start a kernel.
 RATES = {"cpu": (10e9, 50e9, 2e-6), "cuda": (2e12, 30e12, 5e-6)}
@@ -95,9 +96,9 @@ def tune(
     """Choose passes and sizes for a layer on graphs of this one's statistics.
 
     First the passes, then, with the fastest so far, one kind of size after the other: for Triton
-    the blocks and warps of traversals, the degrees above which rows are long, or hubs, where the
-    graph has any, the tiles, warps and stages of products and of weight gradients; for C++ the
-    parts per thread.
+    the blocks and warps of traversals, the degree above which rows are long, and for graphs that
+    have such rows the degree of hubs and the stages of their loops, the tiles, warps and stages of
+    products and of weight gradients; for C++ the parts per thread.
 
     What is chosen holds for later calls of `layer` with this dtype, on this kind of device, on
     graphs with as many relations whose row counts round to the same sizes. Results do not change
@@ -232,20 +233,18 @@ class _Search:
         if self.backend != "triton":
             return []
         plan = self.plan(choice)
+        structure = self.graph.structure
+        longest = max(structure.longest("edge.dst"), structure.longest("edge.src"))
         products, gradients = self._tiles(plan, False), self._tiles(plan, True)
         kinds: list[list[dict[str, Any]]] = [
             [{"block_elements": n, "num_warps": w} for n, w in BLOCKS],
             [{"long_row": n} for n in LONG_ROWS],
-            [{"hub": n} for n in HUBS] if self._has_hubs() else [],
+            [{"hub": n} for n in HUBS if longest > min(HUBS)],
+            [{"long_stages": n} for n in LONG_STAGES if longest > min(LONG_ROWS)],
             [{"product": tile} for tile in products],
             [{"gradient": tile} for tile in gradients],
         ]
         return [kind for kind in kinds if kind]
-
-    def _has_hubs(self) -> bool:
-        """Whether a row of any map would be cut into pieces at any of the sizes."""
-        structure = self.graph.structure
-        return max(structure.longest("edge.dst"), structure.longest("edge.src")) > min(HUBS)
 
     def _tiles(self, plan: Plan, gradient: bool) -> list[GemmSchedule]:
         """Tiles for all products of a plan, by their modelled time; not what is there already."""

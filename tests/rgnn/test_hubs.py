@@ -17,7 +17,7 @@ from dataeff.rgnn.view import View
 # Long rows and hubs at sizes that an interpreter takes. Of small blocks a hub has more pieces than
 # a program adds up at a time; at last every long row is a hub.
 SMALL = Choice(long_row=2, hub=4)
-MANY_BLOCKS = Choice(long_row=1, hub=2, block_elements=8)
+MANY_BLOCKS = Choice(long_row=1, hub=2, block_elements=8, long_stages=2)
 ALL_HUBS = Choice(long_row=4, hub=4)
 
 

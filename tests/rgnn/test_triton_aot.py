@@ -12,6 +12,7 @@ from dataeff.rgnn.aot import load_kernels
 from dataeff.rgnn.build import TARGETS, traversal_reports
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.published import PUBLISHED
+from dataeff.rgnn.schedule import Choice
 
 pytest.importorskip("triton")
 
@@ -98,3 +99,27 @@ def test_sums_of_a_few_rows_take_no_shared_memory():
         if not work.endswith(("long rows", "hubs"))
     ]
     assert len(reports) > 2 and [report.shared_bytes for report in reports] == [0] * len(reports)
+
+
+def test_loops_of_long_rows_have_loads_under_way_where_a_choice_says_so():
+    """Blocks that are fetched ahead stand in shared memory; nothing spills for them."""
+    found = PUBLISHED["rgat"]
+    shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], 64, 1, 64)
+    spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+    request = Request(
+        *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
+        (1 << len(shapes)) - 1,
+    )
+    runner = Plan(request, backend="triton").compiled.forward_runner
+    shared = []
+    for stages in (1, 3):
+        reports = dict(
+            traversal_reports(
+                *(runner.schedule, torch.float32, "sm_90"), Choice(long_stages=stages)
+            )
+        )
+        assert all(report.fits for report in reports.values()), reports
+        long = [r.shared_bytes for work, r in reports.items() if work.endswith("long rows")]
+        shared.append(max(long))
+    block = 64 * 64 * 4
+    assert shared[0] < block and shared[1] >= 2 * block

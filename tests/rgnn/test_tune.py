@@ -250,6 +250,7 @@ def test_sizes_of_generated_triton(small, args, interpreted):
 
 def test_tiles_are_searched_kept_and_shown(interpreted, monkeypatch):
     """Kind after kind, each with what was fastest before it; every choice gives the same values."""
+    monkeypatch.setattr(tuning, "LONG_ROWS", (0, 1))
     monkeypatch.setattr(tuning, "HUBS", (1, 2))
     small = rgnn.Graph(
         torch.tensor([[0, 1, 2, 0, 1], [1, 2, 0, 0, 1]]), torch.arange(5) % 2, num_nodes=3
@@ -267,11 +268,11 @@ def test_tiles_are_searched_kept_and_shown(interpreted, monkeypatch):
 
     found = rgnn.tune(rgat, small, *leaves, candidates=2, timer=timer)
     assert found.choice == order[-1] == found.candidates[0].choice
-    kinds = ("block_elements", "num_warps", "long_row", "hub", "product", "gradient")
+    kinds = ("block_elements", "num_warps", "long_row", "hub", "long_stages", "product", "gradient")
     assert all(getattr(found.choice, kind) != getattr(Choice(), kind) for kind in kinds[2:])
     products = {c.product for c in order} - {None}
     gradients = {c.gradient for c in order} - {None}
-    assert len(order) == 12 and len(products) == len(gradients) == 2
+    assert len(order) == 14 and len(products) == len(gradients) == 2
     for other in values[1:]:
         for a, b in zip(values[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5)
@@ -306,9 +307,9 @@ def test_degrees_of_hubs_are_searched_where_there_are_some(interpreted, small, m
 
 def test_sizes_round_trip_and_those_of_other_fields_are_refused(small, args):
     """A file of an older choice is tuned anew: it does not have them all."""
-    choice = Choice(("compact",), hub=512, product=GemmSchedule(16, 16, 16, 4, 3))
+    choice = Choice(("compact",), hub=512, long_stages=2, product=GemmSchedule(16, 16, 16, 4, 3))
     assert Choice.of(choice.disabled, json.loads(json.dumps(choice.sizes))) == choice
-    with pytest.raises(ValueError, match="not enough values"):
+    with pytest.raises(ValueError, match="a choice has 8 sizes, got 7"):
         Choice.of((), choice.sizes[:-1])
     found = rgnn.tune(rgat, small, *args, timer=lambda choice, step: 1.0)
     kept = json.loads(found.path.read_text())
