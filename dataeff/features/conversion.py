@@ -53,7 +53,8 @@ def convert(
 
     Args:
         source: a tensor or array [num_rows, ...] (a memmap, too), a `FeatureTable`, or a path to
-            `.npy`, `.safetensors`, `.parquet` (with pyarrow) or a striped table.
+            `.npy`, `.safetensors`, `.parquet` (with pyarrow) or a striped table. Of several files
+            `FeatureTable.open(paths)` makes one.
         target: `.npy`; `.safetensors`, for bfloat16 and float8 too; or, with `stripes`, `.json`.
         name: which tensor of a `.safetensors` source; a `.safetensors` target holds it under this
             name, or `x`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 CHUNK_NBYTES = 16 << 20
+_SEVERAL = "make one table of several files, and convert that: FeatureTable.open(sorted(paths))"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def row_source(
 
     Raises:
         TypeError: of another kind.
+        IsADirectoryError: a directory.
         ValueError: no rows, an option that the source has no use for, or a file that is damaged or
             whose columns make no table.
         ModuleNotFoundError: a Parquet file, without pyarrow.
@@ -85,9 +88,10 @@ def row_source(
                 ".dequantize()"
             )
         return RowSource(tuple(source.shape), source.dtype, _slices(source.detach()))
+    remedy = f": {_SEVERAL}" if isinstance(source, (list, tuple)) else ""
     raise TypeError(
         "a table is made from a tensor, an array, a FeatureTable or a path, "
-        f"got {type(source).__name__}"
+        f"got {type(source).__name__}{remedy}"
     )
 
 
@@ -131,7 +135,14 @@ def _of_file(path: Path, name: str | None) -> RowSource:
         rows = _of_array(array, str(path))
         return replace(rows, chunks=_npy_chunks(path, array)) if array.size else rows
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: rows are read from {', '.join((*SUFFIXES, '.parquet'))}")
+        if path.is_dir():
+            raise IsADirectoryError(
+                errno.EISDIR, f"rows are read from files: {_SEVERAL}", str(path)
+            )
+        known = ", ".join((*SUFFIXES, ".parquet"))
+        raise ValueError(
+            f"{path}: rows are read from {known}; of another file pass the array or tensor in it"
+        )
     table = FeatureTable.open(path, name=name, cache_bytes=0)
 
     def chunks() -> Iterator[Tensor]:

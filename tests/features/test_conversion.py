@@ -111,6 +111,16 @@ def test_every_source(tmp_path, small_chunks):
         assert torch.equal(table_of(dataeff.convert(source, tmp_path / f"{i}.npy")), x), source
 
 
+def test_shards_become_one_file(tmp_path, small_chunks):
+    parts = [np.random.rand(n, 9).astype(np.float32) for n in (70, 1, 0, 33)]
+    paths = [tmp_path / f"{number}.npy" for number in range(len(parts))]
+    for path, part in zip(paths, parts, strict=True):
+        np.save(path, part)
+    with dataeff.FeatureTable.open(paths) as shards:
+        dataeff.convert(shards, tmp_path / "whole.npy")
+    assert np.array_equal(np.load(tmp_path / "whole.npy"), np.concatenate(parts))
+
+
 @pytest.mark.parametrize("view", [torch.conj, lambda z: z.conj().imag])
 def test_lazy_views_are_written_as_their_values(tmp_path, view):
     x = view(torch.randn(9, 2, dtype=torch.complex64))
@@ -396,13 +406,14 @@ def test_a_write_that_fails_names_the_file(tmp_path, monkeypatch):
         (np.ma.masked_equal([1.0, 2.0], 1), "x.npy", {}, ValueError, "filled"),
         ("x.parquet", "x.npy", {"columns": "ab"}, TypeError, r"\['ab'\]"),
         (np.float32(3), "x.npy", {}, TypeError, "float32"),
-        ([1, 2], "x.npy", {}, TypeError, "list"),
+        ([1, 2], "x.npy", {}, TypeError, r"list: .*FeatureTable.open\(sorted\(paths\)\)"),
+        (".", "x.npy", {}, IsADirectoryError, r"FeatureTable.open\(sorted\(paths\)\)"),
         (np.zeros(3, "U3"), "x.npy", {}, ValueError, "<U3"),
         (torch.zeros(3, dtype=torch.complex64), "x.safetensors", {}, ValueError, "complex64"),
         (torch.zeros(3), "x.npy", {"columns": ["a"]}, ValueError, "only a .parquet"),
         (torch.zeros(3), "x.npy", {"name": "a"}, ValueError, "only a .safetensors"),
         ("missing.npy", "x.npy", {}, FileNotFoundError, "missing"),
-        ("x.csv", "x.npy", {}, ValueError, "x.csv"),
+        ("x.csv", "x.npy", {}, ValueError, "x.csv: .*pass the array"),
     ],
 )
 def test_mistakes(tmp_path, source, target, options, error, words):
