@@ -199,7 +199,7 @@ class AutoPolicy:
             if _treated(dict.fromkeys(self._blocks, Action.KEEP), scope) is not None
         )
         self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - planned
-        if self.other_bytes and not planned and not self._run_again_anyway():
+        if self.other_bytes and not planned and not self._run_again_anyway(cache):
             self._blind = True
             self._warn_of_blindness()
             return
@@ -208,7 +208,7 @@ class AutoPolicy:
         num = len(self._blocks)
         again = set[str]()
         if self._budget is not None:
-            again = set(self._blocks) - set(self._changed) - self._run_again_anyway()
+            again = set(self._blocks) - set(self._changed) - self._run_again_anyway(cache)
         num_kept = num // (2 if again else 4)
         if self._budget is not None and planned:
             block = planned / num
@@ -219,10 +219,12 @@ class AutoPolicy:
         self._profiler = BlockProfiler(self._blocks, self._device(), self._exclusions)
         self._profiler.install(cache.exposed_wait_s)
 
-    def _run_again_anyway(self) -> set[str]:
+    def _run_again_anyway(self, cache: Any) -> set[str]:
         """The blocks that a checkpoint of the model's own runs again in backward."""
         scopes = [scope for scope, account in self._saved.items() if account.bytes_again]
-        return {name for name in self._blocks if any(inside(scope, name) for scope in scopes)}
+        again = {name for name in self._blocks if any(inside(scope, name) for scope in scopes)}
+        outer = cache.checkpointed
+        return again | {n for n in self._blocks if any(inside(n, module) for module in outer)}
 
     def _actions(self) -> Mapping[str, Action]:
         """What is done with each block in the step that begins."""
@@ -356,7 +358,8 @@ class AutoPolicy:
             f"activation offload: none of what the model saved was saved by its {len(self._blocks)}"
             f" blocks, {next(iter(self._blocks))} for one, so policy='auto' has nothing to plan "
             "with and moves everything. If the model is compiled as a whole, compile its blocks "
-            "one by one instead.",
+            "one by one instead; if it checkpoints functions that call them, hand the blocks "
+            "themselves to checkpoint(block, x).",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -356,6 +356,11 @@ class TensorCache:
             self._poll()
             return self._grave.wanted_nbytes + self._kept.held_nbytes
 
+    @property
+    def checkpointed(self) -> set[str]:
+        """Names of the modules that a checkpoint of the model's own runs."""
+        return self._scopes.checkpointed
+
     def exposed_wait_s(self) -> float:
         """The counter, with what a device has done by now."""
         self.poll()

@@ -14,8 +14,7 @@ _MOST_NEAR = 3
 def find_name(name: str, known: Iterable[str]) -> str | None:
     """The one of the `known` names that is `name`, or is so but for wrappers; the outermost.
 
-    What is wrapped stands for its wrapper: a checkpoint saves the input of what it wraps outside of
-    that.
+    What is wrapped stands for its wrapper: nothing within what is compiled has a name.
     """
     known = list(known)
     while name.rpartition(".")[2] in _WRAPPED and name.rpartition(".")[0] in known:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -10,12 +12,15 @@ from typing import Any
 
 import torch
 from torch.jit._script import RecursiveScriptModule
+from torch.utils.checkpoint import checkpoint
 
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.module_hook import ModuleHook
 
 # What runs when a module is called, compiled or not: its frame knows which one it is.
 _CALL = torch.nn.Module._wrapped_call_impl.__code__
+# What saves the inputs of a checkpoint, before it calls the module that it is given.
+_CHECKPOINT = inspect.unwrap(checkpoint).__code__
 
 
 class Scopes:
@@ -36,6 +41,7 @@ class Scopes:
 
     Attributes:
         num_compiled: modules that are compiled, each by itself.
+        checkpointed: names of modules that a checkpoint of the model's own was seen to run.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Scopes:
         self._inner: list[Any] = []  # on the modules in it
         self._sharded = False
         self.num_compiled = 0
+        self.checkpointed = set[str]()
         self.active = False
 
     def install(self) -> None:
@@ -94,16 +101,28 @@ class Scopes:
 
     @property
     def current(self) -> str:
-        """Name of the innermost module that runs on this thread; "" outside and in the model."""
+        """Name of the innermost module that runs on this thread; "" outside and in the model.
+
+        The inputs of a checkpoint are the module's that it runs, if it is given a module: one that
+        is told to offload a block, or to plan for it, means these.
+        """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             if frame.f_code is _CALL:
-                module = frame.f_locals.get("self")
-                known = self._names.get(id(module))
-                if known is not None and known[0]() is module:
-                    return known[1]
+                name = self._name(frame.f_locals.get("self"))
+                if name is not None:
+                    return name
+            elif frame.f_code is _CHECKPOINT:
+                name = self._name(_module_of(frame.f_locals.get("function")))
+                if name is not None:
+                    self.checkpointed.add(name)
+                    return name
             frame = frame.f_back
         return ""
+
+    def _name(self, module: Any) -> str | None:
+        known = self._names.get(id(module))
+        return known[1] if known is not None and known[0]() is module else None
 
     def expect(self, args: Any, kwargs: Any) -> None:
         """The model, or parts of it, are about to be called with these."""
@@ -128,6 +147,15 @@ class Scopes:
         returned = self._returned()
         if returned is not None:
             returned()
+
+
+def _module_of(function: Any) -> Any:
+    """The module that a call of `function` runs: it, or the one whose method it is."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return (
+        function if isinstance(function, torch.nn.Module) else getattr(function, "__self__", None)
+    )
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

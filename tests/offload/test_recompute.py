@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from dataeff.offload import ActivationOffload, checkpoint
+from dataeff.offload.planner import Action
 
 
 @pytest.fixture
@@ -111,3 +112,49 @@ def test_checkpoint_runs_again_and_not_earlier(block, tmp_path):
     assert calls == ["called"]
     y.sum().backward()
     assert calls == ["called", "called"]
+
+
+FORMS = {
+    "module": lambda block: block,
+    "method": lambda block: block.__call__,
+    "partial": lambda block: functools.partial(functools.partial(block)),
+}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_the_inputs_of_a_checkpoint_are_those_of_the_block_that_it_runs(
+    gpt_and_loss, gradients, assert_same, tmp_path, form, reentrant
+):
+    """Who names a block that the model checkpoints, or has it planned for, means these."""
+    model, loss = gpt_and_loss
+
+    def run(tokens):
+        x = model.tok(tokens) + model.pos
+        for block in model.blocks:
+            x = torch_checkpoint(FORMS[form](block), x, use_reentrant=reentrant)
+        return model.head(x).logsumexp(-1).sum()
+
+    model.forward = run
+    expected = gradients(model, lambda: loss().backward())
+    options = {"min_bytes": 0}
+    named = ActivationOffload(model, tmp_path, policy=["blocks.1"], **options)
+
+    def step(offload):
+        with offload:
+            value = loss()
+            offload._cache.drain()
+            value.backward()
+
+    assert_same(gradients(model, lambda: step(named)), expected)
+    modules = named.report().modules
+    moved = {name for name, account in modules.items() if account.bytes_stored}
+    assert moved == {"blocks.1"} and named.report().bytes_written >= 4 * 64 * 64 * 4
+    named.close()
+    planned = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1, **options)
+    for _ in range(18):
+        assert_same(gradients(model, lambda: step(planned)), expected)
+    assert all(p.saved_bytes >= 4 * 64 * 64 * 4 for p in planned.plan.profiles)
+    assert set(planned.plan.actions) <= {Action.DISK, Action.KEEP}  # they run again as it is
+    assert Action.DISK in planned.plan.actions
+    planned.close()

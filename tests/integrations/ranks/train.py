@@ -102,8 +102,9 @@ def named(spill):
     fully_shard(model)
     for name in ("2", "module.2"):
         assert moved_by_name(model, name, spill) == {"2.0", "2.1"}
-    for name in ("1", "1._checkpoint_wrapped_module"):
-        assert moved_by_name(model, name, spill) == {"1"}  # its input is all that is saved
+    wrapped = "1._checkpoint_wrapped_module"
+    for name in ("1", wrapped):
+        assert moved_by_name(model, name, spill) == {wrapped}  # its input is all that is saved
     try:
         ActivationOffload(model, spill, policy=["3"])
     except ValueError as error:
