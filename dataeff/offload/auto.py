@@ -71,7 +71,8 @@ class AutoPolicy:
         self._peak = self._num_others = 0
         self._changes = Changes()
         self._changed: dict[str, str] = {}  # blocks that cannot be run again, and what changes
-        self.likeness, self._rounds = Likeness(), Rounds()
+        self.likeness = Likeness()
+        self._rounds = Rounds(lambda scope: _block_of(scope, self._blocks) is not None)
         self._num_rounds = 1  # of a step that the plan is made from
         self._wrapped: list[tuple[torch.nn.Module, str, Any]] = []
         self._trials: list[dict[str, Action]] = []
@@ -80,6 +81,7 @@ class AutoPolicy:
         self._blind = False  # whether nothing is seen of the blocks
         self._parts = defaultdict[str, list[int]](list)  # storages of each block that may move
         self.other_bytes = 0
+        self.again_bytes = 0  # what backward saves, outside of the blocks
         self.plan: Plan | None = None
         self.forecast: Forecast | None = None
 
@@ -155,7 +157,8 @@ class AutoPolicy:
         if not self.likeness.trains:
             return
         self._num_steps += 1
-        self._num_rounds = self._rounds.num
+        self._rounds.end(cache)
+        self._num_rounds, self.again_bytes = self._rounds.num, self._rounds.again_nbytes
         if self._profiler is not None:
             assert self._trial is not None
             self._profiler.end(self._trial, self._num_rounds)
@@ -260,6 +263,8 @@ class AutoPolicy:
         lines = [str(self.plan)]
         if self.other_bytes:
             lines.append(f"outside these modules: {self.other_bytes / 2**20:.1f} MiB are kept")
+        if self.again_bytes:
+            lines.append(f"saved by backward itself: {self.again_bytes / 2**20:.1f} MiB are kept")
         if self._num_rounds > 1:
             lines.append(f"so much in each of {self._num_rounds} rounds of a step")
         forecast = self.forecast
@@ -284,7 +289,9 @@ class AutoPolicy:
             profiles[i] = replace(profile, parts=tuple(parts[: len(parts) // self._num_rounds]))
             if profile.name in self._changed:
                 profiles[i] = replace(profiles[i], input_bytes=None)
-        budget = None if self._budget is None else max(0.0, self._budget - self.other_bytes)
+        budget = self._budget
+        if budget is not None:
+            budget = max(0.0, budget - self.other_bytes - self.again_bytes)
         rates = self._tiers.measure(self._device())
         self.plan = plan(
             profiles,
@@ -316,6 +323,9 @@ class AutoPolicy:
             of_round,
             step_s=of_round.step_s * self._num_rounds,
             exposed_s=of_round.exposed_s * self._num_rounds,
+            peak_bytes=of_round.peak_bytes + self.again_bytes,
+            seen_bytes=of_round.seen_bytes + self.again_bytes,
+            prompt_bytes=of_round.prompt_bytes + self.again_bytes,
         )
 
     def _bounded(self, moved: Sequence[ModuleProfile]) -> Budgets:
@@ -390,13 +400,14 @@ def _block_of(scope: str, blocks: Container[str]) -> str | None:
 
 
 def _peak_of(forecast: Forecast) -> str:
-    late_bytes = forecast.seen_bytes - forecast.prompt_bytes  # what late stores may hold at most
-    if late_bytes <= _ALIKE * forecast.seen_bytes:
-        return f"{forecast.peak_bytes / 2**20:.1f} MiB"
-    return (
-        f"{forecast.peak_bytes / 2**20:.1f} MiB at most "
-        f"({(forecast.peak_bytes - late_bytes) / 2**20:.1f} if no store is late)"
-    )
+    notes = []
+    if forecast.prompt_bytes < (1 - _ALIKE) * forecast.seen_bytes:
+        prompt_bytes = forecast.peak_bytes - forecast.seen_bytes + forecast.prompt_bytes
+        notes.append(f"at most, {prompt_bytes / 2**20:.1f} if no store is late")
+    if forecast.seen_bytes < (1 - _ALIKE) * forecast.peak_bytes:
+        counted = f"{forecast.seen_bytes / 2**20:.1f} MiB"
+        notes.append(f"{counted} are counted: no hook sees what recomputing holds")
+    return f"{forecast.peak_bytes / 2**20:.1f} MiB" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _percent(measured: float, predicted: float) -> str:
