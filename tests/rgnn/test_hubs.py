@@ -8,6 +8,7 @@ from rgnn_layers import STATICS, built_as_on_a_gpu, graphs, tensors, typed_graph
 from test_backends import LAYERS
 
 from dataeff import rgnn
+from dataeff.rgnn import structure
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.interpret import interpret
 from dataeff.rgnn.long_rows import cut_hubs
@@ -87,6 +88,13 @@ def test_every_reduction(name):
     single = choice == MANY_BLOCKS
     dtype, tolerance = (torch.float32, 2e-5) if single else (torch.float64, 1e-10)
     check(reductions, case, choice, dtype, tolerance, **arguments(case, dtype))
+
+
+def test_ids_of_64_bits(monkeypatch):
+    monkeypatch.setattr(structure, "MOST_IN_INT32", 0)
+    case, choice = CASES["about the bounds"]
+    assert typed_graph(case).structure.hubs("edge.dst", choice.hub).rows.dtype == torch.int64
+    check(reductions, case, choice, **arguments(case))
 
 
 @given(
@@ -170,8 +178,8 @@ def test_there_is_room_for_as_many_pieces_as_there_can_be():
 
 
 def test_long_rows_and_hubs_share_no_row():
-    structure = typed_graph(BOUNDS).structure
-    long = structure.long_rows("edge.dst", 3, 8)
+    built = typed_graph(BOUNDS).structure
+    long = built.long_rows("edge.dst", 3, 8)
     assert long[long >= 0].tolist() == [1, 2, 4]  # degrees 4, 5 and 8
-    assert structure.hubs("edge.dst", 8).rows.unique().tolist() == [-1, 5, 7]
-    assert structure.hubs("edge.dst", 12) is None and structure.hubs("edge.dst", 11) is not None
+    assert built.hubs("edge.dst", 8).rows.unique().tolist() == [-1, 5, 7]
+    assert built.hubs("edge.dst", 12) is None and built.hubs("edge.dst", 11) is not None
