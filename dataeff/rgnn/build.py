@@ -188,9 +188,9 @@ def _products(
     for (work, transposed, tile), product in sorted(found.items(), key=str):
         how = dtype, product.num_in, product.num_out, target, precision
         if product.gradient:
-            report = dw_report(*how, tile=tile)
+            report = dw_report(*how, tile=tile, scaled=False)
         else:
-            report = gemm_report(*how, transposed=transposed, tile=tile)
+            report = gemm_report(*how, transposed=transposed, tile=tile, scaled=False)
         yield work, {k: v for k, v in tile._asdict().items() if v is not None}, report
 
 
@@ -203,10 +203,12 @@ def gemm_report(
     *,
     transposed: bool = False,
     tile: GemmSchedule | None = None,
+    scaled: bool = True,
 ) -> KernelReport:
-    """`typed_gemm`'s kernel with gathered, scaled rows; `transposed` reads weight^T in place.
+    """`typed_gemm`'s kernel with gathered rows; `transposed` reads weight^T in place.
 
-    `tile` is the cost model's for types of many rows if None.
+    `tile` is the cost model's for types of many rows if None. Layers launch it with rows that are
+    not `scaled`.
     """
     from dataeff.kernels.typed_gemm import typed_gemm_kernel
 
@@ -214,7 +216,7 @@ def gemm_report(
         product = Product(False, 1, num_in, num_out, 1 << 20, 64)
         tile = schedule_of(product, dtype, precision, capability_of(target))
     constexprs = {
-        **_shared(num_in, num_out, precision),
+        **_shared(num_in, num_out, precision, scaled),
         ("stride_w_in" if transposed else "stride_w_out"): 1,
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
@@ -231,15 +233,16 @@ def dw_report(
     precision: str = "ieee",
     *,
     tile: GemmSchedule | None = None,
+    scaled: bool = True,
 ) -> KernelReport:
-    """`typed_gemm_dw`'s kernel with gathered, scaled rows; `tile` as for `gemm_report`."""
+    """`typed_gemm_dw`'s kernel with gathered rows; `tile` and `scaled` as for `gemm_report`."""
     from dataeff.kernels.typed_gemm import typed_gemm_dw_kernel
 
     if tile is None:
         product = Product(True, 1, num_in, num_out, 1 << 20, 64)
         tile = schedule_of(product, dtype, precision, capability_of(target))
     constexprs = {
-        **_shared(num_in, num_out, precision),
+        **_shared(num_in, num_out, precision, scaled),
         "BLOCK_I": tile.block_m,
         "BLOCK_O": tile.block_n,
         "BLOCK_R": tile.block_k,
@@ -247,8 +250,10 @@ def dw_report(
     return _report(typed_gemm_dw_kernel, dtype, constexprs, target, tile)
 
 
-def _shared(num_in: int, num_out: int, precision: str) -> dict[str, Any]:
-    flags = {"HAS_GATHER": True, "HAS_SCALE": True, "INT64": False, "PRECISION": precision}
+def _shared(num_in: int, num_out: int, precision: str, scaled: bool) -> dict[str, Any]:
+    flags = {"HAS_GATHER": True, "HAS_SCALE": scaled, "INT64": False, "PRECISION": precision}
+    if not scaled:
+        flags["RowScale"] = None
     return {"IN": num_in, "OUT": num_out, "stride_s_row": 1, "stride_s_head": 1, **flags}
 
 

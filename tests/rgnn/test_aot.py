@@ -9,6 +9,8 @@ from dataeff.rgnn import aot
 from dataeff.rgnn.aot import compile_kernel, load_kernels
 from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, product_reports
 from dataeff.rgnn.lower import lower
+from dataeff.rgnn.plan import Plan, Request, spec_of
+from dataeff.rgnn.published import PUBLISHED
 from dataeff.rgnn.tiles import Product, ranked_tiles
 
 # Every feature size, dtype and target at least once, square and not, without the full product;
@@ -117,6 +119,19 @@ def test_bad_calls_are_refused():
         compile_kernel(kernel, {"First": "*fp32", "Other": "*fp32"}, {"SIZE": 1})
     with interpreter.interpreted(kernels), pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         compile_kernel(kernels.reduce_partials_kernel, {}, {})
+
+
+def test_products_of_layers_are_reported_as_they_are_launched():
+    """Without row scales, which layers do not give: scaled, this one spills on an sm_80."""
+    found, width = PUBLISHED["rgcn"], 256
+    sizes = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
+    shapes = found.shapes(sizes[0], sizes[6], sizes[5], width, 1, width)
+    spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+    half = torch.bfloat16
+    request = Request(found.layer.id, spec, tuple(shapes.values()), half, "cuda", sizes, 3)
+    backward = Plan(request, backend="triton").compiled.backward_runner.schedule
+    reports = product_reports(backward, sizes, half, "sm_80")
+    assert len(reports) > 1 and all(report.fits for report in reports), reports
 
 
 def test_every_product_of_a_layer_is_reported():

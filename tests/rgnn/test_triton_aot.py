@@ -3,6 +3,8 @@
 `benchmarks/build_grid.py` compiles the full grid of layers, widths, heads, dtypes and targets.
 """
 
+import re
+
 import pytest
 import torch
 from rgnn_layers import gated, heads
@@ -76,6 +78,31 @@ def test_blocks_of_every_size_share_their_kernels():
                     *tensors, rows = getattr(module, text).params
                     assert rows.name == "rows" and rows.do_not_specialize, name
                     assert not any(p.is_constexpr for p in tensors)
+
+
+def test_addresses_of_rows_take_64_bits():
+    """Row numbers are int32 in memory; times a width they may not be."""
+    seen = set()
+    for found in PUBLISHED.values():
+        shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], 64, 2, 32)
+        spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+        request = Request(
+            *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
+            (1 << len(shapes)) - 1,
+        )
+        compiled = Plan(request, backend="triton").compiled
+        for runner in (compiled.forward_runner, compiled.backward_runner):
+            text = triton_backend.generate(runner.schedule, torch.float32)
+            for function in text.split("@triton.jit")[1:]:
+                wide: set[str] = set()
+                for name, first, rest in re.findall(r"(\w+) = (\w+)(.*)", function):
+                    if "tl.int64)" in rest or first in wide:  # it is made so, or starts with one
+                        wide.add(name)
+                for where in re.findall(r"tl\.(?:load|store)\(((?:v\d+|parts) \+ .*)", function):
+                    name = where.split(" + ")[1].strip("(").split("[")[0].split(" ")[0]
+                    assert name in wide, where
+                    seen.add(name[0])
+    assert seen == set("ierasz")  # center, inner and other rows, pieces, slots, the only one
 
 
 def test_targets_are_the_ones_promised():
