@@ -289,7 +289,7 @@ class TensorCache:
             self.regions.see(saved.tape, saved.position, saved.nbytes)
         storage = self._at_hand(saved)
         if storage is None and saved.load is None:
-            self._incoming.begin(saved)
+            self._incoming.fetch(saved)
         if saved.tape is not None:
             self._incoming.prefetch(saved.tape)
         if storage is None or not (saved.arrived is None or saved.arrived.done()):

@@ -60,6 +60,21 @@ class Incoming:
         self._held.add(saved.nbytes)
         self._held.cached_nbytes += saved.nbytes
 
+    def fetch(self, saved: SavedStorage) -> None:
+        """Begins to read back what backward waits for.
+
+        Where a device has no memory for it, what was brought ahead is given up: it can be read
+        again. Raises torch.OutOfMemoryError when that was not enough.
+        """
+        try:
+            self.begin(saved)
+        except torch.OutOfMemoryError:
+            if not self._held.cached_nbytes:
+                raise
+            self.drain()
+            self._held.evict(saved.nbytes, 0)
+            self.begin(saved)
+
     def wait_for(self, saved: SavedStorage) -> torch.UntypedStorage:
         """The bytes of `saved`, whose load has begun. Raises OSError when they cannot be read."""
         if saved.storage is None:

@@ -413,6 +413,45 @@ def test_a_prefetch_for_which_there_is_no_memory_waits_until_it_is_wanted(
     assert refused and offload.report().bytes_read > 0 and offload.report().saved_bytes == 0
 
 
+@pytest.mark.parametrize("disk", [False, True])
+def test_what_was_brought_ahead_makes_room_for_what_backward_wants(
+    gpt_and_loss, offload_of, gradients, assert_same, monkeypatch, disk
+):
+    """A device may have no room for it that it had for the prefetches."""
+    model, loss = gpt_and_loss
+    expected = gradients(model, lambda: loss().backward())
+    offload = offload_of(model, disk=disk, host_bytes=64 * MIB, prefetch_bytes=MIB)
+    fetch, load, wanted, given_up = Incoming.fetch, DeviceCopy.load, [], []
+
+    def noted(self, saved):
+        wanted.append(saved)
+        fetch(self, saved)
+        wanted.pop()
+
+    def scarce(self):
+        cached = offload._cache.held.cached_nbytes
+        if wanted and cached:
+            given_up.append(cached)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(self)
+
+    monkeypatch.setattr(Incoming, "fetch", noted)
+    monkeypatch.setattr(DeviceCopy, "load", scarce)
+
+    def step(backwards):
+        with offload:
+            value = loss()
+            offload._cache.drain()
+            offload.expect_backward()  # brings the last of them, and the head is wanted before
+            for again in backwards:
+                value.backward(retain_graph=again)
+
+    for backwards in ([False], [True, False], [False]):
+        want = [g * len(backwards) for g in expected]
+        assert_same(gradients(model, lambda b=backwards: step(b)), want)
+    assert given_up and offload.report().saved_bytes == 0
+
+
 class Unpinnable:
     """A system that gives no locked memory."""
 
