@@ -23,8 +23,16 @@ _open: weakref.WeakSet[Closable] = weakref.WeakSet()
 def _register() -> None:
     @atexit.register
     def close_all() -> None:
+        first: Exception | None = None
         for one in list(_open):
-            one.close()
+            try:
+                one.close()
+            except (
+                Exception
+            ) as error:  # of a device that is lost, say: the others close all the same
+                first = first or error
+        if first is not None:
+            raise first
 
 
 def close_at_exit(one: Closable) -> None:

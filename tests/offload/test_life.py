@@ -234,3 +234,28 @@ def test_slow_disk_with_backward_on_several_threads_ends(tmp_path):
     for a, b in zip(got, expected, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     offload.close()
+
+
+BROKEN = """
+import sys, torch
+from torch import nn
+from dataeff.offload import ActivationOffload
+
+kept = [ActivationOffload(nn.Linear(64, 64), sys.argv[1], min_bytes=0) for _ in range(3)]
+for i, offload in enumerate(kept):
+    tiers, close = offload._tiers, offload._tiers.close
+
+    def end(i=i, close=close):
+        print("closed", i, flush=True)
+        close()
+        raise RuntimeError("the device is lost")
+
+    tiers.close = end
+"""
+
+
+def test_one_that_cannot_be_closed_at_exit_leaves_the_others_to_be(tmp_path):
+    command = [sys.executable, "-c", BROKEN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert sorted(done.stdout.split()) == sorted(["closed", "0", "closed", "1", "closed", "2"])
+    assert done.stderr.count("the device is lost") == 1
