@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,13 +37,19 @@ class DirectPath:
         self._out = worker("dataeff-cufile-out")
         self._in = worker("dataeff-cufile-in")
 
-    def write(self, after: Event, address: int, nbytes: int) -> Future[Written]:
-        """Begins to write device memory once `after` is reached."""
-        return self._out.submit(_once, after, self.spills.begin_write, address, nbytes)
+    def write(self, after: Event, source: torch.UntypedStorage, nbytes: int) -> Future[Written]:
+        """Begins to write the first bytes of device memory once `after` is reached.
 
-    def read(self, after: Event, written: Written, address: int) -> Future[StripedRead]:
-        """Begins to read into device memory once `after` is reached."""
-        return self._in.submit(_once, after, written.begin_read, address)
+        It is held until it is written, whoever loses the copy.
+        """
+        begin = self.spills.begin_write
+        return self._out.submit(_once, after, begin, source.data_ptr(), nbytes, source)
+
+    def read(
+        self, after: Event, written: Written, target: torch.UntypedStorage
+    ) -> Future[StripedRead]:
+        """Begins to read into device memory once `after` is reached; it is held as long."""
+        return self._in.submit(_once, after, written.begin_read, target.data_ptr(), target)
 
     def close(self) -> None:
         """Ends the threads; no transfer may be under way."""
@@ -51,7 +57,7 @@ class DirectPath:
         self._in.shutdown()
 
 
-def _once(after: Event, begin: Callable[..., T], *args: int) -> T:
+def _once(after: Event, begin: Callable[..., T], *args: Any) -> T:
     after.synchronize()
     return begin(*args)
 
@@ -76,7 +82,7 @@ class DirectCopy:
         self.tail = source[self.body :].clone()
         self._source: torch.UntypedStorage | None = storage  # cuFile reads it until finish()
         self.made = streams.mark()
-        self._begun = path.write(self.made, storage.data_ptr(), self.body)
+        self._begun = path.write(self.made, storage, self.body)
         self.written: Written | None = None
 
     def done(self) -> bool:
@@ -130,7 +136,7 @@ class DirectLoad:
             # What used this memory before may still be queued; so is the copy of the tail.
             free = copy.streams.mark()
         self.storage = target.untyped_storage()
-        self._begun = copy.path.read(free, written, target.data_ptr())
+        self._begun = copy.path.read(free, written, self.storage)
 
     def done(self) -> bool:
         """Whether the read has ended, well or not."""

@@ -5,14 +5,18 @@ The library is a fake of system calls; "device" memory is host memory, with late
 
 import errno
 import gc
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from dataeff.ledger import Tier
 from dataeff.offload import ActivationOffload
+from dataeff.offload.direct import DirectCopy, DirectPath
+from dataeff.offload.disk import SpillSet
 from dataeff.storage import Choice, FaultPlan, choose_engine, probe
 
 
@@ -273,3 +277,36 @@ def test_auto_asks_for_what_cufile_can_serve(monkeypatch, tmp_path, device, opti
     )
     ActivationOffload(nn.Linear(4, 4), tmp_path, engine="auto", **options).close()
     assert devices == [asked]
+
+
+@pytest.mark.parametrize("way", ["out", "in"])
+def test_device_memory_that_an_interrupt_lets_go_stays_until_cufile_is_done_with_it(
+    fake, late_streams, tmp_path, way
+):
+    """Else the allocator gives it to others, and the bytes come there."""
+    spills = SpillSet([tmp_path], kind="cufile")
+    path, begins = DirectPath(spills), threading.Event()
+    storage = torch.arange(1 << 16).to(torch.uint8).untyped_storage()
+    lost = DirectCopy(storage, path, late_streams) if way == "in" else None
+    if lost is not None:
+        lost.finish()
+        path._in.submit(begins.wait, 10)
+        load = lost.load()
+        memory = StorageWeakRef(load.storage)
+        del load
+    else:
+        memory = StorageWeakRef(storage)
+        path._out.submit(begins.wait, 10)
+        lost = DirectCopy(storage, path, late_streams)
+        lost = None
+        del storage
+    assert not memory.expired()
+    begins.set()
+    path.close()
+    gc.collect()
+    assert memory.expired()
+    if lost is not None:
+        lost.release()
+    del lost
+    assert spills._striped.used_nbytes == 0
+    spills.close()

@@ -96,8 +96,8 @@ def test_bytes_that_go_by_cufile_come_back_on_the_stream_that_saved_them(device,
         done=lambda: True, finish=lambda: (0, 1), release=lambda: None, check_read=lambda read: None
     )
     path = SimpleNamespace(
-        write=lambda after, address, nbytes: _done(begun.append(after) or written),
-        read=lambda after, place, address: _done(begun.append(after)),
+        write=lambda after, source, nbytes: _done(begun.append(after) or written),
+        read=lambda after, place, target: _done(begun.append(after)),
     )
     with saved_on(device, theirs):
         copy = DirectCopy(storage, path, side)
