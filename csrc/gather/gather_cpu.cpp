@@ -51,9 +51,9 @@ void gather_with(const RowTable table, const Id* ids, int64_t size, std::byte* o
   });
 }
 
-bool worth_streaming(const std::byte* out, int64_t nbytes, int64_t size) {
+bool worth_streaming(const std::byte* out, int64_t nbytes, int64_t size, int64_t from_nbytes) {
   const bool whole_lines = (reinterpret_cast<uintptr_t>(out) | nbytes) % kLine == 0;
-  return size * nbytes >= kStreamNbytes && (whole_lines || nbytes >= kStreamRowNbytes);
+  return size * nbytes >= from_nbytes && (whole_lines || nbytes >= kStreamRowNbytes);
 }
 
 // Past two lines a loop over them is as fast, and faster where the table is in no cache.
@@ -70,10 +70,10 @@ void gather(const RowTable& table, const Id* ids, int64_t size, std::byte* out, 
   const int64_t nbytes = table.row_nbytes;
 #if DATAEFF_HAS_WIDE
   const bool wide = nbytes >= kLine && wide_vectors();
-  if (wide && worth_streaming(out, nbytes, size)) {
-    if (line_wide_vectors()) return run(LineCopy<LineStreamedAtOnce>{nbytes});
+  if (wide && line_wide_vectors() && worth_streaming(out, nbytes, size, kStreamAtOnceNbytes))
+    return run(LineCopy<LineStreamedAtOnce>{nbytes});
+  if (wide && worth_streaming(out, nbytes, size, kStreamNbytes))
     return run(LineCopy<StreamedLine>{nbytes});
-  }
 #endif
   if (run_fixed(nbytes, run, FixedSizes{})) return;
 #if DATAEFF_HAS_WIDE

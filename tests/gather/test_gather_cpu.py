@@ -105,12 +105,13 @@ def test_scatter_is_the_reference(case):
     "row_nbytes", [1, 2, 3, 4, 7, 8, 12, 16, 32, 48, 63, 64, 128, 129, 192, 520, 1000, 4096, 5000]
 )
 @pytest.mark.parametrize("misaligned", [0, 1, 16])
-def test_large_gathers_that_stream_and_run_in_threads(row_nbytes, misaligned):
+@pytest.mark.parametrize("mib", [17, 33])
+def test_large_gathers_that_stream_and_run_in_threads(row_nbytes, misaligned, mib):
     num_rows = (1 << 20) // row_nbytes
     raw = torch.randint(256, (misaligned + num_rows * row_nbytes,), dtype=torch.uint8)
     table = raw[misaligned:].view(num_rows, row_nbytes)
-    # Past 32 MiB whole lines are written around the caches.
-    nbytes = (33 << 20 if row_nbytes >= 64 else 1 << 20) // row_nbytes * row_nbytes
+    # Past 32 MiB, or 16 by stores of a line, whole lines are written around the caches.
+    nbytes = (mib << 20 if row_nbytes >= 64 else 1 << 20) // row_nbytes * row_nbytes
     index = torch.randint(-num_rows, num_rows, (nbytes // row_nbytes,))
     room = torch.full((nbytes + misaligned + 64,), SENTINEL, dtype=torch.uint8)
     out = room[misaligned : misaligned + nbytes].view(-1, row_nbytes)
