@@ -17,7 +17,7 @@ from dataeff.sampling import on_device
 @pytest.fixture
 def bad(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(gather_cuda, "capturing_anywhere", lambda devices: False)
     bad = BadIndices.__new__(BadIndices)
     bad.device = torch.device("cpu")
     bad.count, bad.seen = torch.zeros(1, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
