@@ -151,7 +151,7 @@ def forecast_and_peak(make, where, num_rounds=1, order="fb", **options):
 
 @pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize(("order", "num_rounds"), [("fb", 1), ("fb", 2), ("fb", 8), ("ffbb", 1)])
+@pytest.mark.parametrize(("order", "num_rounds"), [("fb", 1), ("fb", 3), ("ffbb", 1)])
 def test_the_peak_is_as_predicted_however_late_stores_are(make, late, order, num_rounds):
     options = {"host_bytes": 64 << 20, "streams_of": lambda device: Extreme(late)}
     forecast, peak, explained = forecast_and_peak(make, (), num_rounds, order, **options)

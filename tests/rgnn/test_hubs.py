@@ -62,9 +62,13 @@ def check(layer, case, choice, dtype=torch.float32, tolerance=2e-5, **arguments)
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.name)
-@pytest.mark.parametrize("name", list(CASES)[:2])
-def test_layers_on_hubs(layer, name):
-    check(layer, *CASES[name])
+def test_layers_on_hubs(layer):
+    check(layer, *CASES["about the bounds"])
+
+
+@pytest.mark.parametrize("layer", LAYERS[::3], ids=lambda f: f.name)
+def test_layers_on_hubs_of_many_pieces(layer):
+    check(layer, *CASES["more pieces than a block"])
 
 
 @rgnn.layer
