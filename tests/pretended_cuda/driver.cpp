@@ -1,12 +1,17 @@
-// A libcuda of the same devices: what torch and cuFile ask of contexts. There is one, always
-// current.
+// A libcuda of the same devices: what torch and cuFile ask of contexts, of which there is one,
+// always current, and what is asked of the bus, where no such device is.
 #include <cstdint>
+#include <cstdio>
 
 extern "C" {
 
 using Context = void*;
 static int context;
 
+int cuInit(unsigned) { return 0; }
+int cuDeviceGetPCIBusId(char* text, int size, int device) {
+  return std::snprintf(text, size, "FFFF:%02X:00.0", device), 0;
+}
 int cuCtxGetCurrent(Context* found) { return *found = &context, 0; }
 int cuCtxSetCurrent(Context) { return 0; }
 int cuDeviceGet(int* device, int number) { return *device = number, 0; }
