@@ -27,9 +27,7 @@ def _register() -> None:
         for one in list(_open):
             try:
                 one.close()
-            except (
-                Exception
-            ) as error:  # of a device that is lost, say: the others close all the same
+            except Exception as error:  # of a lost device, say; the others close all the same
                 first = first or error
         if first is not None:
             raise first
