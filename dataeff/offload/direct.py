@@ -34,8 +34,8 @@ class DirectPath:
     def __init__(self, spills: SpillSet) -> None:
         self.spills = spills
         # Waiting for a device holds up only what goes the same way.
-        self._out = worker("dataeff-cufile-out")
-        self._in = worker("dataeff-cufile-in")
+        self._out = worker("dataeff-cufile-out", kept=True)
+        self._in = worker("dataeff-cufile-in", kept=True)
 
     def write(self, after: Event, source: torch.UntypedStorage, nbytes: int) -> Future[Written]:
         """Begins to write the first bytes of device memory once `after` is reached.

@@ -258,8 +258,9 @@ class Tiers:
     def _store_through_staging(
         self, storage: torch.UntypedStorage, streams: Streams, exposed: Exposed
     ) -> Copy:
+        if self._writer is None:
+            self._writer = worker("dataeff-offload", kept=True)
         if self._staging is None:
-            self._writer = worker("dataeff-offload")
             self._staging = PinnedPool(self._staging_bytes, streams)
         assert self._spills is not None and self._writer is not None
         while True:

@@ -79,6 +79,21 @@ def test_an_offload_that_is_forgotten_takes_everything_with_it(tmp_path):
         assert all(now <= then for now, then in zip(count(), before, strict=True)), policy
 
 
+def test_an_offload_in_a_cycle_is_closed_by_whoever_collects_it(tmp_path, late_streams):
+    """The thread that writes ended first, and the collector waited for it for ever."""
+    model, x = nn.Sequential(*[nn.Linear(64, 64) for _ in range(3)]), torch.randn(128, 64)
+    options = {"min_bytes": 0, "streams_of": lambda device: late_streams}
+    offload = ActivationOffload(model, tmp_path, **options)
+    with offload:
+        model(x).square().sum().backward()
+    assert offload.report().bytes_written and late_streams.pinned
+    cycle = [offload]
+    cycle.append(cycle)
+    del offload, cycle
+    gc.collect()
+    assert not late_streams.pinned
+
+
 def test_a_graph_outlives_the_offload_that_it_was_made_under(tmp_path):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)), torch.randn(128, 64)
