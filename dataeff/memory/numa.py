@@ -38,7 +38,7 @@ def pci_address(ordinal: int) -> str:
 
 
 def node_of(device: torch.device, sysfs: Path = SYSFS) -> int | None:
-    """The NUMA node of a CUDA device, or None where there is one node only or nothing tells."""
+    """The NUMA node of a CUDA device, or None where the machine does not tell of any."""
     try:
         text = (sysfs / pci_address(device.index or 0) / "numa_node").read_text()
     except (OSError, RuntimeError):  # a virtual machine may hide it; then memory lies where it lies

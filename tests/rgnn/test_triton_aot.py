@@ -60,17 +60,22 @@ def test_layers_in_no_paper_fit(layer):
     assert reports and all(report.fits for report in reports), reports
 
 
+def runners(found, width):
+    """Of a published layer with two heads, forward and backward."""
+    shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, 2, width // 2)
+    spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+    request = Request(
+        *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
+        (1 << len(shapes)) - 1,
+    )
+    compiled = Plan(request, backend="triton").compiled
+    return compiled.forward_runner, compiled.backward_runner
+
+
 def test_blocks_of_every_size_share_their_kernels():
     """A number that Triton specialises (by 1, by multiples of 16) would be compiled anew."""
     for name, found in PUBLISHED.items():
-        shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], 32, 2, 16)
-        spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
-        request = Request(
-            *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
-            (1 << len(shapes)) - 1,
-        )
-        compiled = Plan(request, backend="triton").compiled
-        for runner in (compiled.forward_runner, compiled.backward_runner):
+        for runner in runners(found, 32):
             kernels = triton_backend.kernels(runner.schedule, torch.float32)
             module = load_kernels(triton_backend.generate(runner.schedule, torch.float32))
             for kernel in kernels.values():
@@ -84,14 +89,7 @@ def test_addresses_of_rows_take_64_bits():
     """Row numbers are int32 in memory; times a width they may not be."""
     seen = set()
     for found in PUBLISHED.values():
-        shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], 64, 2, 32)
-        spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
-        request = Request(
-            *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
-            (1 << len(shapes)) - 1,
-        )
-        compiled = Plan(request, backend="triton").compiled
-        for runner in (compiled.forward_runner, compiled.backward_runner):
+        for runner in runners(found, 64):
             text = triton_backend.generate(runner.schedule, torch.float32)
             for function in text.split("@triton.jit")[1:]:
                 wide: set[str] = set()
