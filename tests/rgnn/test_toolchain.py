@@ -275,7 +275,7 @@ def test_a_forked_child_runs_its_loops():
 
 
 INTERRUPTED = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time, traceback
 from pathlib import Path
 
 from dataeff.rgnn.toolchain import compile_cpp
@@ -283,9 +283,14 @@ from dataeff.rgnn.toolchain import compile_cpp
 folder = Path(sys.argv[1])
 
 
+def waits_for_compiler():
+    frame = sys._current_frames()[threading.main_thread().ident]
+    return "communicate" in (at.f_code.co_name for at, _ in traceback.walk_stack(frame))
+
+
 def interrupt():
-    while not (folder / "begun").exists():
-        pass
+    while not ((folder / "begun").exists() and waits_for_compiler()):
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGINT)
 
 
