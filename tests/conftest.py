@@ -42,6 +42,7 @@ def pytest_configure(config):
     What pytest keeps of the last runs, and what Inductor keeps for the next one, stay where they
     were.
     """
+    config.add_cleanup(gc.unfreeze)  # libraries count what is left of theirs at exit
     if hasattr(config, "workerinput"):  # a process of xdist's: it has the folder of the first
         return
     usual = tempfile.gettempdir()
@@ -133,6 +134,13 @@ def rank_context():
     # DistributedDataParallel imports torch's compiler: seconds, here once for all ranks.
     context.set_forkserver_preload(["torch._dynamo", "torch.distributed", "dataeff"])
     return context
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _garbage_is_looked_for_in_what_is_new():
+    """All that the tests import is a million objects, which every collection would walk."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
