@@ -122,21 +122,20 @@ def test_softmax_of_large_scores(scale):
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", ["x", "s"])
-@pytest.mark.parametrize("edges", [[3], list(range(4, 8)), list(range(20))], ids=len)
-def test_what_is_no_number_stays_so(wrong, where, edges):
-    """In one piece, in a whole piece, in a whole hub; the other hub stays as it is."""
-    src = torch.arange(36)
-    case = torch.stack([src, src // 20]), torch.zeros(36, dtype=torch.long), 36, 1
+def test_what_is_no_number_stays_so(wrong, where):
+    """In one piece, in a whole piece, in a whole hub; another hub stays as it is."""
+    src = torch.arange(76)
+    case = torch.stack([src, src // 20]), torch.zeros(76, dtype=torch.long), 76, 1
     named = arguments(case)
-    named[where][edges] = wrong
+    named[where][[3, *range(24, 28), *range(40, 60)]] = wrong
     graph = typed_graph(case)
     plan = reductions.plan(graph, **named)
     values = compare(
         *(plan.compiled.forward, View(graph, plan.sizes), named, torch.float32, 2e-5),
         SMALL,
     )
-    assert not any(v[0].isfinite().all() for v in values[:1]) or where == "s"
-    assert all(v[1].isfinite().all() for v in values[:5])
+    assert not any(values[0][hub].isfinite().all() for hub in range(3)) or where == "s"
+    assert all(v[3].isfinite().all() for v in values[:5])
 
 
 @given(graphs(), st.integers(1, 9), st.booleans())
