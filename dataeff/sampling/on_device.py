@@ -147,6 +147,8 @@ class DeviceSampler:
         """
         if self.device.type == "cuda":
             refuse_in_capture("the number of nodes of a sample", "sample before the capture")
+        for registered in self._registered:
+            registered.register(self.device)  # again where torch has moved it for another process
         nodes, until = self._begin(seeds, seed_time)
         edges = [Edges() for _ in self.relations]
         frontier = [(0, len(one.id)) for one in nodes]

@@ -54,14 +54,16 @@ class Sampler:
         self._core = self._make_core(relations) if on_host else None
         self._by_device: dict[torch.device, DeviceSampler] = {}
 
-    def _make_core(self, relations: Sequence[Relation]) -> _core.NeighborSampler:
-        return _core.NeighborSampler(
+    def _make_core(self, relations: Sequence[Relation]) -> tuple[list[int], _core.NeighborSampler]:
+        """The core's sampler, and the addresses that it reads graphs at."""
+        core = _core.NeighborSampler(
             id_nbytes=relations[0].graph.index_dtype.itemsize,
             num_nodes=self._sizes(),
             relations=[relation_spec(relation) for relation in relations],
             num_hops=len(relations[0].fanouts),
             **self._options(),
         )
+        return _addresses(relations), core
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
@@ -85,10 +87,13 @@ class Sampler:
         random_seed: int,
         num_threads: int,
     ) -> _core.Sample:
+        relations = self._relations()
         if self._core is None:
-            device = self._relations()[0].graph.device
+            device = relations[0].graph.device
             raise ValueError(f"seeds are on cpu but the graph is on {device}: move the seeds")
-        return self._core.sample(
+        if self._core[0] != _addresses(relations):  # another process maps them: torch moves them
+            self._core = self._make_core(relations)
+        return self._core[1].sample(
             seeds=[(address(i), address(t), i.numel()) for i, t in zip(seeds, times, strict=True)],
             random_seed=random_seed,
             num_threads=num_threads,
@@ -106,6 +111,10 @@ class Sampler:
 def address(tensor: Tensor | None) -> int:
     """The address of a tensor's first byte, 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def _addresses(relations: Sequence[Relation]) -> list[int]:
+    return [values.data_ptr() for one in relations for values in one.graph.arrays()]
 
 
 def relation_spec(relation: Relation) -> _core.RelationSpec:

@@ -1,6 +1,7 @@
 """NeighborSampler against the reference of dataeff.sampling.reference, and against chance."""
 
 import threading
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dataeff.sampling import CSCGraph, NeighborSampler
+from dataeff.sampling import CSCGraph, HeteroNeighborSampler, NeighborSampler
 from dataeff.sampling import reference as ref
 
 
@@ -461,3 +462,22 @@ def test_numbers_that_a_sample_cannot_be_drawn_with_are_refused(options, error, 
     sampler = NeighborSampler(CSCGraph(torch.tensor([[0, 1], [1, 2]]), num_nodes=3), [2])
     with pytest.raises(error, match=said):
         sampler.sample(torch.tensor([1]), **options)
+
+
+@pytest.mark.parametrize("hetero", [False, True])
+def test_a_graph_that_another_process_maps_is_read_where_it_is_then(hetero):
+    graph = random_graph(500, 5000, seed=0, edge_weight=torch.rand(5000))
+    kind = ("node", "to", "node")
+    sampler = HeteroNeighborSampler({kind: graph}, [5]) if hetero else NeighborSampler(graph, [5])
+    seeds = torch.arange(50)
+
+    def drawn():
+        out = sampler.sample({"node": seeds} if hetero else seeds)
+        return out.n_id["node"] if hetero else out.n_id
+
+    before, at = drawn(), graph.row.data_ptr()
+    ForkingPickler.dumps(sampler)  # as it is sent to a worker: torch moves the tensors
+    assert graph.row.data_ptr() != at
+    gone = [torch.full_like(values, 1) for values in graph.arrays()]  # in the memory that was freed
+    assert torch.equal(drawn(), before)
+    del gone
