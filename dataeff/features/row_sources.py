@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     import pyarrow.parquet
 
 CHUNK_NBYTES = 16 << 20
-_SEVERAL = "make one table of several files, and convert that: FeatureTable.open(sorted(paths))"
+_SEVERAL = (
+    "make one table of several files, and convert that: FeatureTable.open(sorted(paths)); first "
+    "convert each .parquet file into one that is opened"
+)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dataeff.features.stripe_head import HEAD_NBYTES, check_stripe_head
 
 STRIPES_FORMAT = "dataeff-stripes"
 SUFFIXES = (".npy", ".safetensors", ".json")
+_WRITE_AGAIN = "write it again, dataeff.convert(path, path, overwrite=True)"
 MAX_HEADER_NBYTES = 100 << 20  # what the safetensors library takes, too
 
 SAFETENSORS_DTYPES = {
@@ -205,14 +206,10 @@ def _npy_fields(path: Path, text: str) -> tuple[tuple[int, ...], torch.dtype]:
         raise _damaged(path, f"fortran_order {fortran!r}")
     if fortran and sum(size > 1 for size in shape) > 1:
         raise ValueError(
-            f"{path} is in Fortran order, in which no row is contiguous: write it again with "
-            "np.save(path, np.ascontiguousarray(array))"
+            f"{path} is in Fortran order, in which no row is contiguous: {_WRITE_AGAIN}"
         )
     if not found.isnative and found.itemsize > 1:
-        raise ValueError(
-            f"{path} holds {found.str}, the other byte order: write it again with "
-            f"array.astype({found.newbyteorder('=').name!r})"
-        )
+        raise ValueError(f"{path} holds {found.str}, the other byte order: {_WRITE_AGAIN}")
     return shape, torch_dtype(found, str(path))
 
 

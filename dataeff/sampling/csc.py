@@ -46,6 +46,8 @@ def _edge_values(name: str, values: Tensor, num_edges: int, dtype: torch.dtype) 
         raise ValueError(f"{name} must be in host memory, not on {values.device}: use .cpu()")
     if dtype == torch.int64 and values.dtype.is_floating_point:
         raise TypeError(f"{name} must be an integer tensor, not {values.dtype}")
+    if values.is_complex():
+        raise TypeError(f"{name} must be a real tensor, not {values.dtype}")
     return with_memory(values.detach().to(dtype), name).contiguous()
 
 

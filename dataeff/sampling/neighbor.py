@@ -64,8 +64,9 @@ def checked_fanouts(fanouts: Fanouts, num_relations: int | None) -> list[list[in
         for fanout in per_type:
             if not isinstance(fanout, SupportsIndex) or isinstance(fanout, (bool, Tensor)):
                 raise TypeError(f"fan-out {fanout!r} of hop {hop} is not an integer")
-            if fanout < -1:
-                raise ValueError(f"fan-out {fanout} of hop {hop} is below -1, which means all")
+            if not -1 <= fanout < 2**63:
+                kind = "below -1, which" if fanout < 0 else "past 2^63: -1"
+                raise ValueError(f"fan-out {fanout} of hop {hop} is {kind} means all")
         if isinstance(entry, Sequence) and len(per_type) != num_relations:
             raise ValueError(
                 f"hop {hop} has {len(per_type)} fan-outs but the graph has "
@@ -86,7 +87,8 @@ class NeighborSampler(Sampler):
     later than the seed's time are taken, and each seed grows a tree of its own.
 
     The random numbers are a hash of (seed, hop, node, slot): the same seed gives the same sample
-    whatever the number of threads. Samplers may be pickled, and shared by threads.
+    whatever the number of threads, so name another for each batch of a training. Samplers may be
+    pickled, and shared by threads.
 
     Args:
         graph: the graph; it is not copied.

@@ -407,6 +407,7 @@ def test_a_write_that_fails_names_the_file(tmp_path, monkeypatch):
         ("x.parquet", "x.npy", {"columns": "ab"}, TypeError, r"\['ab'\]"),
         (np.float32(3), "x.npy", {}, TypeError, "float32"),
         ([1, 2], "x.npy", {}, TypeError, r"list: .*FeatureTable.open\(sorted\(paths\)\)"),
+        (["x.parquet"], "x.npy", {}, TypeError, "first convert each .parquet"),
         (".", "x.npy", {}, IsADirectoryError, r"FeatureTable.open\(sorted\(paths\)\)"),
         (np.zeros(3, "U3"), "x.npy", {}, ValueError, "<U3"),
         (torch.zeros(3, dtype=torch.complex64), "x.safetensors", {}, ValueError, "complex64"),
@@ -498,6 +499,16 @@ def test_parquet_columns_and_lists(tmp_path, small_chunks):
     lists = arrow.FixedSizeListArray.from_arrays(x.flatten().numpy(), 3)
     path = parquet(tmp_path / "y.parquet", rows=lists)
     assert torch.equal(table_of(dataeff.convert(path, tmp_path / "y.npy")), x)
+
+
+@pytest.mark.parametrize("array", [np.asfortranarray(np.eye(3)), np.eye(3, dtype=">f4")])
+def test_an_array_that_is_not_opened_is_written_again_in_its_place(tmp_path, array):
+    path = tmp_path / "x.npy"
+    np.save(path, array)
+    with pytest.raises(ValueError, match=r"dataeff.convert\(path, path, overwrite=True\)"):
+        dataeff.FeatureTable.open(path)
+    dataeff.convert(path, path, overwrite=True)
+    assert torch.equal(table_of(path), torch.eye(3, dtype=table_of(path).dtype))
 
 
 def test_parquet_that_makes_no_table(tmp_path):

@@ -10,10 +10,17 @@ pytest.importorskip("lightning.pytorch")
 pytest.importorskip("torch_geometric")
 import lightning.pytorch as lightning
 from torch_geometric.data import Data
+from torch_geometric.data.lightning import LightningLinkData, LightningNodeData
 from torch_geometric.explain import Explainer, GNNExplainer
 from torch_geometric.nn import GraphSAGE
 
-from dataeff.integrations.pyg import NeighborLoader
+from dataeff.integrations.pyg import (
+    CSCGraphStore,
+    NeighborLoader,
+    PyGNeighborSampler,
+    TableFeatureStore,
+)
+from dataeff.sampling import CSCGraph
 
 pytestmark = pytest.mark.filterwarnings("default")  # the library's own warnings are its own
 NUM_NODES = 120
@@ -95,3 +102,20 @@ def test_an_explainer_reads_a_batch(data):
     found = explainer(batch.x, batch.edge_index, index=3)
     assert found.validate()
     assert found.node_mask.shape == batch.x.shape
+
+
+@pytest.mark.parametrize("links", [False, True])
+def test_pyg_s_data_modules_take_our_sampler_and_tables(data, links):
+    table = dataeff.FeatureTable(data.x, store="fp16")
+    graph = CSCGraph(data.edge_index, num_nodes=NUM_NODES)
+    stores = TableFeatureStore({(None, "x"): table}), CSCGraphStore({None: graph})
+    sampler, options = PyGNeighborSampler(stores, [3, 3]), {"batch_size": 30, "num_workers": 0}
+    if links:
+        seeds = {"input_train_edges": (None, data.edge_index), "link_sampler": sampler}
+        module = LightningLinkData(stores, **seeds, loader="link_neighbor", **options)
+    else:
+        seeds = {"input_train_nodes": torch.arange(NUM_NODES), "node_sampler": sampler}
+        module = LightningNodeData(stores, **seeds, loader="neighbor", **options)
+    batch = next(iter(module.train_dataloader()))
+    assert torch.equal(batch.x, data.x[batch.n_id].half().float())
+    assert torch.equal(batch.n_id[batch.edge_index], data.edge_index[:, batch.e_id])

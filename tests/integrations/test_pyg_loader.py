@@ -546,8 +546,9 @@ def test_the_default_of_pyg_s_type_without_types():
         torch.manual_seed(0)
         drawn.append(next(iter(NeighborLoader(make_data(), fanouts, batch_size=10))).n_id)
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
-    with pytest.raises(TypeError, match=r"one entry per hop.*got \{\}"):
-        NeighborLoader(make_data(), {})
+    for fanouts in ({}, torch.tensor([3, 2])):
+        with pytest.raises(TypeError, match=r"one entry per hop.*got (\{\}|tensor)"):
+            NeighborLoader(make_data(), fanouts)
 
 
 def test_a_table_of_another_length_is_refused():

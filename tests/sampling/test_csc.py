@@ -117,6 +117,7 @@ def test_an_empty_graph_has_no_columns():
         ([[0], [0]], {"edge_weight": torch.tensor([-0.5])}, ValueError, "-0.5"),
         ([[0], [0]], {"edge_weight": torch.tensor([float("nan")])}, ValueError, "nan"),
         ([[0], [0]], {"edge_time": torch.tensor([1.5])}, TypeError, "float32"),
+        ([[0], [0]], {"edge_weight": torch.tensor([1j])}, TypeError, "real tensor.*complex64"),
         ([[0], [0]], {"edge_weight": [0.5]}, TypeError, "edge_weight must be a tensor, not list"),
     ],
 )

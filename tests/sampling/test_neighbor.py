@@ -338,7 +338,8 @@ def test_bad_seeds_are_refused_and_the_next_sample_is_right(seeds, error, said):
     ("fanouts", "options", "error", "said"),
     [
         ([], {}, ValueError, "at least one hop"),
-        ([-2], {}, ValueError, "-2"),
+        ([-2], {}, ValueError, "-2.*below -1"),
+        ([2**63], {}, ValueError, "past 2.63"),
         ([1.5], {}, TypeError, "1.5"),
         ([True], {}, TypeError, "True"),
         ([torch.tensor(2)], {}, TypeError, r"tensor\(2\)"),

@@ -36,8 +36,8 @@ _NO_TIMES = "{} have no times of their own: give the loader input_time, one time
 def _of_one_type(num_neighbors: NumNeighbors) -> Sequence[int]:
     """The fan-outs of edges without a type: of a dict that names none, the default."""
     default: Sequence[int] | None = num_neighbors.default
-    values: Sequence[int] = num_neighbors.values
-    return values if values or default is None else default
+    values: Any = num_neighbors.values  # what the caller gave: a list, or a dict of some types
+    return values if default is None or values != {} else default
 
 
 class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
