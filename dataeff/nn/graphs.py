@@ -140,7 +140,9 @@ def _remembered(
     tensors: tuple[Tensor, ...], sizes: tuple[Any, ...], build: Callable[[], Graph]
 ) -> Graph:
     """The graph made of these very tensors before, if nothing has been written to them since."""
-    key = (*((id(t), _version(t)) for t in tensors), *sizes)
+    if any(t.is_inference() for t in tensors):  # which count no writes
+        return build()
+    key = (*((id(t), t._version) for t in tensors), *sizes)
     found = _graphs.get(key)
     if found is not None and all(r() is t for r, t in zip(found[0], tensors, strict=True)):
         _graphs.move_to_end(key)
@@ -154,10 +156,6 @@ def _remembered(
     while len(_graphs) > _KEPT:
         _graphs.popitem(last=False)
     return graph
-
-
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _checked(

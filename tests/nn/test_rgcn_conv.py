@@ -181,6 +181,18 @@ def test_graph_instead_of_edges_and_reuse_of_structures():
     assert graph_for(index, etype, 30, 30, 5) is not first
 
 
+def test_edges_of_inference_mode_may_be_written_to():
+    """Such tensors count no writes: what was built of them is not taken for what they hold."""
+    conv, x = nn.RGCNConv(6, 4, 5), torch.randn(30, 6)
+    with torch.inference_mode():
+        (index, etype), (other, _) = edges(30, 5, 120), edges(30, 5, 120, seed=1)
+        before = conv(x, index, etype)
+        index.copy_(other)
+        after = conv(x, index, etype)
+        assert not torch.equal(after, before)
+        assert torch.equal(after, conv(x, other, etype))
+
+
 @pytest.mark.parametrize("typed", [False, True])
 def test_the_graph_of_edges_that_are_gone_is_let_go(typed):
     from dataeff.nn import graphs
