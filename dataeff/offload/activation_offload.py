@@ -7,7 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -241,7 +241,8 @@ class ActivationOffload:
         if error is None:
             self._cache.poll()
         else:
-            self._cache.recount()
+            with suppress(RuntimeError):  # of a lost device, or a capture: `error` tells of it
+                self._cache.recount()
         self._tiers.end_step()
         self._clock.end()
         self._wear.foresee(self._tiers.disk_nbytes)
@@ -391,8 +392,8 @@ class ActivationOffload:
         """
         if self._live is not None:
             self._live.stop()
-        self._cache.close()
         _let_go(self._scopes, self._auto)
+        self._cache.close()
 
 
 def _let_go(scopes: Scopes, auto: AutoPolicy | None) -> None:

@@ -292,12 +292,12 @@ class TensorCache:
             self._incoming.fetch(saved)
         if saved.tape is not None:
             self._incoming.prefetch(saved.tape)
-        if storage is None or not (saved.arrived is None or saved.arrived.done()):
+        if storage is None or not (saved.arrival is None or saved.arrival.done()):
             with self.account.exposed("wait for load", saved.device):
                 if storage is None:
                     storage = self._incoming.wait_for(saved)
-                assert saved.arrived is not None
-                saved.arrived.order()  # on the stream of this caller, which may be another one
+                if saved.arrival is not None:
+                    saved.arrival.order()  # on the stream of this caller, which may be another one
         return storage
 
     def _at_hand(self, saved: SavedStorage) -> torch.UntypedStorage | None:
@@ -379,10 +379,12 @@ class TensorCache:
         """Waits for every transfer and gives the tier back; what is only there is lost."""
         if self.closed or self._process.is_other:
             return
-        self.drain()
-        with self._lock:
-            self.closed = True
-        self._tiers.close()
+        try:
+            self.drain()
+        finally:  # a device may be lost
+            with self._lock:
+                self.closed = True
+            self._tiers.close()
 
     def __del__(self) -> None:
         # The engine reads and writes memory that the queues of this object keep alive.

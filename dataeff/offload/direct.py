@@ -125,6 +125,7 @@ class DirectLoad:
     """The way back of a `DirectCopy`."""
 
     shift = 0
+    arrival = None  # the read begins when the tail is there, and has ended after `finish`
 
     def __init__(self, copy: DirectCopy, written: Written) -> None:
         self._written = written
@@ -149,6 +150,3 @@ class DirectLoad:
         self._written.check_read(read)
         span = read.start_ns, read.end_ns
         return lambda: span
-
-    def order(self) -> None:
-        """Nothing is left to wait for: the read began when the tail was there, and has ended."""

@@ -185,6 +185,8 @@ class DiskCopy:
 class DiskLoad:
     """The way back of a `DiskCopy`."""
 
+    arrival = None  # host memory has no streams: `finish` is all
+
     def __init__(
         self,
         written: Written,
@@ -207,9 +209,6 @@ class DiskLoad:
         self._written, self._crc = written, crc
         self._transfer = written.begin_read(self._body, self.storage)
         self.done: Callable[[], bool] = self._transfer.done
-
-    def order(self) -> None:
-        """Host memory has no streams: `finish` was all."""
 
     def finish(self) -> Times:
         """Waits for the read. Raises OSError naming file and offset, also on a wrong checksum."""

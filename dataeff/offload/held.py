@@ -74,7 +74,7 @@ class HeldBytes:
 
     def drop(self, saved: SavedStorage) -> None:
         """Lets the memory of a cached storage go."""
-        saved.storage = saved.arrived = None
+        saved.storage = None
         saved.cached = False
         self._cached.pop(id(saved), None)
         self.cached_nbytes -= saved.nbytes

@@ -112,8 +112,8 @@ class Incoming:
         """Waits for every load. Failed ones are left to whoever asks for them."""
         for saved in list(self._loading):
             self._settle(saved)
-            if saved.arrived is not None:
-                saved.arrived.order()
+            if saved.arrival is not None:
+                saved.arrival.order()
 
     def _settle(self, saved: SavedStorage) -> None:
         try:

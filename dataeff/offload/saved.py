@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from dataeff.ledger import Tier
 from dataeff.offload.identity import Spread, VersionProbe, View, changed_in_place
 from dataeff.offload.schedule import Tape
+from dataeff.offload.streams import Arrival
 from dataeff.offload.transfer import Copy, Load
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class SavedStorage:
     # One is made for every storage that forward saves: what begins alike is the class's.
     shift = 0
     load: Load | None = None
-    arrived: Load | None = None  # how `storage` came back
+    arrival: Arrival | None = None  # of what `weak` is of, if a device's copy brought it back
     writing = False
     tape: Tape | None = None
     position = -1
@@ -206,7 +207,7 @@ class SavedStorage:
         """The bytes are in memory again."""
         self.storage, self.shift = load.storage, load.shift
         self.weak = StorageWeakRef(load.storage)
-        self.arrived = load
+        self.arrival = load.arrival
 
 
 class HandleRef(weakref.ref["Handle"]):

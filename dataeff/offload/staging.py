@@ -13,6 +13,7 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -22,7 +23,7 @@ from dataeff.ledger import Tier
 from dataeff.memory import BufferPool, PooledBuffer
 from dataeff.offload.disk import ALIGNMENT, SpillSet, Written, flat_bytes
 from dataeff.offload.moments import Span, Times
-from dataeff.offload.streams import Event, Streams
+from dataeff.offload.streams import Arrival, Event, Streams
 from dataeff.offload.transfer import over
 from dataeff.storage import StripedRead
 
@@ -114,10 +115,11 @@ class PinnedPool:
         self.sweep()
 
     def close(self) -> None:
-        """Waits for the last copies and gives the memory back."""
-        self.wait_for_copies()
-        self._streams.unpin(self._pool.buffer)
-        self._pool.close()
+        """Waits for the last copies and gives the memory back, also after a device is lost."""
+        with ExitStack() as last:
+            last.callback(self._pool.close)
+            last.callback(self._streams.unpin, self._pool.buffer)
+            self.wait_for_copies()
 
 
 class DeviceCopy:
@@ -303,7 +305,7 @@ class DeviceLoad:
         return self._failure is not None or (self.event is not None and self.event.query())
 
     def finish(self) -> Times:
-        """Waits for the disk if need be, not for the device: `order` lets a stream do that.
+        """Waits for the disk if need be, not for the device: `arrival` lets a stream do that.
 
         Raises OSError naming file and offset when the bytes cannot be read or fail their checksum.
         """
@@ -332,10 +334,10 @@ class DeviceLoad:
             self._copy._pool.release(buffer)
         self._buffer = None
 
-    def order(self) -> None:
-        """Lets the current stream wait for the bytes."""
-        assert self.event is not None
-        self._copy._streams.order_after(self.event)
+    @property
+    def arrival(self) -> Arrival | None:
+        """The end of the copy to the device, once that is queued."""
+        return None if self.event is None else Arrival(self._copy._streams, self.event)
 
     def _failed_read(self, buffer: PooledBuffer) -> OSError | None:
         """Waits for the disk; why `buffer` does not hold the right bytes, if it does not."""

@@ -74,6 +74,22 @@ class Streams(Protocol):
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """The end of the copy that brings bytes to a device, for whichever stream uses them."""
+
+    streams: Streams
+    event: Event
+
+    def done(self) -> bool:
+        """Whether the bytes are there, for every stream."""
+        return self.event.query()
+
+    def order(self) -> None:
+        """Lets the current stream wait for the bytes."""
+        self.streams.order_after(self.event)
+
+
+@dataclass(frozen=True)
 class CudaCopy:
     """A copy, or another piece of work, queued while `stream` was current; an `Event`."""
 

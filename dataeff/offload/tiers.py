@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 
 import torch
 
@@ -238,22 +238,26 @@ class Tiers:
         for copy in list(self._trailing):
             self._settle(copy, wait=True)
         if self._writer is not None and not self._closed:
-            self._writer.submit(int).result()  # behind what an interrupt has lost
+            with suppress(RuntimeError):  # at the interpreter's exit it has ended, all done
+                self._writer.submit(int).result()  # behind what an interrupt has lost
         for pool in self._pools():
             pool.wait_for_copies()
 
     def close(self) -> None:
-        """Gives everything back; no load may be under way."""
-        self.drain()
-        self._closed = True
-        if self._writer is not None:
-            self._writer.shutdown()
-        if self._direct is not None:
-            self._direct.close()
-        for pool in self._pools():
-            pool.close()
-        if self._spills is not None:
-            self._spills.close()
+        """Gives everything back, whatever fails; no load may be under way."""
+        with ExitStack() as last:  # in the order from below
+            if self._spills is not None:
+                last.callback(self._spills.close)
+            for pool in self._pools():
+                last.callback(pool.close)
+            if self._direct is not None:
+                last.callback(self._direct.close)
+            if self._writer is not None:
+                last.callback(self._writer.shutdown)
+            try:
+                self.drain()
+            finally:
+                self._closed = True
 
     def _store_through_staging(
         self, storage: torch.UntypedStorage, streams: Streams, exposed: Exposed

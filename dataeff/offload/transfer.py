@@ -10,6 +10,7 @@ import torch
 
 from dataeff.ledger import Tier
 from dataeff.offload.moments import Moment, Times
+from dataeff.offload.streams import Arrival
 
 T = TypeVar("T")
 
@@ -47,13 +48,16 @@ class Load(Protocol):
     def finish(self) -> Times:
         """Waits for the bytes; returns what tells when the transfer began and ended.
 
-        A device's copy may still be under way: `order` before the bytes are used or given up,
-        unless `done` was true before. Raises OSError when the bytes cannot be had; `Copy.load` may
-        then be tried again.
+        A device's copy may still be under way: see `arrival`. Raises OSError when the bytes cannot
+        be had; `Copy.load` may then be tried again.
         """
 
-    def order(self) -> None:
-        """Lets the device's current stream wait for the bytes; only after `finish`."""
+    @property
+    def arrival(self) -> Arrival | None:
+        """After `finish`: what to `order` before the bytes are used or given up; None if they are.
+
+        It holds none of them.
+        """
 
 
 class Copy(Protocol):

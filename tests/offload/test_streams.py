@@ -80,7 +80,7 @@ def test_bytes_come_back_on_the_stream_that_saved_them(device, owners, tmp_path,
     assert owners == [theirs]
     assert load.event.stream is theirs and load.event.begin.event.at_ms == 90.0
     theirs.now_ms = device.compute.now_ms = 0.0
-    load.order()
+    load.arrival.order()
     assert theirs.now_ms == device.compute.now_ms == load.event.end.event.at_ms
     assert bytes(load.storage) == expected
     copy.release()

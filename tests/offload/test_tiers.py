@@ -48,6 +48,59 @@ KINDS = {
 }
 
 
+def test_what_is_still_on_its_way_is_waited_for_by_all_who_unpack_it(offload_of, late_streams):
+    """Also when the first of them has given it up, and holds it: the next may be on its stream."""
+    offload = offload_of(nn.Identity(), disk=False, host_bytes=MIB)
+    with offload:
+        y = torch.zeros(1 << 14, requires_grad=True).exp()
+    node, orders = y.grad_fn, []
+    offload._cache.drain()
+    del y
+    offload._cache.poll()
+    late_streams.order_after = orders.append
+    late_streams.open.clear()
+    try:
+        first, second = node._saved_result, node._saved_result
+    finally:
+        late_streams.open.set()
+    assert first.data_ptr() == second.data_ptr() and len(orders) == 2
+
+
+def test_what_is_open_at_the_interpreters_exit_is_closed(gpt_and_loss, offload_of, monkeypatch):
+    """Executors have ended by then, and take nothing more."""
+    model, loss = gpt_and_loss
+    offload = offload_of(model, **KINDS["disk"])
+    twice(offload, loss)
+    offload._cache.drain()
+    monkeypatch.setattr("concurrent.futures.thread._shutdown", True)
+    offload.close()
+
+
+@pytest.mark.parametrize("kind", ["host", "disk"])
+def test_after_a_lost_device_all_is_given_back(offload_of, late_streams, monkeypatch, kind):
+    """Whatever is asked of a device raises then, for good."""
+    model, x = make_chain()
+    offload = offload_of(model, in_flight_bytes=64 * MIB, **KINDS[kind])
+    spills = offload._tiers._spills
+
+    def lost(*_):
+        raise RuntimeError("the device is lost")
+
+    late_streams.open.clear()
+    with pytest.raises(ValueError, match="by the user"), offload:
+        loss = model(x)
+        monkeypatch.setattr(late_streams, "order_after", lost)
+        for ask in ("query", "synchronize"):
+            monkeypatch.setattr(type(late_streams.mark()), ask, lost)
+        raise ValueError("what is seen by the user")
+    late_streams.open.set()
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        offload.close()
+    offload.close()
+    assert spills is None or spills.files[0].fd == -1
+    assert not model._forward_pre_hooks and loss.requires_grad
+
+
 @pytest.mark.filterwarnings("ignore:activation offload. a tier is full")
 @pytest.mark.parametrize("kind", sorted(KINDS))
 @pytest.mark.parametrize("in_flight_bytes", [None, 0])
