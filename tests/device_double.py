@@ -8,6 +8,8 @@ import torch
 class Stream:
     """A stream whose work is known by its length."""
 
+    device = torch.device("cpu")
+
     def __init__(self):
         self.now_ms = 0.0
 

@@ -23,6 +23,7 @@ import torch
 
 from dataeff import _core
 from dataeff.memory import HostBuffer
+from dataeff.memory.cuda import current_device
 from dataeff.memory.numa import node_of
 from dataeff.offload.moments import DeviceClock, DeviceMoment, Moment, Span, span_of
 
@@ -103,7 +104,9 @@ class CudaCopy:
 
     def synchronize(self) -> None:
         """Makes the host wait for its end."""
-        self.end.event.synchronize()
+        # The current device of a new thread is the first: CUDA may start a context there.
+        with current_device(self.stream.device):
+            self.end.event.synchronize()
 
     def span(self) -> Span | None:
         """When it began and ended, by the device's time stamps."""

@@ -88,6 +88,26 @@ def test_bytes_come_back_on_the_stream_that_saved_them(device, owners, tmp_path,
     spills.close()
 
 
+def test_a_thread_that_waits_for_a_device_starts_no_other(device, monkeypatch):
+    """A new thread has the first for its current one, where CUDA may start a context for a call."""
+    chosen, during = [], []
+    side = Unpinned(torch.device("cuda", 1))
+    device.current.device = torch.device("cuda", 1)
+    event = side.mark()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+
+    @contextlib.contextmanager
+    def choose(which):
+        chosen.append(which)
+        yield
+        chosen.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", choose)
+    monkeypatch.setattr(event.end.event, "synchronize", lambda: during.extend(chosen))
+    event.synchronize()
+    assert during == [torch.device("cuda", 1)]
+
+
 def test_bytes_that_go_by_cufile_come_back_on_the_stream_that_saved_them(device, owners, tmp_path):
     side, theirs = Unpinned(torch.device("cpu")), Stream()
     storage = torch.arange(NBYTES).to(torch.uint8).untyped_storage()
