@@ -12,7 +12,7 @@ import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -33,26 +33,17 @@ def memcpy(nbytes: int) -> Provider:
     return Provider("memcpy", make, role="ceiling")
 
 
-def _pinned_copy(name: str, nbytes: int, to_device: bool) -> Provider:
+def host_to_device(nbytes: int) -> Provider:
+    """A copy of `nbytes` from pinned host memory to the current CUDA device."""
+
     def make(inputs: Any) -> Step:
         if not torch.cuda.is_available():
             raise Unavailable("there is no CUDA device")
-        host = torch.ones(nbytes, dtype=torch.uint8, pin_memory=True)
-        device = torch.ones(nbytes, dtype=torch.uint8, device="cuda")
-        target, source = (device, host) if to_device else (host, device)
+        source = torch.ones(nbytes, dtype=torch.uint8, pin_memory=True)
+        target = torch.ones(nbytes, dtype=torch.uint8, device="cuda")
         return Step(lambda: target.copy_(source, non_blocking=True), nbytes=nbytes)
 
-    return Provider(name, make, role="ceiling")
-
-
-def host_to_device(nbytes: int) -> Provider:
-    """A copy of `nbytes` from pinned host memory to the current CUDA device."""
-    return _pinned_copy("host_to_device", nbytes, to_device=True)
-
-
-def device_to_host(nbytes: int) -> Provider:
-    """A copy of `nbytes` from the current CUDA device to pinned host memory."""
-    return _pinned_copy("device_to_host", nbytes, to_device=False)
+    return Provider("host_to_device", make, role="ceiling")
 
 
 def device_copy(nbytes: int) -> Provider:
@@ -81,25 +72,6 @@ def matmul(m: int, n: int, k: int, dtype: torch.dtype, device: torch.device) -> 
         return Step(lambda: torch.mm(a, b, out=out), flops=2 * m * n * k)
 
     return Provider("matmul", make, role="ceiling")
-
-
-def raw_read(directory: Path, nbytes: int) -> Provider:
-    """`nbytes` of a file read with O_DIRECT, 1 MiB a call, on four threads."""
-    return _raw("raw_read", directory, nbytes, "read")
-
-
-def raw_write(directory: Path, nbytes: int) -> Provider:
-    """`nbytes` of a file rewritten with O_DIRECT, 1 MiB a call, on four threads."""
-    return _raw("raw_write", directory, nbytes, "write")
-
-
-def _raw(name: str, directory: Path, nbytes: int, way: Literal["read", "write"]) -> Provider:
-    def make(inputs: Any) -> Step:
-        blocks = RawFile(directory, nbytes)
-        call = blocks.read if way == "read" else blocks.write
-        return Step(call, close=blocks.close, nbytes=blocks.nbytes)
-
-    return Provider(name, make, role="ceiling")
 
 
 class RawFile:

@@ -129,11 +129,6 @@ class BufferPool:
         """The most that was out at one time."""
         return self._slab.peak
 
-    @property
-    def largest_free_nbytes(self) -> int:
-        """The largest buffer that `acquire` would give without waiting."""
-        return self._slab.largest_free
-
     def close(self) -> None:
         """Refuses further `acquire`; the slab is unmapped when the last tensor over it is gone."""
         with self._changed:

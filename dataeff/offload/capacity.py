@@ -177,11 +177,6 @@ def life_days(disks: Disks, written_per_day: float, relaxation: Relaxation | Non
     return disks.total_endurance * factor / written_per_day
 
 
-def daily_budget(disks: Disks, days: float) -> float:
-    """Bytes that may be written per day if the disks are to last `days`, as rated."""
-    return disks.total_endurance / days
-
-
 @dataclass(frozen=True)
 class Gpu:
     """One GPU: bytes of memory, dense bf16 operations per second, and the share it reaches."""

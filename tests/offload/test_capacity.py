@@ -18,7 +18,6 @@ from dataeff.offload.capacity import (
     TransformerShape,
     activation_bytes,
     bytes_per_day,
-    daily_budget,
     head_bytes_per_token,
     layer_bytes_per_token,
     life_days,
@@ -54,7 +53,7 @@ def test_life_of_the_paper_s_largest_projection():
     assert daily == pytest.approx(523e12, rel=0.01)
     assert life_days(Disks(), daily) == pytest.approx(4.6, abs=0.05)
     assert life_days(Disks(), daily, Relaxation()) / 365 == pytest.approx(2.7, abs=0.05)
-    assert daily_budget(Disks(), 3 * 365) == pytest.approx(2.2e12, rel=0.01)
+    assert life_days(Disks(), 2.2e12) == pytest.approx(3 * 365, rel=0.01)
 
 
 @pytest.mark.parametrize(
