@@ -2,7 +2,7 @@
 
 One forward pass makes a `Tape`: the storages it saved, in order. Backward asks for them in nearly
 the reverse order; the first backward over a tape is recorded, and a later tape with the same
-sizes is predicted to be read in the recorded order.
+sizes, or as many, is predicted to be read in the recorded order.
 """
 
 from __future__ import annotations
@@ -169,6 +169,13 @@ class Orders:
             self._orders.popitem(last=False)
 
     def recall(self, sizes: list[int]) -> list[int]:
-        """The recorded order for such a pass, or the reverse of saving when there is none."""
+        """The recorded order for such a pass; else the latest for one of as many storages.
+
+        Inputs of another length save as many, of other sizes. Without any, the reverse of saving.
+        """
         known = self._orders.get(tuple(sizes))
+        if known is None:
+            orders = reversed(self._orders.items())
+            alike = (order for others, order in orders if len(others) == len(sizes))
+            known = next(alike, None)
         return list(known) if known is not None else list(range(len(sizes) - 1, -1, -1))

@@ -92,10 +92,19 @@ def test_dead_storages_are_not_expected():
 
 def test_old_orders_are_forgotten():
     orders = Orders()
-    for n in range(40):
-        orders.learn([n, n], [0, 1])
-    assert orders.recall([39, 39]) == [0, 1]
-    assert orders.recall([0, 0]) == [1, 0]
+    for n in range(2, 40):
+        orders.learn([1] * n, list(range(n)))
+    assert orders.recall([1] * 39) == list(range(39))
+    assert orders.recall([1, 1]) == [1, 0]
+
+
+def test_longer_inputs_are_expected_to_be_asked_for_in_the_same_order():
+    orders = Orders()
+    orders.learn([10, 20, 30], [2, 0, 1])
+    orders.learn([11, 21, 31], [1, 2, 0])
+    assert orders.recall([12, 22, 32]) == [1, 2, 0]
+    assert orders.recall([10, 20, 30]) == [2, 0, 1]  # it knows better
+    assert orders.recall([10, 20]) == [1, 0]
 
 
 def reads(offload):
