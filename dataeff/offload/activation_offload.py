@@ -81,7 +81,8 @@ class ActivationOffload:
             and a plan made for each block of the model: keep, host, disk or recompute, whichever
             costs least within `memory_budget`; or names of modules, whose tensors (and their
             submodules') are moved; or a callable that is asked about each storage
-            (`SavedTensorInfo -> bool | Tier`). What is not chosen stays in memory.
+            (`SavedTensorInfo -> bool | Tier`, or the name of a tier: `"host"`, `"disk"`). What is
+            not chosen stays in memory, as does what is told `"device"`.
         memory_budget: bytes that may be held for backward at once, for `policy="auto"`; without
             one, it moves what hides behind compute.
         min_bytes: storages smaller than this stay in memory (and those under 16 KiB always).

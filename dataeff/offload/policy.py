@@ -90,6 +90,14 @@ def _within(scope: str, names: Container[str]) -> bool:
     return scope in names
 
 
+def _tier(answer: str) -> bool | Tier:
+    try:
+        tier = Tier(answer)
+    except ValueError:
+        raise ValueError(f"policy: {answer!r} is no tier: device, host or disk") from None
+    return tier is not Tier.DEVICE and tier  # where the tensor is
+
+
 @dataclass
 class Selection:
     """Decides about one storage: its size, its device, whether it is a weight, then the policy.
@@ -117,6 +125,8 @@ class Selection:
             return False
         info = SavedTensorInfo(tensor.shape, tensor.dtype, tensor.device, nbytes, scope)
         wanted = self.policy(info)
+        if isinstance(wanted, str):  # as a Tier is
+            wanted = _tier(wanted)
         if not (wanted or scope or self.kept_nameless):
             self.kept_nameless = in_region()
         return wanted

@@ -42,7 +42,7 @@ class Asked:
 
     def keeps(self, infos: list[SavedTensorInfo]) -> bool:
         """Whether it would keep all of these now."""
-        return not any(map(self._policy, infos))
+        return not any(answer and answer != Tier.DEVICE for answer in map(self._policy, infos))
 
 
 class Rest:

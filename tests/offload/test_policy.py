@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from dataeff.ledger import Tier
 from dataeff.offload import ActivationOffload, SavedTensorInfo
 from dataeff.offload.policy import resolve_policy
 
@@ -50,6 +51,36 @@ def test_callable_sees_shape_device_and_scope(gpt_and_loss, tmp_path):
     assert "blocks.0.norm1" in {info.scope for info in seen}
     assert all(info.device == torch.device("cpu") and info.storage_nbytes for info in seen)
     assert offload.report().bytes_written == 0
+
+
+@pytest.mark.parametrize("answer", [Tier.DEVICE, "device", Tier.HOST, "host", "disk", None])
+def test_a_tier_is_gone_to_by_its_name_too_and_that_of_the_device_is_stayed_in(
+    tmp_path, late_streams, answer
+):
+    offload = ActivationOffload(
+        nn.Identity(),
+        tmp_path,
+        host_bytes=1 << 20,
+        policy=lambda info: answer,
+        min_bytes=0,
+        streams_of=lambda device: late_streams,
+    )
+    with offload:
+        y = torch.zeros(1 << 14, requires_grad=True).exp()
+    offload._cache.drain()
+    report = offload.report()
+    assert (report.bytes_host > 0) == (answer == Tier.HOST)
+    assert (report.bytes_written > 0) == (answer == Tier.DISK) and y.requires_grad
+    offload.close()
+
+
+def test_a_tier_that_there_is_not_is_refused(tmp_path):
+    offload = ActivationOffload(nn.Identity(), tmp_path, policy=lambda info: "dsik", min_bytes=0)
+    with (
+        pytest.raises(ValueError, match="policy: 'dsik' is no tier: device, host or disk"),
+        offload,
+    ):
+        torch.zeros(1 << 14, requires_grad=True).exp()
 
 
 def test_unknown_module_is_refused(tmp_path):

@@ -158,12 +158,13 @@ def test_a_callable_that_is_never_asked_rests_until_there_is_something_to_ask(ne
     offload.close()
 
 
+@pytest.mark.parametrize("answer", [False, "device"])
 def test_a_callable_is_asked_in_every_step_and_looked_at_where_it_changes_its_mind(
-    net, tmp_path, gradients, assert_same
+    net, tmp_path, gradients, assert_same, answer
 ):
     x = torch.ones(4 * LARGE, 64)
     expected = gradients(net, lambda: net(x).square().sum().backward())
-    asked, answer = [], False
+    asked = []
 
     def policy(info):
         asked.append(info)
