@@ -59,6 +59,11 @@ class Layer:
         names = list(inspect.signature(function).parameters)
         if not names:
             raise TypeError(f"layer {self.name} needs the graph as its first parameter")
+        if names[0] == "self":
+            raise TypeError(
+                f"layer {self.name} is a method; write a function whose first parameter is the"
+                " graph, and give it the module's parameters when you call it"
+            )
         self.parameters = tuple(names[1:])
         self.defaults = {
             n: p.default
@@ -291,4 +296,9 @@ def _returned(name: str, result: Any) -> Iterator[Value]:
             )
         if not isinstance(value, Value):
             raise LayerTypeError(f"layer {name} returned {value!r} unchanged")
+        if value.type.domain in ("edge", "src_pair", "dst_pair"):
+            raise LayerTypeError(
+                f"layer {name} returned {value!r}, whose rows stand in an order of the compiler's:"
+                " g.to_given_order brings edges to that of edge_index, g.sum reduces them to nodes"
+            )
         yield value

@@ -44,8 +44,12 @@ def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     longest = max(len(a), len(b))
     pa, pb = a + (1,) * (longest - len(a)), b + (1,) * (longest - len(b))
     if any(x != y and 1 not in (x, y) for x, y in zip(pa, pb, strict=True)):
+        typed = (
+            "" if len(a) == len(b) else "; a parameter with a row per type is picked by p[g.etype]"
+        )
         raise IRTypeError(
-            f"row shapes {list(a)} and {list(b)} do not broadcast (axes are matched from the left)"
+            f"row shapes {list(a)} and {list(b)} do not broadcast (axes are matched from the left"
+            f"{typed})"
         )
     return tuple(max(x, y) if 0 not in (x, y) else 0 for x, y in zip(pa, pb, strict=True))
 
@@ -102,8 +106,11 @@ def _typed(x: Type, w: Type) -> None:
     if w.domain not in domains.TYPE_DOMAINS or (
         x.domain != w.domain and domains.path(x.domain, w.domain) is None
     ):
+        nodes = x.domain == "edge" and w.domain == "ntype"
+        remedy = "; multiply the nodes, before g.src or g.dst brings them there"
         raise IRTypeError(
             f"rows of {x} have no {domains.DOMAINS[w.domain]} to pick a weight {w} by"
+            + (remedy if nodes else "")
         )
 
 
@@ -111,11 +118,13 @@ def _linear(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
     x, w = types
     _typed(x, w)
     if not x.shape or x.shape != w.shape[: len(x.shape)]:
-        heads = len(x.shape) == 1 and len(w.shape) == 3 and x.shape == w.shape[1:2]
+        leading = len(x.shape) == 1 and len(w.shape) == 3 and x.shape == w.shape[1:2]
         remedy = "; for heads of one input, join them in the weight, and reshape the result"
+        if w.domain == "one":
+            remedy += "; one weight per relation is picked by W[g.etype]"
         raise IRTypeError(
             f"input {x} and weight {w}: the weight's leading axes must be the input's row shape"
-            + (remedy if heads else "")
+            + (remedy if leading else "")
         )
     return Type(x.domain, x.shape[:-1] + w.shape[len(x.shape) :])
 

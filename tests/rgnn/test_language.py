@@ -47,7 +47,15 @@ REFUSED = [
         lambda g, x, **_: g.per_relation.sum(g.node(x)),
         r"relation.sum needs an edge value, got node\[4\]",
     ),
-    (lambda g, x, K, **_: rgnn.linear(g.src(x), K[g.ntype]), r"edge\[4\] have no node type"),
+    (
+        lambda g, x, K, **_: rgnn.linear(g.src(x), K[g.ntype]),
+        r"edge\[4\] have no node type .*; multiply the nodes, before g.src",
+    ),
+    (
+        lambda g, x, W, **_: rgnn.linear(g.src(x), W),
+        r"weight one\[3x4x5\]: .*; one weight per relation is picked by W\[g.etype\]",
+    ),
+    (lambda g, x, r, **_: g.src(x) * r, r"\[4\] and \[3, 4\] do not .* picked by p\[g.etype\]"),
     (lambda g, x, W, **_: rgnn.linear(g.node(x), W[g.etype]), r"node\[4\] have no relation"),
     (lambda g, x, r, **_: g.node(x) * r[g.etype], r"etype\[4\] is a relation value"),
     (lambda g, x, U, **_: rgnn.linear(rgnn.linear(g.src(x), U), U), r"edge\[5\].*one\[4x5\]"),
@@ -255,3 +263,18 @@ def test_a_list_of_results_is_refused_and_told_what_may_be_returned(small):
 
     with pytest.raises(rgnn.LayerTypeError, match=r"listed returned \[.*\]; .* a tuple of values"):
         listed(small, torch.randn(20, 4))
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [(lambda g, x: (g.sum(g.src(x)), g.src(x)), "edge"),
+     (lambda g, x: g.per_relation.sum(g.src(x)), "dst_pair")],
+)  # fmt: skip
+def test_rows_in_an_order_of_the_compilers_are_not_returned(small, function, kind):
+    with pytest.raises(rgnn.LayerTypeError, match=rf"{kind}\[4\], whose .* g.to_given_order"):
+        rgnn.layer(function)(small, torch.randn(20, 4))
+
+
+def test_a_method_is_refused_where_it_is_made():
+    with pytest.raises(TypeError, match="layer forward is a method; write a function whose first"):
+        rgnn.layer(torch.nn.ReLU.forward)
