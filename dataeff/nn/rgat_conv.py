@@ -64,7 +64,7 @@ def rgat(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
     out = {"add": g.sum, "mean": g.mean, "max": g.max}[aggr](message)
     if bias is not None:  # of the joined heads
         out = rgnn.reshape(out, out.type.numel) + bias
-    return (out, g.to_given_order(attention)) if need_attention else out
+    return (out, attention) if need_attention else out
 
 
 class RGATConv(torch.nn.Module):

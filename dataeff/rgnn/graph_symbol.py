@@ -116,11 +116,6 @@ class GraphSymbol(_Vocabulary):
         product = self.src(self.out_degree()) * self.dst(self.in_degree())
         return 1.0 / unary("sqrt", product)
 
-    def to_given_order(self, value: Symbol) -> Value:
-        """An edge value in the order of `edge_index`, to be returned by the layer."""
-        found = expect(self.tracer, value, ("edge",), "g.to_given_order")
-        return emit(self.tracer, "sum", found.id, attrs=("edge.given",))
-
 
 def _at_node(tracer: Tracer, symbol: Any, what: str) -> Value:
     if isinstance(symbol, Argument):

@@ -26,7 +26,7 @@ from dataeff.rgnn.ir import Program
 from dataeff.rgnn.plan import LAYERS, Plan, Request, plan_for, spec_of
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.symbols import Argument, Symbol, Value
+from dataeff.rgnn.symbols import Argument, Symbol, Value, emit
 from dataeff.rgnn.tracer import LayerTypeError, RowCounts, Tracer
 from dataeff.rgnn.verify import verify
 
@@ -172,7 +172,7 @@ class Layer:
         tracer = Tracer(shapes, rows)
         arguments = {name: Argument(tracer, name) for name in shapes}
         result = self.function(GraphSymbol(tracer), **arguments, **statics)
-        values = list(_returned(self.name, result))
+        values = list(_returned(tracer, self.name, result))
         return verify(tracer.builder.program(v.id for v in values))
 
     def plan(self, graph: Graph, *args: Any, **kwargs: Any) -> Plan:
@@ -288,7 +288,8 @@ def _check_tensors(name: str, tensors: dict[str, Tensor], graph: Graph) -> None:
             )
 
 
-def _returned(name: str, result: Any) -> Iterator[Value]:
+def _returned(tracer: Tracer, name: str, result: Any) -> Iterator[Value]:
+    """What a layer returns, edge values in the order of `edge_index`."""
     for value in result if isinstance(result, tuple) else (result,):
         if not isinstance(value, Symbol):
             raise LayerTypeError(
@@ -296,9 +297,11 @@ def _returned(name: str, result: Any) -> Iterator[Value]:
             )
         if not isinstance(value, Value):
             raise LayerTypeError(f"layer {name} returned {value!r} unchanged")
-        if value.type.domain in ("edge", "src_pair", "dst_pair"):
+        if value.type.domain == "edge":
+            value = emit(tracer, "sum", value.id, attrs=("edge.given",))
+        elif value.type.domain in ("src_pair", "dst_pair"):
             raise LayerTypeError(
-                f"layer {name} returned {value!r}, whose rows stand in an order of the compiler's:"
-                " g.to_given_order brings edges to that of edge_index, g.sum reduces them to nodes"
+                f"layer {name} returned {value!r}, whose rows only the compiler knows:"
+                " g.sum reduces them to nodes"
             )
         yield value

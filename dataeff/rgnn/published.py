@@ -78,7 +78,7 @@ def simple_hgn(
     out = g.sum(g.src(z) * (alpha if keep is None else alpha * g.edge(keep)))
     if residual is not None:
         out = out + linear(g.at_dst(x), residual)
-    return out, g.to_given_order(alpha)
+    return out, alpha
 
 
 @layer

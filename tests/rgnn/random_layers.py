@@ -38,9 +38,8 @@ class RandomLayer:
         for _ in range(rnd.randint(6, 18)):
             rnd.choice(steps)(*rnd.choice(self.values[-6:]))
         self.add(f"g.sum({self.last('edge')})", "dst", self.shapes[e][1:])
-        given = {"edge": "g.to_given_order({})", "dst_pair": "g.sum({})"}
         found = [
-            given.get(domain, "{}").format(name)
+            f"g.sum({name})" if domain == "dst_pair" else name
             for name, domain, _ in self.values
             if name == self.last("dst") or rnd.random() < 0.3
         ]

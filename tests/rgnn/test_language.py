@@ -79,7 +79,6 @@ REFUSED = [
     (lambda g, x, **_: rgnn.reshape(g.src(x), 3, -1), r"cannot reshape edge\[4\]"),
     (lambda g, x, **_: rgnn.outer(rgnn.reshape(g.src(x), 2, 2), g.src(x)), r"edge\[2x2\]"),
     (lambda g, x, **_: rgnn.dot(g.in_degree(), g.in_degree()), r"dot needs an axis"),
-    (lambda g, x, **_: g.to_given_order(g.node(x)), r"needs an edge value, got node\[4\]"),
     (lambda g, x, **_: g.src(x) + "one", r"cannot compute with 'one' of type str"),
     (lambda g, x, W, **_: rgnn.linear(g.src(x), W[0]), r"indexed with g.etype or g.ntype, not"),
     (
@@ -265,14 +264,29 @@ def test_a_list_of_results_is_refused_and_told_what_may_be_returned(small):
         listed(small, torch.randn(20, 4))
 
 
-@pytest.mark.parametrize(
-    ("function", "kind"),
-    [(lambda g, x: (g.sum(g.src(x)), g.src(x)), "edge"),
-     (lambda g, x: g.per_relation.sum(g.src(x)), "dst_pair")],
-)  # fmt: skip
-def test_rows_in_an_order_of_the_compilers_are_not_returned(small, function, kind):
-    with pytest.raises(rgnn.LayerTypeError, match=rf"{kind}\[4\], whose .* g.to_given_order"):
-        rgnn.layer(function)(small, torch.randn(20, 4))
+def test_edges_are_returned_in_the_order_in_which_they_were_given():
+    @rgnn.layer
+    def both(g, x, e):
+        return g.src(x), g.dst(x) * g.edge(e)
+
+    edge_index = torch.tensor([[3, 0, 2, 2], [1, 3, 0, 1]])
+    graph = rgnn.Graph(edge_index, torch.tensor([1, 0, 1, 0]), num_nodes=4)
+    x, e = torch.randn(4, 2, requires_grad=True), torch.randn(4, 2)
+    src, scaled = both(graph, x, e)
+    assert torch.equal(src, x[edge_index[0]]) and torch.equal(scaled, x[edge_index[1]] * e)
+    weight = torch.randn(4, 2)
+    (scaled * weight).sum().backward()
+    expected = torch.zeros(4, 2).index_add(0, edge_index[1], e * weight)
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_rows_that_only_the_compiler_knows_are_not_returned(small):
+    @rgnn.layer
+    def pairs(g, x):
+        return g.per_relation.sum(g.src(x))
+
+    with pytest.raises(rgnn.LayerTypeError, match=r"pairs returned .*dst_pair\[4\].*: g.sum"):
+        pairs(small, torch.randn(20, 4))
 
 
 def test_a_method_is_refused_where_it_is_made():

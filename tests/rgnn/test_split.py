@@ -24,7 +24,7 @@ def crossed(g, x, K, Q):
     score = rgnn.dot(k, g.dst(rgnn.reshape(rgnn.linear(x, Q), HEADS, -1)))
     first, second = rgnn.split(score, (1, 1))
     weight = rgnn.edge_softmax(score) + rgnn.concat(second, first)
-    return g.to_given_order(weight), g.sum(weight * g.src(rgnn.reshape(x, HEADS, -1)))
+    return weight, g.sum(weight * g.src(rgnn.reshape(x, HEADS, -1)))
 
 
 SHAPES = [(NODES, WIDTH), (RELATIONS, HEADS, WIDTH // HEADS, 5), (WIDTH, HEADS * 5)]
