@@ -247,7 +247,7 @@ def dw_report(
         "BLOCK_O": tile.block_n,
         "BLOCK_R": tile.block_k,
     }
-    return _report(typed_gemm_dw_kernel, dtype, constexprs, target, tile)
+    return _report(typed_gemm_dw_kernel, dtype, constexprs, target, tile.as_launched(gathered=True))
 
 
 def _shared(num_in: int, num_out: int, precision: str, scaled: bool) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def weight_gradient(
             *x.stride()[:2], *dy.stride()[:2], *_scale_strides(row_scale, num_heads),
             **_constants(num_in, num_out, gather, row_scale, x, dy),
             BLOCK_I=schedule.block_m, BLOCK_O=schedule.block_n, BLOCK_R=schedule.block_k,
-            **_options(schedule),
+            **_options(schedule.as_launched(gather is not None)),
         )  # fmt: skip
         # All on the grid's first axis: the others have no more than 65,535 programs.
         reduce_partials_kernel[(num_types * -(-size // block),)](

@@ -11,7 +11,7 @@ from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, product_reports
 from dataeff.rgnn.lower import lower
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.published import PUBLISHED
-from dataeff.rgnn.tiles import Product, ranked_tiles
+from dataeff.rgnn.tiles import GemmSchedule, Product, ranked_tiles
 
 # Every feature size, dtype and target at least once, square and not, without the full product;
 # benchmarks/build_grid.py compiles that.
@@ -39,6 +39,14 @@ def test_forward_compiles_without_spills(target, dtype, precision, num_in, num_o
 def test_weight_gradient_compiles_without_spills(target, dtype, precision, num_in, num_out):
     report = dw_report(dtype, num_in, num_out, target, precision)
     assert report.fits and report.name == "typed_gemm_dw_kernel", report
+
+
+@pytest.mark.parametrize(("target", "share"), [("sm_80", 0.5), ("sm_90", 1.0)])
+def test_gathered_rows_of_a_weight_gradient_are_under_way_in_the_stages_of_its_tile(target, share):
+    """They wait for row numbers of the same loop; an sm_80 holds one stage fewer of any loop."""
+    tile = GemmSchedule(64, 64, 32, 4, 3, 168)
+    report = dw_report(torch.float32, 128, 128, target, "tf32", tile=tile, scaled=False)
+    assert report.fits and report.shared_bytes >= share * 3 * (64 + 64) * 32 * 4, report
 
 
 def test_transposed_weight_compiles_without_spills():

@@ -221,7 +221,7 @@ def test_every_tile_gives_the_same(dtype, precision, gradient, monkeypatch):
         monkeypatch.setattr(gemm_triton, "_options", launched)
         with backend("triton"):
             have = call(case.x, right, case.seg_ptr, tile=tile, **case.options)
-        launched.assert_called_once_with(tile)
+        launched.assert_called_once_with(tile.as_launched(gathered=gradient))
         assert_close(have, want, scale=20 if gradient else 4)
 
 
