@@ -44,6 +44,17 @@ def check_features(layer: str, x: Tensor, width: int, name: str = "x") -> None:
         )
 
 
+def check_by_type(layer: str, **given: Any) -> None:
+    """Refuse one tensor for all types.
+
+    Raises:
+        TypeError: names the argument.
+    """
+    for name, value in given.items():
+        if isinstance(value, Tensor):
+            raise TypeError(f"{layer}: {name} is a dictionary by type, got a tensor")
+
+
 def refuse_other_arguments(layer: str, kwargs: dict[str, Any]) -> None:
     """Message passing arguments are accepted at the value the layers have.
 

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import UninitializedParameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_features, refuse_other_arguments
+from dataeff.nn.arguments import check_by_type, check_features, refuse_other_arguments
 from dataeff.nn.graphs import typed_graph_for
 from dataeff.rgnn.batched import is_transformed
 from dataeff.rgnn.constants import Arguments, constants_of
@@ -137,10 +137,12 @@ class HGTConv(torch.nn.Module):
             [destinations of the type, out_channels] for each node type that edges can lead to.
 
         Raises:
+            TypeError: features of no types, or edges.
             KeyError: a node type or an edge type that the metadata does not have.
             ValueError: features whose number of rows or width does not fit.
             IndexError: a node number out of range.
         """
+        check_by_type("HGTConv", x_dict=x_dict, edge_index_dict=edge_index_dict)
         unknown = set(x_dict) - set(self.node_types)
         if unknown:
             raise KeyError(f"node types {sorted(unknown)} are not in the metadata")

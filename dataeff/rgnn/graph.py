@@ -128,6 +128,7 @@ class Graph(Indexed):
 
         Raises:
             IndexError: a node number that its type does not have.
+            TypeError: no dictionaries, or an edge type of other parts.
             ValueError: edge types or sizes that are missing or do not fit.
         """
         layout = typed_layout(edges, num_nodes, num_dst_nodes, edge_types)

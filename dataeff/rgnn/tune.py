@@ -119,9 +119,14 @@ def tune(
         **kwargs: more arguments of the layer.
 
     Raises:
+        TypeError: `layer` is none, or does not take these arguments.
         ValueError: `candidates` is less than one.
         torch.OutOfMemoryError, triton.runtime.errors.OutOfResources: no set of passes fits.
     """
+    if not isinstance(layer, Layer):
+        raise TypeError(
+            f"rgnn.tune takes a function decorated with rgnn.layer, got {type(layer).__name__}"
+        )
     if candidates < 1:
         raise ValueError(f"candidates is {candidates}; it must be at least 1")
     search = _Search(layer, graph, args, kwargs)

@@ -128,13 +128,21 @@ def typed_layout(
     """The layout of a dictionary of edges.
 
     Raises:
+        TypeError: no dictionaries, or an edge type of other parts.
         ValueError: an edge type that is not listed, or whose ends have no number of nodes; more
             destinations than nodes.
     """
+    for name, given in (("edges", edges), ("num_nodes", num_nodes)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name} is a dictionary by type, got {type(given).__name__}")
     known = tuple(edges) if edge_types is None else tuple(edge_types)
     for key in (*edges, *known):
         if key not in known:
             raise ValueError(f"edge type {key} is not among {list(known)}")
+        if not isinstance(key, tuple) or len(key) != 3:
+            raise TypeError(
+                f"an edge type is (source type, relation, destination type), got {key!r}"
+            )
         for end in (key[0], key[2]):
             if end not in num_nodes:
                 raise ValueError(
@@ -267,8 +275,14 @@ def hetero_parts(
     Of a `torch_geometric.data.HeteroData`.
 
     Raises:
+        TypeError: other data.
         ValueError: a node type of unknown size.
     """
+    if not hasattr(data, "edge_types"):
+        raise TypeError(
+            f"from_hetero takes a HeteroData, got {type(data).__name__}; rgnn.Graph itself"
+            " makes a graph of edge_index and edge_type"
+        )
     edges = {key: data[key].edge_index for key in data.edge_types if "edge_index" in data[key]}
     counts = {}
     for name in data.node_types:

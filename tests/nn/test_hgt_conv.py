@@ -236,6 +236,8 @@ def test_refusals():
         conv(x, {("author", "reads", "paper"): edges["author", "writes", "paper"]})
     with pytest.raises(KeyError, match="editor"):
         conv({**x, "editor": x["paper"]}, edges)
+    with pytest.raises(TypeError, match="edge_index_dict is a dictionary by type, got a tensor"):
+        conv(x, edges["author", "writes", "paper"])
     wrong = {("author", "writes", "paper"): torch.tensor([[0], [9]])}
     with pytest.raises(IndexError, match=r"destination 9 .* 3 'paper' nodes"):
         conv(x, wrong)

@@ -222,6 +222,8 @@ def test_bad_arguments(small, args):
         rgnn.tune(rgat, small, *args, candidates=0)
     with pytest.raises(TypeError, match="misses argument"):
         rgnn.tune(rgat, small, args[0])
+    with pytest.raises(TypeError, match=r"decorated with rgnn\.layer, got function"):
+        rgnn.tune(rgat.function, small, *args)
 
 
 @pytest.fixture

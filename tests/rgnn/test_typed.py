@@ -130,8 +130,14 @@ def test_refusals():
     graph = rgnn.Graph.from_typed(EDGES, NODES)
     with pytest.raises(ValueError, match="'paper' has 4 nodes in the graph, but features for 3"):
         graph.layout.concatenate({"author": torch.zeros(2), "paper": torch.zeros(3)})
+    with pytest.raises(TypeError, match="num_nodes is a dictionary by type, got list"):
+        rgnn.Graph.from_typed(EDGES, ["author", "paper"])
+    with pytest.raises(TypeError, match=r"\(source type, relation, .* got 'writes'"):
+        rgnn.Graph.from_typed({"writes": EDGES[WRITES]}, NODES)
     with pytest.raises(TypeError, match="edge_index and n_id"):
         rgnn.Graph.from_block(object())
+    with pytest.raises(TypeError, match="takes a HeteroData, got object"):
+        rgnn.Graph.from_hetero(object())
 
 
 def test_merged_ids_go_when_edges_are_sorted_and_come_back_when_asked_for():
