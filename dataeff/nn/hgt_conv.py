@@ -71,7 +71,9 @@ class HGTConv(torch.nn.Module):
                + (1 - \sigma(s_\tau)) x_i
 
     where k, q and v are projections by node type, and the last term is there where widths agree.
-    The softmax runs over the edges of all relations together.
+    The softmax runs over the edges of all relations together. The parameters of a type that takes
+    no part in a loss get zeros as their gradient, where PyTorch Geometric's get none: weight decay
+    and momentum move them.
 
     Args:
         in_channels: input width, of each node type if they differ; -1 to take it from the first
