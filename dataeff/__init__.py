@@ -18,8 +18,10 @@ from dataeff._version import __version__
 
 if TYPE_CHECKING:
     # each lazily imported name stands here once more, for type checkers and editors
+    from dataeff import features as features
     from dataeff import nn as nn
     from dataeff import rgnn as rgnn
+    from dataeff import sampling as sampling
     from dataeff.features import FeatureLoader as FeatureLoader
     from dataeff.features import FeatureTable as FeatureTable
     from dataeff.features import HostEmbedding as HostEmbedding
@@ -36,8 +38,10 @@ _LAZY: dict[str, str] = {
     "HotRows": "dataeff.features",
     "convert": "dataeff.features",
     "HostEmbedding": "dataeff.features",
+    "features": "dataeff.features",
     "nn": "dataeff.nn",
     "rgnn": "dataeff.rgnn",
+    "sampling": "dataeff.sampling",
     "unified": "dataeff.features",
 }
 

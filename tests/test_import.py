@@ -1,8 +1,13 @@
 """What `import dataeff` costs and what it leaves alone."""
 
+import importlib
 import json
 import subprocess
 import sys
+
+import pytest
+
+import dataeff
 
 PROBE = """
 import json, sys, threading, time
@@ -57,7 +62,11 @@ def test_import_loads_no_heavy_package():
 
 
 def test_public_names_resolve():
-    import dataeff
-
     for name in dataeff.__all__:
         assert getattr(dataeff, name) is not None
+
+
+@pytest.mark.parametrize("name", ["features", "nn", "rgnn", "sampling"])
+def test_a_system_is_imported_when_it_is_named(monkeypatch, name):
+    monkeypatch.delattr(dataeff, name, raising=False)  # others may have imported it
+    assert getattr(dataeff, name) is importlib.import_module(f"dataeff.{name}")
