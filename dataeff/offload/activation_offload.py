@@ -23,7 +23,7 @@ from dataeff.offload.exclude import Exclusions
 from dataeff.offload.hook_stack import HookStack
 from dataeff.offload.live import LiveView
 from dataeff.offload.opening import check_model, check_sizes, device_of, open_tiers
-from dataeff.offload.passes import Budgets
+from dataeff.offload.passes import Budgets, in_backward
 from dataeff.offload.places import spill_directories
 from dataeff.offload.planner import Plan
 from dataeff.offload.policy import Policy, Selection, resolve_policy
@@ -178,6 +178,7 @@ class ActivationOffload:
         self._build_cache(choose, max(min_bytes, SMALLEST_NBYTES), budgets)
         self._cache.regions.said |= said_compiled
         self._active, self._thread = False, 0  # and in which thread
+        self._said_thread = False
         self._num_moved = 0  # when the step under way began
         self._live = LiveView(self.report) if live else None
         weakref.finalize(self, _let_go, self._scopes, self._auto).atexit = False
@@ -283,12 +284,26 @@ class ActivationOffload:
 
     def _called(self, args: Any, kwargs: Any) -> bool:
         """The model is called: for the hooks on it."""
+        if threading.get_ident() != self._thread and not self._said_thread:
+            self._warn_of_thread()
         if self._auto is not None:
             self._auto.called(args, kwargs, self._cache)
         wakes = self._rest.wakes(self._model, self._exclusions.num_trained, args, kwargs)
         if wakes:
             self._look()
         return wakes or not self._rest.resting
+
+    def _warn_of_thread(self) -> None:
+        if self.looks or not torch.is_grad_enabled() or in_backward():
+            return
+        self._said_thread = True
+        warnings.warn(
+            "activation offload: the model runs on another thread than the one that entered the "
+            "block, as under nn.DataParallel (which a Trainer takes where it sees several GPUs): "
+            "nothing that it saves there is moved. Start a process for each GPU: torchrun.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def _returned(self) -> None:
         """The model has returned: what began with this call ends with it."""

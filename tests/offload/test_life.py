@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -274,3 +275,16 @@ def test_one_that_cannot_be_closed_at_exit_leaves_the_others_to_be(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert sorted(done.stdout.split()) == sorted(["closed", "0", "closed", "1", "closed", "2"])
     assert done.stderr.count("the device is lost") == 1
+
+
+def test_a_model_that_runs_on_another_thread_is_said(tmp_path):
+    """As under `nn.DataParallel`; what runs there without gradients saves nothing anyway."""
+    model = nn.Linear(4, 4)
+    offload = ActivationOffload(model, tmp_path)
+    with ThreadPoolExecutor(1) as pool, offload:
+        pool.submit(torch.no_grad()(model), torch.ones(4)).result()
+        with pytest.warns(RuntimeWarning, match=r"another thread .* torchrun"):
+            pool.submit(model, torch.ones(4)).result()
+        pool.submit(model, torch.ones(4)).result()  # once
+        model(torch.ones(4)).sum().backward()
+    offload.close()
