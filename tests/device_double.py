@@ -43,8 +43,8 @@ class Device:
         device = self
 
         class Event:
-            def __init__(self, enable_timing=False):
-                self.timed, self.at_ms = enable_timing, None
+            def __init__(self, enable_timing=False, blocking=False):
+                self.timed, self.blocking, self.at_ms = enable_timing, blocking, None
 
             def record(self, stream):
                 self.at_ms = stream.now_ms
@@ -53,6 +53,7 @@ class Device:
                 return self.at_ms <= device.reached_ms
 
             def synchronize(self):
+                assert self.blocking  # or the thread that waits keeps a processor busy
                 device.reached_ms = max(device.reached_ms, self.at_ms)
 
             def elapsed_time(self, other):

@@ -34,18 +34,23 @@ class HostMoment:
         return self._ns
 
 
+def _event() -> torch.cuda.Event:
+    # Blocking: a thread that waits for it sleeps, and would keep a processor busy otherwise.
+    return torch.cuda.Event(enable_timing=True, blocking=True)
+
+
 class DeviceClock:
     """Tells when events of one CUDA device were reached."""
 
     def __init__(self, device: torch.device) -> None:
-        self._anchor = torch.cuda.Event(enable_timing=True)
+        self._anchor = _event()
         self._anchor.record(torch.cuda.current_stream(device))
         self._anchor.synchronize()
         self._anchor_ns = time.perf_counter_ns()
 
     def moment(self, stream: torch.cuda.Stream) -> DeviceMoment:
         """When `stream` has run what is queued on it now."""
-        event = torch.cuda.Event(enable_timing=True)
+        event = _event()
         event.record(stream)
         return DeviceMoment(event, self)
 
