@@ -8,7 +8,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from dataeff import _core
 from dataeff._ops import row_span, with_memory
@@ -122,6 +122,14 @@ def check_source(x: Tensor) -> None:
         raise ValueError("x asks for gradients, which a gather passes on to nobody: x.detach()")
 
 
+def storages(*tensors: Tensor | None) -> tuple[UntypedStorage, ...]:
+    """What a gather on the CPU holds until it has read: another thread may share its table.
+
+    The tensors are somewhere else then, and what they were in goes with the last who holds it.
+    """
+    return tuple(x.untyped_storage() for x in tensors if x is not None)
+
+
 # Below this the last-level cache and the TLB hold much of a table, and huge pages bring little.
 _HUGE_PAGES_FROM = 64 << 20
 
@@ -150,6 +158,7 @@ class HostRows(Rows):
         if huge_pages:
             _core.move_into_huge_pages(*row_span(x), torch.get_num_threads())
         self._memory = RegisteredMemory(x)
+        self._held = storages(x)
         self.shape = x.shape
         self.dtype = x.dtype
 
@@ -159,13 +168,18 @@ class HostRows(Rows):
             with self._memory.readable(index.device):
                 rows = gather(self._memory.x, index, out)
         else:
+            held = self._held
             rows = gather(self._memory.x, index, out)
+            del held
         entered_from_host(account, index, rows)
         return rows
 
     def gather_at_once(self, index: Any, out: Tensor | None, account: Account) -> Tensor | None:
         """By threads on the CPU, in one call of the core."""
-        return _core.gather_tensors(self._memory.x, index, out, account.tally)
+        held = self._held
+        rows = _core.gather_tensors(self._memory.x, index, out, account.tally)
+        del held
+        return rows
 
     def gather_traced(self, index: Tensor, out: Tensor | None) -> Tensor:
         """The operator alone."""
@@ -189,6 +203,7 @@ class HostRows(Rows):
         """Moves the tensor, in place."""
         with self._memory.unread():
             share_(self._memory.x)
+        self._held = storages(self._memory.x)
 
     def release(self) -> None:
         """Gives the registration back."""

@@ -17,7 +17,7 @@ from dataeff.features.gather_stored import Source, deliveries, gather_stored
 from dataeff.features.hot import HotRows, HotTier
 from dataeff.features.quantised import ELEMENTS, FORMATS, STORED_DTYPES, Store, quantise
 from dataeff.features.registration import RegisteredMemory
-from dataeff.features.rows import HostRows, Rows, check_source
+from dataeff.features.rows import HostRows, Rows, check_source, storages
 from dataeff.features.stats import Account
 from dataeff.ledger import Tier
 from dataeff.memory import SharedTensor, share_, share_all_among_ranks
@@ -98,6 +98,7 @@ class StoredRows(Rows):
             hot.chosen(table.shape[0])  # a score of another length is refused here
         self._memory = RegisteredMemory(table)
         self._scales, self._hot, self._sort, self._store = scales, hot, sort, store
+        self._held = storages(table, scales)
         self.shape, self.dtype = table.shape, dtype
         self._like = torch.empty(0, dtype=dtype, device="cpu")
         self._forget_devices()
@@ -158,7 +159,9 @@ class StoredRows(Rows):
                 rows = self._gather(index, out)
                 self._count(index)
         else:
+            held = self._held
             rows = self._gather(index, out)
+            del held
             self._count(index)
         account.counted(index.numel())
         if self._hot is None:
@@ -173,16 +176,19 @@ class StoredRows(Rows):
         """By threads on the CPU, in one call of the core, where no hot rows are to be counted."""
         if self._hot is not None:
             return None
-        table, scales = self._memory.x, self._scales
+        held, table, scales = self._held, self._memory.x, self._scales
         dtype = self.dtype if out is None else out.dtype
         if scales is None and dtype == table.dtype:
-            return _core.gather_tensors(table, index, out, account.tally)
-        if table.dtype not in FORMATS or dtype not in ELEMENTS:
+            rows = _core.gather_tensors(table, index, out, account.tally)
+        elif table.dtype not in FORMATS or dtype not in ELEMENTS:
             return None
-        numbers = (FORMATS[table.dtype], ELEMENTS[dtype])
-        return _core.gather_stored_tensors(
-            table, scales, index, out, self._like, *numbers, account.tally
-        )
+        else:
+            numbers = (FORMATS[table.dtype], ELEMENTS[dtype])
+            rows = _core.gather_stored_tensors(
+                table, scales, index, out, self._like, *numbers, account.tally
+            )
+        del held
+        return rows
 
     def _gather(self, index: Tensor, out: Tensor | None) -> Tensor:
         source = self._source(index.device)
@@ -313,6 +319,7 @@ class StoredRows(Rows):
             share_(self._memory.x)
         if self._scales is not None:
             share_(self._scales)
+        self._held = storages(self._memory.x, self._scales)
 
     def forked(self) -> None:
         """Leaves the parent's devices alone; rows are read by the CPU here, or registered anew."""

@@ -1,11 +1,13 @@
 """One copy of a table for many processes, by fork and by spawn."""
 
 import copy
+import gc
 import io
 import multiprocessing
 import pickle
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
@@ -16,9 +18,10 @@ import pytest
 import torch
 
 import dataeff
+from dataeff import _core
 from dataeff.features.pipeline import pipelined
 from dataeff.features.prefetch import prefetch_in_thread
-from dataeff.memory import share_
+from dataeff.memory import HostBuffer, share_
 from dataeff.memory.shared import shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -34,6 +37,33 @@ def test_a_table_moves_with_its_tensor():
     x[2] = 7
     assert table[2].tolist() == [7, 7, 7]
     assert shared_buffer(table.x) is shared_buffer(x) is not None
+
+
+@pytest.mark.parametrize("store", [None, "fp16"])
+@pytest.mark.parametrize("call", ["getitem", "prefetch"])
+def test_rows_stay_where_they_are_read_while_another_thread_shares_them(monkeypatch, store, call):
+    buffer = HostBuffer(64 * 2)
+    there = weakref.ref(buffer)
+    x = torch.frombuffer(memoryview(buffer), dtype=torch.float16)  # no view, whose base would stay
+    table = dataeff.FeatureTable(x.fill_(1), store=store)
+    del x, buffer
+    seen = []
+
+    def slow(gather, *arguments, **options):
+        if not seen:
+            with ThreadPoolExecutor(1) as other:
+                other.submit(table.share_).result()
+            seen.append(there() is not None)
+        return gather(*arguments, **options)
+
+    for name in ("gather_tensors", "gather_cpu"):
+        monkeypatch.setattr(_core, name, partial(slow, getattr(_core, name)))
+    index = torch.arange(64)
+    rows = table[index] if call == "getitem" else table.prefetch(index).wait()
+    assert (rows == 1).all() and seen == [True]
+    del rows
+    gc.collect()
+    assert there() is None
 
 
 def test_shared_takes_a_tensor_or_what_makes_it():
