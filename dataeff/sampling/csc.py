@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dataeff import _core
 from dataeff._integers import checked_int
 from dataeff._ops import with_memory
+from dataeff.memory import SharedTensor
 
 _MAX_INT32 = 2**31 - 1
 
@@ -311,3 +316,25 @@ class CSCGraph:
     def __repr__(self) -> str:
         sides = f"num_src_nodes={self.num_src_nodes}, num_dst_nodes={self.num_dst_nodes}"
         return f"CSCGraph({sides}, num_edges={self.num_edges}, index_dtype={self.index_dtype})"
+
+
+def _receive(state: dict[str, Any]) -> CSCGraph:
+    graph = CSCGraph.__new__(CSCGraph)
+    graph.__dict__ = {
+        name: value.tensor() if isinstance(value, SharedTensor) else value
+        for name, value in state.items()
+    }
+    return graph
+
+
+def _send(graph: CSCGraph) -> tuple[Callable[[dict[str, Any]], CSCGraph], tuple[dict[str, Any]]]:
+    on_host = graph.device.type == "cpu"
+    state = {
+        name: SharedTensor(value) if on_host and isinstance(value, Tensor) else value
+        for name, value in graph.__dict__.items()
+    }
+    return _receive, (state,)
+
+
+# Between processes a graph travels as descriptors, like the rows of a table.
+ForkingPickler.register(CSCGraph, _send)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 
 from dataeff import _core
 from dataeff._flags import checked_bool
@@ -54,8 +54,12 @@ class Sampler:
         self._core = self._make_core(relations) if on_host else None
         self._by_device: dict[torch.device, DeviceSampler] = {}
 
-    def _make_core(self, relations: Sequence[Relation]) -> tuple[list[int], _core.NeighborSampler]:
-        """The core's sampler, and the addresses that it reads graphs at."""
+    def _make_core(
+        self, relations: Sequence[Relation]
+    ) -> tuple[list[int], _core.NeighborSampler, list[UntypedStorage]]:
+        """The addresses at which graphs are read, the core's sampler, and what is at them."""
+        held = [values.untyped_storage() for one in relations for values in one.graph.arrays()]
+        addresses = _addresses(relations)  # before the core's: one that is too old is made anew
         core = _core.NeighborSampler(
             id_nbytes=relations[0].graph.index_dtype.itemsize,
             num_nodes=self._sizes(),
@@ -63,7 +67,7 @@ class Sampler:
             num_hops=len(relations[0].fanouts),
             **self._options(),
         )
-        return _addresses(relations), core
+        return addresses, core, held
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if not key.startswith("_")}
@@ -91,13 +95,16 @@ class Sampler:
         if self._core is None:
             device = relations[0].graph.device
             raise ValueError(f"seeds are on cpu but the graph is on {device}: move the seeds")
-        if self._core[0] != _addresses(relations):  # another process maps them: torch moves them
+        if self._core[0] != _addresses(relations):  # a graph that is sent to a process moves
             self._core = self._make_core(relations)
-        return self._core[1].sample(
+        _, core, held = self._core  # another thread may send it meanwhile
+        drawn = core.sample(
             seeds=[(address(i), address(t), i.numel()) for i, t in zip(seeds, times, strict=True)],
             random_seed=random_seed,
             num_threads=num_threads,
         )
+        del held
+        return drawn
 
     def _random_seed(self, seed: int | None) -> int:
         return (self.seed if seed is None else checked_int("seed", seed)) % 2**64

@@ -1,6 +1,10 @@
 """NeighborSampler against the reference of dataeff.sampling.reference, and against chance."""
 
+import gc
+import pickle
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -10,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from dataeff.memory import HostBuffer
 from dataeff.sampling import CSCGraph, HeteroNeighborSampler, NeighborSampler
 from dataeff.sampling import reference as ref
 
@@ -477,8 +482,36 @@ def test_a_graph_that_another_process_maps_is_read_where_it_is_then(hetero):
         return out.n_id["node"] if hetero else out.n_id
 
     before, at = drawn(), graph.row.data_ptr()
-    ForkingPickler.dumps(sampler)  # as it is sent to a worker: torch moves the tensors
+    sent = pickle.loads(ForkingPickler.dumps(sampler))  # as to a worker
     assert graph.row.data_ptr() != at
+    there = next(iter(sent.graphs.values())) if hetero else sent.graph
+    assert there.row.data_ptr() == graph.row.data_ptr()  # one copy
     gone = [torch.full_like(values, 1) for values in graph.arrays()]  # in the memory that was freed
     assert torch.equal(drawn(), before)
     del gone
+
+
+def test_a_graph_stays_where_it_is_read_while_another_thread_shares_it():
+    size = 40
+    buffer = HostBuffer(8 * size)
+    there = weakref.ref(buffer)
+    row = torch.frombuffer(memoryview(buffer), dtype=torch.int64).copy_(torch.arange(size) % 10)
+    graph = CSCGraph.from_csc(torch.arange(0, size + 1, 4), row)
+    del buffer, row
+    sampler, seen = NeighborSampler(graph, [-1]), []
+    before = sampler.sample(torch.arange(10)).edge_index
+    addresses, core, *held = sampler._core
+
+    class Slow:
+        def sample(self, **options):
+            with ThreadPoolExecutor(1) as other:
+                other.submit(ForkingPickler.dumps, graph).result()
+                other.submit(sampler.sample, torch.arange(10)).result()
+            seen.append(there() is not None)
+            return core.sample(**options)
+
+    sampler._core = (addresses, Slow(), *held)
+    del held
+    assert torch.equal(sampler.sample(torch.arange(10)).edge_index, before)
+    gc.collect()
+    assert seen == [True] and there() is None
