@@ -64,6 +64,7 @@ class AutoPolicy:
         self._profiler: BlockProfiler | None = None
         self._before: dict[str, ModuleBytes] = {}
         self._num_steps = 0
+        self._new_before = 0  # what was saved when the step under way began
         self._begin: Moment = HostMoment()
         self._step_s: list[float] = []
         self._under_way: list[tuple[Moment, Moment]] = []  # steps that a device is in the midst of
@@ -144,6 +145,7 @@ class AutoPolicy:
                 self._wrap(self._blocks[name], checkpoint)
         self.likeness.begin()
         self._rounds.begin(cache)
+        self._new_before = cache.new_nbytes
         cache.held.recent_peak = 0
         self._exposed_begin_s = cache.exposed_wait_s()
         self._begin = self._tiers.moment(self._device())
@@ -154,7 +156,8 @@ class AutoPolicy:
             self._follow(cache)
             return
         self._changed |= self._changes.found()
-        if not self.likeness.trains:
+        saved = cache.new_nbytes > self._new_before
+        if not (self.likeness.trains and (saved if self._profiler is None else self._profiler.ran)):
             return
         self._num_steps += 1
         self._rounds.end(cache)
@@ -300,6 +303,7 @@ class AutoPolicy:
             memory_budget=budget,
         )
         self._foresee(self.plan, rates, profiler.other_s(), cache)
+        self._warn_of_plan(self.plan, profiler.saw_backward)
 
     def _foresee(self, plan: Plan, rates: dict[Tier, TierRate], other_s: float, cache: Any) -> None:
         """Bounds what is in flight by the plan's working set, and simulates a step of it."""
@@ -364,26 +368,40 @@ class AutoPolicy:
         self._wrapped.append((block, name, own))
 
     def _warn_of_blindness(self) -> None:
-        warnings.warn(
-            f"activation offload: none of what the model saved was saved by its {len(self._blocks)}"
+        self._warn(
+            f"none of what the model saved was saved by its {len(self._blocks)}"
             f" blocks, {next(iter(self._blocks))} for one, so policy='auto' has nothing to plan "
             "with and moves everything. If the model is compiled as a whole, compile its blocks "
             "one by one instead; if it checkpoints functions that call them, hand the blocks "
-            "themselves to checkpoint(block, x).",
-            RuntimeWarning,
-            stacklevel=4,
+            "themselves to checkpoint(block, x)."
         )
 
     def _warn_of_changes(self) -> None:
         name, kind = next(iter(self._changed.items()))
-        warnings.warn(
-            f"activation offload: {len(self._changed)} of {len(self._blocks)} blocks are not "
+        self._warn(
+            f"{len(self._changed)} of {len(self._blocks)} blocks are not "
             f"recomputed, {name} for one: a {kind} that it is called with, or a buffer of it, "
             "changes during the step, and running the block again would see, or make, another "
-            "change. A model that caches keys and values does not with use_cache=False.",
-            RuntimeWarning,
-            stacklevel=4,
+            "change. A model that caches keys and values does not with use_cache=False."
         )
+
+    def _warn_of_plan(self, plan: Plan, saw_backward: bool) -> None:
+        if plan.keep_bytes and not saw_backward:
+            self._warn(
+                "no backward was measured, so that policy='auto' takes it for free: it belongs in "
+                "the same `with` block as the forward."
+            )
+        if not plan.fits:
+            assert self.forecast is not None
+            self._warn(
+                f"no plan keeps within memory_budget={self._budget:.0f} what is held for backward: "
+                f"{self.forecast.peak_bytes:.0f} bytes are expected. explain() tells more; a "
+                "smaller batch holds less."
+            )
+
+    @staticmethod
+    def _warn(text: str) -> None:
+        warnings.warn(f"activation offload: {text}", RuntimeWarning, stacklevel=6)
 
 
 def _treated(trial: Mapping[str, Action], scope: str) -> Action | None:

@@ -161,6 +161,16 @@ class BlockProfiler:
         self._counted.clear()
 
     @property
+    def ran(self) -> bool:
+        """Whether a block has run in the step under way."""
+        return len(self._notes) > 1
+
+    @property
+    def saw_backward(self) -> bool:
+        """Whether the backward of a block has begun in any step."""
+        return any(kind == "backward" for _, seconds, _ in self._steps for kind, _ in seconds)
+
+    @property
     def num_steps(self) -> int:
         """Steps measured so far."""
         return len(self._steps)

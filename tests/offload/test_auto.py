@@ -2,6 +2,7 @@
 
 import contextlib
 import types
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -304,6 +305,43 @@ def test_blocks_that_change_their_arguments_are_not_recomputed(
             assert_same(got, expected)
     assert offload.plan is not None and Action.RECOMPUTE not in offload.plan.actions
     offload.close()
+
+
+def chain():
+    return nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)]), torch.randn(256, 64)
+
+
+def test_steps_in_which_no_block_runs_are_not_measured(tmp_path):
+    """Lightning tells of each batch, also of one that a `training_step` passes over."""
+    model, x = chain()
+    offload = ActivationOffload(model, tmp_path, policy="auto", min_bytes=0)
+    for i in range(16):
+        with offload:
+            offload.expect_forward(x)
+            if i % 2:
+                model(x).sum().backward()
+    assert "8 are done" in offload.explain()
+    offload.close()
+
+
+@pytest.mark.parametrize(
+    ("budget", "inside", "said"),
+    [(1, True, "no plan keeps within memory_budget=1 "), (None, False, "no backward was measured")],
+)
+def test_a_plan_that_cannot_be_right_is_said(tmp_path, budget, inside, said):
+    model, x = chain()
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=budget, min_bytes=0)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(18):
+            with offload:
+                loss = model(x).sum()
+                if inside:
+                    loss.backward()
+            if not inside:
+                loss.backward()
+    offload.close()
+    assert [w.filename for w in warned if said in str(w.message)] == [__file__] and len(warned) == 1
 
 
 class Reading(nn.Module):
