@@ -196,10 +196,16 @@ class TensorCache:
             self._kept.excluded.append(nbytes)
             return Alive(tensor.detach(), version)
         scope = self._scopes.current
-        wanted = is_plain(tensor) and self._wants(tensor, nbytes, scope)
+        wanted = is_plain(tensor) and self._wanted(tensor, nbytes, scope)
         if not wanted:
             return self._keep(tensor, storage, version, nbytes, scope)
         return self._move(tensor, storage, nbytes, scope, wanted)
+
+    def _wanted(self, tensor: torch.Tensor, nbytes: int, scope: str) -> bool | Tier:
+        """Whether a tensor is to be stored; not what is saved for a backward that comes at once."""
+        if in_backward() and self._scopes.run_again:
+            return False
+        return self._wants(tensor, nbytes, scope)
 
     def _admit_alone(
         self, tensor: torch.Tensor, storage: torch.UntypedStorage, version: int, nbytes: int
@@ -210,7 +216,7 @@ class TensorCache:
         """
         own, scope = tensor.numel() * tensor.element_size(), self._scopes.current
         if own >= self._wants.min_bytes and is_plain(tensor) and 0 not in tensor.stride():
-            wanted = self._wants(tensor, own, scope)
+            wanted = self._wanted(tensor, own, scope)
             if wanted:
                 alone = tensor.detach().clone()
                 handle = self._move(alone, alone.untyped_storage(), own, scope, wanted)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.jit._script import RecursiveScriptModule
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.module_hook import ModuleHook
@@ -21,6 +21,8 @@ from dataeff.offload.module_hook import ModuleHook
 _CALL = torch.nn.Module._wrapped_call_impl.__code__
 # What saves the inputs of a checkpoint, before it calls the module that it is given.
 _CHECKPOINT = inspect.unwrap(checkpoint).__code__
+# What runs it again if it is reentrant, and then the backward of that.
+_AGAIN = CheckpointFunction.backward.__code__
 
 
 class Scopes:
@@ -119,6 +121,14 @@ class Scopes:
                     return name
             frame = frame.f_back
         return ""
+
+    @property
+    def run_again(self) -> bool:
+        """Whether a reentrant checkpoint runs on this thread again what it went back to."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not _AGAIN:
+            frame = frame.f_back
+        return frame is not None
 
     def _name(self, module: Any) -> str | None:
         known = self._names.get(id(module))

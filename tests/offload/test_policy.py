@@ -204,8 +204,8 @@ def test_scope_is_the_innermost_module_that_runs(tmp_path, where):
         run()
     inner = ["outer.inner.0", "outer.inner.1"]
     if where == "a checkpoint":
-        # What a checkpoint runs again is named too.
-        assert seen == ["", "", *inner]
+        # What it runs again is not asked about, as backward wants it at once; but it is named.
+        assert seen == ["", ""] and offload.report().modules.keys() >= {*inner}
     else:
         assert seen == ["outer", *inner, "outer", "outer", "outer", "", ""]
     offload.close()
