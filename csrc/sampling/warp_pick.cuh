@@ -224,13 +224,14 @@ class WeighingWarpPicks : public WarpPicks {
       });
       return true;
     });
+    __syncwarp();  // choices go to where other lanes have their keys, and a ballot orders no writes
     if (size < k) return {INFINITY, k};
     int64_t num_below = 0;
     for (int64_t first = 0; first < k; first += kNumLanes) {
       const int64_t s = first + lane();
       num_below += __popc(ballot(s < k && __longlong_as_double(kept[s]) < worst));
     }
-    __syncwarp();  // choices go to where other lanes had their keys
+    __syncwarp();  // and had them when they were read
     return {worst, k - num_below};
   }
 
