@@ -236,7 +236,11 @@ class HostEmbedding(torch.nn.Embedding):
         return self
 
     def share_memory(self) -> Self:
-        """Moves the rows into memory that other processes map; what sends it does so by itself."""
+        """Moves the rows into memory that other processes map; what sends the module does so, too.
+
+        The memory is not torch's: `weight.is_shared()` is False, and what sends rows without their
+        module (a state dict, by a queue) has torch move them out of it. Send `weight.clone()`.
+        """
         share_(self.weight)
         return self
 

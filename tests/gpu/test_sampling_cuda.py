@@ -51,6 +51,15 @@ def test_a_hub(fanout, weighted, replace):
     assert torch.equal(host.edge_index, device.edge_index.cpu())
 
 
+def test_a_graph_that_another_process_maps_is_read_where_it_is_then():
+    graph = CSCGraph(torch.randint(3000, (2, 30_000)), num_nodes=3000)
+    sampler, seeds = NeighborSampler(graph, [5, 5]), torch.arange(64, device="cuda")
+    before, at = sampler.sample(seeds), graph.row.data_ptr()
+    graph.row.set_(graph.row.clone())  # as torch moves what it shares
+    assert graph.row.data_ptr() != at
+    assert torch.equal(sampler.sample(seeds).n_id, before.n_id)
+
+
 def test_a_wrong_seed_is_raised_and_the_context_lives():
     sampler = NeighborSampler(CSCGraph(torch.randint(10, (2, 50)), num_nodes=10), [3])
     with pytest.raises(IndexError, match="seed 10"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +110,15 @@ def test_several_node_types(data, fanouts, disjoint, timed, last, seed):
         list(seeds.values()), list(times.values()) if times else [None, None], seed
     )
     same(host, sampler._read_lists(*lists))
+
+
+def test_memory_is_registered_anew_for_a_sample_in_case_torch_has_moved_it():
+    sampler = NeighborSampler(CSCGraph(torch.randint(9, (2, 40)), num_nodes=9), [2])
+    asked: list[torch.device] = []
+    memory: Any = SimpleNamespace(register=asked.append)
+    sampler.on_device(CPU)._registered = [memory]
+    sampler._sample_on_device(torch.arange(3), None, 0)
+    assert asked == [CPU]
 
 
 def test_a_seed_that_is_no_node_is_named():
