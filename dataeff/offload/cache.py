@@ -218,7 +218,10 @@ class TensorCache:
         if own >= self._wants.min_bytes and is_plain(tensor) and 0 not in tensor.stride():
             wanted = self._wanted(tensor, own, scope)
             if wanted:
-                alone = tensor.detach().clone()
+                try:
+                    alone = tensor.detach().clone()
+                except torch.OutOfMemoryError:  # to keep it takes no memory
+                    return self._keep(tensor, storage, version, nbytes, scope)
                 handle = self._move(alone, alone.untyped_storage(), own, scope, wanted)
                 handle.probe = VersionProbe(tensor)
                 handle.view = Spread.of(tensor, View.of(alone))

@@ -274,7 +274,16 @@ def test_recurrent_networks(tmp_path, gradients, assert_same, kind, checksum):
     offload.close()
 
 
-def test_parts_with_a_version_each_that_are_changed_in_turn(offload):
+@pytest.mark.parametrize("full", [False, True])
+def test_parts_with_a_version_each_that_are_changed_in_turn(offload, monkeypatch, full):
+    """Each is moved as a clone, or stays where the device has no memory for that."""
+
+    def fails(tensor):
+        raise torch.OutOfMemoryError
+
+    if full:
+        monkeypatch.setattr(torch.Tensor, "clone", fails)
+
     def run(context):
         x = torch.linspace(-1, 1, 128 * 128).view(128, 128).requires_grad_()
         with context:
@@ -286,6 +295,7 @@ def test_parts_with_a_version_each_that_are_changed_in_turn(offload):
         return x.grad
 
     assert torch.equal(run(offload), run(warnings.catch_warnings()))
+    assert (offload.report().bytes_written == 0) == full
 
 
 @pytest.mark.parametrize("step", [1, 3])
