@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from multiprocessing.reduction import ForkingPickler
@@ -98,13 +99,13 @@ def entered_from_host(account: Account, index: Tensor, rows: Tensor) -> None:
     account.gathered(index.numel(), _HOST, _HOST if rows.is_cpu else Tier.DEVICE, rows.nbytes)
 
 
-def check_source(x: Tensor) -> None:
+def check_source(x: object) -> None:
     """TypeError or ValueError, with what helps, unless a table can be made of `x`."""
     if not isinstance(x, Tensor):
-        raise TypeError(
-            f"a table is made of a torch.Tensor, got {type(x).__name__}: pass torch.as_tensor(x), "
-            "which takes an array's memory as it is"
-        )
+        remedy = "pass torch.as_tensor(x), which takes an array's memory as it is"
+        if isinstance(x, (str, os.PathLike)):
+            remedy = "FeatureTable.open(path) reads rows of a file"
+        raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}: {remedy}")
     if x.device.type != "cpu":
         raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")
     if x.is_nested:
