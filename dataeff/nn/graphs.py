@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,16 @@ FROM_SPARSE_TENSOR = (
 )
 _KEPT = 8  # of edges that are still there: graphs of others are let go with them
 
-_graphs: OrderedDict[tuple[Any, ...], tuple[tuple[weakref.ref[Tensor], ...], Graph]] = OrderedDict()
+
+class _Known(NamedTuple):
+    """A graph, what it was made of, and copies of that where writes to it are not counted."""
+
+    graph: Graph
+    made_of: list[weakref.ref[Tensor]]
+    copies: list[Tensor]
+
+
+_graphs: OrderedDict[tuple[Any, ...], _Known] = OrderedDict()
 
 
 def graph_for(
@@ -78,6 +87,7 @@ def typed_graph_for(
     """The graph of edges by type, with relations numbered as in `edge_types`.
 
     Raises:
+        TypeError: edges that are no tensor.
         KeyError: an edge type that is not in `edge_types`.
         ValueError: a given graph has other types, or features do not fit.
         IndexError: a node number out of range.
@@ -104,23 +114,19 @@ def typed_graph_for(
     unknown = [key for key in edges if key not in edge_types]
     if unknown:
         raise KeyError(f"edge types {unknown} are not in the metadata, {list(edge_types)}")
+    for key, value in edges.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"edges of {key} must be a tensor, got {type(value).__name__}; {FROM_SPARSE_TENSOR}"
+            )
     counts = {t: int(x_dict[t].shape[0]) if t in x_dict else 0 for t in node_types}
 
     def build() -> Graph:
-        indices = {key: _edge_index(key, value) for key, value in edges.items()}
+        indices = {key: _indices(value) for key, value in edges.items()}
         device = next((x.device for x in x_dict.values()), None) if not indices else None
         return Graph.from_typed(indices, counts, edge_types=edge_types, device=device)
 
     return _remembered(tuple(edges.values()), (*edges, *counts.items(), *edge_types), build)
-
-
-def _edge_index(key: EdgeType, edges: Tensor) -> Tensor:
-    """Indices [2, num_edges] of the edges of a type."""
-    if not isinstance(edges, Tensor):
-        raise TypeError(
-            f"edges of {key} must be a tensor, got {type(edges).__name__}; {FROM_SPARSE_TENSOR}"
-        )
-    return _indices(edges)
 
 
 def _indices(edges: Tensor) -> Tensor:
@@ -139,23 +145,34 @@ def _indices(edges: Tensor) -> Tensor:
 def _remembered(
     tensors: tuple[Tensor, ...], sizes: tuple[Any, ...], build: Callable[[], Graph]
 ) -> Graph:
-    """The graph made of these very tensors before, if nothing has been written to them since."""
-    if any(t.is_inference() for t in tensors):  # which count no writes
-        return build()
-    key = (*((id(t), t._version) for t in tensors), *sizes)
+    """The graph made of these very tensors before, if they hold what they held.
+
+    Writes are counted, but not to tensors made in inference mode: copies of these are compared.
+    """
+    uncounted = [t for t in tensors if t.is_inference()]
+    key = (*((id(t), -1 if t.is_inference() else t._version) for t in tensors), *sizes)
     found = _graphs.get(key)
-    if found is not None and all(r() is t for r, t in zip(found[0], tensors, strict=True)):
+    if (
+        found is not None
+        and all(r() is t for r, t in zip(found.made_of, tensors, strict=True))
+        and all(map(_equal, uncounted, found.copies))
+    ):
         _graphs.move_to_end(key)
-        return found[1]
+        return found.graph
     graph = build()
 
     def forget(_: object) -> None:  # ids that are gone make no graph again
         _graphs.pop(key, None)
 
-    _graphs[key] = (tuple(weakref.ref(t, forget) for t in tensors), graph)
+    made_of = [weakref.ref(t, forget) for t in tensors]
+    _graphs[key] = _Known(graph, made_of, [t.clone() for t in uncounted])
     while len(_graphs) > _KEPT:
         _graphs.popitem(last=False)
     return graph
+
+
+def _equal(edges: Tensor, others: Tensor) -> bool:
+    return torch.equal(_indices(edges), _indices(others))
 
 
 def _checked(

@@ -238,6 +238,8 @@ def test_refusals():
         conv({**x, "editor": x["paper"]}, edges)
     with pytest.raises(TypeError, match="edge_index_dict is a dictionary by type, got a tensor"):
         conv(x, edges["author", "writes", "paper"])
+    with pytest.raises(TypeError, match=r"edges of .* must be a tensor, got list"):
+        conv(x, {("author", "writes", "paper"): [[0], [1]]})
     wrong = {("author", "writes", "paper"): torch.tensor([[0], [9]])}
     with pytest.raises(IndexError, match=r"destination 9 .* 3 'paper' nodes"):
         conv(x, wrong)

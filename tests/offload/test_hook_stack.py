@@ -89,6 +89,7 @@ def test_a_scripted_model(tmp_path, gradients, assert_same):
         ActivationOffload(net, tmp_path, policy="auto")
 
 
+@pytest.mark.filterwarnings("ignore:activation offload. the model runs on another thread")
 @pytest.mark.parametrize("instead", ["another thread", "other hooks"])
 def test_what_saves_past_the_hooks_of_a_block_is_told(tmp_path, instead):
     net, x = make_net(), torch.randn(64, 96)
