@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -13,8 +12,8 @@ import torch
 
 from dataeff.ledger import Tier
 from dataeff.offload.exclude import Exclusions
+from dataeff.offload.followed import Followed
 from dataeff.offload.likeness import Likeness
-from dataeff.offload.moments import HostMoment, Moment, span_of
 from dataeff.offload.passes import Budgets, in_backward
 from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate, plan
 from dataeff.offload.policy import SavedTensorInfo
@@ -29,7 +28,6 @@ from dataeff.offload.tiers import Tiers
 _WARM_UP_STEPS = 2
 _STEPS_OF_A_KIND = 5  # of which the median counts: two that were disturbed do no harm
 _IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
-_ALIKE = 0.01  # of a peak, by which another may differ and need not be told
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
 
 
@@ -65,11 +63,6 @@ class AutoPolicy:
         self._before: dict[str, ModuleBytes] = {}
         self._num_steps = 0
         self._new_before = 0  # what was saved when the step under way began
-        self._begin: Moment = HostMoment()
-        self._step_s: list[float] = []
-        self._under_way: list[tuple[Moment, Moment]] = []  # steps that a device is in the midst of
-        self._exposed_s = self._exposed_before_s = self._exposed_begin_s = 0.0
-        self._peak = self._num_others = 0
         self._changes = Changes()
         self._changed: dict[str, str] = {}  # blocks that cannot be run again, and what changes
         self.likeness = Likeness()
@@ -85,24 +78,14 @@ class AutoPolicy:
         self.again_bytes = 0  # what backward saves, outside of the blocks
         self.plan: Plan | None = None
         self.forecast: Forecast | None = None
+        self._followed: Followed | None = None  # since there is a plan
 
     def measured(self) -> Forecast | None:
         """What the steps since showed, in the terms of the forecast; None before one.
 
         Of those that are like the steps that the plan was made from.
         """
-        step_s = self.measured_step_s
-        if step_s is None:
-            return None
-        # Of what was held where the model is: what the budget is for.
-        exposed_s, peak = self._exposed_s / len(self._step_s), float(self._peak)
-        return Forecast(step_s, exposed_s, peak, peak, peak)
-
-    @property
-    def measured_step_s(self) -> float | None:
-        """Median seconds of the steps since the plan was made, of a device by its own clock."""
-        self._settle_steps()
-        return statistics.median(self._step_s) if self._step_s else None
+        return None if self._followed is None else self._followed.measured()
 
     def __call__(self, info: SavedTensorInfo) -> bool | Tier:
         """Where a tensor goes."""
@@ -146,14 +129,13 @@ class AutoPolicy:
         self.likeness.begin()
         self._rounds.begin(cache)
         self._new_before = cache.new_nbytes
-        cache.held.recent_peak = 0
-        self._exposed_begin_s = cache.exposed_wait_s()
-        self._begin = self._tiers.moment(self._device())
+        if self._followed is not None:
+            self._followed.begin(cache, self._tiers.moment(self._device()))
 
     def end_step(self, cache: Any) -> None:
         """A `with` block ends, with its backward."""
-        if self.plan is not None:
-            self._follow(cache)
+        if self._followed is not None:
+            self._followed.end(cache, self._tiers.moment(self._device()), self.likeness)
             return
         self._changed |= self._changes.found()
         saved = cache.new_nbytes > self._new_before
@@ -170,29 +152,6 @@ class AutoPolicy:
                 self._profiler.remove()
                 self._trial = None
                 self._make_plan(self._profiler, cache)
-                self._exposed_before_s = cache.exposed_wait_s()
-
-    def _follow(self, cache: Any) -> None:
-        """Notes what a step under the plan took, if it is one like those the plan was made from."""
-        exposed_s = cache.exposed_wait_s()
-        if not self.likeness.usual:
-            self._num_others += self.likeness.trains
-            self._exposed_before_s += exposed_s - self._exposed_begin_s
-            return
-        self._under_way.append((self._begin, self._tiers.moment(self._device())))
-        self._settle_steps()
-        # Of all such steps together: a device comes to the waits of one after the host has left it.
-        self._exposed_s = exposed_s - self._exposed_before_s
-        self._peak = max(self._peak, cache.held.recent_peak)
-
-    def _settle_steps(self) -> None:
-        """Enters the steps that the device has come to the end of: the host runs ahead of it."""
-        while self._under_way:
-            span = span_of(*self._under_way[0])
-            if span is None:
-                return
-            self._step_s.append((span[1] - span[0]) / 1e9)
-            del self._under_way[0]
 
     def _begin_trials(self, cache: Any) -> None:
         self._saved = {
@@ -262,7 +221,7 @@ class AutoPolicy:
                 f"No plan yet: {_WARM_UP_STEPS} steps warm up, "
                 f"{_STEPS_OF_A_KIND} of each kind are measured, {self._num_steps} are done."
             )
-        assert self.forecast is not None
+        assert self.forecast is not None and self._followed is not None
         lines = [str(self.plan)]
         if self.other_bytes:
             lines.append(f"outside these modules: {self.other_bytes / 2**20:.1f} MiB are kept")
@@ -270,19 +229,7 @@ class AutoPolicy:
             lines.append(f"saved by backward itself: {self.again_bytes / 2**20:.1f} MiB are kept")
         if self._num_rounds > 1:
             lines.append(f"so much in each of {self._num_rounds} rounds of a step")
-        forecast = self.forecast
-        lines.append(f"predicted: peak {_peak_of(forecast)}, step {1e3 * forecast.step_s:.1f} ms")
-        step_s = self.measured_step_s
-        if step_s is not None:
-            lines.append(
-                f"measured since: peak {self._peak / 2**20:.1f} MiB "
-                f"({_percent(self._peak, forecast.seen_bytes)}), "
-                f"step {1e3 * step_s:.1f} ms ({_percent(step_s, forecast.step_s)}; "
-                f"median of {len(self._step_s)})"
-            )
-        if self._num_others:
-            lines.append(f"not counted: {self._num_others} steps with inputs of other sizes")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._followed.explain(self.forecast)])
 
     def _make_plan(self, profiler: BlockProfiler, cache: Any) -> None:
         profiles = profiler.profiles(self._saved)
@@ -302,6 +249,7 @@ class AutoPolicy:
             disk=rates.get(Tier.DISK),
             memory_budget=budget,
         )
+        self._followed = Followed(cache.exposed_wait_s())
         self._foresee(self.plan, rates, profiler.other_s(), cache)
         self._warn_of_plan(self.plan, profiler.saw_backward)
 
@@ -415,18 +363,3 @@ def _block_of(scope: str, blocks: Container[str]) -> str | None:
     while scope not in blocks and scope:
         scope = scope.rpartition(".")[0]
     return scope if scope in blocks else None
-
-
-def _peak_of(forecast: Forecast) -> str:
-    notes = []
-    if forecast.prompt_bytes < (1 - _ALIKE) * forecast.seen_bytes:
-        prompt_bytes = forecast.peak_bytes - forecast.seen_bytes + forecast.prompt_bytes
-        notes.append(f"at most, {prompt_bytes / 2**20:.1f} if no store is late")
-    if forecast.seen_bytes < (1 - _ALIKE) * forecast.peak_bytes:
-        counted = f"{forecast.seen_bytes / 2**20:.1f} MiB"
-        notes.append(f"{counted} are counted: no hook sees what recomputing holds")
-    return f"{forecast.peak_bytes / 2**20:.1f} MiB" + (f" ({'; '.join(notes)})" if notes else "")
-
-
-def _percent(measured: float, predicted: float) -> str:
-    return f"{100 * (measured / predicted - 1):+.0f} %" if predicted else "nothing predicted"
