@@ -56,6 +56,30 @@ def _patch_lang_tensor_for_numpy(tensor: Any, scope: Any) -> None:
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+class _PatchedLanguage:
+    """Patches the language for the interpreter once, and leaves it so.
+
+    Triton does so at each launch and at each call of a device function, for milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[tuple[int, ...]] = set()
+
+    def __call__(self, fn: Any) -> _PatchedLanguage:
+        """What `_patch_lang` does for a kernel or device function that uses these modules."""
+        modules = tuple(id(v) for v in fn.__globals__.values() if v is tl or v is tl.core)
+        if modules not in self._known:
+            _patch_lang(fn)
+            self._known.add(modules)
+        return self
+
+    def restore(self) -> None:
+        """Nothing: `interpreted` puts back what was before."""
+
+
+_patch_lang = triton_interpreter._patch_lang
+
+
 def _restore(place: Any, before: dict[str, Any]) -> None:
     for name, value in list(vars(place).items()):
         if name in before:
@@ -82,6 +106,7 @@ def interpreted(*modules: types.ModuleType) -> Iterator[None]:
                     setattr(module, name, InterpretedFunction(value.fn))
         InterpreterBuilder.create_dot = _dot_of_values
         triton_interpreter._patch_lang_tensor = _patch_lang_tensor_for_numpy
+        triton_interpreter._patch_lang = _PatchedLanguage()
         with np.errstate(all="ignore"):  # a GPU does not warn of inf and nan either
             yield
     finally:
