@@ -56,6 +56,9 @@ def _patch_lang_tensor_for_numpy(tensor: Any, scope: Any) -> None:
     scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
 
+_patch_lang = triton_interpreter._patch_lang
+
+
 class _PatchedLanguage:
     """Patches the language for the interpreter once, and leaves it so.
 
@@ -75,9 +78,6 @@ class _PatchedLanguage:
 
     def restore(self) -> None:
         """Nothing: `interpreted` puts back what was before."""
-
-
-_patch_lang = triton_interpreter._patch_lang
 
 
 def _restore(place: Any, before: dict[str, Any]) -> None:

@@ -149,8 +149,9 @@ def _remembered(
 
     Writes are counted, but not to tensors made in inference mode: copies of these are compared.
     """
-    uncounted = [t for t in tensors if t.is_inference()]
-    key = (*((id(t), -1 if t.is_inference() else t._version) for t in tensors), *sizes)
+    versions = [-1 if t.is_inference() else t._version for t in tensors]
+    uncounted = [t for t, version in zip(tensors, versions, strict=True) if version < 0]
+    key = (*map(id, tensors), *versions, *sizes)
     found = _graphs.get(key)
     if (
         found is not None
