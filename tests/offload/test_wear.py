@@ -107,6 +107,7 @@ def test_beyond_its_endurance_tensors_stay_in_memory(
 
     with pytest.warns(RuntimeWarning, match="beyond that, tensors stay in memory"):
         assert_same(gradients(model, step), expected)
+    offload._cache.drain()  # a write that backward overtook counts when it ends
     report = offload.report()
     assert 0.5e6 < report.bytes_written + report.bytes_cancelled <= 1e6
     assert report.bytes_capped > 0 and report.bytes_failed == 0
