@@ -57,7 +57,8 @@ def test_the_last_stay_and_are_not_written(net, offload, gradients, assert_same)
         report.bytes_deduplicated + report.bytes_kept + report.bytes_written
     )
     assert report.saved_bytes == 0 and offload._cache.held.last_nbytes == 0
-    assert report.peak_saved_bytes <= 5 * STORAGE + 8 * 8192
+    # What may be in flight, where the disk is slow, and what stays beside it.
+    assert report.peak_saved_bytes <= (4 + 2) * STORAGE + 8 * 8192
 
 
 def test_what_stays_outlives_a_backward_that_keeps_its_graph(net, offload, gradients, assert_same):
