@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +20,7 @@ from dataeff.offload.profile import BlockProfiler, find_blocks, inside, trials
 from dataeff.offload.recompute import Changes, checkpoint
 from dataeff.offload.report import ModuleBytes
 from dataeff.offload.rounds import Rounds
+from dataeff.offload.samples import Samples
 from dataeff.offload.scopes import is_compiled
 from dataeff.offload.simulate import Forecast, simulate
 from dataeff.offload.tiers import Tiers
@@ -60,7 +60,6 @@ class AutoPolicy:
         self._exclusions, self._given = exclusions, budgets
         self._blocks = find_blocks(model)
         self._profiler: BlockProfiler | None = None
-        self._before: dict[str, ModuleBytes] = {}
         self._num_steps = 0
         self._new_before = 0  # what was saved when the step under way began
         self._changes = Changes()
@@ -71,9 +70,11 @@ class AutoPolicy:
         self._wrapped: list[tuple[torch.nn.Module, str, Any]] = []
         self._trials: list[dict[str, Action]] = []
         self._trial: dict[str, Action] | None = None
+        self._samples = Samples()
         self._saved: dict[str, ModuleBytes] = {}
         self._blind = False  # whether nothing is seen of the blocks
-        self._parts = defaultdict[str, list[int]](list)  # storages of each block that may move
+        self._largest = 0  # load of one call that the plan was made for
+        self._said_larger = False
         self.other_bytes = 0
         self.again_bytes = 0  # what backward saves, outside of the blocks
         self.plan: Plan | None = None
@@ -91,13 +92,21 @@ class AutoPolicy:
         """Where a tensor goes."""
         if self.plan is not None:
             action = self.plan.action_of(info.scope)
-            return {Action.HOST: Tier.HOST, Action.DISK: Tier.DISK}.get(action, False)
-        if self._trial is not None:
-            return _treated(self._trial, info.scope) is Action.DISK
-        name = _block_of(info.scope, self._blocks)
-        if name is not None and self._num_steps == _WARM_UP_STEPS - 1 and not in_backward():
-            self._parts[name].append(info.storage_nbytes)
-        return True
+            tier = {Action.HOST: Tier.HOST, Action.DISK: Tier.DISK}.get(action)
+            return tier or (self._too_large and _block_of(info.scope, self._blocks) is not None)
+        if self._samples.taking and not in_backward():
+            name = _block_of(info.scope, self._blocks)
+            if name is not None:
+                self._samples.note(name, info.storage_nbytes)
+        return self._trial is None or _treated(self._trial, info.scope) is Action.DISK
+
+    @property
+    def _too_large(self) -> bool:
+        """Whether a call was so large that what the plan keeps would exceed the budget."""
+        if self._budget is None or self.forecast is None or self.plan is None or not self.plan.fits:
+            return False
+        share = self.likeness.largest / max(self._largest, 1)
+        return share > 1 and share * self.forecast.peak_bytes > self._budget
 
     def called(self, args: Any, kwargs: Any, cache: Any) -> None:
         """The model is called."""
@@ -110,15 +119,15 @@ class AutoPolicy:
         self.leave()  # what an interrupt in the middle of a beginning left on
         self._changes.forget()
         cache.poll()
-        modules = cache.account.by_module
-        if self._num_steps == _WARM_UP_STEPS - 1:
-            self._before = {name: replace(bytes_) for name, bytes_ in modules.items()}
-            self._parts.clear()  # of a step that failed
-        elif self._num_steps == _WARM_UP_STEPS and self._profiler is None and not self._blind:
+        if self._num_steps == _WARM_UP_STEPS and self._profiler is None and not self._blind:
             self._begin_trials(cache)
         if self._profiler is not None and self.plan is None:
             self._trial = self._trials[self._profiler.num_steps]
             self._profiler.begin()
+        moves_all = self._trial is not None and set(self._trial.values()) == {Action.DISK}
+        self._samples.begin(
+            cache.account.by_module, moves_all or self._num_steps == _WARM_UP_STEPS - 1
+        )
         if self._num_steps < _WARM_UP_STEPS and self._budget is not None:
             for name, block in self._blocks.items():
                 if not is_compiled(block):  # which would be compiled anew
@@ -136,6 +145,9 @@ class AutoPolicy:
         """A `with` block ends, with its backward."""
         if self._followed is not None:
             self._followed.end(cache, self._tiers.moment(self._device()), self.likeness)
+            if self._too_large and not self._said_larger:
+                self._said_larger = True
+                self._warn_of_size(cache.held.recent_peak)
             return
         self._changed |= self._changes.found()
         saved = cache.new_nbytes > self._new_before
@@ -144,6 +156,7 @@ class AutoPolicy:
         self._num_steps += 1
         self._rounds.end(cache)
         self._num_rounds, self.again_bytes = self._rounds.num, self._rounds.again_nbytes
+        self._samples.end(cache.account.by_module, self._num_rounds, self.likeness)
         if self._profiler is not None:
             assert self._trial is not None
             self._profiler.end(self._trial, self._num_rounds)
@@ -154,16 +167,7 @@ class AutoPolicy:
                 self._make_plan(self._profiler, cache)
 
     def _begin_trials(self, cache: Any) -> None:
-        self._saved = {
-            name: (account - self._before.get(name, ModuleBytes())) // self._num_rounds
-            for name, account in cache.account.by_module.items()
-        }
-        planned = sum(
-            account.bytes_saved
-            for scope, account in self._saved.items()
-            if _treated(dict.fromkeys(self._blocks, Action.KEEP), scope) is not None
-        )
-        self.other_bytes = sum(a.bytes_saved for a in self._saved.values()) - planned
+        planned = self._take(self._samples.nearest(0.0).modules)
         if self.other_bytes and not planned and not self._run_again_anyway(cache):
             self._blind = True
             self._warn_of_blindness()
@@ -183,6 +187,17 @@ class AutoPolicy:
         self._trials = trials(list(self._blocks), num_kept, again, num_steps)
         self._profiler = BlockProfiler(self._blocks, self._device(), self._exclusions)
         self._profiler.install(cache.exposed_wait_s)
+
+    def _take(self, saved: dict[str, ModuleBytes]) -> int:
+        """Plans for steps that save this; returns the bytes that the blocks do."""
+        self._saved = saved
+        of_blocks = sum(
+            account.bytes_saved
+            for scope, account in saved.items()
+            if _block_of(scope, self._blocks) is not None
+        )
+        self.other_bytes = sum(account.bytes_saved for account in saved.values()) - of_blocks
+        return of_blocks
 
     def _run_again_anyway(self, cache: Any) -> set[str]:
         """The blocks that a checkpoint of the model's own runs again in backward."""
@@ -232,11 +247,13 @@ class AutoPolicy:
         return "\n".join([*lines, *self._followed.explain(self.forecast)])
 
     def _make_plan(self, profiler: BlockProfiler, cache: Any) -> None:
+        # Inputs may differ from step to step: the bytes are those of a step of the usual load.
+        sample = self._samples.nearest(self.likeness.median)
+        self._take(sample.modules)
+        self._largest = sample.largest
         profiles = profiler.profiles(self._saved)
         for i, profile in enumerate(profiles):
-            parts = self._parts[profile.name]
-            # Of one round: they are alike.
-            profiles[i] = replace(profile, parts=tuple(parts[: len(parts) // self._num_rounds]))
+            profiles[i] = replace(profile, parts=sample.parts.get(profile.name, ()))
             if profile.name in self._changed:
                 profiles[i] = replace(profiles[i], input_bytes=None)
         budget = self._budget
@@ -291,7 +308,7 @@ class AutoPolicy:
         Within `memory_budget` the plan has room for no more than that, whatever is given.
         """
         largest = max((profile.largest_part for profile in moved), default=0)
-        working = max((*(profile.moved_bytes for profile in moved), 2 * largest))
+        working = max((profile.ahead_bytes for profile in moved), default=0)
         given = (self._given.in_flight, self._given.prefetch)
         if not working:
             return Budgets(*given)
@@ -346,6 +363,14 @@ class AutoPolicy:
                 f"{self.forecast.peak_bytes:.0f} bytes are expected. explain() tells more; a "
                 "smaller batch holds less."
             )
+
+    def _warn_of_size(self, peak_nbytes: int) -> None:
+        share = self.likeness.largest / max(self._largest, 1)
+        self._warn(
+            f"a step has inputs {share:.2g} times as large as those that the plan was made for, "
+            f"which would not keep within memory_budget={self._budget:.0f}. All that can be moved "
+            f"is moved in such steps; {peak_nbytes} bytes were held in this one. This is said once."
+        )
 
     @staticmethod
     def _warn(text: str) -> None:

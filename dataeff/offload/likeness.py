@@ -16,26 +16,32 @@ class Likeness:
 
     The load of a step is the number of elements of the tensors with which the model is called
     while gradients are on. Where the model itself is never called, every step is like the others.
+
+    Attributes:
+        load: of the step under way, so far.
+        largest: of one call, so far.
     """
 
     def __init__(self) -> None:
         self._loads: list[int] = []
-        self._load = self._num_calls = self._num_training = 0
+        self.load = self.largest = self._num_calls = self._num_training = 0
 
     def begin(self) -> None:
         """A step begins."""
-        self._load = self._num_calls = self._num_training = 0
+        self.load = self.largest = self._num_calls = self._num_training = 0
 
     def called(self, args: Any, kwargs: Any) -> None:
         """The model is called."""
         self._num_calls += 1
         if torch.is_grad_enabled():
             self._num_training += 1
-            self._load += sum(
+            load = sum(
                 leaf.numel()
                 for leaf in tree_leaves((args, kwargs))
                 if isinstance(leaf, torch.Tensor)
             )
+            self.load += load
+            self.largest = max(self.largest, load)
 
     @property
     def trains(self) -> bool:
@@ -44,10 +50,14 @@ class Likeness:
 
     def learn(self) -> None:
         """The step under way is one that the plan is made from."""
-        self._loads.append(self._load)
+        self._loads.append(self.load)
+
+    @property
+    def median(self) -> float:
+        """The median load of the steps learnt."""
+        return statistics.median(self._loads) if self._loads else 0.0
 
     @property
     def usual(self) -> bool:
         """Whether the step under way trains, with about the median load of those learnt."""
-        load = statistics.median(self._loads) if self._loads else 0
-        return self.trains and abs(self._load - load) <= _SPREAD * load
+        return self.trains and abs(self.load - self.median) <= _SPREAD * self.median

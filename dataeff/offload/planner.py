@@ -82,6 +82,11 @@ class ModuleProfile:
         """Bytes of the largest storage that is moved; of all that is, where they are not known."""
         return max(self.parts, default=self.moved_bytes)
 
+    @property
+    def ahead_bytes(self) -> int:
+        """Bytes that may be brought back ahead of backward when it is moved: two storages."""
+        return max(self.moved_bytes, 2 * self.largest_part)
+
 
 @dataclass(frozen=True)
 class TierRate:
@@ -159,8 +164,9 @@ def plan(
         sum_{i>=n} x_i / R                  <= sum_{i>n} u_i + e                  (reads in time)
         sum kept + inputs of recomputed + working set                <= memory_budget
 
-    Both families hold where module n is moved. The working set is the largest module recomputed, or
-    the largest moved, which may be on its way out (in), and of it its largest storage in use.
+    Both families hold where module n is moved. The working set is the largest moved, which may be
+    on its way out (in), and of it its largest storage in use; or a module recomputed, beside what
+    is brought back meanwhile of those moved before it.
 
     Without a budget nothing may be exposed or recomputed, and as many bytes as possible are moved.
     If no plan fits the budget, the one with the least peak is returned and `fits` is false.
@@ -181,7 +187,10 @@ def plan(
 
 
 class _Program:
-    """The variables: one 0/1 per module and action, then exposed seconds, then the working set."""
+    """The variables: one 0/1 per module and action, then exposed seconds, then the working set.
+
+    After these, for each module, what may be brought back ahead while its backward runs.
+    """
 
     def __init__(
         self,
@@ -198,7 +207,8 @@ class _Program:
         ]
         self.index = {choice: k for k, choice in enumerate(self.choices)}
         self.exposed, self.working = len(self.choices), len(self.choices) + 1
-        self.size = len(self.choices) + 2
+        self.ahead = len(self.choices) + 2
+        self.size = self.ahead + len(profiles)
         # Solvers like numbers near one: bytes count in units of the total, times alike.
         self.byte = float(sum(p.saved_bytes + p.again_bytes for p in profiles)) or 1.0
         self.second = sum(p.forward_s + p.backward_s for p in profiles) or 1.0
@@ -206,6 +216,7 @@ class _Program:
         self._choose_one()
         for tier in self.rates:
             self._hide(tier)
+        self._brought_ahead()
         self._working_set()
 
     def _row(self) -> np.ndarray:
@@ -245,18 +256,34 @@ class _Program:
         row[self.exposed] = -1.0
         self.rows.append((row, -np.inf, (limit_s + big_s) / self.second))
 
+    def _brought_ahead(self) -> None:
+        for n in range(1, len(self.profiles)):
+            row = self._row()
+            row[self.ahead + n - 1], row[self.ahead + n] = 1.0, -1.0
+            self.rows.append((row, -np.inf, 0.0))
+            for tier in self.rates:
+                row = self._row()
+                row[self.index[n - 1, tier]] = self.profiles[n - 1].ahead_bytes / self.byte
+                row[self.ahead + n] = -1.0
+                self.rows.append((row, -np.inf, 0.0))
+
     def _working_set(self) -> None:
         for k, (i, action) in enumerate(self.choices):
-            row = self._row()
             p = self.profiles[i]
-            row[k] = p.again_bytes
-            if action is Action.RECOMPUTE:
-                row[k] += p.saved_bytes
-            elif action is not Action.KEEP:
-                row[k] += p.moved_bytes + p.largest_part
-            row /= self.byte
-            row[self.working] = -1.0
-            self.rows.append((row, -np.inf, 0.0))
+            if action in self.rates:
+                self._needs(k, p.again_bytes + p.moved_bytes + p.largest_part)
+            run_again = p.again_bytes + p.saved_bytes * (action is Action.RECOMPUTE)
+            if run_again:
+                self._needs(k, run_again, self.ahead + i)
+
+    def _needs(self, choice: int, nbytes: float, beside: int | None = None) -> None:
+        """The working set is at least `nbytes`, and what the variable `beside` says, if chosen."""
+        row = self._row()
+        row[choice] = nbytes / self.byte
+        if beside is not None:
+            row[beside] = 1.0
+        row[self.working] = -1.0
+        self.rows.append((row, -np.inf, 0.0))
 
     def _memory(self) -> np.ndarray:
         row = self._row()
@@ -315,9 +342,9 @@ class _Program:
             raise ImportError("policy='auto' needs scipy: pip install 'dataeff[plan]'") from error
         rows = self.rows + more
         lower, upper = np.zeros(self.size), np.ones(self.size)
-        upper[self.exposed] = upper[self.working] = np.inf
+        upper[self.exposed :] = np.inf
         integrality = np.ones(self.size)
-        integrality[self.exposed] = integrality[self.working] = 0
+        integrality[self.exposed :] = 0
         result = milp(
             cost,
             constraints=LinearConstraint(
@@ -338,11 +365,9 @@ class _Program:
         for i, action in enumerate(actions):
             x[self.index[i, action]] = 1.0
         for row, _, upper in self.rows:
-            for variable in (self.exposed, self.working):
-                if row[variable] < 0:
-                    x[variable] = max(
-                        x[variable], (row[: self.exposed] @ x[: self.exposed]) - upper
-                    )
+            # Each row bounds one of them from below, by those that rows before it have bounded.
+            for variable in self.exposed + np.flatnonzero(row[self.exposed :] < 0):
+                x[variable] = max(x[variable], row @ x + x[variable] - upper)
         added_s = sum(p.added_s(a) for p, a in zip(self.profiles, actions, strict=True))
         keep_s = sum(p.forward_s + p.backward_s for p in self.profiles)
         return Plan(

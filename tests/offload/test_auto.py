@@ -145,6 +145,41 @@ def test_evaluation_and_batches_of_other_sizes_are_not_measured(gradients, asser
     offload.close()
 
 
+def test_a_plan_is_for_inputs_of_the_usual_size_and_moves_all_of_larger_ones(
+    gradients, assert_same, tmp_path
+):
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(6)])
+    budget = 6 * 512 * 64 * 4  # half of what they save
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=budget, min_bytes=0)
+
+    def step(num_rows):
+        x = torch.linspace(-1, 1, num_rows * 64).view(num_rows, 64)
+        expected = gradients(model, lambda: model(x).square().mean().backward())
+
+        def run():
+            with offload:
+                model(x).square().mean().backward()
+
+        before = offload.report().bytes_kept
+        assert_same(gradients(model, run), expected)
+        return offload.report().bytes_kept - before
+
+    sizes = iter((64, 64))  # the steps from which bytes could be told if all were alike
+    while offload.plan is None:
+        step(next(sizes, 512))
+    assert sum(p.saved_bytes for p in offload.plan.profiles) >= 1.8 * budget
+    assert not offload.plan.declines and offload.plan.fits
+    step(512)
+    assert offload.measured.peak_bytes <= budget
+    with pytest.warns(RuntimeWarning, match="inputs 4 times as large as those"):
+        kept = step(2048)
+    assert kept == 2048 * 64 * 4  # of the loss, which is no block's
+    assert offload._cache.held.recent_peak < 4 * budget
+    step(2048)  # nothing is said a second time
+    offload.close()
+
+
 def test_plan_with_a_hopeless_disk_recomputes(gpt_and_loss, gradients, assert_same, late_streams):
     # A host tier of one page: nothing can go there, so within the budget only recomputing is left.
     model, loss = gpt_and_loss

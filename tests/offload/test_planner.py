@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate, plan
+from dataeff.offload.simulate import simulate as play
 
 KEEP, HOST, DISK, RECOMPUTE = Action.KEEP, Action.HOST, Action.DISK, Action.RECOMPUTE
 
@@ -62,6 +63,23 @@ def test_a_module_that_is_moved_storage_by_storage_takes_less_than_two_of_it():
     assert found.fits and found.actions == (DISK,) * 4 and found.peak_bytes == 1250
 
 
+def test_what_comes_back_while_a_module_is_recomputed_counts():
+    fast = TierRate(1e6, 1e6)
+    moved = [replace(module, parts=(250,) * 4) for module in equal_modules(2)]
+    last = ModuleProfile("last", 0.01, 2.0, 1000, 10, moving_s=5.0, parts=(250,) * 4)
+    found = plan([*moved, last], disk=fast, memory_budget=2100)
+    assert found.actions == (DISK, DISK, RECOMPUTE)
+    assert found.peak_bytes == pytest.approx(10 + 1000 + 1000)
+    rates, bounds = {DISK: fast}, {"in_flight": 750, "prefetch": 1000}
+    played = play(found.profiles, found.actions, rates, **bounds)
+    assert played.peak_bytes == pytest.approx(found.peak_bytes)
+    within = plan([*moved, last], disk=fast, memory_budget=1500)
+    assert within.actions == (DISK,) * 3
+    # What comes back for modules after it has come, and gone, before.
+    first = plan([last, *moved], disk=fast, memory_budget=1500)
+    assert first.actions == (RECOMPUTE, DISK, DISK)
+
+
 def test_ends_that_fill_no_block_of_the_disk_count():
     fast = TierRate(1e6, 1e6)
     profiles = [ModuleProfile(f"m{i}", 1.0, 2.0, 1000, left_bytes=100) for i in range(4)]
@@ -103,18 +121,19 @@ def simulate(profiles, actions, rates):
             read = sum(moved[n:]) / rate.read
             exposed = max(exposed, store - sum(q.forward_s for q in profiles) - tail)
             exposed = max(exposed, read - (tail - p.backward_s))
-    peak = working = added = 0.0
+    peak = working = added = ahead = 0.0
     for p, action in zip(profiles, actions, strict=True):
         if action is KEEP:
             peak += p.saved_bytes
         elif action is RECOMPUTE:
             peak, working, added = (
                 peak + p.input_bytes,
-                max(working, p.saved_bytes),
+                max(working, p.saved_bytes + ahead),
                 added + p.forward_s,
             )
         else:
             working = max(working, 2 * p.saved_bytes)
+            ahead = max(ahead, 2 * p.saved_bytes)
     return exposed + added, peak + working
 
 
