@@ -124,7 +124,14 @@ class Scopes:
 
     @property
     def run_again(self) -> bool:
-        """Whether a reentrant checkpoint runs on this thread again what it went back to."""
+        """Whether backward, on this thread, runs again what it went back to, as a checkpoint does.
+
+        A backward that keeps no graph saves nothing by itself: a function of somebody's turned
+        gradients on in it. In one that keeps its graph, as that of gradients of gradients does,
+        torch's own reentrant checkpoint is known.
+        """
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            return True
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not _AGAIN:
             frame = frame.f_back

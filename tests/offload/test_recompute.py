@@ -40,6 +40,29 @@ def as_positional(block, x, reentrant):
     return torch_checkpoint(block, x, use_reentrant=reentrant)
 
 
+class Again(torch.autograd.Function):
+    """As libraries other than torch write a reentrant checkpoint."""
+
+    @staticmethod
+    def forward(ctx, block, x):
+        ctx.block = block
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            return block(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.block(x)
+        torch.autograd.backward(y, grad)
+        return None, x.grad
+
+
+def as_function(block, x, reentrant):
+    return Again.apply(block, x)
+
+
 def within_another(block, x, reentrant):
     def outer(x):
         return torch_checkpoint(block, x, use_reentrant=reentrant)
@@ -80,6 +103,7 @@ def freed_and_gradients(form, layer, block, offload, reentrant):
         (as_positional, True, True),
         (within_another, False, True),
         (within_another, True, True),
+        (as_function, True, True),
         (as_keyword, False, False),
         (as_tuple, False, False),
         (as_partial, False, False),
