@@ -10,31 +10,48 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dataeff.offload.saved import SavedStorage
 
 _REMEMBERED_SHAPES = 16
+_OTHER_LENGTH = 4
 
 
-@dataclass(frozen=True)
 class Past:
-    """A pass that is over: the sizes of what it saved, and their positions as backward asked."""
+    """A pass that is over.
 
-    sizes: list[int]
-    order: list[int]
+    Args:
+        sizes: of what it saved.
+        order: their positions, as backward asked for them.
+    """
 
-    def first(self, nbytes: int) -> frozenset[int]:
-        """The positions that backward asked for first, of `nbytes` together at most."""
-        found: list[int] = []
-        for position in self.order:
-            nbytes -= self.sizes[position]
-            if nbytes < 0:
-                break
-            found.append(position)
-        return frozenset(found)
+    def __init__(self, sizes: list[int], order: list[int]) -> None:
+        self.sizes = sizes
+        self._upto = list(accumulate(sizes))
+        # With each position, what backward had asked for when it had asked for that.
+        self._asked = dict(zip(order, accumulate(sizes[i] for i in order), strict=True))
+
+    def alike(self, position: int, nbytes: int) -> bool:
+        """Whether a pass that saves `nbytes` at `position` may be one like this, of other inputs.
+
+        Those of twice the length save two to four times as much.
+        """
+        if position >= len(self.sizes):
+            return False
+        before = self.sizes[position]
+        return before <= _OTHER_LENGTH * nbytes and nbytes <= _OTHER_LENGTH * before
+
+    def wanted_first(self, position: int, upto: int, nbytes: int) -> bool:
+        """Whether what is at `position` is among the `nbytes` that backward asks for first.
+
+        In a pass that has saved `upto` bytes up to there.
+        """
+        asked = self._asked.get(position)
+        # What comes behind is taken to be as much larger, or smaller, as what came before.
+        return asked is not None and asked * upto <= nbytes * self._upto[position]
 
 
 class Tape:
@@ -48,7 +65,7 @@ class Tape:
     def __init__(self, memory: Orders, past: Past | None = None) -> None:
         self._memory = memory
         self._past = past
-        self._soon: frozenset[int] | None = None
+        self._soon = 0  # bytes of those that were said to be wanted soon
         self.at_once = False  # whether backward followed, with no other pass between
         self._saved: list[weakref.ref[SavedStorage]] = []
         self._sizes: list[int] = []
@@ -81,17 +98,19 @@ class Tape:
     def soon(self, nbytes: int) -> bool:
         """Whether the newest is among the `nbytes` that backward is expected to want first.
 
-        That is so when this pass has gone like the one before it up to here.
+        That is so when this pass has gone like the one before it up to here, but for the length of
+        its inputs.
         """
         past, position = self._past, len(self._sizes) - 1
         if past is None:
             return False
-        if position >= len(past.sizes) or past.sizes[position] != self._sizes[position]:
+        newest = self._sizes[position]
+        if not past.alike(position, newest):
             self._past = None
             return False
-        if self._soon is None:
-            self._soon = past.first(nbytes)
-        return position in self._soon
+        soon = past.wanted_first(position, self.nbytes, nbytes) and self._soon + newest <= nbytes
+        self._soon += newest * soon
+        return soon
 
     @property
     def past(self) -> Past | None:

@@ -95,7 +95,7 @@ def test_nothing_stays_where_other_forwards_come_first(net, offload):
         assert bytes_of(offload, step) == (24, 0)
 
 
-def test_a_pass_that_goes_another_way_is_moved_whole(net, offload, gradients, assert_same):
+def test_what_stays_of_inputs_of_another_length(net, offload, gradients, assert_same):
     model, x = net
 
     def step(rows):
@@ -108,8 +108,27 @@ def test_a_pass_that_goes_another_way_is_moved_whole(net, offload, gradients, as
     assert bytes_of(offload, lambda: step(256)) == (8, 0)
     assert bytes_of(offload, lambda: step(256)) == (6, 2)
     half = lambda: assert_same(gradients(model, lambda: step(128)), expected)  # noqa: E731
-    assert bytes_of(offload, half) == (4, 0)
     assert bytes_of(offload, half) == (2, 2)
+    for rows in (256, 160, 192, 128):
+        _, kept = bytes_of(offload, lambda rows=rows: step(rows))
+        assert kept == 512 // rows * rows / 256  # as many of this size as fit
+    # Not of one that is shorter by more: it may be another pass.
+    assert bytes_of(offload, lambda: step(16)) == (0.5, 0)
+
+
+def test_a_pass_that_goes_another_way_is_moved_whole(net, offload):
+    model, x = net
+
+    def step(way):
+        with offload:
+            loss = way(x).square().sum()
+            offload._cache.drain()
+            loss.backward()
+
+    for _ in range(2):
+        step(model)
+    longer = nn.Sequential(nn.Linear(256, 2048), nn.Tanh(), nn.Linear(2048, 256), *model)
+    assert bytes_of(offload, lambda: step(longer))[1] == 0
 
 
 def test_without_room_nothing_stays(net, tmp_path):
@@ -128,11 +147,17 @@ def test_without_room_nothing_stays(net, tmp_path):
 
 
 def test_the_first_that_backward_asked_for_within_so_many_bytes():
-    past = Past([5, 1, 2, 4], [2, 3, 0, 1])
-    assert past.first(1) == frozenset()
-    assert past.first(6) == {2, 3}
-    assert past.first(10) == {2, 3}
-    assert past.first(12) == {0, 1, 2, 3}
+    past = Past([5, 1, 2, 4], [2, 3, 0])
+
+    def first(nbytes, factor=1):
+        upto = [factor * n for n in (5, 6, 8, 12)]
+        return {i for i in range(4) if past.wanted_first(i, upto[i], nbytes)}
+
+    assert first(1) == set()
+    assert first(6) == {2, 3} == first(10) == first(12, factor=2)
+    assert first(11) == {0, 2, 3} == first(12)
+    assert past.alike(3, 1) and past.alike(3, 16)
+    assert not past.alike(0, 1) and not past.alike(3, 17) and not past.alike(4, 4)
 
 
 def test_what_is_not_written_when_backward_begins_counts_as_brought_back(net, tmp_path):
