@@ -164,7 +164,11 @@ class Tiers:
         if streams is None:
             copy = DiskCopy(self._spills, storage, self._checksum)
         elif self._direct is not None:
-            copy = DirectCopy(storage, self._direct, streams)
+            try:
+                copy = DirectCopy(storage, self._direct, streams)
+            except torch.OutOfMemoryError as error:  # to keep it takes none
+                why = "the device has no memory for what fills no whole block"
+                raise OSError(errno.ENOMEM, why) from error
         else:
             copy = self._store_through_staging(storage, streams, exposed)
         self.disk_nbytes += nbytes
