@@ -24,7 +24,7 @@ from dataeff.offload.held import HeldBytes
 from dataeff.offload.identity import Spread, StorageTable, VersionProbe, View, revive
 from dataeff.offload.incoming import Incoming
 from dataeff.offload.kept import MOST_NOTES, Alive, Direct, Kept, KeptBooks, KeptRef
-from dataeff.offload.kinds import counts_for_itself, is_part_of_data, is_plain
+from dataeff.offload.kinds import counts_for_itself, is_parameter, is_part_of_data, is_plain
 from dataeff.offload.lifetime import Process, close_at_exit
 from dataeff.offload.outgoing import Outgoing
 from dataeff.offload.passes import Budgets, Passes, in_backward
@@ -192,7 +192,7 @@ class TensorCache:
         if known is not None and saved is not None and is_plain(tensor):
             self._kept.again.append(nbytes)
             return Handle(saved, tensor, known.shift)
-        if is_part_of_data(tensor, nbytes):
+        if is_parameter(tensor) or is_part_of_data(tensor, nbytes):
             self._kept.excluded.append(nbytes)
             return Alive(tensor.detach(), version)
         scope = self._scopes.current

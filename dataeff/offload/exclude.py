@@ -1,8 +1,8 @@
 """Storages that live anyway: parameters, buffers and the inputs that the caller passed in.
 
-Moving them would free nothing. They are known by storage, so that a transpose or a slice of a
-weight is left alone too, and looked up when a pass begins, so that parameters whose storage was
-replaced since (`model.to(...)`, sharded training) are recognised.
+Moving them would free nothing. Those of the model are known by storage, so that a transpose or a
+slice of a weight is left alone too, and looked up when a pass begins, so that parameters whose
+storage was replaced since (`model.to(...)`, sharded training) are recognised.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ class Exclusions:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._held: list[torch.Tensor] = []  # so that an id in `parameters` is nobody else's
-        self._lengths: set[int] = set()  # elements of each parameter
         # Of what has no gradient: its element types by its sizes, sorted.
         self._fixed: dict[tuple[int, ...], set[torch.dtype]] = {}
         self.own: dict[int, StorageWeakRef] = {}
@@ -75,7 +74,6 @@ class Exclusions:
             else:
                 own.update(_weak_storages([tensor]))
         self.own, self.parameters, self._held = own, parameters, held
-        self._lengths = {tensor.numel() for tensor in held}
 
     def num_trained(self) -> int:
         """How many of the parameters last looked up need a gradient now."""
@@ -96,7 +94,7 @@ class Exclusions:
         return address in self.own or address in self.inputs
 
     def is_cast(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor is a parameter or buffer in another dtype or layout.
+        """Whether the tensor is a parameter, of any module, or buffer in another dtype or layout.
 
         Autocast keeps the copies that it makes of parameters for the whole block, so that moving
         one frees nothing. Of those that have a gradient the graph tells; of frozen ones and of
@@ -106,14 +104,13 @@ class Exclusions:
         if not tensor.requires_grad:
             dtypes = self._fixed.get(_sizes(tensor))
             return dtypes is not None and tensor.dtype not in dtypes
-        if tensor.numel() not in self._lengths:  # no need to go back through the graph
-            return False
         node: Any = tensor.grad_fn
         for _ in range(4):
             if node is None:
                 return False
             if node.name().endswith("AccumulateGrad"):
-                return node.variable.untyped_storage() in self
+                leaf = node.variable
+                return isinstance(leaf, torch.nn.Parameter) or leaf.untyped_storage() in self
             if not node.name().startswith(_CASTS_AND_VIEWS):
                 return False
             node = node.next_functions[0][0]

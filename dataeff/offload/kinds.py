@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import Parameter
 
 _LEAST_PART = 8  # a view of less than this part of a storage does not say that it may go
 _plain_by_keys: dict[int, bool] = {}
@@ -17,6 +18,14 @@ def is_part_of_data(tensor: torch.Tensor, nbytes: int) -> bool:
         return False
     # Inside of an autograd function no tensor needs a gradient, but what it is a view of may.
     return tensor._is_view() and tensor._base is not None and not tensor._base.requires_grad
+
+
+def is_parameter(tensor: torch.Tensor) -> bool:
+    """Whether the tensor is a parameter or a view of one, which its module holds.
+
+    Those of the model are known by their storages. A loss may run a network beside it.
+    """
+    return type(tensor) is Parameter or (tensor._is_view() and type(tensor._base) is Parameter)
 
 
 def counts_for_itself(tensor: torch.Tensor, nbytes: int) -> bool:

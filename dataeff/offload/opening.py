@@ -17,6 +17,7 @@ from dataeff.offload.tiers import StreamsOf, Tiers
 from dataeff.offload.wear import Wear
 from dataeff.storage import FaultPlan, choose_engine, cufile_refusal
 from dataeff.storage.choice import DEFAULT
+from dataeff.storage.engine import KINDS
 from dataeff.storage.spill import FULL
 
 _LEAST = {"spill_bytes": 1, "staging_bytes": 1}  # 0 of the others
@@ -131,6 +132,8 @@ def _engine(
     streams_of: StreamsOf,
 ) -> str:
     """The kind of engine to open."""
+    if engine not in ("auto", *KINDS):
+        raise ValueError(f"engine={engine!r} is not one of auto, {', '.join(KINDS)}")
     if engine == "auto":
         # The bytes that cuFile moves can be neither summed nor disturbed.
         on_gpu = device.type == "cuda" and not checksum and faults is None

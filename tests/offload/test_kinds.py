@@ -298,6 +298,34 @@ def test_parts_with_a_version_each_that_are_changed_in_turn(offload, monkeypatch
     assert (offload.report().bytes_written == 0) == full
 
 
+@pytest.mark.parametrize("cast", [False, True])
+def test_weights_of_a_network_beside_the_model_stay(tmp_path, gradients, assert_same, cast):
+    """A loss may run one that is frozen, or another model that is trained with it."""
+    torch.manual_seed(0)
+    model, other, x = nn.Linear(96, 96), nn.Linear(96, 112), torch.randn(128, 96)
+    frozen = nn.Sequential(nn.Linear(96, 80), nn.Linear(80, 64)).requires_grad_(False)
+    shapes = set()
+    offload = ActivationOffload(
+        model,
+        tmp_path,
+        policy=lambda info: bool(shapes.add(tuple(info.shape))) or True,
+        min_bytes=0,
+    )
+
+    def step(context):
+        with context, torch.autocast("cpu", enabled=cast):
+            y = model(x).tanh()
+            loss = frozen(y).float().square().mean() + other(y).float().square().mean()
+            loss.backward()
+
+    expected = gradients(model, lambda: step(warnings.catch_warnings()))
+    assert_same(gradients(model, lambda: step(offload)), expected)
+    of_frozen = {(80, 96), (96, 80), (64, 80), (80, 64)} if not cast else set()
+    assert (128, 96) in shapes
+    assert not shapes & ({(96, 96), (112, 96), (96, 112)} | of_frozen), shapes
+    offload.close()
+
+
 @pytest.mark.parametrize("step", [1, 3])
 def test_a_part_moved_alone_comes_back_as_it_lay(offload, step):
     laid = []

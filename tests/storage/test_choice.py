@@ -57,7 +57,7 @@ def test_an_offload_runs_on_the_engine_it_is_told(tmp_path):
         name = lane.engine.name
         assert name == "io_uring" or engine == "auto"
         offload.close()
-    with pytest.raises(ValueError, match="kind='pigeon'"):
+    with pytest.raises(ValueError, match="engine='pigeon'"):
         ActivationOffload(nn.Linear(4, 4), tmp_path, engine="pigeon")
 
 
