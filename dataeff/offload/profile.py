@@ -114,7 +114,7 @@ class BlockProfiler:
         self._blocks, self._device, self._exclusions = blocks, device, exclusions
         self._notes: list[tuple[float, float, str, str]] = []
         self._steps: list[tuple[Trial, dict[tuple[str, str], float], float]] = []
-        self._input_bytes: dict[str, int] = {}
+        self._input_bytes = defaultdict[str, list[int]](list)  # of one round, step by step
         self._inputs: dict[str, int] = {}  # the same, of the step under way
         # Storages of inputs counted in it: one given to several blocks is the first's.
         self._counted: dict[int, StorageWeakRef] = {}
@@ -152,7 +152,8 @@ class BlockProfiler:
             seconds[kind, name] += max(0.0, (t1 - t0) - (e1 - e0)) / num_rounds
         (t0, e0, _, _), (t1, e1, _, _) = self._notes[0], self._notes[-1]
         self._steps.append((trial, dict(seconds), ((t1 - t0) - (e1 - e0)) / num_rounds))
-        self._input_bytes |= {name: n // num_rounds for name, n in self._inputs.items()}
+        for name, nbytes in self._inputs.items():
+            self._input_bytes[name].append(nbytes // num_rounds)
         self._forget()
 
     def _forget(self) -> None:
@@ -187,6 +188,7 @@ class BlockProfiler:
         # In the order of forward, which that of registration need not be.
         for name in dict.fromkeys([*self._input_bytes, *self._blocks]):
             forward_s, backward_s = base.get(name, (0.0, 0.0))
+            inputs = self._input_bytes.get(name)
             accounts = [account for scope, account in saved.items() if inside(scope, name)]
             saved_bytes = sum(account.bytes_saved for account in accounts)
             stored_bytes = sum(account.bytes_stored for account in accounts)
@@ -198,7 +200,7 @@ class BlockProfiler:
                     forward_s,
                     backward_s,
                     saved_bytes,
-                    None if again_bytes else self._input_bytes.get(name),
+                    None if again_bytes or not inputs else int(statistics.median(inputs)),
                     saved_bytes - stored_bytes,
                     (moving - 1) * (forward_s + backward_s),
                     times_again * forward_s if again else None,

@@ -125,4 +125,18 @@ def test_an_input_is_counted_once_and_not_where_it_is_alive_anyway():
     profiler.remove()
     nbytes = {"a": 64 * 8 * 4, "b": 4 * 8 * 4}
     # `b` gets what `a` returned, and `a` in its second call what `b` returned.
-    assert profiler._input_bytes == {"a": nbytes["a"] + 4 * 8 * 4, "b": nbytes["b"]}
+    expected = {"a": [nbytes["a"] + 4 * 8 * 4] * 2, "b": [nbytes["b"]] * 2}
+    assert profiler._input_bytes == expected
+
+
+def test_inputs_are_those_of_a_step_of_the_usual_size():
+    block, exclusions = nn.Identity(), Exclusions(nn.Identity())
+    profiler = BlockProfiler({"": block}, torch.device("cpu"), exclusions)
+    profiler.install(lambda: 0.0)
+    for num_rows in (8, 64, 48, 64, 16):
+        profiler.begin()
+        block(torch.randn(num_rows, 4))
+        profiler.end({"": Action.DISK})
+    profiler.remove()
+    (profile,) = profiler.profiles({})
+    assert profile.input_bytes == 48 * 4 * 4
