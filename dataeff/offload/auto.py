@@ -68,6 +68,7 @@ class AutoPolicy:
         self._rounds = Rounds(lambda scope: _block_of(scope, self._blocks) is not None)
         self._num_rounds = 1  # of a step that the plan is made from
         self._wrapped: list[tuple[torch.nn.Module, str, Any]] = []
+        self._again = set[str]()  # blocks that may be recomputed
         self._trials: list[dict[str, Action]] = []
         self._trial: dict[str, Action] | None = None
         self._samples = Samples()
@@ -122,6 +123,7 @@ class AutoPolicy:
         if self._num_steps == _WARM_UP_STEPS and self._profiler is None and not self._blind:
             self._begin_trials(cache)
         if self._profiler is not None and self.plan is None:
+            self._set_trials()
             self._trial = self._trials[self._profiler.num_steps]
             self._profiler.begin()
         moves_all = self._trial is not None and set(self._trial.values()) == {Action.DISK}
@@ -167,26 +169,29 @@ class AutoPolicy:
                 self._make_plan(self._profiler, cache)
 
     def _begin_trials(self, cache: Any) -> None:
-        planned = self._take(self._samples.nearest(0.0).modules)
+        planned = self._take(self._samples.largest().modules)
         if self.other_bytes and not planned and not self._run_again_anyway(cache):
             self._blind = True
             self._warn_of_blindness()
             return
         if self._changed:
             self._warn_of_changes()
-        num = len(self._blocks)
-        again = set[str]()
         if self._budget is not None:
-            again = set(self._blocks) - set(self._changed) - self._run_again_anyway(cache)
-        num_kept = num // (2 if again else 4)
+            others = set(self._changed) | self._run_again_anyway(cache)
+            self._again = set(self._blocks) - others
+        self._profiler = BlockProfiler(self._blocks, self._device(), self._exclusions)
+        self._profiler.install(cache.exposed_wait_s)
+
+    def _set_trials(self) -> None:
+        """Has as many blocks kept as fit, with inputs as large as any so far."""
+        planned, num = self._take(self._samples.largest().modules), len(self._blocks)
+        num_kept = num // (2 if self._again else 4)
         if self._budget is not None and planned:
             block = planned / num
             room = self._budget - self.other_bytes - _IN_FLIGHT_BLOCKS * block
             num_kept = max(0, min(num_kept, int(room / block)))
-        num_steps = (3 if again else 2) * _STEPS_OF_A_KIND
-        self._trials = trials(list(self._blocks), num_kept, again, num_steps)
-        self._profiler = BlockProfiler(self._blocks, self._device(), self._exclusions)
-        self._profiler.install(cache.exposed_wait_s)
+        num_steps = (3 if self._again else 2) * _STEPS_OF_A_KIND
+        self._trials = trials(list(self._blocks), num_kept, self._again, num_steps)
 
     def _take(self, saved: dict[str, ModuleBytes]) -> int:
         """Plans for steps that save this; returns the bytes that the blocks do."""

@@ -64,6 +64,10 @@ class Samples:
         }
         self._found.append(Sample(likeness.load, likeness.largest, saved, parts))
 
+    def largest(self) -> Sample:
+        """The first of those with the greatest load."""
+        return max(self._found, key=lambda sample: sample.load)
+
     def nearest(self, load: float) -> Sample:
         """The first of those whose load is nearest to `load`."""
         return min(self._found, key=lambda sample: abs(sample.load - load))
