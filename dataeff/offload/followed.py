@@ -72,9 +72,11 @@ class Followed:
         lines = [f"predicted: peak {_peak_of(foreseen)}, step {1e3 * foreseen.step_s:.1f} ms"]
         measured = self.measured()
         if measured is not None:
+            # Late stores or none, the peak is foreseen to lie between the two.
+            nearest = max(foreseen.prompt_bytes, min(measured.peak_bytes, foreseen.seen_bytes))
             lines.append(
                 f"measured since: peak {measured.peak_bytes / 2**20:.1f} MiB "
-                f"({_percent(measured.peak_bytes, foreseen.seen_bytes)}), "
+                f"({_percent(measured.peak_bytes, nearest)}), "
                 f"step {1e3 * measured.step_s:.1f} ms "
                 f"({_percent(measured.step_s, foreseen.step_s)}; median of {len(self._step_s)})"
             )

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from dataeff.offload.exclude import Exclusions
+from dataeff.offload.followed import Followed
 from dataeff.offload.planner import Action
 from dataeff.offload.profile import BlockProfiler, trials
 from dataeff.offload.report import ModuleBytes
-from dataeff.offload.simulate import simulate
+from dataeff.offload.simulate import Forecast, simulate
 
 KEEP, DISK, RECOMPUTE = Action.KEEP, Action.DISK, Action.RECOMPUTE
 NAMES = ["a", "b", "c", "d"]
@@ -140,3 +141,12 @@ def test_inputs_are_those_of_a_step_of_the_usual_size():
     profiler.remove()
     (profile,) = profiler.profiles({})
     assert profile.input_bytes == 48 * 4 * 4
+
+
+@pytest.mark.parametrize(("peak", "told"), [(90, "+0 %"), (110, "+10 %"), (60, "-25 %")])
+def test_a_peak_between_those_of_prompt_and_of_late_stores_is_as_foreseen(peak, told):
+    mib = 1 << 20
+    followed = Followed(0.0)
+    followed._step_s, followed._peak = [1.0], peak * mib
+    foreseen = Forecast(1.0, 0.0, peak_bytes=100 * mib, seen_bytes=100 * mib, prompt_bytes=80 * mib)
+    assert f"measured since: peak {peak}.0 MiB ({told})" in "".join(followed.explain(foreseen))
