@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._threads import share_torch_threads
+from dataeff._threads import loop_threads, share_torch_threads
 from dataeff.memory.scratch import new_on_host
 
 share_torch_threads()
@@ -204,7 +204,7 @@ def gather_on_host(table: Tensor, index: Tensor, out: Tensor | None = None) -> T
         index.numel(),
         index.element_size(),
         out.data_ptr(),
-        torch.get_num_threads(),
+        loop_threads(),
     )
     return out
 
@@ -228,7 +228,7 @@ def _scatter_rows_cpu(table: Tensor, index: Tensor, rows: Tensor) -> None:
         index.numel(),
         index.element_size(),
         rows.data_ptr(),
-        torch.get_num_threads(),
+        loop_threads(),
     )
 
 

@@ -6,9 +6,32 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
-import torch  # noqa: F401  (maps the libgomp looked for below)
+import torch  # which maps the libgomp looked for below
 
 from dataeff import _core
+
+
+def loop_threads() -> int:
+    """Threads that a loop of the core runs on which the calling thread begins."""
+    return _core.loop_threads_here() or torch.get_num_threads()
+
+
+def work_beside(num_loop_threads: int) -> None:
+    """Has the calling thread, one of a loader's, leave the training its threads.
+
+    Loops of the core run on so many from now on. Operators of torch run on this thread alone, as
+    in a worker process of torch's loader, unless it is a GPU that trains: for each thread that
+    calls it libgomp keeps a team, and once there are more threads in its teams than cores, none of
+    them spins any more, so that each operator of the training waits for its threads to be woken.
+    Measured on two cores, an epoch of GraphSAGE beside two such threads: 1.1 s, 1.4 s with teams
+    of theirs, in which the cores stood idle for a sixth of the time.
+    """
+    _core.set_loop_threads_here(num_loop_threads)
+    if torch.cuda.is_available():
+        return
+    torch.get_num_threads()  # torch's own number is set at a thread's first question: not later
+    if libgomp := _libgomp():
+        libgomp.omp_set_num_threads(1)
 
 
 @cache
@@ -25,7 +48,14 @@ def share_torch_threads() -> None:
 
 
 def torch_gomp_parallel() -> int | None:
-    """The address of `GOMP_parallel` in the one libgomp that this process has mapped, if any."""
+    """The address of `GOMP_parallel` in torch's libgomp, if that is what it brings."""
+    libgomp = _libgomp()
+    return None if libgomp is None else ctypes.cast(libgomp.GOMP_parallel, ctypes.c_void_p).value
+
+
+@cache
+def _libgomp() -> ctypes.CDLL | None:
+    """The one libgomp that this process has mapped, if any."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:  # not Linux
@@ -33,5 +63,4 @@ def torch_gomp_parallel() -> int | None:
     mapped = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line}
     if len(mapped) != 1:  # none, or two and no way to tell which is torch's
         return None
-    library = ctypes.CDLL(mapped.pop())
-    return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
+    return ctypes.CDLL(mapped.pop())

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
+import torch
 
-from dataeff._threads import torch_gomp_parallel
+from dataeff._threads import loop_threads, torch_gomp_parallel
+from dataeff.features.pipeline import pipelined
 
 COUNT = """
 import os, torch
@@ -47,3 +51,19 @@ def test_a_gather_starts_no_threads_of_its_own() -> None:
 
 def test_a_forked_child_gathers() -> None:
     assert run(FORK)[-1] == 0
+
+
+@pytest.mark.skipif(torch_gomp_parallel() is None, reason="torch brings another OpenMP")
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_loader_s_threads_leave_the_training_its_team(monkeypatch, gpu) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        ask = partial(map, lambda how_many: how_many(), (torch.get_num_threads, loop_threads))
+        told = pipelined(range(4), lambda _: tuple(ask()), num_threads=2, depth=4)
+        assert set(told) == {(4 if gpu else 1, 2)}
+        with ThreadPoolExecutor(1) as others:  # nobody else's is touched
+            assert tuple(ask()) == others.submit(lambda: tuple(ask())).result() == (4, 4)
+    finally:
+        torch.set_num_threads(before)

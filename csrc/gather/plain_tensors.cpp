@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include "parallel/parallel_for.h"
+
 namespace py = pybind11;
 
 namespace dataeff {
@@ -73,7 +75,8 @@ std::optional<RowIndex> row_index(const DLTensor& index) {
   return RowIndex{data(index), size, index.dtype.bits / 8};
 }
 
-int num_torch_threads() {
+int num_loop_threads() {
+  if (const int told = loop_threads_here()) return told;
   PyObject* answer = PyObject_CallNoArgs(tensors.get_num_threads);
   const long number = answer ? PyLong_AsLong(answer) : 1;
   Py_XDECREF(answer);

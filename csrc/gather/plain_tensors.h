@@ -41,8 +41,9 @@ int64_t contiguous_numel(const DLTensor& tensor, int from);
 // Of int32 or int64, contiguous and not empty.
 std::optional<RowIndex> row_index(const DLTensor& index);
 
-// torch's number of threads; with an exception set when it raises.
-int num_torch_threads();
+// The calling thread's number where it was told one, or else torch's; with an exception set when
+// that raises.
+int num_loop_threads();
 
 // None, where something is not plain; but Ctrl-C is passed on.
 PyObject* not_plain();
@@ -50,7 +51,7 @@ PyObject* not_plain();
 // Calls work(num_threads) without the interpreter's lock. False where it throws: an index is out of
 // range, or the system refuses something.
 bool run_without_lock(const auto& work) {
-  const int threads = num_torch_threads();
+  const int threads = num_loop_threads();
   if (PyErr_Occurred()) return false;
   bool done = true;
   Py_BEGIN_ALLOW_THREADS;

@@ -14,6 +14,9 @@ void bind_parallel(pybind11::module_& m) {
       [](uintptr_t parallel) { use_openmp_team(reinterpret_cast<OpenMpParallel>(parallel)); },
       pybind11::arg("gomp_parallel"),
       "The address of GOMP_parallel in the libgomp whose threads loops of the main thread run on.");
+  m.def("loop_threads_here", &loop_threads_here,
+        "Threads that the calling thread's loops run on, 0 where it was not told.");
+  m.def("set_loop_threads_here", &set_loop_threads_here, pybind11::arg("num_threads"));
 }
 
 }  // namespace dataeff

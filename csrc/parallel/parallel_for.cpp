@@ -83,6 +83,8 @@ Pool* pool = nullptr;
 
 std::atomic<OpenMpParallel> openmp_parallel{nullptr};
 
+thread_local int loop_threads = 0;
+
 // A forked child has the memory of the pool and of the team, but none of their threads.
 void forget_threads_when_forked() {
   static std::once_flag once;
@@ -123,6 +125,10 @@ void parallel_for(int64_t size, int64_t grain, int num_threads,
   }
   if (job.error) std::rethrow_exception(job.error);
 }
+
+int loop_threads_here() { return loop_threads; }
+
+void set_loop_threads_here(int num_threads) { loop_threads = num_threads; }
 
 void use_openmp_team(OpenMpParallel parallel) {
   forget_threads_when_forked();

@@ -26,4 +26,8 @@ using OpenMpParallel = void (*)(void (*run)(void*), void* data, unsigned num_thr
                                 unsigned flags);
 void use_openmp_team(OpenMpParallel parallel);
 
+// Threads that the calling thread's loops run on; 0 where it was not told: as many as torch has.
+int loop_threads_here();
+void set_loop_threads_here(int num_threads);
+
 }  // namespace dataeff

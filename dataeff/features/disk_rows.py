@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff._ops import check_index, check_rows
+from dataeff._threads import loop_threads
 from dataeff.features.disk_to_gpu import DirectReads, gather_direct
 from dataeff.features.rows import Rows
 from dataeff.features.stats import Account, DiskStats
@@ -210,7 +211,7 @@ class DiskRows(Rows):
             index.numel(),
             index.element_size(),
             rows.data_ptr(),
-            torch.get_num_threads(),
+            loop_threads(),
         )
 
     @staticmethod

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataeff import _core
 from dataeff._ops import NO_REPLAY, check_index, library, overlap, row_table, runs_at_once
+from dataeff._threads import loop_threads
 from dataeff.features.quantised import ELEMENTS, FORMATS, LARGEST_CODE
 from dataeff.memory.scratch import new_on_host
 
@@ -134,7 +135,7 @@ def _gather_into_cpu(source: Source, places: Tensor | None, index: Tensor, out: 
     _core.gather_decoded_cpu(
         *where,
         out=out.data_ptr(),
-        num_threads=torch.get_num_threads(),
+        num_threads=loop_threads(),
         format=format,
         element=element,
         scales=_address(scales),

@@ -9,6 +9,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from dataeff._threads import loop_threads, work_beside
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -37,7 +39,8 @@ def pipelined(
     Args:
         tasks: what to do.
         work: does one; runs in the pool's threads, or in the caller's when `num_threads` is 0.
-        num_threads: threads that work.
+        num_threads: threads that work; they share torch's number for loops of the core, and
+            operators of torch run on each of them alone (`work_beside`).
         depth: how many results may be under way or waiting, at least 1.
         begin: called with its number in each thread, before the first task and in none without.
         timeout_s: the longest wait for one result of the threads, or for all to have begun.
@@ -53,7 +56,12 @@ def pipelined(
     drawn = iter(tasks)
     error: Exception | None = None
     pid = os.getpid()
-    executor = ThreadPoolExecutor(num_threads, thread_name_prefix="dataeff-loader")
+    executor = ThreadPoolExecutor(
+        num_threads,
+        thread_name_prefix="dataeff-loader",
+        initializer=work_beside,
+        initargs=(max(1, loop_threads() // num_threads),),
+    )
     late = False
     try:
         if begin is not None:

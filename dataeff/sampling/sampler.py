@@ -11,6 +11,7 @@ from torch import Tensor, UntypedStorage
 from dataeff import _core
 from dataeff._flags import checked_bool
 from dataeff._integers import checked_int
+from dataeff._threads import loop_threads
 from dataeff.memory.own_pages import move_to_own_pages
 from dataeff.sampling.on_device import DeviceSampler, Relation
 
@@ -111,7 +112,7 @@ class Sampler:
 
     def _threads(self, num_threads: int | None) -> int:
         if num_threads is None:
-            return torch.get_num_threads()
+            return loop_threads()
         return checked_int("num_threads", num_threads, least=1)
 
 

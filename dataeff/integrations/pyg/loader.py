@@ -26,7 +26,8 @@ class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignor
 
     - `num_workers` counts threads, not processes (the core releases Python's lock), so nothing is
       copied, forked or pickled; `prefetch_factor` batches per thread are prepared ahead (2).
-      Batches do not depend on either: `torch.manual_seed`, or `generator`, fixes a run.
+      Batches do not depend on either: `torch.manual_seed`, or `generator`, fixes a run. Where
+      there is no GPU, operators of torch run on each thread alone, as in PyG's workers.
     - `worker_init_fn` runs once in each thread of an `iter()`, one after another, before the first
       batch; `get_worker_info()` is right in it, and None in `transform`. Seeds that it sets are
       undone: threads share the process's random generators.

@@ -72,8 +72,7 @@ class PipelinedLoader:
 
     def _work(self, task: tuple[Any, int]) -> Any:
         index, seed = task
-        share = max(1, torch.get_num_threads() // max(self._num_threads, 1))
-        self._sampler.prepare(seed, share)
+        self._sampler.prepare(seed)
         return self.collate_fn(index)  # type: ignore[attr-defined]
 
     def _base_seed(self) -> int:

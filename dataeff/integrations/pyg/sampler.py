@@ -103,13 +103,13 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         self.__dict__.update(state)
         self._own = threading.local()
 
-    def prepare(self, seed: int, num_threads: int | None) -> None:
-        """Sets the random seed and the threads of the calling thread's next sample."""
-        self._own.next = (seed, num_threads)
+    def prepare(self, seed: int) -> None:
+        """Sets the random seed of the calling thread's next sample."""
+        self._own.next = seed
 
-    def _prepared(self) -> tuple[int, int | None]:
-        prepared: tuple[int, int | None] | None = self._own.__dict__.pop("next", None)
-        return prepared or (int(torch.randint(_LARGEST_SEED, (), device="cpu")), None)
+    def _random_seed(self) -> int:
+        prepared: int | None = self._own.__dict__.pop("next", None)
+        return int(torch.randint(_LARGEST_SEED, (), device="cpu")) if prepared is None else prepared
 
     @property
     def edge_permutation(self) -> None:
@@ -129,8 +129,8 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         self, inputs: EdgeSamplerInput, neg_sampling: NegativeSampling | None = None
     ) -> SamplerOutput | HeteroSamplerOutput:
         """Samples the neighbourhoods of both ends of edges, and of negative samples."""
-        random_seed, num_threads = self._prepared()
-        self.prepare(random_seed, num_threads)
+        random_seed = self._random_seed()
+        self.prepare(random_seed)
         if neg_sampling is not None:
             neg_sampling = _SeededNegativeSampling(neg_sampling, random_seed)
         drawn = edge_sample(
@@ -157,8 +157,7 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             seed_time = self.node_time[seed]
         if seed_time is None and sampler.graph.edge_time is not None:
             raise ValueError(_NO_TIMES.format("seeds"))
-        random_seed, num_threads = self._prepared()
-        drawn = sampler.sample(seed, seed=random_seed, seed_time=seed_time, num_threads=num_threads)
+        drawn = sampler.sample(seed, seed=self._random_seed(), seed_time=seed_time)
         return SamplerOutput(
             node=drawn.n_id,
             row=drawn.edge_index[0],
@@ -181,8 +180,7 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             if lacking := sorted(set(seed) - set(times)):
                 raise ValueError(_NO_TIMES.format(f"seeds of type {lacking[0]!r}"))
             seed_time = {key: times[key][ids] for key, ids in seed.items()}
-        random_seed, num_threads = self._prepared()
-        drawn = sampler.sample(seed, seed=random_seed, seed_time=seed_time, num_threads=num_threads)
+        drawn = sampler.sample(seed, seed=self._random_seed(), seed_time=seed_time)
         return HeteroSamplerOutput(
             node=drawn.n_id,
             row={key: edge_index[0] for key, edge_index in drawn.edge_index.items()},
