@@ -51,6 +51,7 @@ class SpillSet:
         num_threads: int = 4,
         faults: FaultPlan | None = None,
     ) -> None:
+        self._limit = capacity_bytes
         self._striped = StripedSpill(
             directories,
             capacity_bytes,
@@ -70,6 +71,21 @@ class SpillSet:
     def peak_nbytes(self) -> int:
         """The most bytes that were in the files at once."""
         return self._striped.peak_nbytes
+
+    @property
+    def capacity_nbytes(self) -> int:
+        """The most bytes that the files may have by now: as allowed, and as the disks have room."""
+        total = 0
+        for file in self.files:
+            status = os.fstatvfs(file.fd)
+            room = file.file_nbytes + status.f_bavail * status.f_frsize
+            total += room if self._limit is None else min(room, self._limit)
+        return total
+
+    @property
+    def free_nbytes(self) -> int:
+        """Of these, the bytes that nothing takes."""
+        return self.capacity_nbytes - self._striped.used_nbytes
 
     def begin_write(self, address: int, nbytes: int, source: object = None) -> Written:
         """Writes `nbytes` at `address` to where it will be done first.

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import replace
 
 import torch
 
@@ -26,6 +27,7 @@ from dataeff.offload.wear import Endurance, Wear
 
 _PROBE_BYTES = 32 << 20
 _PROBE_PARTS = 4
+_LEAST_PROBE_BYTES = 1 << 20
 
 StreamsOf = Callable[[torch.device], "Streams | None"]
 
@@ -200,20 +202,28 @@ class Tiers:
             copy.release()
 
     def measure(self, device: torch.device) -> dict[Tier, TierRate]:
-        """What each tier can do for tensors of `device`, by moving a few MiB there and back."""
+        """What each tier can do for tensors of `device`, by moving a few MiB there and back.
+
+        Of a disk that is full, failing or worn enough it can do nothing.
+        """
         streams, rates = self._of(device), {}
-        if self._spills is not None:
-            rates[Tier.DISK] = self._measure_disk(device, streams)
+        if self._spills is not None and self.wear.allows(self.disk_nbytes, _PROBE_BYTES):
+            room = self._spills.free_nbytes
+            with suppress(OSError):  # who stores says so, and counts it
+                if room >= _LEAST_PROBE_BYTES:
+                    nbytes = min(_PROBE_BYTES, room // _LEAST_PROBE_BYTES * _LEAST_PROBE_BYTES)
+                    rate = self._measure_disk(device, streams, nbytes)
+                    rates[Tier.DISK] = replace(rate, capacity=float(self._spills.capacity_nbytes))
         if self._host_bytes and streams is not None:
             rates[Tier.HOST] = self._measure_host(device, streams)
         return rates
 
-    def _measure_disk(self, device: torch.device, streams: Streams | None) -> TierRate:
+    def _measure_disk(self, device: torch.device, streams: Streams | None, nbytes: int) -> TierRate:
         assert self._spills is not None
         if self._direct is None:
-            with HostBuffer(_PROBE_BYTES) as buffer:
+            with HostBuffer(nbytes) as buffer:
                 return _measure_files(self._spills, buffer.tensor())
-        memory = torch.empty(_PROBE_BYTES, dtype=torch.uint8, device=device)
+        memory = torch.empty(nbytes, dtype=torch.uint8, device=device)
         assert streams is not None
         return _measure_files(self._spills, memory, streams)
 
@@ -303,8 +313,8 @@ class Tiers:
 def _measure_files(
     spills: SpillSet, memory: torch.Tensor, streams: Streams | None = None
 ) -> TierRate:
-    """What the spill files can do for `memory`: [_PROBE_BYTES], uint8."""
-    part = _PROBE_BYTES // _PROBE_PARTS
+    """What the spill files can do for `memory`: some whole MiB, uint8."""
+    part = memory.nbytes // _PROBE_PARTS
     memory.fill_(1)
     if streams is not None:
         streams.mark().synchronize()
@@ -325,7 +335,7 @@ def _measure_files(
     write_s, read_s = _seconds(write), _seconds(read)
     for extent in written:
         extent.release()
-    return TierRate(_PROBE_BYTES / write_s, _PROBE_BYTES / read_s)
+    return TierRate(memory.nbytes / write_s, memory.nbytes / read_s)
 
 
 def _seconds(work: Callable[[], None]) -> float:

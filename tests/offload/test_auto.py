@@ -1,6 +1,7 @@
 """`policy="auto"`: measured, planned, carried out, and the same bits."""
 
 import contextlib
+import errno
 import types
 import warnings
 from dataclasses import replace
@@ -19,6 +20,7 @@ from dataeff.offload.exclude import Exclusions
 from dataeff.offload.passes import Budgets
 from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate
 from dataeff.offload.profile import find_blocks
+from dataeff.storage import FaultPlan
 
 
 def train(offload, loss, model, gradients, num_steps):
@@ -298,6 +300,36 @@ def test_measured_rates_are_of_the_tiers_there_are(tmp_path, late_streams):
     assert [tier.value for tier in rates] == ["disk"]  # host memory is no tier for host tensors
     assert all(rate.write > 0 and rate.read > 0 for rate in rates.values())
     assert offload._cache._tiers._spills.files[0].used_nbytes == 0
+
+
+@pytest.mark.filterwarnings("ignore:activation offload")
+@pytest.mark.parametrize(
+    ("options", "moves"),
+    [
+        ({"spill_bytes": 1 << 20}, True),
+        ({"spill_bytes": 1 << 19}, False),
+        ({"faults": FaultPlan().add("write", error=errno.EIO)}, False),
+        ({"faults": FaultPlan().add("reserve", error=errno.ENOSPC)}, False),
+        ({"endurance_tbw": 1e-6}, False),
+    ],
+    ids=["small", "too small to measure", "failing", "full", "worn"],
+)
+def test_a_disk_that_takes_little_or_nothing_is_planned_with_as_it_is(
+    gradients, assert_same, tmp_path, options, moves
+):
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(128, 128), nn.GELU()) for _ in range(6)])
+    x = torch.randn(512, 128)
+    expected = gradients(model, lambda: model(x).square().mean().backward())
+    offload = ActivationOffload(
+        model, tmp_path, policy="auto", memory_budget=1 << 20, min_bytes=0, **options
+    )
+    for got in train(offload, lambda: model(x).square().mean(), model, gradients, 18):
+        assert_same(got, expected)
+    profiles, actions = offload.plan.profiles, offload.plan.actions
+    moved = [p.moved_bytes for p, a in zip(profiles, actions, strict=True) if a is Action.DISK]
+    assert 0 < sum(moved) <= 1 << 20 if moves else not moved
+    offload.close()
 
 
 class Cache:
