@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import warnings
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
@@ -66,7 +67,8 @@ class AutoPolicy:
         self._changed: dict[str, str] = {}  # blocks that cannot be run again, and what changes
         self.likeness = Likeness()
         self._rounds = Rounds(lambda scope: _block_of(scope, self._blocks) is not None)
-        self._num_rounds = 1  # of a step that the plan is made from
+        self._nums_of_rounds: list[int] = []  # of the steps that the plan is made from
+        self._num_rounds = 1  # of most of them
         self._wrapped: list[tuple[torch.nn.Module, str, Any]] = []
         self._again = set[str]()  # blocks that may be recomputed
         self._trials: list[dict[str, Action]] = []
@@ -157,12 +159,15 @@ class AutoPolicy:
             return
         self._num_steps += 1
         self._rounds.end(cache)
-        self._num_rounds, self.again_bytes = self._rounds.num, self._rounds.again_nbytes
-        self._samples.end(cache.account.by_module, self._num_rounds, self.likeness)
+        self._samples.end(cache.account.by_module, self._rounds.num, self.likeness)
         if self._profiler is not None:
             assert self._trial is not None
-            self._profiler.end(self._trial, self._num_rounds)
+            self._profiler.end(self._trial, self._rounds.num)
             self.likeness.learn()
+            # The last step of an epoch may have fewer rounds, and not every step a penalty.
+            self._nums_of_rounds.append(self._rounds.num)
+            self._num_rounds = statistics.mode(self._nums_of_rounds)
+            self.again_bytes = max(self.again_bytes, self._rounds.again_nbytes)
             if self._profiler.num_steps == len(self._trials):
                 self._profiler.remove()
                 self._trial = None

@@ -287,6 +287,27 @@ def test_accumulated_gradients_are_planned_for_round_by_round(
     offload.close()
 
 
+def test_the_last_step_that_is_measured_does_not_stand_for_the_others(tmp_path):
+    """It may be the last of an epoch, with one microbatch, and one without a penalty."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(4)])
+    x = torch.randn(256, 64, requires_grad=True)
+    offload = ActivationOffload(model, tmp_path, policy="auto", min_bytes=0)
+    for i in range(12):
+        assert offload.plan is None
+        with offload:
+            for _ in range(1 if i == 11 else 2):
+                model(x).square().mean().backward()
+            if i % 2 == 0:
+                out = model(x)
+                (slope,) = torch.autograd.grad(out.sin().sum(), x, create_graph=True)
+                slope.square().mean().backward()
+                del out, slope
+    assert "so much in each of 3 rounds" in offload.explain()
+    assert "saved by backward itself" in offload.explain()
+    offload.close()
+
+
 def test_budget_and_explain_belong_to_auto(tmp_path):
     with pytest.raises(ValueError, match="policy='auto' only"):
         ActivationOffload(nn.Linear(2, 2), tmp_path, memory_budget=1e9)
