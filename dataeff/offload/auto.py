@@ -28,6 +28,8 @@ from dataeff.offload.tiers import Tiers
 
 _WARM_UP_STEPS = 2
 _STEPS_OF_A_KIND = 5  # of which the median counts: two that were disturbed do no harm
+_EXCESS = 1.25  # times the budget, which a prediction is not wrong by
+_MOST_PLANS = 3  # that did not hold; then the model is left to the last one
 _IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
 
@@ -60,25 +62,30 @@ class AutoPolicy:
         self._model, self._tiers, self._budget = model, tiers, memory_budget
         self._exclusions, self._given = exclusions, budgets
         self._blocks = find_blocks(model)
-        self._profiler: BlockProfiler | None = None
-        self._num_steps = 0
         self._new_before = 0  # what was saved when the step under way began
         self._changes = Changes()
         self._changed: dict[str, str] = {}  # blocks that cannot be run again, and what changes
-        self.likeness = Likeness()
         self._rounds = Rounds(lambda scope: _block_of(scope, self._blocks) is not None)
-        self._nums_of_rounds: list[int] = []  # of the steps that the plan is made from
-        self._num_rounds = 1  # of most of them
         self._wrapped: list[tuple[torch.nn.Module, str, Any]] = []
         self._again = set[str]()  # blocks that may be recomputed
-        self._trials: list[dict[str, Action]] = []
-        self._trial: dict[str, Action] | None = None
-        self._samples = Samples()
         self._saved: dict[str, ModuleBytes] = {}
         self._blind = False  # whether nothing is seen of the blocks
         self._largest = 0  # load of one call that the plan was made for
         self._said_larger = False
+        self._num_plans = 0  # that did not hold
         self.other_bytes = 0
+        self._start(0)
+
+    def _start(self, num_steps: int) -> None:
+        """Begins to measure, after `num_steps` that have warmed up."""
+        self._num_steps = num_steps
+        self._profiler: BlockProfiler | None = None
+        self.likeness = Likeness()
+        self._nums_of_rounds: list[int] = []  # of the steps that the plan is made from
+        self._num_rounds = 1  # of most of them
+        self._trials: list[dict[str, Action]] = []
+        self._trial: dict[str, Action] | None = None
+        self._samples = Samples()
         self.again_bytes = 0  # what backward saves, outside of the blocks
         self.plan: Plan | None = None
         self.forecast: Forecast | None = None
@@ -152,6 +159,11 @@ class AutoPolicy:
             if self._too_large and not self._said_larger:
                 self._said_larger = True
                 self._warn_of_size(cache.held.recent_peak)
+            elif self._exceeded(cache.held.recent_peak) and self._num_plans < _MOST_PLANS:
+                self._num_plans += 1
+                self._warn_of_excess(cache.held.recent_peak)
+                cache.set_budgets(self._given)
+                self._start(_WARM_UP_STEPS - 1)
             return
         self._changed |= self._changes.found()
         saved = cache.new_nbytes > self._new_before
@@ -172,6 +184,12 @@ class AutoPolicy:
                 self._profiler.remove()
                 self._trial = None
                 self._make_plan(self._profiler, cache)
+
+    def _exceeded(self, peak_nbytes: int) -> bool:
+        """Whether a step held clearly more than the plan was to keep within."""
+        if self._budget is None or self.plan is None or not self.plan.fits or self._too_large:
+            return False
+        return peak_nbytes > _EXCESS * self._budget
 
     def _begin_trials(self, cache: Any) -> None:
         planned = self._take(self._samples.largest().modules)
@@ -380,6 +398,13 @@ class AutoPolicy:
             f"a step has inputs {share:.2g} times as large as those that the plan was made for, "
             f"which would not keep within memory_budget={self._budget:.0f}. All that can be moved "
             f"is moved in such steps; {peak_nbytes} bytes were held in this one. This is said once."
+        )
+
+    def _warn_of_excess(self, peak_nbytes: int) -> None:
+        self._warn(
+            f"a step held {peak_nbytes} bytes for backward, more than memory_budget="
+            f"{self._budget:.0f}, with inputs no larger than those that the plan was made for: it "
+            "is measured and planned anew. More of the model may be trained than before."
         )
 
     @staticmethod

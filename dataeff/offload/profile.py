@@ -217,33 +217,26 @@ class BlockProfiler:
         how much faster keeping is beside how fast that very step was: a machine that was slow for a
         while slowed both. What counts is the median of these steps.
         """
-        ratios: list[tuple[float, float]] = []
-        for trial, seconds, _ in self._steps:
-            kept, others = (
-                [name for name in self._blocks if trial[name] is action and name in rest]
-                for action in (Action.KEEP, rest_is)
-            )
-            if kept:
-                pace = self._over(seconds, others, rest) if others else (1.0, 1.0)
-                mine = self._over(seconds, kept, rest)
-                ratios.append((mine[0] / pace[0], mine[1] / pace[1]))
-        if not ratios:
+        if not any(trial[name] is Action.KEEP for trial, _, _ in self._steps for name in rest):
             # Where memory was too small to keep anything, moving is what there is to start from.
             return self._times(Action.DISK) or rest
-        forward, backward = (statistics.median(r[way] for r in ratios) for way in (0, 1))
+        forward, backward = (self._how_much_faster(rest, rest_is, way) for way in (0, 1))
         return {name: (t[0] * forward, t[1] * backward) for name, t in rest.items()}
 
-    @staticmethod
-    def _over(
-        seconds: Mapping[tuple[str, str], float], names: Sequence[str], rest: Times
-    ) -> tuple[float, float]:
-        """Seconds of forward and of backward of `names` over those in `rest`."""
-        forward, backward = (
-            sum(seconds.get((kind, name), 0.0) for name in names)
-            / max(sum(rest[name][way] for name in names), 1e-12)
-            for way, kind in enumerate(("forward", "backward"))
-        )
-        return max(forward, 1e-12), max(backward, 1e-12)
+    def _how_much_faster(self, rest: Times, rest_is: Action, way: int) -> float:
+        """Seconds of forward (0) or backward (1) when kept over those in `rest`."""
+        kind = ("forward", "backward")[way]
+        usual = {name: times[way] for name, times in rest.items()}
+        ratios = []
+        for trial, seconds, _ in self._steps:
+            now = {name: seconds.get((kind, name), 0.0) for name in usual}
+            kept, others = (
+                {name for name in usual if trial[name] is action}
+                for action in (Action.KEEP, rest_is)
+            )
+            if mine := _over(now, usual, kept):
+                ratios.append(mine / (_over(now, usual, others) or 1.0))
+        return statistics.median(ratios) if ratios else 1.0
 
     def other_s(self) -> float:
         """Seconds of a step outside the blocks: embedding, head, loss, whatever stands between."""
@@ -336,6 +329,12 @@ class _AroundCompiled:
         """Gives the module its compiled call back, unless it was compiled anew."""
         if self._block._compiled_call_impl is self._call:
             self._block._compiled_call_impl = self._compiled
+
+
+def _over(now: Mapping[str, float], usual: Mapping[str, float], names: Set[str]) -> float:
+    """Seconds over the usual ones; 0 where `names` take no time, as blocks without backward."""
+    usual_s = sum(usual[name] for name in names)
+    return sum(now[name] for name in names) / usual_s if usual_s else 0.0
 
 
 def _ratio(times: Times, base: Times) -> float:

@@ -308,6 +308,31 @@ def test_the_last_step_that_is_measured_does_not_stand_for_the_others(tmp_path):
     offload.close()
 
 
+def test_a_model_of_which_more_is_trained_later_is_planned_anew(gradients, assert_same, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(8)])
+    x, budget = torch.randn(512, 64), 8 * 512 * 64 * 4  # half of what all blocks save
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=budget, min_bytes=0)
+
+    def steps(num_steps):
+        expected = gradients(model, lambda: model(x).square().mean().backward())
+        for got in train(offload, lambda: model(x).square().mean(), model, gradients, num_steps):
+            assert_same(got, expected)
+
+    model[:7].requires_grad_(False)
+    steps(19)
+    assert offload.plan.declines
+    assert sum(p.forward_s + p.backward_s for p in offload.plan.profiles) < 60  # all is a number
+    model.requires_grad_(True)
+    with pytest.warns(RuntimeWarning, match="measured and planned anew"):
+        steps(1)
+    assert offload.plan is None
+    steps(17)
+    assert not offload.plan.declines and offload.plan.fits
+    assert offload.measured.peak_bytes <= budget
+    offload.close()
+
+
 def test_budget_and_explain_belong_to_auto(tmp_path):
     with pytest.raises(ValueError, match="policy='auto' only"):
         ActivationOffload(nn.Linear(2, 2), tmp_path, memory_budget=1e9)
