@@ -42,6 +42,9 @@ class AutoPolicy:
     without a budget recomputes nothing, and is made after step 12. A step is one `with` block in
     which the model is called with gradients; blocks of evaluation are not counted.
 
+    What is planned for is a step of the median size. One whose inputs are too large for the budget
+    moves all blocks; where others exceed it, all begins anew from step 2.
+
     Args:
         model: the model; its largest lists of blocks are planned (`find_blocks`).
         tiers: whose rates are measured.
