@@ -540,6 +540,14 @@ def test_fan_outs_of_pyg_s_type():
     assert batch["paper", "cites", "paper"].num_edges == 0
 
 
+def test_fan_outs_of_pyg_s_type_serve_several_graphs():
+    fanouts, fewer = NumNeighbors({}, default=[2]), make_hetero()
+    del fewer["author", "writes", "paper"]
+    for data in (fewer, make_hetero()):
+        batch = next(iter(NeighborLoader(data, fanouts, input_nodes="paper", batch_size=60)))
+        assert all(batch[kind].num_edges for kind in data.edge_types if kind[2] == "paper")
+
+
 def test_the_default_of_pyg_s_type_without_types():
     drawn = []
     for fanouts in ([3, 2], NumNeighbors([3, 2]), NumNeighbors({}, default=[3, 2])):

@@ -68,8 +68,9 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             raise ValueError(
                 f"temporal_strategy is {temporal_strategy!r}, neither 'uniform' nor 'last'"
             )
+        # One of PyG's is given anew: it keeps what it says of the first graph it is asked about.
         self.num_neighbors = (
-            num_neighbors
+            NumNeighbors(num_neighbors.values, num_neighbors.default)
             if isinstance(num_neighbors, NumNeighbors)
             else NumNeighbors(num_neighbors)
         )
