@@ -145,9 +145,13 @@ class HostEmbedding(torch.nn.Embedding):
         """Rows that exist already, in place: [num_embeddings, embedding_dim], host memory.
 
         Raises:
+            TypeError: `embeddings` are no tensor.
             ValueError: not two dimensions, not in host memory, rows that are not contiguous, or an
                 argument that the class refuses.
         """
+        if not isinstance(embeddings, Tensor):
+            kind = type(embeddings).__name__
+            raise TypeError(f"embeddings are a torch.Tensor, got {kind}: torch.as_tensor(...)")
         if embeddings.dim() != 2:
             raise ValueError(f"embeddings have 2 dimensions, got {tuple(embeddings.shape)}")
         row_table(embeddings)
@@ -169,6 +173,14 @@ class HostEmbedding(torch.nn.Embedding):
         # `self.weight` takes longer than ten rows do.
         weight = cast(torch.nn.Parameter, self._parameters["weight"])
         compiling = torch.compiler.is_compiling()
+        # Another thread may share the rows, which moves them: where they are read stays till then.
+        plain = not compiling and type(weight) is torch.nn.Parameter
+        held = weight.untyped_storage() if plain else None
+        rows = self._gathered(weight, input, compiling)
+        del held
+        return rows
+
+    def _gathered(self, weight: torch.nn.Parameter, input: Tensor, compiling: bool) -> Tensor:
         if not (compiling or (weight.requires_grad and torch.is_grad_enabled())):
             at_once = _core.gather_tensors(weight, input, None, 0)
             if at_once is not None:

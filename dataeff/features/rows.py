@@ -105,6 +105,8 @@ def check_source(x: object) -> None:
         remedy = "pass torch.as_tensor(x), which takes an array's memory as it is"
         if isinstance(x, (str, os.PathLike)):
             remedy = "FeatureTable.open(path) reads rows of a file"
+        elif hasattr(x, "prefetch"):
+            remedy = "it is a table already; x[:] are the rows for another"
         raise TypeError(f"a table is made of a torch.Tensor, got {type(x).__name__}: {remedy}")
     if x.device.type != "cpu":
         raise ValueError(f"a table is made of host memory, got a tensor on {x.device}: x.cpu()")

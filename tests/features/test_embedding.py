@@ -1,9 +1,12 @@
 """`HostEmbedding` against `torch.nn.Embedding(sparse=True)`, bit by bit."""
 
 import copy
+import gc
 import pickle
 import re
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 import dataeff
 from dataeff import _core
 from dataeff.features.row_gradient import GatherRows, sparse_row_gradient, sum_rows_by_segments
+from dataeff.memory import HostBuffer
 from dataeff.memory.shared import shared_buffer
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -420,6 +424,8 @@ def test_rows_that_exist_are_taken_as_they_are():
     ):
         with pytest.raises(ValueError, match=said):
             dataeff.HostEmbedding.from_pretrained(**{"embeddings": rows, **wrong})
+    with pytest.raises(TypeError, match="got FeatureTable"):
+        dataeff.HostEmbedding.from_pretrained(dataeff.FeatureTable(rows))
 
 
 def test_the_rows_stay_on_the_host():
@@ -446,6 +452,29 @@ def test_state_goes_to_a_plain_embedding_and_back():
     rows = torch.rand(3, 2)
     pretrained = dataeff.HostEmbedding.from_pretrained(rows)
     assert pretrained.weight.data_ptr() == rows.data_ptr() and not pretrained.weight.requires_grad
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_rows_stay_where_they_are_read_while_another_thread_shares_them(monkeypatch, grad):
+    buffer = HostBuffer(64 * 4)
+    there = weakref.ref(buffer)
+    # No view, whose base would stay.
+    rows = torch.frombuffer(memoryview(buffer), dtype=torch.float32)
+    host = dataeff.HostEmbedding.from_pretrained(rows.resize_(16, 4).fill_(1), freeze=not grad)
+    del rows, buffer
+    seen = []
+
+    def slow(*arguments):
+        with ThreadPoolExecutor(1) as other:
+            other.submit(host.share_memory).result()
+        seen.append(there() is not None)
+        return gather(*arguments)
+
+    gather = _core.gather_tensors
+    monkeypatch.setattr(_core, "gather_tensors", slow)
+    assert (host(torch.arange(16)) == 1).all() and seen == [True]
+    gc.collect()
+    assert there() is None
 
 
 def test_rows_in_shared_memory():

@@ -165,6 +165,7 @@ def test_what_it_is(x):
         ([[1.0]], TypeError, r"got list: pass torch.as_tensor"),
         (torch.ones(3, 3).numpy(), TypeError, r"got ndarray: pass torch.as_tensor"),
         ("x.npy", TypeError, r"got str: FeatureTable.open\(path\) reads"),
+        (dataeff.FeatureTable(torch.ones(3, 2)), TypeError, r"got FeatureTable: .* x\[:\] are"),
         (torch.rand(3, 3, device="meta"), ValueError, "meta"),
         (torch.rand(3, 3, requires_grad=True), ValueError, "detach"),
         (torch.rand(3, 4).t(), ValueError, "contiguous"),
