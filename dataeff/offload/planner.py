@@ -166,7 +166,7 @@ def plan(
 
     Both families hold where module n is moved. The working set is the largest moved, which may be
     on its way out (in), and of it its largest storage in use; or a module recomputed, beside what
-    is brought back meanwhile of those moved before it.
+    may be brought back meanwhile of those moved.
 
     Without a budget nothing may be exposed or recomputed, and as many bytes as possible are moved.
     If no plan fits the budget, the one with the least peak is returned and `fits` is false.
@@ -187,9 +187,9 @@ def plan(
 
 
 class _Program:
-    """The variables: one 0/1 per module and action, then exposed seconds, then the working set.
+    """The variables: one 0/1 per module and action, then the three that are no choice.
 
-    After these, for each module, what may be brought back ahead while its backward runs.
+    Exposed seconds, the working set, and what may be brought back ahead of backward.
     """
 
     def __init__(
@@ -206,9 +206,8 @@ class _Program:
             if action is not Action.RECOMPUTE or p.input_bytes is not None
         ]
         self.index = {choice: k for k, choice in enumerate(self.choices)}
-        self.exposed, self.working = len(self.choices), len(self.choices) + 1
-        self.ahead = len(self.choices) + 2
-        self.size = self.ahead + len(profiles)
+        self.exposed, self.working, self.ahead = (len(self.choices) + i for i in range(3))
+        self.size = len(self.choices) + 3
         # Solvers like numbers near one: bytes count in units of the total, times alike.
         self.byte = float(sum(p.saved_bytes + p.again_bytes for p in profiles)) or 1.0
         self.second = sum(p.forward_s + p.backward_s for p in profiles) or 1.0
@@ -257,14 +256,11 @@ class _Program:
         self.rows.append((row, -np.inf, (limit_s + big_s) / self.second))
 
     def _brought_ahead(self) -> None:
-        for n in range(1, len(self.profiles)):
-            row = self._row()
-            row[self.ahead + n - 1], row[self.ahead + n] = 1.0, -1.0
-            self.rows.append((row, -np.inf, 0.0))
-            for tier in self.rates:
+        for tier in self.rates:
+            for n, profile in enumerate(self.profiles):
                 row = self._row()
-                row[self.index[n - 1, tier]] = self.profiles[n - 1].ahead_bytes / self.byte
-                row[self.ahead + n] = -1.0
+                row[self.index[n, tier]] = profile.ahead_bytes / self.byte
+                row[self.ahead] = -1.0
                 self.rows.append((row, -np.inf, 0.0))
 
     def _working_set(self) -> None:
@@ -274,14 +270,13 @@ class _Program:
                 self._needs(k, p.again_bytes + p.moved_bytes + p.largest_part)
             run_again = p.again_bytes + p.saved_bytes * (action is Action.RECOMPUTE)
             if run_again:
-                self._needs(k, run_again, self.ahead + i)
+                self._needs(k, run_again, beside_ahead=1.0)
 
-    def _needs(self, choice: int, nbytes: float, beside: int | None = None) -> None:
-        """The working set is at least `nbytes`, and what the variable `beside` says, if chosen."""
+    def _needs(self, choice: int, nbytes: float, beside_ahead: float = 0.0) -> None:
+        """The working set is at least `nbytes`, maybe beside what is brought ahead, if chosen."""
         row = self._row()
         row[choice] = nbytes / self.byte
-        if beside is not None:
-            row[beside] = 1.0
+        row[self.ahead] = beside_ahead
         row[self.working] = -1.0
         self.rows.append((row, -np.inf, 0.0))
 
