@@ -159,14 +159,7 @@ class AutoPolicy:
         """A `with` block ends, with its backward."""
         if self._followed is not None:
             self._followed.end(cache, self._tiers.moment(self._device()), self.likeness)
-            if self._too_large and not self._said_larger:
-                self._said_larger = True
-                self._warn_of_size(cache.held.recent_peak)
-            elif self._exceeded(cache.held.recent_peak) and self._num_plans < _MOST_PLANS:
-                self._num_plans += 1
-                self._warn_of_excess(cache.held.recent_peak)
-                cache.set_budgets(self._given)
-                self._start(_WARM_UP_STEPS - 1)
+            self._look_at(cache.held.recent_peak, cache)
             return
         self._changed |= self._changes.found()
         saved = cache.new_nbytes > self._new_before
@@ -188,11 +181,19 @@ class AutoPolicy:
                 self._trial = None
                 self._make_plan(self._profiler, cache)
 
-    def _exceeded(self, peak_nbytes: int) -> bool:
-        """Whether a step held clearly more than the plan was to keep within."""
-        if self._budget is None or self.plan is None or not self.plan.fits or self._too_large:
-            return False
-        return peak_nbytes > _EXCESS * self._budget
+    def _look_at(self, peak_nbytes: int, cache: Any) -> None:
+        """Whether what a step under the plan held is what the plan was to keep within."""
+        if self._budget is None or self.plan is None or not self.plan.fits:
+            return
+        if self._too_large:
+            if not self._said_larger:
+                self._said_larger = True
+                self._warn_of_size(peak_nbytes)
+        elif peak_nbytes > _EXCESS * self._budget and self._num_plans < _MOST_PLANS:
+            self._num_plans += 1
+            self._warn_of_excess(peak_nbytes)
+            cache.set_budgets(self._given)
+            self._start(_WARM_UP_STEPS - 1)
 
     def _begin_trials(self, cache: Any) -> None:
         planned = self._take(self._samples.largest().modules)

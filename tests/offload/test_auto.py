@@ -177,8 +177,9 @@ def test_a_plan_is_for_inputs_of_the_usual_size_and_moves_all_of_larger_ones(
     assert not offload.plan.declines and offload.plan.fits
     step(512)
     assert offload.measured.peak_bytes <= budget
-    with pytest.warns(RuntimeWarning, match="inputs 4 times as large as those"):
+    with pytest.warns(RuntimeWarning, match="inputs 4 times as large as those") as caught:
         kept = step(2048)
+    assert caught[0].filename == __file__
     assert kept == 2048 * 64 * 4  # of the loss, which is no block's
     assert offload._cache.held.recent_peak < 4 * budget
     step(2048)  # nothing is said a second time
@@ -324,8 +325,9 @@ def test_a_model_of_which_more_is_trained_later_is_planned_anew(gradients, asser
     assert offload.plan.declines
     assert sum(p.forward_s + p.backward_s for p in offload.plan.profiles) < 60  # all is a number
     model.requires_grad_(True)
-    with pytest.warns(RuntimeWarning, match="measured and planned anew"):
+    with pytest.warns(RuntimeWarning, match="measured and planned anew") as caught:
         steps(1)
+    assert caught[0].filename == __file__
     assert offload.plan is None
     steps(17)
     assert not offload.plan.declines and offload.plan.fits
