@@ -204,18 +204,21 @@ class Tiers:
     def measure(self, device: torch.device) -> dict[Tier, TierRate]:
         """What each tier can do for tensors of `device`, by moving a few MiB there and back.
 
-        Of a disk that is full, failing or worn enough it can do nothing.
+        Of a disk that is full, failing or worn enough it can do nothing, nor of any tier where the
+        device has no memory to try it with.
         """
         streams, rates = self._of(device), {}
         if self._spills is not None and self.wear.allows(self.disk_nbytes, _PROBE_BYTES):
             room = self._spills.free_nbytes
-            with suppress(OSError):  # who stores says so, and counts it
+            # Who stores says so, and counts it.
+            with suppress(OSError, torch.OutOfMemoryError):
                 if room >= _LEAST_PROBE_BYTES:
                     nbytes = min(_PROBE_BYTES, room // _LEAST_PROBE_BYTES * _LEAST_PROBE_BYTES)
                     rate = self._measure_disk(device, streams, nbytes)
                     rates[Tier.DISK] = replace(rate, capacity=float(self._spills.capacity_nbytes))
         if self._host_bytes and streams is not None:
-            rates[Tier.HOST] = self._measure_host(device, streams)
+            with suppress(torch.OutOfMemoryError):
+                rates[Tier.HOST] = self._measure_host(device, streams)
         return rates
 
     def _measure_disk(self, device: torch.device, streams: Streams | None, nbytes: int) -> TierRate:
@@ -322,13 +325,13 @@ def _measure_files(
     written: list[Written] = []
 
     def write() -> None:
-        written.extend(spills.begin_write(place, part) for place in places)
+        written.extend(spills.begin_write(place, part, memory) for place in places)
         for extent in written[-_PROBE_PARTS:]:
             extent.finish()
 
     def read() -> None:
         pairs = zip(written[-_PROBE_PARTS:], places, strict=True)
-        reads = [(extent, extent.begin_read(place)) for extent, place in pairs]
+        reads = [(extent, extent.begin_read(place, memory)) for extent, place in pairs]
         for extent, transfer in reads:
             extent.check_read(transfer)
 

@@ -350,6 +350,19 @@ def test_measured_rates_are_of_the_tiers_there_are(tmp_path, late_streams):
     assert offload._cache._tiers._spills.files[0].used_nbytes == 0
 
 
+def test_a_device_without_memory_to_measure_with_is_no_error(tmp_path, late_streams, monkeypatch):
+    def scarce(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    offload = ActivationOffload(
+        nn.Linear(2, 2), tmp_path, host_bytes=1 << 20, streams_of=lambda device: late_streams
+    )
+    assert len(offload._tiers.measure(torch.device("cpu"))) == 2
+    monkeypatch.setattr(torch, "ones", scarce)
+    assert list(offload._tiers.measure(torch.device("cpu"))) == [Tier.DISK]
+    offload.close()
+
+
 @pytest.mark.filterwarnings("ignore:activation offload")
 @pytest.mark.parametrize(
     ("options", "moves"),
