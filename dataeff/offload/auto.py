@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dataeff.ledger import Tier
+from dataeff.offload import plan_warnings
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.followed import Followed
 from dataeff.offload.likeness import Likeness
@@ -118,8 +119,12 @@ class AutoPolicy:
         """Whether a call was so large that what the plan keeps would exceed the budget."""
         if self._budget is None or self.forecast is None or self.plan is None or not self.plan.fits:
             return False
-        share = self.likeness.largest / max(self._largest, 1)
-        return share > 1 and share * self.forecast.peak_bytes > self._budget
+        return self._share > 1 and self._share * self.forecast.peak_bytes > self._budget
+
+    @property
+    def _share(self) -> float:
+        """The largest call of the step under way over that of the steps planned for."""
+        return self.likeness.largest / max(self._largest, 1)
 
     def called(self, args: Any, kwargs: Any, cache: Any) -> None:
         """The model is called."""
@@ -188,10 +193,10 @@ class AutoPolicy:
         if self._too_large:
             if not self._said_larger:
                 self._said_larger = True
-                self._warn_of_size(peak_nbytes)
+                self._warn(plan_warnings.of_size(self._budget, self._share, peak_nbytes))
         elif peak_nbytes > _EXCESS * self._budget and self._num_plans < _MOST_PLANS:
             self._num_plans += 1
-            self._warn_of_excess(peak_nbytes)
+            self._warn(plan_warnings.of_excess(self._budget, peak_nbytes))
             cache.set_budgets(self._given)
             self._start(_WARM_UP_STEPS - 1)
 
@@ -199,10 +204,10 @@ class AutoPolicy:
         planned = self._take(self._samples.largest().modules)
         if self.other_bytes and not planned and not self._run_again_anyway(cache):
             self._blind = True
-            self._warn_of_blindness()
+            self._warn(plan_warnings.of_blindness(self._blocks))
             return
         if self._changed:
-            self._warn_of_changes()
+            self._warn(plan_warnings.of_changes(self._changed, len(self._blocks)))
         if self._budget is not None:
             others = set(self._changed) | self._run_again_anyway(cache)
             self._again = set(self._blocks) - others
@@ -300,7 +305,11 @@ class AutoPolicy:
         )
         self._followed = Followed(cache.exposed_wait_s())
         self._foresee(self.plan, rates, profiler.other_s(), cache)
-        self._warn_of_plan(self.plan, profiler.saw_backward)
+        if self.plan.keep_bytes and not profiler.saw_backward:
+            self._warn(plan_warnings.of_no_backward())
+        if not self.plan.fits:
+            assert self._budget is not None and self.forecast is not None
+            self._warn(plan_warnings.of_no_plan(self._budget, self.forecast.peak_bytes))
 
     def _foresee(self, plan: Plan, rates: dict[Tier, TierRate], other_s: float, cache: Any) -> None:
         """Bounds what is in flight by the plan's working set, and simulates a step of it."""
@@ -364,56 +373,10 @@ class AutoPolicy:
         setattr(block, name, lambda *args, **kwargs: run(forward, *args, **kwargs))
         self._wrapped.append((block, name, own))
 
-    def _warn_of_blindness(self) -> None:
-        self._warn(
-            f"none of what the model saved was saved by its {len(self._blocks)}"
-            f" blocks, {next(iter(self._blocks))} for one, so policy='auto' has nothing to plan "
-            "with and moves everything. If the model is compiled as a whole, compile its blocks "
-            "one by one instead; if it checkpoints functions that call them, hand the blocks "
-            "themselves to checkpoint(block, x)."
-        )
-
-    def _warn_of_changes(self) -> None:
-        name, kind = next(iter(self._changed.items()))
-        self._warn(
-            f"{len(self._changed)} of {len(self._blocks)} blocks are not "
-            f"recomputed, {name} for one: a {kind} that it is called with, or a buffer of it, "
-            "changes during the step, and running the block again would see, or make, another "
-            "change. A model that caches keys and values does not with use_cache=False."
-        )
-
-    def _warn_of_plan(self, plan: Plan, saw_backward: bool) -> None:
-        if plan.keep_bytes and not saw_backward:
-            self._warn(
-                "no backward was measured, so that policy='auto' takes it for free: it belongs in "
-                "the same `with` block as the forward."
-            )
-        if not plan.fits:
-            assert self.forecast is not None
-            self._warn(
-                f"no plan keeps within memory_budget={self._budget:.0f} what is held for backward: "
-                f"{self.forecast.peak_bytes:.0f} bytes are expected. explain() tells more; a "
-                "smaller batch holds less."
-            )
-
-    def _warn_of_size(self, peak_nbytes: int) -> None:
-        share = self.likeness.largest / max(self._largest, 1)
-        self._warn(
-            f"a step has inputs {share:.2g} times as large as those that the plan was made for, "
-            f"which would not keep within memory_budget={self._budget:.0f}. All that can be moved "
-            f"is moved in such steps; {peak_nbytes} bytes were held in this one. This is said once."
-        )
-
-    def _warn_of_excess(self, peak_nbytes: int) -> None:
-        self._warn(
-            f"a step held {peak_nbytes} bytes for backward, more than memory_budget="
-            f"{self._budget:.0f}, with inputs no larger than those that the plan was made for: it "
-            "is measured and planned anew. More of the model may be trained than before."
-        )
-
     @staticmethod
     def _warn(text: str) -> None:
-        warnings.warn(f"activation offload: {text}", RuntimeWarning, stacklevel=6)
+        # Said in the `__enter__` or `__exit__` of a block, two calls deep: to whose line it is.
+        warnings.warn(f"activation offload: {text}", RuntimeWarning, stacklevel=5)
 
 
 def _treated(trial: Mapping[str, Action], scope: str) -> Action | None:
