@@ -30,6 +30,7 @@ from dataeff.offload.tiers import Tiers
 _WARM_UP_STEPS = 2
 _STEPS_OF_A_KIND = 5  # of which the median counts: two that were disturbed do no harm
 _EXCESS = 1.25  # times the budget, which a prediction is not wrong by
+_LARGE_STEPS = 16  # one after another, after which steps are planned for that are as large
 _MOST_PLANS = 3  # that did not hold; then the model is left to the last one
 _IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
@@ -93,6 +94,7 @@ class AutoPolicy:
         self.again_bytes = 0  # what backward saves, outside of the blocks
         self.plan: Plan | None = None
         self.forecast: Forecast | None = None
+        self._num_large = 0  # steps too large for the plan, one after another
         self._followed: Followed | None = None  # since there is a plan
 
     def measured(self) -> Forecast | None:
@@ -190,13 +192,20 @@ class AutoPolicy:
         """Whether what a step under the plan held is what the plan was to keep within."""
         if self._budget is None or self.plan is None or not self.plan.fits:
             return
+        anew = False
         if self._too_large:
             if not self._said_larger:
                 self._said_larger = True
                 self._warn(plan_warnings.of_size(self._budget, self._share, peak_nbytes))
-        elif peak_nbytes > _EXCESS * self._budget and self._num_plans < _MOST_PLANS:
-            self._num_plans += 1
-            self._warn(plan_warnings.of_excess(self._budget, peak_nbytes))
+            self._num_large += 1
+            anew = self._num_large == _LARGE_STEPS
+        elif self.likeness.trains:
+            self._num_large = 0
+            if peak_nbytes > _EXCESS * self._budget and self._num_plans < _MOST_PLANS:
+                self._num_plans += 1
+                self._warn(plan_warnings.of_excess(self._budget, peak_nbytes))
+                anew = True
+        if anew:
             cache.set_budgets(self._given)
             self._start(_WARM_UP_STEPS - 1)
 

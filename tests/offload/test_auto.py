@@ -182,7 +182,11 @@ def test_a_plan_is_for_inputs_of_the_usual_size_and_moves_all_of_larger_ones(
     assert caught[0].filename == __file__
     assert kept == 2048 * 64 * 4  # of the loss, which is no block's
     assert offload._cache.held.recent_peak < 4 * budget
-    step(2048)  # nothing is said a second time
+    for _ in range(14):
+        step(2048)  # nothing is said a second time
+    assert offload.plan is not None
+    step(2048)  # if all of them are as large, the plan is to be for these
+    assert offload.plan is None
     offload.close()
 
 
