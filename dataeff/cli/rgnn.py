@@ -84,10 +84,16 @@ def build(
     """
     import torch
 
+    from dataeff.rgnn.aot import capability_of
     from dataeff.rgnn.build import TARGETS, layer_reports
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype: {dtype!r} is none of {', '.join(DTYPES)}")
+    for one in target or ():
+        try:
+            capability_of(one)
+        except ValueError as error:
+            raise UserError(f"--target: {error}") from error
     check_writable("--json", json)
     published, sizes, shapes, choice = _what_to_build(layer, num_in, num_out, heads)
     reports: list[StepReport] = []

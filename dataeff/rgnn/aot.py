@@ -29,6 +29,10 @@ from dataeff.rgnn.toolchain import cache_dir
 # "Technical Specifications per Compute Capability").
 SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
 
+# Targets that Triton's LLVM and assembler know, from what the library needs on: given others, LLVM
+# ends the process. An older Triton names those that it does not know yet.
+TARGETS = (80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+
 
 @dataclass(frozen=True)
 class KernelReport:
@@ -178,11 +182,12 @@ def capability_of(target: str) -> int:
     """90 for `sm_90`.
 
     Raises:
-        ValueError: another text.
+        ValueError: another text, or a target that is not in `TARGETS`.
     """
     match = re.fullmatch(r"sm_(\d{2,3})", target)
-    if match is None:
-        raise ValueError(f"target must look like sm_90, got {target!r}")
+    if match is None or int(match.group(1)) not in TARGETS:
+        known = ", ".join(f"sm_{capability}" for capability in TARGETS)
+        raise ValueError(f"target must be one of {known}, got {target!r}")
     return int(match.group(1))
 
 

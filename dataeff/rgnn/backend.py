@@ -20,6 +20,7 @@ from dataeff.rgnn.interpret import interpret
 from dataeff.rgnn.ir import Program
 from dataeff.rgnn.kernels_ir import Schedule
 from dataeff.rgnn.lower import lower
+from dataeff.rgnn.products import NativeProducts
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.toolchain import CompilerMissing
 from dataeff.rgnn.view import View
@@ -82,17 +83,15 @@ class Runner:
         if self.name == "triton":
             from dataeff.rgnn.triton_backend import TritonTraversals
 
-            traversals = TritonTraversals(self.schedule, self.dtype, self.choice)
-            return Executor(self.schedule, traversals, self.choice)
-        parts = self.choice.parts_per_thread
+            on_gpu = TritonTraversals(self.schedule, self.dtype, self.choice)
+            return Executor(self.schedule, on_gpu, self.choice)
+        native = cpp_backend.supports(self.dtype)
+        dtype, parts = self.dtype if native else torch.float32, self.choice.parts_per_thread
         try:
-            if cpp_backend.supports(self.dtype):
-                return Executor(
-                    self.schedule,
-                    cpp_backend.CppTraversals(self.schedule, self.dtype, index, parts),
-                )
-            wide = cpp_backend.CppTraversals(self.schedule, torch.float32, index, parts)
-            return partial(_in_float32, Executor(self.schedule, wide), self.dtype)
+            traversals = cpp_backend.CppTraversals(self.schedule, dtype, index, parts)
+            products = NativeProducts(self.schedule, dtype, index)
+            run = Executor(self.schedule, traversals, self.choice, products)
+            return run if native else partial(_in_float32, run, self.dtype)
         except CompilerMissing as error:
             _warn_once(str(error))
             return partial(interpret, self.program)

@@ -1,4 +1,7 @@
-"""The CPU backend: traversals as generated C++, compiled once by content, products through ATen."""
+"""The CPU backend: traversals as generated C++, compiled once by content.
+
+Products are C++ as well (`gemm_cpp`); ATen makes those of half precision: see `gemm_cpu`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from dataeff.rgnn.cpp_prelude import prelude
 from dataeff.rgnn.cpp_source import KernelSource, traversal_source
+from dataeff.rgnn.domains import map_source
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.structure import CONTIGUOUS
 from dataeff.rgnn.toolchain import PARALLEL_HEADER, compile_cpp
@@ -17,6 +21,10 @@ from dataeff.rgnn.view import View
 # A product fused with the subtraction of a maximum is not the product whose maximum it is, which
 # takes three digits from the softmax of scores of 1e4.
 FLAGS = ("-ffp-contract=off",)
+
+# Traversals of fewer elements are walked by one thread: it takes no longer than to wake another,
+# and on a busy machine that may be milliseconds away.
+FEW_ELEMENTS = 1 << 14
 
 _SCALARS = {torch.float32: "float", torch.float64: "double"}
 
@@ -38,6 +46,13 @@ def _sources(schedule: Schedule) -> dict[int, KernelSource]:
         for number, step in enumerate(schedule.steps)
         if isinstance(step, Traversal)
     }
+
+
+def _width(schedule: Schedule, number: int) -> int:
+    """Elements of the widest row that a traversal reads or stores."""
+    step = schedule.steps[number]
+    values = schedule.reads(step) | set(schedule.kept(number))
+    return max((schedule.program[v].type.numel for v in values), default=1)
 
 
 class CppTraversals:
@@ -62,6 +77,7 @@ class CppTraversals:
     ) -> None:
         self.parts_per_thread = parts_per_thread
         self.sources = _sources(schedule)
+        self.widths = {n: _width(schedule, n) for n in self.sources}
         text = PARALLEL_HEADER + generate(schedule, dtype, index)
         self.library = compile_cpp(text, flags=FLAGS)
 
@@ -72,8 +88,11 @@ class CppTraversals:
         source = self.sources[number]
         tensors = view.arguments(source.arguments, values)
         pointers = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-        rows = view.num_rows(kernel.center)
-        threads = torch.get_num_threads()
+        rows = inside = view.num_rows(kernel.center)
+        if kernel.map is not None:
+            inside = view.num_rows(map_source(kernel.map))
+        few = max(rows, inside) * self.widths[number] < FEW_ELEMENTS
+        threads = 1 if few else torch.get_num_threads()
         grain = max(1, -(-rows // (threads * self.parts_per_thread)))
         function = getattr(self.library, source.name)
         function(pointers, ctypes.c_int64(rows), ctypes.c_int64(grain), ctypes.c_int64(threads))

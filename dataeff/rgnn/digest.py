@@ -21,6 +21,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 
 from dataeff._version import __version__
 
@@ -34,8 +35,9 @@ def digest_of(function: Callable[..., Any], backends: str) -> str:
     """Names the code that decides what the layer of `function` returns on these backends.
 
     It covers the function, the functions that it calls by a global, closure or module's name, their
-    constants and globals, objects with all of their state and their classes' functions, and of
-    tensors and large arrays the shapes; not globals that are read by computed names, nor the state
+    constants and globals (all of a module's, where a function asks for `globals()`), objects with
+    all of their state and their classes' functions, small tensors of the CPU and arrays with their
+    content, and of others the shapes; not attributes that are read by computed names, nor the state
     of objects that cannot be pickled.
     """
     text = "\n".join((_compiler(), backends, *_Walk(function)))
@@ -117,6 +119,8 @@ class _Walk:
         self._add((function.__code__, function.__defaults__, function.__kwdefaults__))
         known = function.__globals__
         found = {name: known[name] for name in names if name in known}
+        if "globals" in names and "globals" not in known:
+            found |= {name: each for name, each in known.items() if not name.startswith("__")}
         cells = function.__closure__ or ()
         for name, cell in zip(function.__code__.co_freevars, cells, strict=True):
             with suppress(ValueError):  # a name that has no value yet
@@ -140,7 +144,12 @@ class _Walk:
         """What an object holds, as it would be pickled; of tensors and large arrays the shape."""
         if hasattr(value, "shape") and hasattr(value, "dtype"):
             yield f"{value.dtype} {tuple(value.shape)}"
-            if isinstance(value, Tensor) or math.prod(value.shape) > _MOST_ELEMENTS:
+            if math.prod(value.shape) > _MOST_ELEMENTS:
+                return
+            if isinstance(value, Tensor):
+                if type(value) in (Tensor, Parameter) and value.device.type == "cpu":
+                    with suppress(Exception):  # sparse ones, and any in a mode that makes fake ones
+                        yield repr(value.detach().tolist())
                 return
         if type(value).__module__.startswith("dataeff."):
             return

@@ -15,6 +15,7 @@ from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_gemm_sum, typed_s
 from dataeff.rgnn.interpret import run_op
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.memory_plan import last_uses, makes, overwritten, passing
+from dataeff.rgnn.products import NativeProducts
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.tiles import GemmSchedule
@@ -64,13 +65,19 @@ class Executor:
         run_traversal: called with (step number, kernel, view, values); the kernel's sinks are
             allocated in `values` and are to be filled.
         choice: the tiles of products that tuning chose.
+        products: runs typed products of rows that stand by type; `gemm` does without it.
     """
 
     def __init__(
-        self, schedule: Schedule, run_traversal: RunTraversal, choice: Choice | None = None
+        self,
+        schedule: Schedule,
+        run_traversal: RunTraversal,
+        choice: Choice | None = None,
+        products: NativeProducts | None = None,
     ) -> None:
         self.schedule = schedule
         self.choice = choice or Choice()
+        self.products = products
         self.run_traversal = run_traversal
         self.program = schedule.program
         self.dying: list[list[int]] = [[] for _ in schedule.steps]  # what no later step reads
@@ -187,6 +194,10 @@ class Executor:
         gather = None if step.gather is None else view.index(step.gather)
         types = view.typed_rows(domain, target)
         order = types.order
+        if self.products is not None and self.products.take(types, gather, rows, other):
+            result = self._memory_of_product(number, step, view, rows, memory)
+            self.products(number, rows, other, result, types, gather)
+            return result
         if order is not None:
             gather = order if gather is None else gather.index_select(0, order)
         if op.kind == "outer":
@@ -210,6 +221,18 @@ class Executor:
         unsorted = self._memory_of(step.op, view, memory, rows)
         return unsorted.index_copy_(0, order.long(), result)
 
+    def _memory_of_product(
+        self, number: int, step: Gemm, view: View, rows: Tensor, memory: Memory
+    ) -> Tensor:
+        """That of the result, which may be that of the rows."""
+        op = self.program[step.op]
+        shape = (view.num_rows(op.type.domain), *op.type.shape)
+        if number in self.overwrites and prod(shape) == rows.numel():
+            return rows.view(shape)
+        if op.kind == "outer":
+            return on_huge_pages(rows.new_empty(shape))
+        return self._memory_of(step.op, view, memory, rows)
+
     def _added_up(
         self, number: int, step: Gemm, view: View, values: dict[int, Tensor], memory: Memory
     ) -> Tensor:
@@ -217,8 +240,6 @@ class Executor:
         product = self.schedule.product(step)
         assert step.scatter is not None
         rows, weight = values[step.rows], values[product.args[1]]
-        heads = len(product.type.shape) - 1 if product.kind == "linear_t" else rows.dim() - 2
-        x, weight = _by_head(rows, weight, heads, product.kind == "linear_t")
         onto = self.schedule.onto(step)
         if number in self.overwrites:
             out = values[self.overwrites[number]]
@@ -226,13 +247,22 @@ class Executor:
             out = self._memory_of(step.op, view, memory, rows)
             if onto is not None:
                 out.copy_(values[onto])
+        types = view.typed_rows(self.program[product.args[0]].type.domain, "etype")
+        target = view.index(step.scatter)
+        gather = None if step.gather is None else view.index(step.gather)
+        if self.products is not None and self.products.take(types, gather, rows, weight):
+            add = onto is not None
+            self.products(number, rows, weight, out, types, gather, target, add)
+            return out
+        heads = len(product.type.shape) - 1 if product.kind == "linear_t" else rows.dim() - 2
+        x, weight = _by_head(rows, weight, heads, product.kind == "linear_t")
         typed_gemm_sum(
             x,
             weight,
-            view.typed_rows(self.program[product.args[0]].type.domain, "etype").pointers,
-            view.index(step.scatter),
+            types.pointers,
+            target,
             out.view(out.shape[0], *weight.shape[1:-2], weight.shape[-1]),
-            gather=None if step.gather is None else view.index(step.gather),
+            gather=gather,
             add=onto is not None,
         )
         return out

@@ -17,7 +17,7 @@ from dataeff.rgnn.toolchain import CompilerMissing, compile_cpp
 
 def available(dtype: torch.dtype) -> bool:
     """Whether the C++ path takes this dtype here: float32 or float64, and there is a compiler."""
-    return dtype in (torch.float32, torch.float64) and _library(dtype, torch.int32) is not None
+    return dtype in (torch.float32, torch.float64) and library_for(dtype, torch.int32) is not None
 
 
 def forward(
@@ -147,7 +147,7 @@ def _run(
         **sizes,
     )
     indices = next((i for i in (gather, target) if i is not None), None)
-    library = _library(x.dtype, torch.int32 if indices is None else indices.dtype)
+    library = library_for(x.dtype, torch.int32 if indices is None else indices.dtype)
     if library is None:
         raise RuntimeError("the C++ path was called without a compiler")
     getattr(library, entry)(ctypes.byref(arguments))
@@ -161,7 +161,8 @@ def outside(index: int, x: Tensor) -> IndexError:
 
 
 @functools.cache
-def _library(value: torch.dtype, index: torch.dtype) -> ctypes.CDLL | None:
+def library_for(value: torch.dtype, index: torch.dtype) -> ctypes.CDLL | None:
+    """The compiled products of values and indices of these dtypes; None without a compiler."""
     names = (str(value).removeprefix("torch."), str(index).removeprefix("torch."))
     try:
         return compile_cpp(gemm_cpp.source(*names))

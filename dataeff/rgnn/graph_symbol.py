@@ -59,8 +59,8 @@ class GraphSymbol(_Vocabulary):
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__(tracer)
-        self.etype = TypeKey("etype")
-        self.ntype = TypeKey("ntype")
+        self.etype = TypeKey(tracer, "etype")
+        self.ntype = TypeKey(tracer, "ntype")
         self.per_relation = PerRelation(tracer)
 
     def node(self, value: Symbol) -> Value:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -76,6 +77,11 @@ class TypedRows:
     pointers: Tensor
     order: Tensor | None
     tiles: TileMaps
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """`pointers` as compiled C++ takes them, int64."""
+        return self.pointers.to(torch.int64).contiguous()
 
 
 class Structure:

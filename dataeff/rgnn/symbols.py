@@ -132,13 +132,24 @@ class Argument(Symbol):
 
 
 class TypeKey:
-    """`g.etype` or `g.ntype`."""
+    """`g.etype` or `g.ntype`: picks from arguments of the layer, and does nothing else."""
 
-    def __init__(self, domain: str) -> None:
+    def __init__(self, tracer: Tracer, domain: str) -> None:
+        self.tracer = tracer
         self.domain = domain
 
     def __repr__(self) -> str:
         return f"g.{self.domain}"
+
+    def _not_there(self, *_: Any, **__: Any) -> NoReturn:
+        raise self.tracer.error(
+            f"{self!r} picks from arguments of the layer, as in W[{self!r}], and nothing else does"
+            " with it: what the function holds for each type is passed as an argument, a tensor"
+        )
+
+    # What tensors, arrays, lists and dictionaries ask of an index, and numbers of what they meet.
+    __len__ = __array__ = __index__ = __hash__ = __getitem__ = _not_there
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = _not_there
 
 
 class Picked(Symbol):

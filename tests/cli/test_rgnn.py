@@ -116,7 +116,11 @@ def test_build_fails_when_a_kernel_spills(capsys, monkeypatch):
         (("build", "--layer", "rgat", "--heads", "3"), "--heads 3"),
         (("build", "--layer", "rgat", "--dtype", "int8"), "'int8' is none of float32"),
         (("build", "--layer", "rgat", "--json", "/tmp"), "/tmp is a folder, not a file"),
-        (("build", "--layer", "rgat", "--target", "hopper"), "sm_90, got 'hopper'"),
+        (("build", "--layer", "rgat", "--target", "hopper"), "sm_121, got 'hopper'"),
+        (
+            ("build", "--layer", "rgat", "--target", "sm_90", "--target", "sm_200"),
+            "--target: target must be one of sm_80, ",  # before anything is compiled
+        ),
         (("explain", "nowhere.py"), "nowhere.py is not a file"),
         (("explain", __file__), "needs a function example()"),
     ],

@@ -122,6 +122,17 @@ def test_another_code_has_another_digest(old, new):
     assert digest(backends="reference") != digest() == digest()
 
 
+def test_what_small_tensors_hold_and_globals_read_by_computed_names():
+    held = (
+        "import torch\nfrom dataeff import rgnn\nshift = torch.tensor([0.5, 1.5])\nPOWER = 2\n"
+        "def f(g, x):\n    return g.sum(g.src(x) * float(shift[1]))\n"
+    )
+    assert digest(held.replace("1.5", "2.5")) != digest(held) == digest(held)
+    assert digest(held.replace("= 2", "= 3")) == digest(held)  # nothing reads it
+    named = held.replace("float(shift[1])", 'globals()["PO" + "WER"]')
+    assert digest(named.replace("= 2", "= 3")) != digest(named) == digest(named)
+
+
 def test_functions_that_call_each_other_and_names_without_a_value():
     source = SOURCE + "\ndef widen(z):\n    return named(z) or later(z)\n"
     source += "\ndef named(z):\n    return widen(z)\n"

@@ -326,13 +326,13 @@ def test_without_a_compiler_one_warning_and_the_same_result(monkeypatch, tmp_pat
     case = make_case([5, 9], 6, 7, torch.float32)
     expected = typed_gemm_reference(case.x, case.weight, case.seg_ptr)
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
-    gemm_native._library.cache_clear()
+    gemm_native.library_for.cache_clear()
     try:
         with pytest.warns(UserWarning, match="no-compiler"):
             assert_close(typed_gemm(case.x, case.weight, case.seg_ptr), expected, 4)
         assert_close(typed_gemm(case.x, case.weight, case.seg_ptr), expected, 4)
     finally:
-        gemm_native._library.cache_clear()
+        gemm_native.library_for.cache_clear()
 
 
 @pytest.mark.parametrize("width", [3, 16, 70])  # 70 floats are more than one panel of columns

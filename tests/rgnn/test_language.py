@@ -139,6 +139,17 @@ REFUSED = [
     ),
 ]
 
+# What a function holds besides its arguments; a comparison took one branch, and said nothing.
+HELD = [torch.ones(3, 4, 5), np.ones((3, 4, 5)), [1.0, 2.0, 3.0], {0: 1.0}]
+REFUSED += [
+    (lambda g, x, held=held, **_: held[g.etype], r"g.etype picks from arguments of the layer")
+    for held in HELD
+]
+REFUSED += [
+    (lambda g, x, **_: g.src(x) if g.ntype == 0 else g.dst(x), r"g.ntype picks from arguments"),
+    (lambda g, x, **_: g.src(x) * g.etype, r"cannot compute with g.etype"),
+]
+
 
 @pytest.mark.parametrize("number", range(len(REFUSED)))
 def test_refused_with_the_line_and_both_types(typed, number):
