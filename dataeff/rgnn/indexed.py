@@ -71,8 +71,13 @@ class Indexed:
         return self._relation_ends
 
     def prepare(self) -> Self:
-        """Build the sorted edges and pairs now (before torch.compile traces a layer)."""
-        self._profile = profile_of(self.sizes)
+        """Build the sorted edges and pairs now (before torch.compile traces a layer).
+
+        Raises:
+            RuntimeError: torch.compile traces this, of a graph that was not prepared before.
+        """
+        if not (torch.compiler.is_compiling() and self.profile):
+            self._profile = profile_of(self.sizes)
         return self
 
     @property

@@ -14,8 +14,14 @@ from dataeff import rgnn
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.kernels_ir import parse_schedule, render_schedule
 from dataeff.rgnn.memory_plan import render_moments
+from dataeff.rgnn.passes.compact import compact
+from dataeff.rgnn.passes.dce import eliminate_dead_code
+from dataeff.rgnn.passes.narrow import narrow
+from dataeff.rgnn.passes.scale_weights import scale_weights
 from dataeff.rgnn.plan import Plan, Request
 from dataeff.rgnn.text import parse, render
+from dataeff.rgnn.tracer import RowCounts
+from dataeff.rgnn.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -66,6 +72,32 @@ def test_stages(layer):
     same_as_file(f"{layer.name}.expected", text)
     for _, program in plan.compiled.stages:
         assert parse(render(program)) == program
+
+
+@rgnn.layer
+def scaled(g, x, W, s):
+    """A product scaled by relation, added up column by column."""
+    return g.sum(rgnn.linear(g.src(x), W[g.etype]) * s[g.etype])
+
+
+def rows_of(**rows):
+    """Rows of each domain: of all others one."""
+    return dict.fromkeys(("node", "dst", "edge", "src_pair", "dst_pair", "etype", "one"), 1) | rows
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        ("scale_weights", lambda program: scale_weights(program, rows_of(edge=10**6))),
+        ("narrow", lambda program: narrow(compact(program), 2)),
+    ],
+)
+def test_passes_that_these_layers_leave_alone(name, run):
+    shapes = {"x": (30, 24), "W": (4, 24, 24), "s": (4,)}
+    traced = scaled.trace(shapes, {}, RowCounts(30, 30, 200, 4, 1))
+    changed = eliminate_dead_code(verify(run(traced)))
+    assert changed != traced
+    same_as_file(f"{name}.expected", render(changed))
 
 
 @pytest.mark.parametrize("layer", [rgcn_mean, rgat, gated], ids=lambda f: f.name)

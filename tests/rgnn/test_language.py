@@ -237,7 +237,11 @@ def test_a_layer_in_no_paper_passes_gradcheck(typed):
 def test_a_layer_in_no_paper_compiles(typed):
     args = bilinear_arguments()
     typed.prepare()
-    compiled = torch.compile(lambda *a: bilinear(typed, *a), fullgraph=True, backend="aot_eager")
+
+    def run(*args):
+        return bilinear(typed.prepare(), *args)  # where it is there already, no lock is taken
+
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), bilinear(typed, *args))
 
 
