@@ -149,7 +149,7 @@ class HostEmbedding(torch.nn.Embedding):
             ValueError: not two dimensions, not in host memory, rows that are not contiguous, or an
                 argument that the class refuses.
         """
-        if not isinstance(embeddings, Tensor):
+        if not isinstance(cast(object, embeddings), Tensor):
             kind = type(embeddings).__name__
             raise TypeError(f"embeddings are a torch.Tensor, got {kind}: torch.as_tensor(...)")
         if embeddings.dim() != 2:

@@ -145,6 +145,10 @@ class HotTier:
             return base
         return Source(base.table, base.scales, self.rows, self.slots, self.hits)
 
+    def moved(self, table: Tensor) -> None:
+        """Reads the rows in this tensor from now on, which are the same."""
+        self._source = self._source._replace(table=table)
+
     def before(self, index: Tensor) -> None:
         """Orders a gather on the current stream behind the last change of the hot rows.
 

@@ -133,6 +133,15 @@ def storages(*tensors: Tensor | None) -> tuple[UntypedStorage, ...]:
     return tuple(x.untyped_storage() for x in tensors if x is not None)
 
 
+def shared_rows(x: Tensor) -> Tensor:
+    """Moves a tensor into shared memory, in place, and gives it without what it is a view of.
+
+    A view keeps its base, whose memory is the one that it has left, as long as it is there itself.
+    """
+    share_(x)
+    return x.detach() if x._is_view() else x
+
+
 # Below this the last-level cache and the TLB hold much of a table, and huge pages bring little.
 _HUGE_PAGES_FROM = 64 << 20
 
@@ -205,7 +214,7 @@ class HostRows(Rows):
     def share_(self) -> None:
         """Moves the tensor, in place."""
         with self._memory.unread():
-            share_(self._memory.x)
+            self._memory.x = shared_rows(self._memory.x)
         self._held = storages(self._memory.x)
 
     def release(self) -> None:

@@ -17,7 +17,7 @@ from dataeff.features.gather_stored import Source, deliveries, gather_stored
 from dataeff.features.hot import HotRows, HotTier
 from dataeff.features.quantised import ELEMENTS, FORMATS, STORED_DTYPES, Store, quantise
 from dataeff.features.registration import RegisteredMemory
-from dataeff.features.rows import HostRows, Rows, check_source, storages
+from dataeff.features.rows import HostRows, Rows, check_source, shared_rows, storages
 from dataeff.features.stats import Account
 from dataeff.ledger import Tier
 from dataeff.memory import SharedTensor, share_, share_all_among_ranks
@@ -316,7 +316,12 @@ class StoredRows(Rows):
     def share_(self) -> None:
         """Moves the rows and their scales, in place."""
         with self._memory.unread():
-            share_(self._memory.x)
+            self._memory.x = x = shared_rows(self._memory.x)
+            with self._lock:
+                for device, source in self._sources.items():
+                    self._sources[device] = source._replace(table=x)
+                for tier in self._tiers.values():
+                    tier.moved(x)
         if self._scales is not None:
             share_(self._scales)
         self._held = storages(self._memory.x, self._scales)

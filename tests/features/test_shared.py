@@ -39,6 +39,21 @@ def test_a_table_moves_with_its_tensor():
     assert shared_buffer(table.x) is shared_buffer(x) is not None
 
 
+@pytest.mark.parametrize("options", [{}, {"store": "fp16"}, {"hot": dataeff.HotRows(3)}], ids=str)
+def test_a_table_of_a_view_keeps_no_memory_that_it_has_left(options):
+    buffer = HostBuffer(64 * 2)
+    there = weakref.ref(buffer)
+    x = torch.frombuffer(memoryview(buffer), dtype=torch.float16).view(16, 4)
+    table = dataeff.FeatureTable(x.fill_(1), **options)
+    assert (table[2] == 1).all()
+    table.share_()
+    x[2] = 7
+    assert (table[2] == 7).all() and table.x.data_ptr() == x.data_ptr()
+    del x, buffer
+    gc.collect()
+    assert there() is None
+
+
 @pytest.mark.parametrize("store", [None, "fp16"])
 @pytest.mark.parametrize("call", ["getitem", "prefetch"])
 def test_rows_stay_where_they_are_read_while_another_thread_shares_them(monkeypatch, store, call):
