@@ -19,9 +19,17 @@ from hypothesis.stateful import (
     rule,
 )
 
-from dataeff import FeatureTable
+from dataeff import FeatureTable, HotRows
 
 NUM_ROWS, WIDTH = 300, 5
+KINDS = {
+    "plain": {},
+    "strided": {},
+    "small": {"store": "fp16"},
+    "hot": {"hot": HotRows(20, torch.arange(300))},
+    "adaptive": {"hot": HotRows(20, policy="adaptive", every=1)},
+    "small and adaptive": {"store": "fp16", "hot": HotRows(20, policy="adaptive", every=2)},
+}
 INDEX = st.lists(st.integers(-NUM_ROWS, NUM_ROWS - 1), max_size=40).map(
     lambda ids: torch.tensor(ids, dtype=torch.int64)
 )
@@ -34,19 +42,19 @@ class TableMachine(RuleBasedStateMachine):
     prefetches = Bundle("prefetches")
     gathers = Bundle("gathers")
 
-    @initialize(strided=st.booleans())
-    def open(self, strided: bool) -> None:
+    @initialize(kind=st.sampled_from(list(KINDS)))
+    def open(self, kind: str) -> None:
         self.executor = ThreadPoolExecutor(3)
-        self.num_rows_asked = 0
-        self._make(strided)
+        self._make(kind)
 
-    def _make(self, strided: bool) -> None:
-        whole = torch.arange(NUM_ROWS * WIDTH * 2, dtype=torch.float32).view(NUM_ROWS, -1)
-        self.x = whole[:, :WIDTH] if strided else whole[:, :WIDTH].contiguous()
+    def _make(self, kind: str) -> None:
+        # Numbers that float16 holds, too.
+        whole = (torch.arange(NUM_ROWS * WIDTH * 2.0) % 2039).view(NUM_ROWS, -1)
+        self.x = whole[:, :WIDTH] if kind == "strided" else whole[:, :WIDTH].contiguous()
         self.model = self.x.clone()
-        self.table = FeatureTable(self.x)
+        self.table = FeatureTable(self.x, **KINDS[kind])
+        self.in_place = "store" not in KINDS[kind]
         self.closed = False
-        self.under_way = 0
 
     @precondition(lambda self: not self.closed)
     @rule(index=INDEX)
@@ -96,7 +104,9 @@ class TableMachine(RuleBasedStateMachine):
         rows = torch.full((len(index), WIDTH), -1.0 - value)
         self.table.scatter_(index, rows)
         self.model[index] = rows
-        assert torch.equal(self.x, self.model)
+        assert torch.equal(self.table[:], self.model)
+        if self.in_place:
+            assert torch.equal(self.x, self.model)
 
     @precondition(lambda self: not self.closed)
     @rule(wrong=st.sampled_from([NUM_ROWS, -NUM_ROWS - 1, 2**40]))
@@ -106,15 +116,15 @@ class TableMachine(RuleBasedStateMachine):
         with pytest.raises(IndexError, match=str(wrong)):
             self.table.prefetch(torch.tensor([wrong])).wait()
 
-    @rule(again=st.booleans(), strided=st.booleans())
-    def close(self, again: bool, strided: bool) -> None:
+    @rule(again=st.booleans(), kind=st.sampled_from(list(KINDS)))
+    def close(self, again: bool, kind: str) -> None:
         self.table.close()
         self.table.close()
         self.closed = True
         with pytest.raises(RuntimeError, match="closed"):
             self.table[torch.tensor([0])]
         if again:
-            self._make(strided)
+            self._make(kind)
 
     @invariant()
     def no_thread_is_left_by_a_closed_table(self) -> None:
