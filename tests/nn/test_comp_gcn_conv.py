@@ -61,6 +61,21 @@ def test_float32_with_many_relations(composition):
     check(many_relations(), torch.float32, 1e-5, composition=composition, bias=False)
 
 
+@pytest.mark.parametrize("composition", COMPOSE)
+def test_results_may_be_written_to(composition):
+    torch.manual_seed(0)
+    conv = nn.CompGCNConv(6, 5, 2, composition=composition, norm=True).double()
+    index, etype = torch.randint(9, (2, 30)), torch.randint(4, (30,))
+    x, relation = (torch.randn(n, 6, dtype=torch.double, requires_grad=True) for n in (9, 4))
+    found = []
+    for write in (True, False):
+        y, r = conv(x, relation, index, etype)
+        y, r = (y.mul_(3.0).add_(1.0), r.mul_(2.0)) if write else (y * 3.0 + 1.0, r * 2.0)
+        loss = y.square().sum() + r.square().sum()
+        found.append(torch.autograd.grad(loss, [x, relation, *conv.parameters()]))
+    torch.testing.assert_close(*found)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="'conv'"):
         nn.CompGCNConv(4, 4, 2, composition="conv")
