@@ -7,6 +7,7 @@ import errno
 import gc
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -54,7 +55,8 @@ def steps(offload, loss, model, gradients, num_steps=3):
                 offload._cache.drain()
             value.backward()
 
-    return [gradients(model, lambda: step(i == num_steps - 1)) for i in range(num_steps)]
+    last = [i == num_steps - 1 for i in range(num_steps)]
+    return [gradients(model, partial(step, is_last)) for is_last in last]
 
 
 @pytest.mark.parametrize("num_directories", [1, 2])
