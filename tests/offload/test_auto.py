@@ -393,7 +393,9 @@ def test_a_disk_that_takes_little_or_nothing_is_planned_with_as_it_is(
         assert_same(got, expected)
     profiles, actions = offload.plan.profiles, offload.plan.actions
     moved = [p.moved_bytes for p, a in zip(profiles, actions, strict=True) if a is Action.DISK]
-    assert 0 < sum(moved) <= 1 << 20 if moves else not moved
+    assert sum(moved) <= (1 << 20 if moves else 0)  # a slow disk takes none: blocks run again
+    offload._cache.drain()
+    assert (Tier.DISK in offload._tiers.measure(x.device)) == moves
     offload.close()
 
 
