@@ -78,6 +78,8 @@ class Step:
         before: untimed, run before each call (clear gradients, drop a cache).
         close: run after the last call, also when something failed.
         metrics: figures beside the time, name -> (value, unit), asked for after the last call.
+        seconds: what the last call took by its own account, where the start of a program of its
+            own, fio say, is not to count.
         nbytes: bytes one call moves, where it differs from the case's.
         flops: floating-point operations of one call, where they differ from the case's.
         kernels: (bytes, flops) of each kernel of one call. They run one after another, so that
@@ -89,6 +91,7 @@ class Step:
     before: Callable[[], object] | None = None
     close: Callable[[], object] | None = None
     metrics: Callable[[], Mapping[str, tuple[float, str]]] | None = None
+    seconds: Callable[[], float] | None = None
     nbytes: int | None = None
     flops: int | None = None
     kernels: Sequence[tuple[int, int]] = ()

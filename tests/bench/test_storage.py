@@ -47,6 +47,7 @@ def test_fio_is_asked_for_the_same_file_and_believed(tmp_path, monkeypatch):
     step = storage._fio("write", "libaio", blocks)
     assert step.call() == 2 << 20
     assert step.metrics() == {"fio_bandwidth_gbs": (1.5, "GB/s")}
+    assert step.seconds() == pytest.approx((2 << 20) / 1.5e9)  # one pass, its start not counted
     ours = storage._ours("threads", "write", blocks)
     ours.call()
     blocks.fio_gbs["slower"] = [1e-3]
