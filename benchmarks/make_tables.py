@@ -3,7 +3,8 @@
 Between `<!-- table: NAME -->` and `<!-- end -->` stands the table of the workload NAME, from the
 latest records of each size on a CPU and on a GPU; `<!-- summary: NAME -->` is the table over all
 sizes, without what only shows growth or a setting, and `<!-- others: NAME -->` the table over all
-sizes of each further device.
+sizes of each further device. `<!-- targets: all -->` holds what is wanted of all workloads beside
+what was measured.
 `--check` changes nothing and fails when something would change. The curves of recomputing,
 offloading and keeping are drawn beside them: docs/rok-cpu.svg, docs/rok-cuda.svg.
 
@@ -15,15 +16,19 @@ import re
 import sys
 from pathlib import Path
 
-from dataeff.bench import Record, read
+from dataeff.bench import NAMES, Record, read
 from dataeff.bench.offload import rok
 from dataeff.bench.summary import headlines, summary_table
 from dataeff.bench.tables import markdown_table
+from dataeff.bench.target import targets_table
+from dataeff.bench.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [ROOT / "README.md", ROOT / "docs" / "benchmarks.md"]
 KINDS = ("cpu", "cuda")
-MARKED = re.compile(r"(<!-- (table|summary|others): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+MARKED = re.compile(
+    r"(<!-- (table|summary|others|targets): (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
+)
 
 
 def load(results: Path) -> list[Record]:
@@ -82,7 +87,9 @@ def fill(text: str, records: list[Record]) -> str:
     def table(match: re.Match[str]) -> str:
         begin, form, workload, end = match.groups()
         found = latest(records, workload)
-        if form == "others":
+        if form == "targets":
+            body = targets_table(TARGETS, [r for name in NAMES for r in latest(records, name)])
+        elif form == "others":
             body = others(records, workload)
         else:
             make = summary_of_headlines if form == "summary" else markdown_table
