@@ -207,9 +207,7 @@ def _made(step: Step) -> list[int]:
 def _stored(program: Program, steps: list[Step]) -> frozenset[int]:
     """What steps make, and what is there before them."""
     made = {value for step in steps for value in _made(step)}
-    given = {op.id for op in program.inputs}
-    constants = {o for o in program.outputs if program[o].kind == "const"}
-    return frozenset(made | given | constants)
+    return frozenset(made | {op.id for op in program.inputs})
 
 
 def verify_schedule(schedule: Schedule) -> Schedule:

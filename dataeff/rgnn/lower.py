@@ -124,7 +124,8 @@ def _only_axes_of_one(program: Program | Builder, op: Op) -> bool:
 
 
 def _stored(program: Program, dense: tuple[str, ...]) -> set[int]:
-    found = set(program.outputs)
+    # A constant is written where it is read, and as an output made at the end.
+    found = {o for o in program.outputs if program[o].kind != "const"}
     kinds = [category(program, op, dense) for op in program.ops]
     for op, kind in zip(program.ops, kinds, strict=True):
         if kind != "inline":

@@ -3,7 +3,7 @@
 import pytest
 
 from dataeff.rgnn.ir import Builder, Type
-from dataeff.rgnn.kernels_ir import Traversal
+from dataeff.rgnn.kernels_ir import Traversal, parse_schedule, render_schedule
 from dataeff.rgnn.lower import lower
 
 
@@ -57,3 +57,13 @@ def test_the_first_rows_of_a_computed_value_are_stored_with_it(read):
         out = b.emit("sum", b.emit("gather", first, attrs=("edge.dst",)), attrs=("edge.dst",))
     schedule = lower(b.program([out]))
     assert first in schedule.stored and whole in schedule.stored
+
+
+def test_a_constant_that_is_an_output_too_is_not_read_from_memory():
+    """What no input reaches has zeros as gradients: one number, and rows of it."""
+    b = Builder()
+    zero = b.emit("const", attrs=(0.0,), type=Type("one"))
+    rows = b.emit("gather", zero, attrs=("node.one",))
+    schedule = lower(b.program([zero, b.emit("expand", rows, attrs=((3,),))]))
+    assert all(zero not in schedule.reads(step) for step in schedule.steps)
+    assert parse_schedule(render_schedule(schedule), schedule.program) == schedule
