@@ -38,7 +38,9 @@ def check_score(score: Tensor) -> None:
         ValueError: it is not [num_rows], or holds a NaN.
     """
     if not isinstance(score, Tensor):
-        raise TypeError(f"score must be a torch.Tensor, got {type(score).__name__}")
+        raise TypeError(
+            f"score must be a torch.Tensor, got {type(score).__name__}: torch.as_tensor(score)"
+        )
     if score.is_complex():
         raise TypeError(f"score must be real, got {score.dtype}")
     if score.dim() != 1:

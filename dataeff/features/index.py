@@ -89,8 +89,8 @@ def checked_tensor(index: Tensor) -> Tensor:
     """The index; TypeError unless it is a dense tensor, ValueError unless a CPU or CUDA has it."""
     if not isinstance(index, Tensor):
         raise TypeError(
-            f"an index is an int32 or int64 tensor, got {type(index).__name__}: table[...] also "
-            "takes lists, slices and masks"
+            f"an index is an int32 or int64 tensor, got {type(index).__name__}: "
+            "torch.as_tensor(index); table[...] also takes lists, slices and masks"
         )
     if index.layout != torch.strided:
         raise TypeError(f"an index is a dense tensor, got {index.layout}: index.to_dense()")

@@ -16,6 +16,7 @@ from torch.autograd.graph import increment_version
 from dataeff._core import FaultPlan
 from dataeff._flags import checked_bool
 from dataeff._integers import checked_int
+from dataeff.features.among_tensors import AmongTensors
 from dataeff.features.disk_rows import DiskOptions, DiskRows, PathLike
 from dataeff.features.gather_cuda import check_devices
 from dataeff.features.hot import HotRows
@@ -46,7 +47,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-class FeatureTable:
+class FeatureTable(AmongTensors):
     """A table of rows in host memory whose gathers run where the index lives.
 
     `table[index]` is `x[index]`, whatever the device of the index: on the CPU by a threaded gather,

@@ -154,8 +154,9 @@ def unified(x: Tensor, *, propagate: bool = False) -> UnifiedTensor:
                 [0., 1.]])
     """
     if not isinstance(x, Tensor) or x.layout != torch.strided:
-        what = x.layout if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"a unified tensor is made of a dense torch.Tensor, got {what}")
+        sparse = isinstance(x, Tensor)
+        got = f"{x.layout}: x.to_dense()" if sparse else f"{type(x).__name__}: torch.as_tensor(x)"
+        raise TypeError(f"a unified tensor is made of a dense torch.Tensor, got {got}")
     if x.is_quantized:
         raise TypeError(f"a unified tensor holds numbers, got {x.dtype}: x.dequantize()")
     if x.device.type != "cpu":

@@ -107,7 +107,7 @@ def test_equal_scores_are_chosen_by_position():
         (lambda: HotRows(0.1), TypeError, "n=0.1 is no integer"),
         (lambda: HotRows(1, every=0.5), TypeError, "every=0.5 is no integer"),
         (lambda: dataeff.FeatureTable(torch.rand(4, 2), hot=2), TypeError, "hot=2 is no HotRows"),
-        (lambda: HotRows(1, [1.0]), TypeError, "list"),
+        (lambda: HotRows(1, [1.0]), TypeError, r"list: torch\.as_tensor\(score\)"),
         (lambda: HotRows(1, torch.rand(2, 2)), ValueError, r"\(2, 2\)"),
         (lambda: HotRows(1, torch.tensor([float("nan")])), ValueError, "NaN"),
         (lambda: HotRows(1, torch.zeros(2, dtype=torch.cfloat)), TypeError, "complex"),

@@ -158,8 +158,8 @@ def test_it_keeps_the_storage_alive():
 @pytest.mark.parametrize(
     ("x", "error", "words"),
     [
-        ([1.0], TypeError, "list"),
-        (torch.eye(3).to_sparse(), TypeError, "sparse"),
+        ([1.0], TypeError, r"list: torch\.as_tensor\(x\)"),
+        (torch.eye(3).to_sparse(), TypeError, r"sparse_coo: x\.to_dense"),
         (torch.empty(3, device="meta"), ValueError, "meta"),
         (torch.ones(3, requires_grad=True) * 2, ValueError, r"x\.detach"),
     ],
