@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from dataeff.ledger import Tier
 from dataeff.offload import plan_warnings
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.followed import Followed
+from dataeff.offload.forwards import Forwards
 from dataeff.offload.likeness import Likeness
 from dataeff.offload.passes import Budgets, in_backward
 from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate, plan
@@ -71,7 +72,7 @@ class AutoPolicy:
         self._changes = Changes()
         self._changed: dict[str, str] = {}  # blocks that cannot be run again, and what changes
         self._rounds = Rounds(lambda scope: _block_of(scope, self._blocks) is not None)
-        self._wrapped: list[tuple[torch.nn.Module, str, Any]] = []
+        self._forwards = Forwards()
         self._again = set[str]()  # blocks that may be recomputed
         self._saved: dict[str, ModuleBytes] = {}
         self._blind = False  # whether nothing is seen of the blocks
@@ -152,10 +153,10 @@ class AutoPolicy:
         if self._num_steps < _WARM_UP_STEPS and self._budget is not None:
             for name, block in self._blocks.items():
                 if not is_compiled(block):  # which would be compiled anew
-                    self._wrap(block, self._changes.watching(name, block))
+                    self._forwards.wrap(block, self._changes.watching(name, block))
         for name, action in self._actions().items():
             if action is Action.RECOMPUTE:
-                self._wrap(self._blocks[name], checkpoint)
+                self._forwards.wrap(self._blocks[name], checkpoint)
         self.likeness.begin()
         self._rounds.begin(cache)
         self._new_before = cache.new_nbytes
@@ -260,12 +261,7 @@ class AutoPolicy:
 
     def leave(self) -> None:
         """Takes recomputation off the model, which may be copied or saved between steps."""
-        while self._wrapped:
-            block, name, own = self._wrapped.pop()
-            if own is None:
-                delattr(block, name)
-            else:
-                setattr(block, name, own)
+        self._forwards.give_back()
 
     def remove(self) -> None:
         """Takes everything off the model."""
@@ -372,15 +368,6 @@ class AutoPolicy:
     def _device(self) -> torch.device:
         """Where the model begins."""
         return next((p.device for p in self._model.parameters()), torch.device("cpu"))
-
-    def _wrap(self, block: torch.nn.Module, run: Callable[..., Any]) -> None:
-        """Has `run(forward, *args, **kwargs)` called for the block's forward, until `leave`."""
-        # A block compiled in place would be compiled anew, with what is wrapped around its forward.
-        in_place = getattr(block, "_compiled_call_impl", None) is not None
-        name = "_compiled_call_impl" if in_place else "forward"
-        forward, own = getattr(block, name), vars(block).get(name)
-        setattr(block, name, lambda *args, **kwargs: run(forward, *args, **kwargs))
-        self._wrapped.append((block, name, own))
 
     @staticmethod
     def _warn(text: str) -> None:

@@ -1,6 +1,7 @@
 """A model under an offload is copied and saved like any other."""
 
 import copy
+import functools
 import gc
 import io
 import pickle
@@ -74,6 +75,28 @@ def test_a_block_that_is_recomputed_is_so_only_in_the_step(model, tmp_path):
         for p in model.parameters():
             p.zero_()
     assert torch.equal(other(x), expected)
+    offload.close()
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, AveragedModel, by_pickle])
+def test_a_copy_made_while_blocks_are_recomputed_has_their_own_forwards(model, tmp_path, duplicate):
+    model[2].forward = functools.partial(model[2].forward)  # as who casts what comes out sets it
+    x = torch.ones(64, 64)
+    model(x).sum().backward()
+    expected = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    offload = ActivationOffload(model, tmp_path, min_bytes=0, policy="auto", memory_budget=1e9)
+    steps(model, offload, 17)
+    plan = offload.plan
+    offload._auto.plan = replace(plan, actions=(Action.RECOMPUTE,) * len(plan.actions))
+    model.zero_grad()
+    with offload:
+        other = duplicate(model)
+    own = other.module if isinstance(other, AveragedModel) else other
+    del own[2].forward  # which computes with the parameters of the model, offload or none
+    own(x).sum().backward()
+    assert all(map(torch.equal, [p.grad for p in own.parameters()], expected))
+    assert all(p.grad is None for p in model.parameters())
     offload.close()
 
 
