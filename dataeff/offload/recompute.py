@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from dataeff.offload.identity import VersionProbe
+from dataeff.offload.kinds import is_plain
 
 T = TypeVar("T")
 
@@ -69,7 +70,7 @@ class Changes:
         return run
 
     def _note(self, name: str, value: Any) -> None:
-        if type(value) in _PLAIN and not value.is_inference():
+        if type(value) in _PLAIN and is_plain(value):
             probe = VersionProbe(value)  # holds none of its memory
             self._given.append((name, probe, probe.version))
         elif not isinstance(value, (bool, int, float, complex, str, type(None))):

@@ -444,6 +444,45 @@ def test_blocks_that_change_their_arguments_are_not_recomputed(
     offload.close()
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_sparse_csr,
+        lambda x: torch.nested.nested_tensor(list(x.split(100))),
+        lambda x: x.unflatten(0, (1, -1)).mT.conj(),
+        lambda x: x[:0],
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:activation offload. no plan keeps:RuntimeWarning")
+def test_blocks_may_be_called_with_tensors_of_all_kinds(gradients, assert_same, tmp_path, kind):
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x, other):
+            return x + self.linear(x).tanh()
+
+    torch.manual_seed(0)
+    model, x = nn.ModuleList(Beside() for _ in range(4)), torch.randn(256, 64)
+    other = kind(x)
+
+    def loss():
+        y = x
+        for block in model:
+            y = block(y, other)
+        return y.square().mean()
+
+    expected = gradients(model, lambda: loss().backward())
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1, min_bytes=0)
+    for got in train(offload, loss, model, gradients, 18):
+        assert_same(got, expected)
+    offload.close()
+
+
 def chain():
     return nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)]), torch.randn(256, 64)
 
