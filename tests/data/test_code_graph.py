@@ -142,6 +142,12 @@ def test_files_that_are_not_python_are_counted(package, zoo):
     assert graph.num_skipped == 2 and graph.num_files == len(zoo)
 
 
+def test_a_package_of_just_enough_files_is_a_class(zoo):
+    assert len(build_code_graph(zoo, min_files=5).class_names) == 3
+    with pytest.raises(ValueError, match="0 packages have 6 files"):
+        build_code_graph(zoo, min_files=6)
+
+
 def test_too_few_packages_is_an_error(geometry, zoo):
     with pytest.raises(ValueError, match="two classes"):
         build_code_graph(geometry)

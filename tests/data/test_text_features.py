@@ -16,6 +16,10 @@ def test_masked_words_are_left_out_in_every_spelling():
     assert mask("TorchRun nnRun") == ["run", "run"]
 
 
+def test_words_of_four_letters_are_masked_inside_others_and_shorter_ones_are_not():
+    assert WordMask(["json", "csv"])("jsonable csvable") == ["csvable"]
+
+
 @given(st.text(alphabet="aAsSyYnNcCiIoO_ xX1.", max_size=60))
 def test_no_masked_word_survives(text):
     mask = WordMask(["async", "io"])

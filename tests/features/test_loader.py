@@ -87,7 +87,9 @@ def test_sampling_runs_ahead_and_no_further_than_its_depth(x):
 
     loader = FeatureLoader(range(12), FeatureTable(x), sample, depth=3)
     for i, _ in enumerate(loader):
-        time.sleep(0.02)
+        while len(begun) == i + 1 < 12:  # would never end, were nothing sampled ahead
+            time.sleep(0.001)
+        time.sleep(0.01)
         ahead.append(len(begun) - i - 1)
     # One batch is in use, one has its rows fetched, up to three are sampled.
     assert 1 <= max(ahead) <= 4
