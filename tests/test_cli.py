@@ -213,6 +213,7 @@ def test_plan_prints_what_the_capacity_functions_compute(capsys):
 def test_plan_table_ends_with_the_verdict(capsys):
     code, out, _ = run(capsys, "plan", "--model", "llama-70b", "--gpus", "1")
     assert code == 0 and "shard over more GPUs" in out and "written per day" in out
+    assert out.startswith("llama-70b on 1 GPU, a step") and "2,021 TB" in out
 
 
 def test_plan_of_what_fits_wears_no_disk(capsys):
@@ -230,6 +231,7 @@ def test_plan_of_what_fits_wears_no_disk(capsys):
         (["--model", "llama-8b", "--disk-tb", "inf"], "--disk-tb: inf is not a positive number"),
         (["--model", "llama-8b", "--utilization", "40"], "utilization=40.0 is no share"),
         (["--model", "llama-8b", "--gpus", "3", "--tensor-parallel", "2"], "num_gpus=3"),
+        (["--model", "llama-8b", "--microbatch", "1" + "0" * 320], "too large"),
     ],
 )
 def test_plan_refuses_in_one_line(capsys, typed, message):

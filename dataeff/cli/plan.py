@@ -72,9 +72,10 @@ def command(
             gpu=Gpu(gpu_memory_gb * GB, gpu_tflops * TB, utilization),
             disks=disk,
         )
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError.of(error) from error
-    _show(f"{model} on {gpus} GPUs, one GPU's share of a step", plan, as_json)
+    share = "1 GPU, a step" if gpus == 1 else f"{gpus} GPUs, one GPU's share of a step"
+    _show(f"{model} on {share}", plan, as_json)
 
 
 def _check(context: typer.Context) -> None:
@@ -143,15 +144,15 @@ def _print(title: str, plan: CapacityPlan) -> None:
         "of head and loss, which stay": f"{plan.kept / GB:.1f} GB",
         "weights, gradients, optimizer states": f"{plan.states / GB:.1f} GB",
         "memory of the GPU": f"{plan.memory / GB:.1f} GB",
-        "does not fit": f"{plan.excess / GB:.1f} GB",
+        "of the activations, what does not fit": f"{plan.excess / GB:.1f} GB",
     }
     if not plan.memory:  # measured: all that was offloaded
-        amounts = {"offloaded per step": f"{plan.excess / GB:.3g} GB"}
+        amounts = {"offloaded per step": _digits(plan.excess / GB, "GB")}
     rates = {
-        "step": f"{plan.step_s:.3g} s",
-        "writes must sustain": f"{plan.write_bandwidth / GB:.3g} GB/s",
-        "the disks sustain": f"{plan.disk_bandwidth / GB:.3g} GB/s",
-        "written per day": f"{plan.written_per_day / TB:.3g} TB",
+        "step": _digits(plan.step_s, "s"),
+        "writes must sustain": _digits(plan.write_bandwidth / GB, "GB/s"),
+        "the disks sustain": _digits(plan.disk_bandwidth / GB, "GB/s"),
+        "written per day": _digits(plan.written_per_day / TB, "TB"),
         "disk life as rated": _days(plan.rated_life_days),
         "disk life if only large writes and a day's retention count": _days(plan.relaxed_life_days),
     }
@@ -160,6 +161,11 @@ def _print(title: str, plan: CapacityPlan) -> None:
     console = Console()
     console.print(table)
     console.print(f"\n{plan.verdict}")
+
+
+def _digits(amount: float, unit: str) -> str:
+    """Three digits, or all before the point: not 3.57e+03."""
+    return f"{amount:,.0f} {unit}" if 1000 <= amount < 1e6 else f"{amount:.3g} {unit}"
 
 
 def _days(days: float) -> str:

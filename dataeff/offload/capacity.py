@@ -200,7 +200,7 @@ class CapacityPlan:
         write_bandwidth: bytes per second needed so that stores hide behind compute.
         disk_bandwidth: what the disks sustain.
         written_per_day: bytes a day if everything that does not fit is written.
-        excess: bytes that do not fit in the GPU's memory.
+        excess: bytes of `activations` that the GPU's memory does not hold: what is offloaded.
         disk_capacity: bytes of the disks.
         rated_life_days: until the rated endurance is spent.
         relaxed_life_days: with both factors of `Relaxation`.
@@ -275,11 +275,13 @@ def plan_capacity(
         ValueError: `num_gpus` is no multiple of `tensor_parallel`, a size is not positive, or the
             GPU reaches more than all of its rate.
     """
-    if min(num_gpus, microbatch, sequence, tensor_parallel) < 1 or num_gpus % tensor_parallel:
+    if min(num_gpus, microbatch, sequence, tensor_parallel) < 1:
         raise ValueError(
-            f"num_gpus={num_gpus} must be a positive multiple of tensor_parallel={tensor_parallel}"
-            f", microbatch={microbatch} and sequence={sequence} positive"
+            f"num_gpus={num_gpus}, microbatch={microbatch}, sequence={sequence} and "
+            f"tensor_parallel={tensor_parallel} must be positive"
         )
+    if num_gpus % tensor_parallel:
+        raise ValueError(f"num_gpus={num_gpus} is no multiple of tensor_parallel={tensor_parallel}")
     gpu, disks = gpu or Gpu(), disks or Disks()
     if not 0 < gpu.utilization <= 1:
         raise ValueError(f"utilization={gpu.utilization} is no share of the rate: 0 to 1")

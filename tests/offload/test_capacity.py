@@ -174,7 +174,7 @@ def test_plan_from_a_measured_run():
 
 
 def test_bad_sizes_are_refused():
-    with pytest.raises(ValueError, match="num_gpus=6 must be a positive multiple"):
+    with pytest.raises(ValueError, match="num_gpus=6 is no multiple of tensor_parallel=4"):
         plan_capacity(MODELS["llama-8b"], num_gpus=6, tensor_parallel=4)
     with pytest.raises(ValueError, match="utilization=40 is no share"):
         plan_capacity(MODELS["llama-8b"], num_gpus=8, gpu=Gpu(utilization=40))
