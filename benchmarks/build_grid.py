@@ -21,7 +21,7 @@ from dataeff.rgnn.aot import KernelReport, capability_of
 from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, layer_reports
 from dataeff.rgnn.published import PUBLISHED
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.tiles import Product, ranked_tiles
+from dataeff.rgnn.triton.tiles import Product, ranked_tiles
 
 SIZES = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
 WIDTHS, HEADS = (32, 64, 128, 256), (1, 4)

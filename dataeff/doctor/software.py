@@ -130,7 +130,7 @@ def installed(name: str) -> str | None:
 
 def compiler() -> Finding:
     """A C++ compiler is there and takes C++20; looked for as the layers' compiler does."""
-    from dataeff.rgnn.toolchain import CompilerMissing, find_compiler
+    from dataeff.rgnn.cpp.toolchain import CompilerMissing, find_compiler
 
     try:
         found = find_compiler(os.environ.get("CXX"), os.environ.get("PATH"))
@@ -191,7 +191,7 @@ def nvcc() -> Finding:
 
 def kernel_cache() -> Finding:
     """Compiled layers can be kept for the next process."""
-    from dataeff.rgnn.toolchain import cache_root
+    from dataeff.rgnn.cpp.toolchain import cache_root
 
     folder = Path(cache_root()).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dataeff.rgnn.toolchain import cache_dir
+from dataeff.rgnn.cpp.toolchain import cache_dir
 
 # Shared memory that one block may have, by compute capability (CUDA C++ Programming Guide, table
 # "Technical Specifications per Compute Capability").

@@ -14,7 +14,8 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from dataeff.rgnn import cpp_backend
+from dataeff.rgnn.cpp import backend as cpp_backend
+from dataeff.rgnn.cpp.toolchain import CompilerMissing
 from dataeff.rgnn.execute import Executor
 from dataeff.rgnn.interpret import interpret
 from dataeff.rgnn.ir import Program
@@ -22,7 +23,6 @@ from dataeff.rgnn.kernels_ir import Schedule
 from dataeff.rgnn.lower import lower
 from dataeff.rgnn.products import NativeProducts
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.toolchain import CompilerMissing
 from dataeff.rgnn.view import View
 
 Run = Callable[[View, dict[str, Tensor]], list[Tensor]]
@@ -66,7 +66,7 @@ class Runner:
     def _dense(self) -> tuple[str, ...]:
         if self.name != "triton":
             return ()
-        from dataeff.rgnn.triton_backend import DENSE_KINDS
+        from dataeff.rgnn.triton.backend import DENSE_KINDS
 
         return DENSE_KINDS
 
@@ -81,7 +81,7 @@ class Runner:
         if self.schedule is None:
             return partial(interpret, self.program)
         if self.name == "triton":
-            from dataeff.rgnn.triton_backend import TritonTraversals
+            from dataeff.rgnn.triton.backend import TritonTraversals
 
             on_gpu = TritonTraversals(self.schedule, self.dtype, self.choice)
             return Executor(self.schedule, on_gpu, self.choice)
@@ -101,7 +101,7 @@ class Runner:
         if self.schedule is None:
             return ""
         if self.name == "triton":
-            from dataeff.rgnn import triton_backend
+            from dataeff.rgnn.triton import backend as triton_backend
 
             return triton_backend.generate(self.schedule, self.dtype, self.choice)
         dtype = self.dtype if cpp_backend.supports(self.dtype) else torch.float32

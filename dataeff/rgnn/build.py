@@ -14,8 +14,8 @@ from dataeff.rgnn.cost import product_of, tile_of
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Traversal
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
-from dataeff.rgnn.triton_source import FP_FUSION, MAX_REGISTERS
+from dataeff.rgnn.triton.source import FP_FUSION, MAX_REGISTERS
+from dataeff.rgnn.triton.tiles import GemmSchedule, Product, schedule_of
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
@@ -99,7 +99,7 @@ def traversal_reports(
 def _traversals(
     schedule: Schedule, dtype: torch.dtype, target: str, choice: Choice | None
 ) -> Iterator[tuple[str, dict[str, int], KernelReport]]:
-    from dataeff.rgnn import triton_backend
+    from dataeff.rgnn.triton import backend as triton_backend
 
     module = load_kernels(triton_backend.generate(schedule, dtype, choice))
     for number, kernel in triton_backend.kernels(schedule, dtype, choice).items():

@@ -16,7 +16,7 @@ from dataeff.rgnn.ir import Op
 from dataeff.rgnn.kernels_ir import Dense, Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.signatures import ALIASES, SEGMENT
-from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
+from dataeff.rgnn.triton.tiles import GemmSchedule, Product, schedule_of
 from dataeff.rgnn.view import View
 
 

@@ -18,7 +18,7 @@ from dataeff.rgnn.memory_plan import last_uses, makes, overwritten, passing
 from dataeff.rgnn.products import NativeProducts
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import TypedRows
-from dataeff.rgnn.tiles import GemmSchedule
+from dataeff.rgnn.triton.tiles import GemmSchedule
 from dataeff.rgnn.view import View
 from dataeff.rgnn.weight_products import weight_product
 

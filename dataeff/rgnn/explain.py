@@ -9,7 +9,7 @@ import torch
 from dataeff.rgnn import domains
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.cost import product_of, step_cost, tile_of
-from dataeff.rgnn.gemm_triton import capability, float32_precision
+from dataeff.rgnn.cpp.toolchain import why_none_compiles
 from dataeff.rgnn.graph import Graph
 from dataeff.rgnn.kernels_ir import Gemm, render_schedule
 from dataeff.rgnn.memory_plan import render_moments
@@ -17,8 +17,8 @@ from dataeff.rgnn.passes.compact import left_on_edges
 from dataeff.rgnn.passes.pipeline import rows_of
 from dataeff.rgnn.plan import Compiled, Plan
 from dataeff.rgnn.text import render
-from dataeff.rgnn.tiles import modelled_s
-from dataeff.rgnn.toolchain import why_none_compiles
+from dataeff.rgnn.triton.gemm import capability, float32_precision
+from dataeff.rgnn.triton.tiles import modelled_s
 
 if TYPE_CHECKING:
     from dataeff.rgnn.layer import Layer
@@ -85,7 +85,7 @@ def _left_on_edges(compiled: Compiled) -> list[str]:
 
 def _schedules(runner: Runner, plan: Plan) -> str:
     """Blocks, tiles, warps and stages of each Triton kernel, as tuning or the cost model chose."""
-    from dataeff.rgnn.triton_backend import kernels
+    from dataeff.rgnn.triton.backend import kernels
 
     assert runner.schedule is not None
     generated = kernels(runner.schedule, runner.dtype, runner.choice)

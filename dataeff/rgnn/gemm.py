@@ -5,7 +5,7 @@
 
 `t(i)` is the type whose segment `seg_ptr[t]:seg_ptr[t + 1]` holds row i. This is the GEMM template
 of Hector (ASPLOS'24, section 3.4) with gathered rows; a gathered copy of x is never stored whole.
-CPU tensors go to `gemm_cpu`, CUDA tensors to the Triton kernels through `gemm_triton`. Both are
+CPU tensors go to `gemm_cpu`, CUDA tensors to the Triton kernels through `triton.gemm`. Both are
 deterministic. Nothing here records gradients: the compiled layer calls both from its own backward.
 """
 
@@ -16,9 +16,11 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from dataeff.rgnn import gemm_cpu, gemm_native, gemm_triton
+from dataeff.rgnn import gemm_cpu
+from dataeff.rgnn.cpp import gemm as gemm_native
 from dataeff.rgnn.tilemap import TileMap, TileMaps, check_seg_ptr
-from dataeff.rgnn.tiles import GemmSchedule
+from dataeff.rgnn.triton import gemm as gemm_triton
+from dataeff.rgnn.triton.tiles import GemmSchedule
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

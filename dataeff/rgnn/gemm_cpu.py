@@ -31,7 +31,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dataeff.rgnn import gemm_native
+from dataeff.rgnn.cpp import gemm as gemm_native
 
 # Bytes of gathered rows that a product reads from cache: half of a common 1 MiB second level.
 GATHER_BLOCK_NBYTES = 512 << 10

@@ -14,8 +14,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from dataeff.rgnn import gemm_native
-from dataeff.rgnn.gemm_cpp import Arguments
+from dataeff.rgnn.cpp import gemm as gemm_native
+from dataeff.rgnn.cpp.gemm_source import Arguments
 from dataeff.rgnn.kernels_ir import Gemm, Schedule
 from dataeff.rgnn.structure import TypedRows
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dataeff.rgnn.tiles import GemmSchedule
+from dataeff.rgnn.triton.tiles import GemmSchedule
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,15 @@ import torch
 from dataeff._version import __version__
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.cost import product_of, step_cost, tile_of
-from dataeff.rgnn.gemm_triton import capability, float32_precision
+from dataeff.rgnn.cpp.toolchain import cache_dir, cpu_name
 from dataeff.rgnn.kernels_ir import Gemm
 from dataeff.rgnn.layer import Layer, choice_key
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.text import render
-from dataeff.rgnn.tiles import GemmSchedule, Product, modelled_s, ranked_tiles
-from dataeff.rgnn.toolchain import cache_dir, cpu_name
+from dataeff.rgnn.triton.gemm import capability, float32_precision
+from dataeff.rgnn.triton.tiles import GemmSchedule, Product, modelled_s, ranked_tiles
 from dataeff.rgnn.view import View
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from dataeff.rgnn import gemm_native
+from dataeff.rgnn.cpp import gemm as gemm_native
 
 
 def weight_product(equation: str, left: Tensor, right: Tensor) -> Tensor:

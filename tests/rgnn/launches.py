@@ -13,7 +13,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import max_shared_mem
 from triton.runtime.jit import JITFunction
 
-from dataeff.rgnn import gemm, gemm_triton, triton_backend
+from dataeff.rgnn import gemm
+from dataeff.rgnn.triton import backend as triton_backend
+from dataeff.rgnn.triton import gemm as gemm_triton
 
 SHARED_NBYTES = 232_448  # of a block of an sm_90
 

@@ -11,7 +11,7 @@ from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, product_reports
 from dataeff.rgnn.lower import lower
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.published import PUBLISHED
-from dataeff.rgnn.tiles import GemmSchedule, Product, ranked_tiles
+from dataeff.rgnn.triton.tiles import GemmSchedule, Product, ranked_tiles
 
 # Every feature size, dtype and target at least once, square and not, without the full product;
 # benchmarks/build_grid.py compiles that.

@@ -90,8 +90,9 @@ def test_wide_rows(width, monkeypatch):
 
 
 def test_no_compiler_falls_back_with_one_warning(monkeypatch, small):
-    from dataeff.rgnn import backend, cpp_backend
-    from dataeff.rgnn.toolchain import CompilerMissing
+    from dataeff.rgnn import backend
+    from dataeff.rgnn.cpp import backend as cpp_backend
+    from dataeff.rgnn.cpp.toolchain import CompilerMissing
 
     def missing(source, **kwargs):
         raise CompilerMissing("no C++ compiler: install one")

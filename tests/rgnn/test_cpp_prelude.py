@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dataeff.rgnn.cpp_backend import FLAGS
-from dataeff.rgnn.cpp_prelude import prelude
-from dataeff.rgnn.toolchain import CompilerMissing, compile_cpp
+from dataeff.rgnn.cpp.backend import FLAGS
+from dataeff.rgnn.cpp.prelude import prelude
+from dataeff.rgnn.cpp.toolchain import CompilerMissing, compile_cpp
 
 _LOOP = """
 extern "C" __attribute__((visibility("default")))

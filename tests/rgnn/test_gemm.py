@@ -13,7 +13,7 @@ from torch import Tensor
 from dataeff.kernels import interpreter
 from dataeff.kernels import typed_gemm as kernels
 from dataeff.memory.cuda import current_device
-from dataeff.rgnn import gemm_native, gemm_triton
+from dataeff.rgnn.cpp import gemm as gemm_native
 from dataeff.rgnn.gemm import (
     typed_gemm,
     typed_gemm_dw,
@@ -22,10 +22,11 @@ from dataeff.rgnn.gemm import (
     typed_gemm_sum,
     typed_sum,
 )
-from dataeff.rgnn.gemm_triton import float32_precision
 from dataeff.rgnn.structure import MOST_IN_INT32
 from dataeff.rgnn.tilemap import build_tile_map
-from dataeff.rgnn.tiles import Product, ranked_tiles
+from dataeff.rgnn.triton import gemm as gemm_triton
+from dataeff.rgnn.triton.gemm import float32_precision
+from dataeff.rgnn.triton.tiles import Product, ranked_tiles
 
 TOLERANCE = {
     torch.float64: 1e-12,

@@ -16,7 +16,7 @@ from dataeff.rgnn.kernels_ir import (
     verify_schedule,
 )
 from dataeff.rgnn.lower import lower
-from dataeff.rgnn.triton_backend import DENSE_KINDS
+from dataeff.rgnn.triton.backend import DENSE_KINDS
 
 
 def programs(small):

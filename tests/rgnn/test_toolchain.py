@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataeff.rgnn import cpp_parallel, toolchain
-from dataeff.rgnn.toolchain import CompileError, CompilerMissing, compile_cpp
+from dataeff.rgnn.cpp import parallel as cpp_parallel
+from dataeff.rgnn.cpp import toolchain
+from dataeff.rgnn.cpp.toolchain import CompileError, CompilerMissing, compile_cpp
 
 EXPORT = 'extern "C" __attribute__((visibility("default"))) '
 ANSWER = EXPORT + "int answer() { return %d; }\n"
@@ -73,7 +74,7 @@ def test_a_damaged_object_is_built_again(cache, monkeypatch, damage):
 
 def test_two_processes_at_once(cache):
     call = f"print(compile_cpp({ANSWER % 9!r}).answer())"
-    code = f"from dataeff.rgnn.toolchain import compile_cpp; {call}"
+    code = f"from dataeff.rgnn.cpp.toolchain import compile_cpp; {call}"
     runs = [
         subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -181,7 +182,7 @@ def test_layers_and_explain_run_without_a_compiler(cache, tmp_path, text):
 def test_unwritable_cache_warns_and_compiles_and_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     code = (
-        f"from dataeff.rgnn.toolchain import cache_dir, compile_cpp\n"
+        f"from dataeff.rgnn.cpp.toolchain import cache_dir, compile_cpp\n"
         f"assert compile_cpp({ANSWER % 3!r}).answer() == 3\n"
         f"assert [p.name for p in cache_dir().parent.iterdir()] == ['cpp']"
     )
@@ -278,7 +279,7 @@ INTERRUPTED = """
 import os, signal, sys, threading, time, traceback
 from pathlib import Path
 
-from dataeff.rgnn.toolchain import compile_cpp
+from dataeff.rgnn.cpp.toolchain import compile_cpp
 
 folder = Path(sys.argv[1])
 

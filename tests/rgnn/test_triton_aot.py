@@ -9,12 +9,12 @@ import pytest
 import torch
 from rgnn_layers import gated, heads
 
-from dataeff.rgnn import triton_backend
 from dataeff.rgnn.aot import load_kernels
 from dataeff.rgnn.build import TARGETS, traversal_reports
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.published import PUBLISHED
 from dataeff.rgnn.schedule import Choice
+from dataeff.rgnn.triton import backend as triton_backend
 
 pytest.importorskip("triton")
 

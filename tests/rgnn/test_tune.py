@@ -13,7 +13,7 @@ from dataeff.rgnn.layer import choice_key
 from dataeff.rgnn.plan import watched_plans
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.tiles import GemmSchedule
+from dataeff.rgnn.triton.tiles import GemmSchedule
 
 tuning = sys.modules["dataeff.rgnn.tune"]  # the function hides the module of its name
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dataeff.rgnn import gemm_native, weight_products
+from dataeff.rgnn import weight_products
+from dataeff.rgnn.cpp import gemm as gemm_native
 from dataeff.rgnn.weight_products import weight_product
 
 SIZES = {"i": 5, "u": 3, "v": 7, "o": 18, "b": 2}

@@ -8,7 +8,7 @@ for. `<key>.cpp` is the readable source, `<key>.<digest>.so` the object, named b
 a truncated or altered file does not carry the name of what it holds and is built anew. Files
 appear by rename, so two processes that build the same thing never see half of it.
 
-For parallel loops, start the source with `PARALLEL_HEADER` (see `cpp_parallel` for the choice and
+For parallel loops, start the source with `PARALLEL_HEADER` (see `parallel` for the choice and
 the figures behind it) and pass `torch.get_num_threads()` as their number of threads.
 """
 
@@ -29,8 +29,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataeff.rgnn import cpp_parallel
-from dataeff.rgnn.cpp_parallel import PARALLEL_HEADER
+from dataeff.rgnn.cpp import parallel
+from dataeff.rgnn.cpp.parallel import PARALLEL_HEADER
 
 __all__ = ["PARALLEL_HEADER", "CompileError", "CompilerMissing", "cache_dir", "compile_cpp"]
 
@@ -106,7 +106,7 @@ def _load(source: str, flags: Sequence[str], compiler: Compiler) -> ctypes.CDLL:
                 raise
             path = _build(_private(folder, str(error)), key, source, flags, compiler)
         library = ctypes.CDLL(str(path))
-        cpp_parallel.bind(library)
+        parallel.bind(library)
         _libraries[key] = library
     return _libraries[key]
 

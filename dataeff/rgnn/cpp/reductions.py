@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataeff.rgnn.cpp_text import Block, Ref, flat, loops
+from dataeff.rgnn.cpp.text import Block, Ref, flat, loops
 from dataeff.rgnn.ir import Op
 
 

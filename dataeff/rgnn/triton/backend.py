@@ -15,9 +15,9 @@ from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.long_rows import Pieces
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.structure import CONTIGUOUS
-from dataeff.rgnn.triton_hubs import HubKernels
-from dataeff.rgnn.triton_prelude import PRELUDE
-from dataeff.rgnn.triton_source import FP_FUSION, MAX_REGISTERS, TritonKernel, traversal_kernel
+from dataeff.rgnn.triton.hubs import HubKernels
+from dataeff.rgnn.triton.prelude import PRELUDE
+from dataeff.rgnn.triton.source import FP_FUSION, MAX_REGISTERS, TritonKernel, traversal_kernel
 from dataeff.rgnn.view import View
 
 # Values whose rows change shape are stored and viewed, since a padded block cannot be reshaped.

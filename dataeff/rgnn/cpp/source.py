@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dataeff.rgnn import cpp_reductions, domains
-from dataeff.rgnn.cpp_ahead import Lookahead
-from dataeff.rgnn.cpp_text import Block, Ref, Row, array_ref, flat, loops
-from dataeff.rgnn.cpp_values import Values
+from dataeff.rgnn import domains
+from dataeff.rgnn.cpp import reductions
+from dataeff.rgnn.cpp.ahead import Lookahead
+from dataeff.rgnn.cpp.text import Block, Ref, Row, array_ref, flat, loops
+from dataeff.rgnn.cpp.values import Values
 from dataeff.rgnn.ir import Op, Program, Type
 from dataeff.rgnn.kernels_ir import Schedule, Traversal, closure
 from dataeff.rgnn.lower import COSTLY
@@ -141,14 +142,12 @@ class _Writer:
                 self._store_ahead(sink, value, there, row)
             else:
                 self.inner.known[value, row.name] = self.values.to_array(there, self.inner)
-        accumulators = {
-            s: cpp_reductions.start(self.program[s], self.outer) for s in step.reductions
-        }
+        accumulators = {s: reductions.start(self.program[s], self.outer) for s in step.reductions}
         for value in step.reductions:
             op = self.program[value]
             if value not in step.tops:
                 item = self.emit(op.args[0], row)
-                cpp_reductions.accumulate(op, accumulators[value], item, self.inner)
+                reductions.accumulate(op, accumulators[value], item, self.inner)
         for value in step.stores:
             if value not in stored_ahead:
                 self._store(self.inner, value, self.emit(value, row), row)
@@ -161,8 +160,8 @@ class _Writer:
             op = self.program[value]
             if value in step.tops:
                 logsum = accumulators[step.tops[value]]
-                cpp_reductions.take_top(op, accumulators[value], logsum, self.outer)
-            cpp_reductions.finish(op, accumulators[value], self.outer, f"{begin}[i] == {end}[i]")
+                reductions.take_top(op, accumulators[value], logsum, self.outer)
+            reductions.finish(op, accumulators[value], self.outer, f"{begin}[i] == {end}[i]")
             self.outer.known[value, center.name] = array_ref(accumulators[value], op.type.shape)
 
     def _of_one_row(self, sink: int, waiting: int) -> bool:

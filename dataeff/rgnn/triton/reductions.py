@@ -6,7 +6,7 @@ Sums are taken a block of rows at a time, in one fixed order and without atomics
 from __future__ import annotations
 
 from dataeff.rgnn.ir import Op
-from dataeff.rgnn.triton_text import Block, padded, trail
+from dataeff.rgnn.triton.text import Block, padded, trail
 
 _LOWEST = 'float("-inf")'
 

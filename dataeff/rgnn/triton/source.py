@@ -2,7 +2,7 @@
 
 A traversal with inner rows is a kernel for center rows of at most `Choice.long_row` inner rows,
 several to a program, and one, of twice the warps, for longer ones, which a list names: a program
-for each. Those of more than `Choice.hub` are left to the kernels of `triton_hubs`, which share them
+for each. Those of more than `Choice.hub` are left to the kernels of `hubs`, which share them
 out to many. Every row belongs to one of these, so sums keep their order. They are taken in float32
 (float64 for float64).
 
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from dataeff.rgnn.kernels_ir import Schedule
 from dataeff.rgnn.schedule import Choice
-from dataeff.rgnn.triton_emit import Emitter
-from dataeff.rgnn.triton_hubs import HubKernels, write_hubs
+from dataeff.rgnn.triton.emit import Emitter
+from dataeff.rgnn.triton.hubs import HubKernels, write_hubs
 
 # Center rows of a program, and inner rows of each that it reads at a time.
 MAX_ROWS, INNER_ROWS = 128, 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataeff.rgnn.ir import Op
 from dataeff.rgnn.signatures import BINARY, UNARY
-from dataeff.rgnn.triton_text import (
+from dataeff.rgnn.triton.text import (
     Shape,
     extend,
     insert,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dataeff.memory.cuda import current_device
 from dataeff.rgnn.tilemap import TileMap, TileMaps, choose_tile_map, max_extra_tiles
-from dataeff.rgnn.tiles import GemmSchedule, Product, schedule_of
+from dataeff.rgnn.triton.tiles import GemmSchedule, Product, schedule_of
 
 INT32_MAX = 2**31 - 1
 

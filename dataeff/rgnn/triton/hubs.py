@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from dataeff.rgnn import triton_reductions
 from dataeff.rgnn.ir import Op
 from dataeff.rgnn.phases import Pass
-from dataeff.rgnn.triton_emit import Emitter
-from dataeff.rgnn.triton_text import Block, Row, lane, padded, padded_numel, trail
+from dataeff.rgnn.triton import reductions
+from dataeff.rgnn.triton.emit import Emitter
+from dataeff.rgnn.triton.text import Block, Row, lane, padded, padded_numel, trail
 
 _FIRST = "hub_rows, hub_slots, parts, "
 _HEAD = [
@@ -105,7 +105,7 @@ class _HubWriter(Emitter):
         for value in step.accumulated:
             op = self.program[value]
             numel = padded_numel(op.type.shape)
-            count = len(triton_reductions.accumulators(op))
+            count = len(reductions.accumulators(op))
             self.columns[value] = [self.width + k * numel for k in range(count)]
             self.width += count * numel
 
@@ -133,29 +133,29 @@ class _HubWriter(Emitter):
         tops = {v: t for v in self.added_up if (t := self.pass_of[v].tops.get(v)) is not None}
         ops = [self.program[v] for v in dict.fromkeys(tops.get(v, v) for v in self.added_up)]
         for op in ops:
-            triton_reductions.start(op, out, self.type)
+            reductions.start(op, out, self.type)
             inner_parts = [f"part{op.id}_{k}" for k in range(len(self.columns[op.id]))]
             for name, column in zip(inner_parts, self.columns[op.id], strict=True):
                 mask = trail("e_mask", len(op.type.shape))
                 inner.add(
                     f"{name} = tl.load({self._where('at', op, column)}, mask={mask}, other=0)"
                 )
-            triton_reductions.merge(op, inner_parts, inner, self.type)
+            reductions.merge(op, inner_parts, inner, self.type)
         out.add("for t in range(0, pieces, BLOCK):")
         out.add("    e_mask = t + tl.arange(0, BLOCK) < pieces")
         out.add("    at = begin + t + tl.arange(0, BLOCK)")
         out.lines += inner.lines
         for value, logsum in tops.items():
-            triton_reductions.take_top(self.program[value], logsum, out)
+            reductions.take_top(self.program[value], logsum, out)
         for value in dict.fromkeys([*self.added_up, *(op.id for op in ops)]):
-            triton_reductions.finish(self.program[value], out)
+            reductions.finish(self.program[value], out)
         return out.lines
 
     def _keep(self, step: Pass) -> None:
         """Put the accumulators of a pass into the buffer."""
         for value in step.accumulated:
             op = self.program[value]
-            names = triton_reductions.accumulators(op)
+            names = reductions.accumulators(op)
             for name, column in zip(names, self.columns[value], strict=True):
                 where = self._where("(slot + tl.arange(0, 1))", op, column)
                 self.outer.add(f"tl.store({where}, {name})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
-from dataeff.rgnn.cpp_text import Block, Ref, Shape, array_ref, broadcast, flat, loops
+from dataeff.rgnn.cpp.text import Block, Ref, Shape, array_ref, broadcast, flat, loops
 from dataeff.rgnn.ir import Op
 from dataeff.rgnn.signatures import BINARY, UNARY
 

@@ -1,6 +1,6 @@
 """The CPU backend: traversals as generated C++, compiled once by content.
 
-Products are C++ as well (`gemm_cpp`); ATen makes those of half precision: see `gemm_cpu`.
+Products are C++ as well (`cpp.gemm`); ATen makes those of half precision: see `gemm_cpu`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import ctypes
 import torch
 from torch import Tensor
 
-from dataeff.rgnn.cpp_prelude import prelude
-from dataeff.rgnn.cpp_source import KernelSource, traversal_source
+from dataeff.rgnn.cpp.prelude import prelude
+from dataeff.rgnn.cpp.source import KernelSource, traversal_source
+from dataeff.rgnn.cpp.toolchain import PARALLEL_HEADER, compile_cpp
 from dataeff.rgnn.domains import map_source
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.structure import CONTIGUOUS
-from dataeff.rgnn.toolchain import PARALLEL_HEADER, compile_cpp
 from dataeff.rgnn.view import View
 
 # A product fused with the subtraction of a maximum is not the product whose maximum it is, which

@@ -2,7 +2,7 @@
 
 A type's rows are split into chunks whose size depends on the row count alone, and the chunks are
 added up in order: the bits do not depend on the number of threads. The text stands behind that of
-`gemm_cpp`, whose tiles and arguments it uses.
+`gemm_source`, whose tiles and arguments it uses.
 """
 
 from __future__ import annotations

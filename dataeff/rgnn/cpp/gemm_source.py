@@ -8,15 +8,15 @@ not contiguous are packed once for all tiles of their type that follow one anoth
 
 Products that are added up where `target` says are never stored: each thread has a range of the
 sums, and takes of every type the rows that lead there, so that each sum adds its rows up in order.
-The weight gradient, and sums by type, are in `gemm_cpp_sums`.
+The weight gradient, and sums by type, are in `gemm_sums_source`.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-from dataeff.rgnn.cpp_parallel import PARALLEL_HEADER
-from dataeff.rgnn.gemm_cpp_sums import GRADIENT, SUM
+from dataeff.rgnn.cpp.gemm_sums_source import GRADIENT, SUM
+from dataeff.rgnn.cpp.parallel import PARALLEL_HEADER
 
 CPP_VALUES = {"float32": "float", "float64": "double"}
 CPP_INDICES = {"int32": "int32_t", "int64": "int64_t"}

@@ -5,11 +5,12 @@ What is stored elsewhere is loaded, everything else is computed where it is read
 
 from __future__ import annotations
 
-from dataeff.rgnn import domains, triton_reductions, triton_values
+from dataeff.rgnn import domains
 from dataeff.rgnn.ir import Op
 from dataeff.rgnn.kernels_ir import Schedule, Traversal
 from dataeff.rgnn.phases import Pass, Phases
-from dataeff.rgnn.triton_text import Block, Row, lane, padded, padded_numel, trail
+from dataeff.rgnn.triton import reductions, values
+from dataeff.rgnn.triton.text import Block, Row, lane, padded, padded_numel, trail
 
 
 class Emitter:
@@ -112,10 +113,10 @@ class Emitter:
         row = Row(domains.map_source(name), "e", "e_mask", "inner")
         sums = [self.program[v] for v in step.accumulated]
         for op in sums:
-            triton_reductions.start(op, self.outer, self.type)
+            reductions.start(op, self.outer, self.type)
         for op in sums:
             item = self.emit(op.args[0], row)
-            triton_reductions.accumulate(op, item, self.inner, self.type)
+            reductions.accumulate(op, item, self.inner, self.type)
         for value in step.stores:
             self.store(self.inner, value, self.emit(value, row), row)
         self._loop(name)
@@ -123,9 +124,9 @@ class Emitter:
     def finish(self, step: Pass) -> None:
         """Turn the accumulators of a pass into its reductions."""
         for value, logsum in step.tops.items():
-            triton_reductions.take_top(self.program[value], logsum, self.outer)
+            reductions.take_top(self.program[value], logsum, self.outer)
         for value in step.reductions:
-            triton_reductions.finish(self.program[value], self.outer)
+            reductions.finish(self.program[value], self.outer)
             self.outer.known[value, self.center.name] = f"acc{value}"
 
     def _loop(self, name: str) -> None:
@@ -217,7 +218,7 @@ class Emitter:
             return self._product(op, row, block)
         shapes = [self.program[a].type.shape for a in op.args]
         names = [self.emit(a, row) for a in op.args]
-        return triton_values.elementwise(op, names, shapes, self.type)
+        return values.elementwise(op, names, shapes, self.type)
 
     def _follow(self, name: str, row: Row, block: Block) -> Row:
         if name == self.kernel.map and row.name == "e":
@@ -249,4 +250,4 @@ class Emitter:
             there = self._follow(f"{row.domain}.{target}", row, block)
         w = self.emit(weight.id, there)
         self.widest = max(self.widest, padded_numel(weight.type.shape))
-        return triton_values.product(op, left, x.type.shape, w, weight.type.shape)
+        return values.product(op, left, x.type.shape, w, weight.type.shape)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
-from dataeff.rgnn import gemm_cpp
-from dataeff.rgnn.gemm_cpp import Arguments
-from dataeff.rgnn.toolchain import CompilerMissing, compile_cpp
+from dataeff.rgnn.cpp import gemm_source
+from dataeff.rgnn.cpp.gemm_source import Arguments
+from dataeff.rgnn.cpp.toolchain import CompilerMissing, compile_cpp
 
 
 def available(dtype: torch.dtype) -> bool:
@@ -165,7 +165,7 @@ def library_for(value: torch.dtype, index: torch.dtype) -> ctypes.CDLL | None:
     """The compiled products of values and indices of these dtypes; None without a compiler."""
     names = (str(value).removeprefix("torch."), str(index).removeprefix("torch."))
     try:
-        return compile_cpp(gemm_cpp.source(*names))
+        return compile_cpp(gemm_source.source(*names))
     except CompilerMissing as missing:
         warnings.warn(f"typed products run on plain PyTorch: {missing}", stacklevel=2)
         return None

@@ -1,0 +1,1 @@
+"""The CPU backend: programs as generated C++, compiled by the system compiler."""

@@ -1,0 +1,1 @@
+"""The GPU backend: programs as generated Triton, and the launches of the typed GEMM kernels."""
