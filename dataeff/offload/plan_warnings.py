@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from dataeff.offload.recompute import TRANSFORM
+
 
 def of_blindness(blocks: Collection[str]) -> str:
     """Nothing was saved by the blocks that are to be planned for."""
@@ -19,12 +21,14 @@ def of_blindness(blocks: Collection[str]) -> str:
 def of_changes(changed: Mapping[str, str], num_blocks: int) -> str:
     """Blocks cannot be run again; `changed` are their names, and the kind of what changes."""
     name, kind = next(iter(changed.items()))
-    return (
-        f"{len(changed)} of {num_blocks} blocks are not "
-        f"recomputed, {name} for one: a {kind} that it is called with, or a buffer of it, "
-        "changes during the step, and running the block again would see, or make, another "
-        "change. A model that caches keys and values does not with use_cache=False."
+    why = (
+        "it runs inside a transform of torch.func, such as vmap, which backward is outside of."
+        if kind == TRANSFORM
+        else f"a {kind} that it is called with, or a buffer of it, changes during the step, and "
+        "running the block again would see, or make, another change. A model that caches keys and "
+        "values does not with use_cache=False."
     )
+    return f"{len(changed)} of {num_blocks} blocks are not recomputed, {name} for one: {why}"
 
 
 def of_no_backward() -> str:

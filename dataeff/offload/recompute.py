@@ -20,6 +20,7 @@ from dataeff.offload.kinds import is_plain
 T = TypeVar("T")
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+TRANSFORM = "a transform"
 
 
 def checkpoint(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -52,17 +53,21 @@ class Changes:
 
     A block that adds keys and values to a cache that it is called with, or moves running statistics
     on, would do so twice. One that only reads such a cache would read more than the first time, if
-    another block adds to it later. What is looked at are arguments and buffers.
+    another block adds to it later. What is looked at are arguments and buffers, and whether the
+    block runs inside a transform of `torch.func`, which backward is outside of.
     """
 
     def __init__(self) -> None:
         self._given: list[tuple[str, Any, object]] = []  # what it was when the block was called
+        self._transformed: dict[str, str] = {}
 
     def watching(self, name: str, block: torch.nn.Module) -> Callable[..., Any]:
         """`run(forward, *args, **kwargs)`, which notes what the block `name` is called with."""
 
         def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                if torch._C._functorch.peek_interpreter_stack() is not None:
+                    self._transformed[name] = TRANSFORM
                 for value in (*args, *kwargs.values(), *block.buffers()):
                     self._note(name, value)
             return forward(*args, **kwargs)
@@ -77,8 +82,11 @@ class Changes:
             self._given.append((name, value, state_of(value)))
 
     def found(self) -> dict[str, str]:
-        """The blocks whose arguments or buffers have changed; the kind of the first of these."""
-        changed: dict[str, str] = {}
+        """The blocks that cannot be run again, and why: the kind of the first thing that changed.
+
+        `TRANSFORM` for those that ran inside one.
+        """
+        changed = dict(self._transformed)
         for name, value, before in self._given:
             probed = isinstance(value, VersionProbe)
             if before != (value.current if probed else state_of(value)):
@@ -89,6 +97,7 @@ class Changes:
     def forget(self) -> None:
         """Lets go of what was noted."""
         self._given.clear()
+        self._transformed.clear()
 
 
 def state_of(value: Any, depth: int = 8) -> object:

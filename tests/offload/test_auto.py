@@ -483,6 +483,26 @@ def test_blocks_may_be_called_with_tensors_of_all_kinds(gradients, assert_same, 
     offload.close()
 
 
+@pytest.mark.filterwarnings("ignore:activation offload. no backward was measured:RuntimeWarning")
+def test_blocks_inside_a_transform_are_not_recomputed(gradients, assert_same, tmp_path):
+    torch.manual_seed(0)
+    model, x = chain()
+
+    def loss():
+        y = x
+        for block in model:
+            y = torch.func.vmap(block)(y).tanh()
+        return y.square().mean()
+
+    expected = gradients(model, lambda: loss().backward())
+    with pytest.warns(RuntimeWarning, match=r"4 of 4 blocks.* inside a transform of torch\.func"):
+        offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=1, min_bytes=0)
+        for got in train(offload, loss, model, gradients, 18):
+            assert_same(got, expected)
+    assert Action.RECOMPUTE not in offload.plan.actions
+    offload.close()
+
+
 def chain():
     return nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)]), torch.randn(256, 64)
 
