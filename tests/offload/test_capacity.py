@@ -167,6 +167,13 @@ def test_plan_says_when_sharding_or_disks_do_not_suffice():
     assert not plan.hides and "too slow" in plan.verdict
 
 
+def test_disks_that_do_just_enough_do():
+    need = plan_from_measurement(64.0, 8.0)
+    disks = Disks(1, write_bandwidth=need.write_bandwidth, read_bandwidth=99.0, capacity=64.0)
+    plan = plan_from_measurement(64.0, 8.0, disks=disks)
+    assert plan.hides and plan.verdict.startswith("Offload")
+
+
 def test_plan_from_a_measured_run():
     plan = plan_from_measurement(122e9, 1800.0, disks=ONE)
     assert plan.excess == 122e9 and plan.hides

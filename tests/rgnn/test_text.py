@@ -2,7 +2,7 @@ import pytest
 import torch
 from rgnn_layers import gated, rgat, rgcn_mean
 
-from dataeff.rgnn.ir import IRTypeError, Program, Type
+from dataeff.rgnn.ir import IRTypeError, Op, Program, Type
 from dataeff.rgnn.text import parse, render
 from dataeff.rgnn.verify import verify
 
@@ -62,3 +62,18 @@ def test_verifier_finds_a_broken_program(small):
         verify(Program((*ops[:3], broken, *ops[4:]), program.outputs))
     with pytest.raises(ValueError, match="does not exist"):
         verify(Program(program.ops, (99,)))
+
+
+@pytest.mark.parametrize(
+    ("ops", "message"),
+    [
+        ([(1, "input", (), ("x",))], "operation 0 is numbered %1"),
+        ([(0, "input", (), ("x",)), (1, "relu", (1,), ())], "reads %1, which is not defined"),
+        ([(0, "input", (), ("x",)), (1, "relu", (-1,), ())], "reads %-1, which is not defined"),
+        ([(0, "input", (), ("x",)), (1, "input", (), ("x",))], "two inputs share a name"),
+    ],
+)
+def test_verifier_says_what_is_out_of_order(ops, message):
+    program = Program(tuple(Op(*parts, Type("node", (4,))) for parts in ops), (0,))
+    with pytest.raises(ValueError, match=message):
+        verify(program)

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from dataeff.storage import choice, choose_engine, open_engine, uring_refusal
+from dataeff.storage import Probe, choice, choose_engine, open_engine, uring_refusal
 from dataeff.storage.choice import decide
 
 
@@ -38,6 +38,23 @@ def test_what_is_refused_is_not_measured(monkeypatch, tmp_path):
     made = choose_engine(tmp_path, nbytes=4 << 20, max_seconds=0.02)
     assert made.kind == "threads" and made.refusals == {"io_uring": "not today"}
     assert list(made.probes) == ["threads"]
+
+
+def test_the_best_round_of_each_engine_counts(monkeypatch):
+    rates = {"threads": iter([1.0, 2.0]), "io_uring": iter([3.0, 1.0])}
+
+    def measured(directory, nbytes, *, kind, **more):
+        gbs = next(rates[kind])
+        return Probe(gbs, gbs, True, "ext4", kind, nbytes, ())
+
+    monkeypatch.setattr(choice, "uring_refusal", lambda: None)
+    monkeypatch.setattr(choice, "probe", measured)
+    made = choose_engine("/nowhere")
+    assert {kind: probe.read_gbs for kind, probe in made.probes.items()} == {
+        "threads": 2.0,
+        "io_uring": 3.0,
+    }
+    assert made.kind == "io_uring" and "1.50 times" in made.reason
 
 
 def test_a_directory_that_takes_no_file_raises():
