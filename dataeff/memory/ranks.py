@@ -45,6 +45,7 @@ def share_among_ranks(
     Raises:
         RuntimeError: `make` failed in the machine's first rank (that rank raises what it was).
         TimeoutError: a rank of this machine did not come for the memory, or was not given it.
+        PermissionError: ranks of this machine run as different users.
     """
     return share_all_among_ranks(lambda: [make()], group, timeout_s)[0]
 

@@ -44,8 +44,8 @@ def choose_engine(
     """Measures the engines that work here, in turn, and takes the fastest.
 
     An activation is written once and read once, so what counts is the time of both:
-    `1 / write_gbs + 1 / read_gbs`. The threads are taken unless another engine is 1.1 times faster
-    in both of its rounds' best: less than that is noise.
+    `1 / write_gbs + 1 / read_gbs`, of an engine's best round. The threads are taken unless another
+    engine is 1.1 times as fast: less than that is noise.
 
     Args:
         directory: on the disk in question.

@@ -40,6 +40,7 @@ class StripedSpill:
 
     Raises:
         OSError: none of the directories can be used; the error is the last one's.
+        ValueError: no directory is named, or `chunk_nbytes` is no positive multiple of 4096.
     """
 
     def __init__(
