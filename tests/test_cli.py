@@ -1,4 +1,5 @@
 import builtins
+import io
 import json
 import signal
 import subprocess
@@ -157,6 +158,19 @@ def test_doctor_prints_json(capsys, tmp_path):
     assert code == 0 and report["ok"] is True
     names = [finding["name"] for finding in report["findings"]]
     assert {"Python", "torch", "GPU", "io_uring", "GPUDirect Storage"} <= set(names)
+
+
+def test_doctor_prints_where_there_is_no_sign_for_a_tick(monkeypatch):
+    from dataeff.doctor import Finding
+
+    monkeypatch.setattr(
+        "dataeff.doctor.examine", lambda directory: [Finding("torch", True, "2.13")]
+    )
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
+    with pytest.raises(SystemExit) as exited:
+        main(["doctor"])
+    sys.stdout.flush()
+    assert not exited.value.code and b"?   torch" in sys.stdout.buffer.getvalue()
 
 
 def test_doctor_exits_with_1_when_something_essential_is_broken(monkeypatch, capsys, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"The dataeff command needs the package {missing.name}, which is not installed: "
             "pip install 'dataeff[demo]', or in a clone pip install '.[demo]'"
         )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without a sign for ✓
     try:
         with _cleaning_up_when_ended():
             app(arguments)

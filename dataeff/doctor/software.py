@@ -46,6 +46,7 @@ def findings() -> list[Finding]:
             "torch-geometric", "dataeff.integrations.pyg and PyG as a peer in benchmarks", "pyg"
         ),
         package("matplotlib", "plots in `dataeff bench --plot` and in the demo's report", "demo"),
+        package("scipy", 'plans of ActivationOffload(policy="auto")', "plan"),
         compiler(),
         nvcc(),
         kernel_cache(),

@@ -139,6 +139,8 @@ def test_every_variable_that_is_read_is_known():
 
 
 def test_every_finding_of_this_machine_says_what_a_missing_thing_costs():
-    for found in software.findings():
+    findings = software.findings()
+    for found in findings:
         assert found.name and found.value and found.area == "software"
         assert found.cost and found.remedy
+    assert {"torch-geometric", "matplotlib", "scipy"} <= {found.name for found in findings}
