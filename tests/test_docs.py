@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dataeff import rgnn
+from dataeff.cli import main
 from dataeff.offload.report import OffloadReport
 from dataeff.rgnn.graph_symbol import GraphSymbol, PerRelation
 
@@ -76,6 +77,16 @@ def test_messages_in_troubleshooting_are_those_that_are_shown():
     parts = [part.strip() for part in parts if len(part.strip()) > 3]
     assert len(parts) >= 10
     assert [part for part in parts if part not in shown] == []
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs/offload.md"], ids=lambda page: page.stem)
+def test_plans_that_a_page_asks_for_have_something_to_offload(page, capsys):
+    commands = re.findall(r"`dataeff (plan --model [^`]+)`", page.read_text())
+    assert commands
+    for command in commands:
+        with pytest.raises(SystemExit) as exited:
+            main(command.split())
+        assert not exited.value.code and "do not offload" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", [README, *GUIDES], ids=lambda page: page.stem)
