@@ -44,7 +44,7 @@ class GPT(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> nn.Module:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, default=Path(argparse.__file__))
     parser.add_argument("--spill", default=tempfile.gettempdir(), help="on a fast disk")
     parser.add_argument("--steps", type=int, default=20)

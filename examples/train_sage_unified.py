@@ -30,7 +30,7 @@ class SAGE(nn.Module):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes")
     args = parser.parse_args(argv)

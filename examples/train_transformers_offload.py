@@ -16,7 +16,7 @@ from dataeff.integrations.transformers import OffloadCallback
 
 
 def main(argv: list[str] | None = None) -> torch.nn.Module:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--spill", default=tempfile.gettempdir(), help="on a fast disk")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--tiny", action="store_true", help="seconds instead of minutes")
