@@ -296,4 +296,4 @@ def _readable(name: str, value: object) -> str:
     if name.endswith(("bytes", "_s")) or name.startswith("bytes"):
         assert isinstance(value, (int, float))
         return f"{value:.3f} s" if name.endswith("_s") else f"{value / 2**20:.1f} MiB"
-    return str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -116,6 +116,7 @@ def test_beyond_its_endurance_tensors_stay_in_memory(
         + report.bytes_cancelled + report.bytes_capped
     )  # fmt: skip
     assert report.endurance_days is not None and report.written_tb_per_day > 0
+    assert f"written_tb_per_day   {report.written_tb_per_day:.3g}\n" in str(report)
     assert_same(gradients(model, step), expected)
     offload.close()
 
