@@ -29,7 +29,7 @@ def test_values_alive_together_stand_apart_and_inside(lives):
         ([(0, 1, 8), (2, 3, 8), (4, 5, 4)], 8),
         ([(0, 2, 8), (2, 3, 8), (3, 5, 4)], 16),
         ([(0, 5, 4), (0, 1, 8), (1, 2, 2), (2, 3, 8)], 14),
-        ([(0, 1, 5), (0, 3, 3), (2, 3, 5)], 8),  # into a gap of just its size
+        ([(0, 1, 8), (1, 3, 8), (2, 3, 8)], 16),  # into a gap of just its size
     ],
 )
 def test_values_that_follow_one_another_share_bytes(spans, most):
