@@ -31,12 +31,39 @@ def check_width(layer: str, in_channels: int | tuple[int, int], *, pair: bool = 
         )
 
 
+def check_tensor(layer: str, given: Any, name: str) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        TypeError: names the argument.
+    """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{layer}: {name} must be a tensor, got {type(given).__name__}")
+
+
+def pair_of(layer: str, x: Any, *, or_none: bool = False) -> tuple[Any, Any]:
+    """Features of the sources and of the destinations, of one set of nodes or of two.
+
+    Raises:
+        TypeError: names what is neither a tensor (`or_none`) nor a pair of them.
+    """
+    pair = x if isinstance(x, tuple) else (x, x)
+    if len(pair) != 2:
+        raise TypeError(f"{layer}: x is a tensor or a pair of them, got {len(pair)}")
+    for rows in pair:
+        if rows is not None or not or_none:
+            check_tensor(layer, rows, "x")
+    return pair
+
+
 def check_features(layer: str, x: Tensor, width: int, name: str = "x") -> None:
     """Refuse features that are not [rows, width].
 
     Raises:
+        TypeError: names what is no tensor.
         ValueError: names both widths.
     """
+    check_tensor(layer, x, name)
     if x.dim() != 2 or x.shape[1] != width:
         raise ValueError(
             f"{layer}: {name} has shape {list(x.shape)}, but the layer takes {width} features per"

@@ -123,10 +123,22 @@ def typed_graph_for(
 
     def build() -> Graph:
         indices = {key: _indices(value) for key, value in edges.items()}
+        _check_ends(indices, x_dict)
         device = next((x.device for x in x_dict.values()), None) if not indices else None
         return Graph.from_typed(indices, counts, edge_types=edge_types, device=device)
 
     return _remembered(tuple(edges.values()), (*edges, *counts.items(), *edge_types), build)
+
+
+def _check_ends(indices: Mapping[EdgeType, Tensor], x_dict: Mapping[str, Tensor]) -> None:
+    """Refuse edges of nodes that no features came for: how many there are is told by those."""
+    for key, index in indices.items():
+        for end in (key[0], key[2]):
+            if end not in x_dict and index.numel():
+                raise ValueError(
+                    f"x_dict has no features of {end!r} nodes, which edges {key} join: it has"
+                    f" {list(x_dict)}; give x_dict[{end!r}], or leave those edges out"
+                )
 
 
 def _indices(edges: Tensor) -> Tensor:

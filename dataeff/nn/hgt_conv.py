@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.nn.parameter import UninitializedParameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_by_type, check_features, refuse_other_arguments
+from dataeff.nn.arguments import check_by_type, check_features, check_tensor, refuse_other_arguments
 from dataeff.nn.graphs import typed_graph_for
 from dataeff.rgnn.batched import is_transformed
 from dataeff.rgnn.constants import Arguments, constants_of
@@ -148,6 +148,8 @@ class HGTConv(torch.nn.Module):
         unknown = set(x_dict) - set(self.node_types)
         if unknown:
             raise KeyError(f"node types {sorted(unknown)} are not in the metadata")
+        for name, x in x_dict.items():
+            check_tensor("HGTConv", x, f"x of {name!r}")
         graph = typed_graph_for(edge_index_dict, x_dict, self.node_types, self.edge_types)
         layout = graph.layout
         assert layout is not None

@@ -14,6 +14,7 @@ from dataeff.nn.arguments import (
     check_features,
     check_width,
     optional,
+    pair_of,
     refuse_other_arguments,
 )
 from dataeff.nn.graphs import graph_for
@@ -218,7 +219,7 @@ class RGATConv(torch.nn.Module):
         Returns:
             [num_nodes, heads * dim * out_channels], without heads if they are not concatenated.
         """
-        left, right = x if isinstance(x, tuple) else (x, x)
+        left, right = pair_of("RGATConv", x)
         if not left.is_floating_point():
             raise TypeError(f"RGATConv needs floating-point features, got {left.dtype}")
         for rows, name in ((left, "x"), (right, "x of the destinations")):

@@ -13,6 +13,7 @@ from dataeff.nn.arguments import (
     check_features,
     check_width,
     optional,
+    pair_of,
     refuse_other_arguments,
 )
 from dataeff.nn.graphs import graph_for
@@ -150,7 +151,7 @@ class RGCNConv(torch.nn.Module):
         Returns:
             [num_nodes, out_channels] in the dtype of the features.
         """
-        left, right = x if isinstance(x, tuple) else (x, x)
+        left, right = pair_of("RGCNConv", x, or_none=True)
         if left is None:
             left = torch.arange(self.in_channels_l, device=self.weight.device)
         right = left if right is None else right

@@ -182,7 +182,7 @@ class Graph(Indexed):
         if isinstance(edges, Mapping):
             counts = {name: int(ids.numel()) for name, ids in block.n_id.items()}
             return cls.from_typed(edges, counts, device=device)
-        if not isinstance(edges, Tensor):
+        if not isinstance(edges, Tensor) or not hasattr(block, "n_id"):
             raise TypeError(f"a sampled block has edge_index and n_id, got {type(block).__name__}")
         types = getattr(block, "edge_type", None)
         if device is None:

@@ -120,6 +120,11 @@ class GraphSymbol(_Vocabulary):
 def _at_node(tracer: Tracer, symbol: Any, what: str) -> Value:
     if isinstance(symbol, Argument):
         return Value(tracer, symbol.at("node"))
+    if isinstance(symbol, Value) and symbol.type.domain == "dst":
+        raise tracer.error(
+            f"{what} needs a node value, got {symbol.type}: what edges bring to destinations is"
+            " read by g.dst; for a second hop return it, and call a layer with it"
+        )
     return expect(tracer, symbol, ("node",), what)
 
 

@@ -64,6 +64,13 @@ class Layer:
                 f"layer {self.name} is a method; write a function whose first parameter is the"
                 " graph, and give it the module's parameters when you call it"
             )
+        kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        if several := [
+            p for p in inspect.signature(function).parameters.values() if p.kind in kinds
+        ]:
+            raise TypeError(
+                f"layer {self.name} takes {several[0]}; each of a layer's arguments has a name"
+            )
         self.parameters = tuple(names[1:])
         self.defaults = {
             n: p.default

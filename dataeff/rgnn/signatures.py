@@ -122,6 +122,8 @@ def _linear(types: list[Type], attrs: tuple[Attr, ...]) -> Type:
         remedy = "; for heads of one input, join them in the weight, and reshape the result"
         if w.domain == "one":
             remedy += "; one weight per relation is picked by W[g.etype]"
+        if w.domain != "one" and len(w.shape) <= len(x.shape):
+            leading, remedy = True, "; before them it has an axis of types, one entry for each"
         raise IRTypeError(
             f"input {x} and weight {w}: the weight's leading axes must be the input's row shape"
             + (remedy if leading else "")

@@ -123,6 +123,11 @@ class Argument(Symbol):
         """The input operation of this argument in a domain."""
         return self.tracer.resolve(self.name, domain)
 
+    @property
+    def is_parameter(self) -> bool:
+        """Whether it is the same for every row."""
+        return self.tracer.domains.get(self.name) == "one"
+
     def rows(self, role: str) -> str:
         """`node` or `dst`: what this argument's row count makes it, read as `role`."""
         return self.tracer.node_domain(self.name, role)
@@ -247,7 +252,27 @@ def binary(kind: str, a: Any, b: Any) -> Value:
     """An elementwise function of two operands in one domain."""
     tracer = tracer_of(a, b)
     left, right = align(tracer, [a, b])
+    _refuse_table(tracer, (a, left), (b, right))
+    _refuse_table(tracer, (b, right), (a, left))
     return emit(tracer, kind, left.id, right.id)
+
+
+def _refuse_table(tracer: Tracer, given: tuple[Any, Value], other: tuple[Any, Value]) -> None:
+    """Numbers of rows do not meet whole parameters: `x / g.in_degree()` would be x for every row.
+
+    Numbers of relations do, as coefficients of bases.
+    """
+    argument, table = given
+    number = other[1].type
+    rows = isinstance(other[0], Value) and number.domain not in ("one", *domains.TYPE_DOMAINS)
+    if isinstance(argument, Argument) and argument.is_parameter and rows and not number.shape:
+        if len(table.type.shape) < 2:
+            return
+        raise tracer.error(
+            f"{argument!r}, {list(table.type.shape)}, stands on its own, as a parameter that is the"
+            f" same for every row, and would be repeated for each row of {number}: g.at_dst or"
+            " g.src reads a row of it each, and rgnn.reshape(a, 1, 1) of the other repeats it"
+        )
 
 
 def _power(base: Symbol, exponent: Any) -> Value:

@@ -70,7 +70,24 @@ class Tracer:
         try:
             return self.builder.emit(kind, *args, attrs=attrs, line=user_line())
         except IRTypeError as error:
-            raise self.error(f"{kind}: {error}") from None
+            raise self.error(f"{kind}: {error}{self._perhaps_rows(args)}") from None
+
+    def _perhaps_rows(self, args: Sequence[int]) -> str:
+        """What an error adds where a parameter has as many rows as nodes or edges have."""
+        readers = {
+            "g.at_dst": self.rows.dst, "g.src": self.rows.node, "g.edge": self.rows.edge
+        }  # fmt: skip
+        for op in (self.builder[a] for a in args):
+            given = self.builder[op.args[0]] if op.kind == "gather" else op
+            if given.kind != "input" or given.type.domain != "one":
+                continue
+            name, rows = given.attrs[0], given.type.shape[:1]
+            if found := [f"{reader}({name})" for reader, n in readers.items() if rows == (n,)]:
+                return (
+                    f"; argument {name} stands on its own here, as a parameter that is the same"
+                    f" for every row, and {' or '.join(found)} reads a row of it each"
+                )
+        return ""
 
     def const(self, value: float) -> int:
         """A number."""
@@ -122,9 +139,12 @@ class Tracer:
         )
         if not enough:
             at_least = "at least " if domain in ("etype", "ntype") else ""
+            of_dst = domain == "node" and shape[:1] == (self.rows.dst,)
+            remedy = f"; g.at_dst({name}) and g.dst({name}) read a row of each destination"
             raise ValueError(
                 f"{user_line()}\n  argument {name} has shape {list(shape)}, but as"
                 f" {domains.a_value(domain)} it needs {at_least}{limit} rows"
+                + (remedy if of_dst else "")
             )
 
 

@@ -261,9 +261,10 @@ def _merged_by_torch(
 
 def _refuse(key: EdgeType, row: int, edge: int, node: int, limit: int) -> NoReturn:
     end, side = (key[0], "source") if row == 0 else (key[2], "destination")
+    none = "" if limit else "; num_nodes, and num_dst_nodes of a block, say how many"
     raise IndexError(
         f"{side} {node} of edge type {key} at edge {edge} is out of range: there are {limit}"
-        f" {end!r} nodes"
+        f" {end!r} nodes{none}"
     )
 
 

@@ -98,3 +98,26 @@ def test_edges_without_values_are_refused():
     conv = nn.HGTConv(4, 6, (["a"], [key])).to("meta")
     with pytest.raises(ValueError, match="is on the meta device"):
         conv({"a": torch.randn(3, 4, device="meta")}, {key: edges[0]})
+
+
+@pytest.mark.parametrize("name", ["RGCNConv", "RGATConv", "SimpleHGNConv"])
+@pytest.mark.parametrize("given", [[[1.0, 2.0]], {"a": torch.randn(3, 4)}], ids=["list", "dict"])
+def test_features_that_are_no_tensor(name, given):
+    with pytest.raises(TypeError, match=rf"{name}: x must be a tensor, got (list|dict)"):
+        LAYERS[name]()(given, *EDGES)
+
+
+def test_more_than_sources_and_destinations():
+    x = torch.randn(3, 4)
+    with pytest.raises(TypeError, match="RGATConv: x is a tensor or a pair of them, got 3"):
+        nn.RGATConv(4, 6, 2)((x, x, x), *EDGES)
+
+
+def test_edges_of_nodes_without_features():
+    key = ("a", "r", "b")
+    conv, x = nn.HGTConv(4, 6, (["a", "b"], [key])), torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"x_dict has no features of 'b' nodes, which edges .*'r'"):
+        conv({"a": x}, {key: EDGES[0]})
+    with pytest.raises(TypeError, match="HGTConv: x of 'b' must be a tensor, got NoneType"):
+        conv({"a": x, "b": None}, {key: EDGES[0]})
+    assert conv({"a": x}, {key: EDGES[0][:, :0]}) == {}

@@ -146,6 +146,28 @@ def test_a_wrong_width_is_a_value_error_too(small):
         rgcn(small, torch.randn(20, 9), torch.randn(4, 8, 6))
 
 
+def test_rows_of_destinations_where_those_of_sources_are_read():
+    graph = rgnn.Graph(EDGES[:, 1:], TYPES[1:], num_src_nodes=3, num_dst_nodes=2)
+    layer = rgnn.layer(lambda g, x, y, W: g.sum(g.src(x)) + rgnn.linear(y, W))
+    with pytest.raises(ValueError, match=r"y has shape \[2, 4\].* 3 rows; g.at_dst\(y\) and g.dst"):
+        layer(graph, torch.randn(3, 4), torch.randn(2, 4), torch.randn(4, 4))
+
+
+def test_arguments_without_names_are_refused_when_a_layer_is_made():
+    with pytest.raises(TypeError, match=r"takes \*weights; each of a layer's arguments has a name"):
+        rgnn.layer(lambda g, x, *weights: g.sum(g.src(x)))
+
+
+def test_a_block_without_ids_and_a_type_without_nodes():
+    class Block:
+        edge_index = EDGES
+
+    with pytest.raises(TypeError, match="a sampled block has edge_index and n_id, got Block"):
+        rgnn.Graph.from_block(Block())
+    with pytest.raises(IndexError, match="0 'b' nodes; num_nodes, and num_dst_nodes of a block"):
+        rgnn.Graph.from_typed({("a", "to", "b"): EDGES}, {"a": 3, "b": 3}, num_dst_nodes={"a": 3})
+
+
 def test_wrong_width_names_both_shapes(small):
     a = torch.randn(4, 6)
     with pytest.raises(rgnn.LayerTypeError, match=r"edge\[7\].*etype\[5x6\]"):

@@ -37,6 +37,16 @@ REFUSED = [
     (lambda g, x, **_: g.sum(g.at_dst(x)), r"g.sum needs an edge or .* got dst\[4\]"),
     (lambda g, x, **_: g.mean(g.node(x)), r"g.mean needs an edge .* got node\[4\]"),
     (lambda g, x, **_: g.src(g.src(x)), r"g.src needs a node value, got edge\[4\]"),
+    (lambda g, x, **_: g.sum(g.src(g.sum(g.src(x)))), r"got dst\[4\]: .* for a second hop"),
+    # It would be 9 x 9 x 4 numbers.
+    (lambda g, x, **_: x / g.in_degree(), r"x, \[9, 4\], stands on its own.* g.at_dst"),
+    (lambda g, x, **_: g.out_degree() * x, r"x, \[9, 4\], stands on its own"),
+    (lambda g, x, e, **_: g.sum(g.src(x) * e), r"argument e stands .* g.edge\(e\) reads a row"),
+    (lambda g, x, e, **_: rgnn.concat(g.sum(g.edge(e)), x), r"argument x stands .* g.at_dst\(x\)"),
+    (
+        lambda g, x, U, **_: g.sum(rgnn.linear(g.src(x), U[g.etype])),
+        r"must be the input's row shape; before them it has an axis of types",
+    ),
     (lambda g, x, **_: g.node(g.src(x)), r"g.node needs a node value, got edge\[4\]"),
     (lambda g, x, **_: g.at_dst(g.src(x)), r"g.at_dst needs a node or .* got edge\[4\]"),
     (lambda g, x, **_: g.mean_per_relation(g.node(x)), r"g.mean_per_relation needs an edge value"),
