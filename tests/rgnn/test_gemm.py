@@ -308,6 +308,26 @@ def test_many_chunks_and_wide_features(name, dtype):
     assert not dw[2].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "widths", [(256, 256), (300, 20), (20, 300), (513, 130), (256, 3)], ids=str
+)
+def test_rows_that_a_cache_would_put_on_few_sets(widths, dtype):
+    for heads, gather in ((0, True), (2, False)):
+        case = make_case([97, 0, 5, 200], *widths, dtype, heads, gather, scale=heads > 0)
+        expected = typed_gemm_dw_reference(case.x, case.dy, case.seg_ptr, **case.options)
+        actual = typed_gemm_dw(case.x, case.dy, case.seg_ptr, **case.options)
+        assert_close(actual, expected, 20.0)
+
+
+@pytest.mark.parametrize("widths", [(256, 256), (300, 20), (20, 300), (7, 65)], ids=str)
+def test_weights_that_are_read_by_columns(widths):
+    case = make_case([97, 0, 5, 200], *widths[::-1], torch.float64)
+    weight, dy = case.weight.transpose(-1, -2), case.dy
+    found = typed_gemm(dy, weight, case.seg_ptr)
+    assert_close(found, typed_gemm_reference(dy, weight, case.seg_ptr), 1.0)
+
+
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     case = make_case([4000, 700, 1], 24, 20, torch.float32, gather=True)
     before = torch.get_num_threads()

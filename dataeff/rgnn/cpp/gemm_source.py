@@ -63,7 +63,8 @@ constexpr int kVectorBytes = 16, kRows = 4, kInputs = 4, kVectors = 2;
 #endif
 constexpr int64_t kTileRows = 192;  // of one piece of the forward loop
 constexpr int64_t kFirstCache = (24 << 10) / sizeof(Value);  // elements of a weight in it
-constexpr int64_t kBlockRows = 64;  // that the weight gradient multiplies from the first cache
+constexpr int64_t kBlockRows = 96;  // that the weight gradient multiplies from the first cache
+constexpr int64_t kLine = 64 / sizeof(Value);
 
 typedef Value Vector __attribute__((vector_size(kVectorBytes)));
 constexpr int kLanes = kVectorBytes / sizeof(Value);
@@ -111,7 +112,6 @@ static void for_tiles(const Arguments& a, const std::vector<int64_t>& tile_ptr, 
 // results are fetched to be written, as a store of what no cache holds waits for memory.
 template <bool Write = false>
 static inline void fetch(const Value* row, int64_t size) {
-  constexpr int64_t kLine = 64 / sizeof(Value);
   for (int64_t k = 0; k < size; k += kLine) __builtin_prefetch(row + k, Write);
 }
 
@@ -164,10 +164,14 @@ static void pack(const Arguments& a, const Value* w, std::vector<Value>& panels)
   Value* to = panels.data();
   for (int64_t column = 0; column < a.num_out; column += kPanel) {
     const int64_t filled = std::min<int64_t>(kPanel, a.num_out - column);
-    for (int64_t k = 0; k < a.num_in; ++k, to += kPanel) {
-      const Value* from = w + k * a.w_in + column * a.w_out;
-      for (int64_t n = 0; n < filled; ++n) to[n] = from[n * a.w_out];
-      std::fill(to + filled, to + kPanel, Value(0));
+    // A few rows at a time: of a transposed weight, a line holds so many elements of one column.
+    for (int64_t first = 0; first < a.num_in; first += kLine) {
+      const int64_t rows = std::min(kLine, a.num_in - first);
+      const Value* const from = w + first * a.w_in + column * a.w_out;
+      for (int64_t n = 0; n < kPanel; ++n)
+        for (int64_t k = 0; k < rows; ++k)
+          to[k * kPanel + n] = n < filled ? from[k * a.w_in + n * a.w_out] : Value(0);
+      to += rows * kPanel;
     }
   }
 }
@@ -230,13 +234,15 @@ static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t b
   }
 }
 
-// Starts of the ranges of sums that threads work on, about as many rows in each: a range walks all
-// types, so that there are few where types have few rows.
+// Starts of the ranges of sums that threads work on, about as many rows in each. A range walks all
+// types, and packs their weights anew, which takes as long as some 30 rows: there are few where
+// types have few rows, or wide ones, whose sums need not wait in a cache for the next type.
 static std::vector<int64_t> ranges_of_sums(const Arguments& a) {
   constexpr int64_t kSamples = 4096, kMostPerThread = 16;
   const int64_t per_type = a.num_rows / std::max<int64_t>(a.num_types * a.num_threads, 1);
+  const int64_t least = std::max(kTileRows, 2 * a.num_in);
   const int64_t ranges =
-      a.num_threads * std::min(std::max<int64_t>(per_type / kTileRows, 1), kMostPerThread);
+      a.num_threads * std::min(std::max<int64_t>(per_type / least, 1), kMostPerThread);
   std::vector<int64_t> sample(std::min(a.num_rows, kSamples)), bounds{0};
   const int64_t size = sample.size();
   for (int64_t k = 0; k < size; ++k) sample[k] = a.target[k * a.num_rows / size];

@@ -41,28 +41,40 @@ struct Sides {
   int64_t padded, one, many;
 };
 
+// Rows this wide, of a power of two, fall on a few sets of the first cache, which then holds no
+// block of them: a block is copied to rows of an odd number of lines.
+constexpr int64_t kWide = 1024 / sizeof(Value);
+static inline int64_t apart(int64_t size) {
+  return ((size + kLine - 1) / kLine | 1) * kLine;
+}
+
 struct Scratch {
-  std::vector<Value> sum;  // [one, many]
-  std::vector<Value> dy;   // [kBlockRows, padded], scaled, zeros beyond num_out
+  std::vector<Value> sum;  // [one, many], unless the result has this layout
+  std::vector<Value> dy;   // [kBlockRows, apart(padded)], scaled, zeros beyond num_out
+  std::vector<Value> x;    // [kBlockRows, apart(num_in)]
 };
 
 // Meanwhile the rows of the next block, which are those before `end`, are fetched.
 template <bool Swapped>
 static void add_block(const Arguments& a, int64_t head, int64_t begin, int64_t rows,
-                      const Sides& sides, int64_t end, Scratch& scratch) {
+                      const Sides& sides, int64_t end, Value* const sums, Scratch& scratch) {
   const Value* x[kBlockRows];
-  for (int64_t r = 0; r < rows; ++r) x[r] = source_row(a, begin + r) + head * a.x_head;
+  for (int64_t r = 0; r < rows; ++r) {
+    x[r] = source_row(a, begin + r) + head * a.x_head;
+    if (a.num_in < kWide) continue;
+    Value* const copy = scratch.x.data() + r * apart(a.num_in);
+    x[r] = std::copy_n(x[r], a.num_in, copy) - a.num_in;
+  }
   const Value* dy = a.weight + begin * a.w_in + head * a.w_head;
   int64_t ld = a.w_in;
-  if (a.row_scale || sides.padded != a.num_out) {
+  if (a.row_scale || sides.padded != a.num_out || a.num_out >= kWide) {
+    ld = apart(sides.padded);
     for (int64_t r = 0; r < rows; ++r) {
       const Value scale =
           a.row_scale ? a.row_scale[(begin + r) * a.s_row + head * a.s_head] : Value(1);
-      for (int64_t n = 0; n < a.num_out; ++n)
-        scratch.dy[r * sides.padded + n] = scale * dy[r * a.w_in + n];
+      for (int64_t n = 0; n < a.num_out; ++n) scratch.dy[r * ld + n] = scale * dy[r * a.w_in + n];
     }
     dy = scratch.dy.data();
-    ld = sides.padded;
   }
   int64_t next = begin + rows;
   const int64_t next_end = std::min(next + kBlockRows, end);
@@ -73,7 +85,7 @@ static void add_block(const Arguments& a, int64_t head, int64_t begin, int64_t r
       for (int64_t n = 0; a.gather && n < each && next < next_end; ++n, ++next)
         fetch(source_row(a, next) + head * a.x_head, a.num_in);
       const int ones = static_cast<int>(std::min<int64_t>(kInputs, sides.one - first));
-      Value* sum = scratch.sum.data() + first * sides.many + column;
+      Value* const sum = sums + first * sides.many + column;
       with_constant<kVectors>(vectors, [&](auto v) {
         with_constant<kInputs>(ones, [&](auto i) {
           add_outer<Swapped, decltype(i)::value, decltype(v)::value>(x, dy, ld, first, column,
@@ -94,18 +106,26 @@ EXPORT void typed_gemm_dw(const Arguments* arguments) {
     extra_ptr[t + 1] = extra_ptr[t] + std::max<int64_t>(tile_ptr[t + 1] - tile_ptr[t] - 1, 0);
   for_tiles(a, tile_ptr, a.chunk, 1, [&](int64_t t, int64_t begin, int64_t end, int64_t part) {
     static thread_local Scratch scratch;
-    scratch.dy.assign(kBlockRows * sides.padded, Value(0));
+    scratch.dy.assign(kBlockRows * apart(sides.padded), Value(0));
+    if (a.num_in >= kWide) scratch.x.resize(kBlockRows * apart(a.num_in));
     Value* to = part ? a.extra + (extra_ptr[t] + part - 1) * size : a.y + t * size;
+    const bool in_place = !sides.swapped && sides.padded == a.num_out;
     for (int64_t head = 0; head < a.num_heads; ++head) {
-      scratch.sum.assign(sides.one * sides.many, Value(0));
+      if (!in_place) scratch.sum.resize(sides.one * sides.many);
+      Value* const sums = in_place ? to : scratch.sum.data();
+      std::fill_n(sums, sides.one * sides.many, Value(0));
       for (int64_t row = begin; row < end; row += kBlockRows)
         (sides.swapped ? add_block<true> : add_block<false>)(
-            a, head, row, std::min(kBlockRows, end - row), sides, end, scratch);
+            a, head, row, std::min(kBlockRows, end - row), sides, end, sums, scratch);
+      if (in_place) {
+        to += sides.one * sides.many;
+        continue;
+      }
       const int64_t per_input = sides.swapped ? 1 : sides.many;
       const int64_t per_output = sides.swapped ? sides.many : 1;
       for (int64_t k = 0; k < a.num_in; ++k)
         for (int64_t n = 0; n < a.num_out; ++n)
-          *to++ = scratch.sum[k * per_input + n * per_output];
+          *to++ = sums[k * per_input + n * per_output];
     }
   });
   dataeff::parallel_for(a.num_types, 8, a.num_threads, [&](int64_t begin, int64_t end) {
