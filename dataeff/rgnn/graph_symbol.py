@@ -152,4 +152,6 @@ def _mean_along(name: str, symbol: Any, what: str) -> Value:
     tracer = total.tracer
     count = emit(tracer, "degree", attrs=(name,))
     one = bring(tracer, Value(tracer, tracer.const(1.0)), total.type.domain)
-    return emit(tracer, "div", total.id, emit(tracer, "maximum", count.id, one.id).id)
+    # One division for a row and not one for each of its elements, as a count is no small number.
+    share = emit(tracer, "div", one.id, emit(tracer, "maximum", count.id, one.id).id)
+    return emit(tracer, "mul", total.id, share.id)
