@@ -10,6 +10,7 @@
 #include "memory/cuda_device.cuh"
 #include "memory/page_registry.h"
 #include "memory/register.h"
+#include "memory/wsl.h"
 
 namespace dataeff {
 namespace {
@@ -29,13 +30,6 @@ bool mapped_read_only(uintptr_t address) {
     if (begin <= address && address < end) return rights.size() > 1 && rights[1] != 'w';
   }
   return false;
-}
-
-bool under_wsl() {
-  std::ifstream version("/proc/version");
-  std::string text;
-  std::getline(version, text);
-  return text.find("microsoft") != std::string::npos || text.find("WSL") != std::string::npos;
 }
 
 int attribute(cudaDeviceAttr which) {

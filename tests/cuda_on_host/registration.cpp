@@ -4,8 +4,15 @@
 
 #include "cuda_runtime.h"
 #include "memory/register.h"
+#include "memory/wsl.h"
 
 using namespace dataeff;
+
+static bool wsl = false;
+
+bool dataeff::under_wsl(const char*) { return wsl; }
+
+extern "C" void set_wsl(bool is_there) { wsl = is_there; }
 
 extern "C" HostRegistration* open_registration(uintptr_t data, int64_t nbytes, char* error) {
   try {

@@ -47,6 +47,9 @@ class Cuda:
     def gone_elsewhere(self, data):
         self._library.unregister_elsewhere(ctypes.c_void_p(data))
 
+    def set_wsl(self, is_there):
+        self._library.set_wsl(ctypes.c_bool(is_there))
+
     def ranges(self):
         flat = (ctypes.c_int64 * 48)()
         number = self._library.registrations(flat, 16)
@@ -142,6 +145,22 @@ def test_reasons_and_remedies(cuda):
             cuda.open(FREE, 2 * PAGE)
     finally:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+
+
+def test_where_no_memory_that_exists_can_be_registered_pinned_memory_is_named(cuda):
+    cuda.set(fails_at=0)
+    cuda.set_wsl(True)
+    try:
+        with pytest.raises(RuntimeError, match=r"WSL cannot register .*x\.pin_memory"):
+            cuda.open(FREE, PAGE)
+    finally:
+        cuda.set_wsl(False)
+
+
+def test_what_has_no_reason_of_its_own_names_who_else_takes_memory(cuda):
+    cuda.set(fails_at=0)  # of one page, which any process may lock
+    with pytest.raises(RuntimeError, match="other users of memory and for a limit of the contain"):
+        cuda.open(FREE, 1)
 
 
 def test_no_bytes_register_nothing(cuda):

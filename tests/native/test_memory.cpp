@@ -1,6 +1,11 @@
+#include <stdlib.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -12,6 +17,7 @@
 #include "memory/extent_map.h"
 #include "memory/host_mapping.h"
 #include "memory/slab.h"
+#include "memory/wsl.h"
 
 using dataeff::ExtentMap;
 using dataeff::HostMapping;
@@ -107,4 +113,18 @@ TEST(parts_of_a_slab_are_their_holders_alone) {
   CHECK_EQ(slab->peak(), slab->capacity());
   slab.reset();  // the memory stays as long as any part of it
   std::memset(whole->data(), 1, whole->nbytes);
+}
+
+TEST(a_kernel_of_windows_is_known_by_its_version) {
+  char path[] = "/tmp/dataeff-version-XXXXXX";
+  close(mkstemp(path));
+  const auto found = [&](const char* version) {
+    std::ofstream(path) << version << "\n";
+    return dataeff::under_wsl(path);
+  };
+  CHECK(found("Linux version 5.15.90.1-microsoft-standard-WSL2 (oe-user@oe-host) (gcc) #1 SMP"));
+  CHECK(found("Linux version 4.4.0-19041-Microsoft-WSL"));
+  CHECK(!found("Linux version 6.1.0-18-amd64 (debian-kernel@lists.debian.org) (gcc-12) #1 SMP"));
+  std::remove(path);
+  CHECK(!dataeff::under_wsl(path));
 }
