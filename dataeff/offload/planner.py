@@ -8,11 +8,14 @@ a memory budget, and the freedom to do nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+
+_FEW = 8  # modules, of which the solver may try all orders
+_ALIKE = 1.25  # times the seconds of a module, those of another that is like it may be
 
 
 class Action(str, Enum):
@@ -71,6 +74,18 @@ class ModuleProfile:
         if action is Action.RECOMPUTE:
             return self.input_bytes or 0
         return self.stuck_bytes + (self.left_bytes if action is Action.DISK else 0)
+
+    def is_like(self, other: ModuleProfile) -> bool:
+        """Whether it saves the same as `other`, in about the same time."""
+        pairs = ((self.forward_s, other.forward_s), (self.backward_s, other.backward_s))
+        return self._bytes == other._bytes and all(
+            max(pair) <= _ALIKE * min(pair) for pair in pairs
+        )
+
+    @property
+    def _bytes(self) -> tuple[object, ...]:
+        kept = (self.input_bytes, self.stuck_bytes, self.left_bytes)
+        return self.saved_bytes, self.again_bytes, self.parts, *kept
 
     @property
     def moved_bytes(self) -> int:
@@ -213,6 +228,7 @@ class _Program:
         self.second = sum(p.forward_s + p.backward_s for p in profiles) or 1.0
         self.rows: list[tuple[np.ndarray, float, float]] = []
         self._choose_one()
+        self._order_alike()
         for tier in self.rates:
             self._hide(tier)
         self._brought_ahead()
@@ -228,10 +244,41 @@ class _Program:
                 row[k] = float(j == i)
             self.rows.append((row, 1.0, 1.0))
 
+    def _order_alike(self) -> None:
+        """Of modules that are alike, those that move come first, and those that are kept last.
+
+        The solver would try all orders of one plan. Of modules that are equal, what moves earlier
+        has longer to be written and to come back, and more so what moves to the slower tier: to
+        put a plan in this order costs it nothing, or a module where two tiers are as fast.
+        """
+        slowest_first = sorted(self.rates, key=self._seconds_a_byte, reverse=True)
+        for before, after in self._alike() if len(self.profiles) > _FEW else ():
+            row = self._row()
+            for action in (*slowest_first, Action.RECOMPUTE):
+                if (after, action) in self.index:
+                    row[self.index[before, action]] = -1.0
+                    row[self.index[after, action]] = 1.0
+                self.rows.append((row.copy(), -np.inf, 0.0))
+
+    def _seconds_a_byte(self, tier: Action) -> float:
+        rate = self.rates[tier]
+        return 1 / rate.write + 1 / rate.read
+
+    def _alike(self) -> Iterator[tuple[int, int]]:
+        """Each module that is like one before it, behind the last of those."""
+        groups: list[list[int]] = []
+        for i, profile in enumerate(self.profiles):
+            for group in groups:
+                if profile.is_like(self.profiles[group[0]]):
+                    yield group[-1], i
+                    group.append(i)
+                    break
+            else:
+                groups.append([i])
+
     def _hide(self, tier: Action) -> None:
         rate = self.rates[tier]
         forward_s = sum(p.forward_s for p in self.profiles)
-        all_s = sum(p.moved_bytes for p in self.profiles) * (1 / rate.write + 1 / rate.read)
         capacity = self._row()
         for n, p in enumerate(self.profiles):
             backward_from_n = sum(q.backward_s for q in self.profiles[n:])
@@ -241,15 +288,14 @@ class _Program:
                 stored[k] = q.moved_bytes / rate.write if i < n else 0.0
                 read[k] = q.moved_bytes / rate.read if i >= n else 0.0
             stored[self.index[n, tier]] += p.moved_bytes * (1 / rate.write + 1 / rate.read)
-            self._if_moved(stored, n, tier, forward_s + backward_from_n, all_s)
-            self._if_moved(read, n, tier, backward_from_n - p.backward_s, all_s)
+            self._if_moved(stored, n, tier, forward_s + backward_from_n)
+            self._if_moved(read, n, tier, backward_from_n - p.backward_s)
             capacity[self.index[n, tier]] = p.moved_bytes / self.byte
         self.rows.append((capacity, -np.inf, rate.capacity / self.byte))
 
-    def _if_moved(
-        self, row: np.ndarray, n: int, tier: Action, limit_s: float, big_s: float
-    ) -> None:
-        """Row . x <= limit + exposed, when module n goes to `tier`."""
+    def _if_moved(self, row: np.ndarray, n: int, tier: Action, limit_s: float) -> None:
+        """Row . x <= limit + exposed, when module n goes to `tier`; if not, all others may."""
+        big_s = max(0.0, row.sum() - row[self.index[n, tier]] - limit_s)
         row[self.index[n, tier]] += big_s
         row /= self.second
         row[self.exposed] = -1.0

@@ -103,6 +103,27 @@ def test_no_modules_are_refused():
         plan([])
 
 
+def test_many_equal_modules_are_planned_for_in_one_order():
+    module = ModuleProfile("m", 0.01, 0.02, 100_000, 8_000, 2_000, recompute_s=0.009)
+    module = replace(module, parts=(16_000,) * 5 + (18_000,), moving_s=0.0009)
+    found = plan(
+        [replace(module, name=f"blocks.{i}") for i in range(32)],
+        host=TierRate(3e6, 3e6, 960_000),
+        disk=TierRate(0.9e6, 1.5e6),
+        memory_budget=1_280_000,
+    )
+    assert found.fits
+    assert found.actions == (DISK,) * 7 + (HOST,) * 9 + (RECOMPUTE,) * 6 + (KEEP,) * 10
+
+
+def test_modules_that_take_other_times_are_not_alike():
+    module = ModuleProfile("m", 1.0, 2.0, 1000, 10)
+    slow = replace(module, forward_s=5.0, backward_s=10.0)
+    found = plan([slow, module] * 8, disk=TierRate(1.0, 1.0), memory_budget=12_000)
+    assert found.fits and found.actions.count(RECOMPUTE) == 6
+    assert all(a is KEEP for a in found.actions[::2])
+
+
 def simulate(profiles, actions, rates):
     """Exposed seconds and peak of `actions`, straight from the formulas of `plan`'s docstring."""
     exposed = 0.0
