@@ -74,7 +74,8 @@ class ActivationOffload:
         model: the module that is trained.
         spill: directories on the disks to use; each gets one file, which is unlinked at once.
             `{rank}` and `{local_rank}` in a name are filled in as torchrun set them, and such a
-            directory is made: `spill="/nvme{local_rank}"`.
+            directory is made: `spill="/nvme{local_rank}"`. `~` and variables stand for what they do
+            in a shell.
         host_bytes: size of the host tier: pinned memory that a GPU's tensors go to first; when it
             is full they go to disk. Tensors in host memory go to disk only.
         policy: `"all"`; or `"auto"`: steps 3 to 17 (with their backward in the block) are measured,

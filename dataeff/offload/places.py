@@ -17,6 +17,8 @@ PathLike = str | os.PathLike[str]
 def spill_directories(spill: Sequence[PathLike] | PathLike | None) -> list[Path]:
     """The directories, with `{rank}` and `{local_rank}` replaced by what torchrun has set.
 
+    `~` and variables (`$TMPDIR`) are what they are in a shell.
+
     A directory that is missing is made when its name has a placeholder: a job names it, and no
     person. One that lies in memory is warned of: what is spilled there frees nothing.
 
@@ -36,6 +38,7 @@ def spill_directories(spill: Sequence[PathLike] | PathLike | None) -> list[Path]
 def _directory(name: str) -> Path:
     if not name:
         raise ValueError("spill='': name a directory; the working one is '.'")
+    name = os.path.expanduser(os.path.expandvars(name))
     path = Path(_of_this_rank(name))
     if str(path) != str(Path(name)):
         path.mkdir(parents=True, exist_ok=True)
@@ -57,5 +60,6 @@ def _of_this_rank(name: str) -> str:
         return name.format(**ranks)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(
-            f"spill={name!r}: only {{rank}} and {{local_rank}} can be filled in"
+            f"spill={name!r}: only {{rank}} and {{local_rank}}, and variables that are set, can be "
+            "filled in"
         ) from (error)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,19 @@ def test_plain_names_are_neither_changed_nor_made(tmp_path):
     assert not (tmp_path / "gone").exists()
 
 
-@pytest.mark.parametrize("name", ["{node}", "{}", "{rank"])
+@pytest.mark.parametrize("name", ["~/spill", "$HOME/spill", "${HOME}/spill", "~/{rank}", "spill"])
+def test_names_are_what_they_are_in_a_shell(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RANK", "spill")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "spill").mkdir()
+    for spill in (name, Path(name)):
+        (found,) = spill_directories(spill)
+        assert found.samefile(tmp_path / "spill")
+        ActivationOffload(nn.Linear(4, 4), spill).close()
+
+
+@pytest.mark.parametrize("name", ["{node}", "{}", "{rank", "${UNSET_BY_ANYONE}"])
 def test_other_placeholders_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match=r"only \{rank\} and \{local_rank\}"):
         spill_directories(tmp_path / name)
