@@ -32,7 +32,7 @@ _WARM_UP_STEPS = 2
 _STEPS_OF_A_KIND = 5  # of which the median counts: two that were disturbed do no harm
 _EXCESS = 1.25  # times the budget, which a prediction is not wrong by
 _LARGE_STEPS = 16  # one after another, after which steps are planned for that are as large
-_MOST_PLANS = 3  # that did not hold; then the model is left to the last one
+_MOST_PLANS = 3  # that did not hold, or were for smaller steps; then the last one stays
 _IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
 
@@ -46,7 +46,8 @@ class AutoPolicy:
     which the model is called with gradients; blocks of evaluation are not counted.
 
     What is planned for is a step of the median size. One whose inputs are too large for the budget
-    moves all blocks; where others exceed it, all begins anew from step 2.
+    moves all blocks; where others exceed it, or 16 together are too large, all begins anew from
+    step 2, three times at most.
 
     Args:
         model: the model; its largest lists of blocks are planned (`find_blocks`).
@@ -78,7 +79,7 @@ class AutoPolicy:
         self._blind = False  # whether nothing is seen of the blocks
         self._largest = 0  # load of one call that the plan was made for
         self._said_larger = False
-        self._num_plans = 0  # that did not hold
+        self._num_plans = 0  # that were given up
         self.other_bytes = 0
         self._start(0)
 
@@ -199,14 +200,14 @@ class AutoPolicy:
                 self._said_larger = True
                 self._warn(plan_warnings.of_size(self._budget, self._share, peak_nbytes))
             self._num_large += 1
-            anew = self._num_large == _LARGE_STEPS
+            anew = self._num_large == _LARGE_STEPS and self._num_plans < _MOST_PLANS
         elif self.likeness.trains:
             self._num_large = 0
             if peak_nbytes > _EXCESS * self._budget and self._num_plans < _MOST_PLANS:
-                self._num_plans += 1
                 self._warn(plan_warnings.of_excess(self._budget, peak_nbytes))
                 anew = True
         if anew:
+            self._num_plans += 1
             cache.set_budgets(self._given)
             self._start(_WARM_UP_STEPS - 1)
 
@@ -314,6 +315,9 @@ class AutoPolicy:
             self._warn(plan_warnings.of_no_backward())
         if not self.plan.fits:
             assert self._budget is not None and self.forecast is not None
+            if self.forecast.peak_bytes <= self._budget:  # played storage by storage, it does
+                self.plan = replace(self.plan, fits=True)
+                return
             self._warn(plan_warnings.of_no_plan(self._budget, self.forecast.peak_bytes))
 
     def _foresee(self, plan: Plan, rates: dict[Tier, TierRate], other_s: float, cache: Any) -> None:

@@ -190,6 +190,29 @@ def test_a_plan_is_for_inputs_of_the_usual_size_and_moves_all_of_larger_ones(
     offload.close()
 
 
+def test_steps_that_are_large_again_and_again_are_planned_for_a_few_times(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(6)])
+    budget = 6 * 512 * 64 * 4
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=budget, min_bytes=0)
+
+    def steps(num_rows, num_steps):
+        for _ in range(num_steps):
+            with offload:
+                model(torch.ones(num_rows, 64)).square().mean().backward()
+
+    steps(512, 18)
+    given_up = 0
+    with pytest.warns(RuntimeWarning, match="inputs 4 times as large as those"):
+        for _ in range(6):
+            assert offload.plan is not None
+            steps(2048, 16)
+            given_up += offload.plan is None
+            steps(512, 17)  # of which it is measured and planned anew
+    assert given_up == 3
+    offload.close()
+
+
 def test_plan_with_a_hopeless_disk_recomputes(gpt_and_loss, gradients, assert_same, late_streams):
     # A host tier of one page: nothing can go there, so within the budget only recomputing is left.
     model, loss = gpt_and_loss
@@ -337,6 +360,34 @@ def test_a_model_of_which_more_is_trained_later_is_planned_anew(gradients, asser
     assert not offload.plan.declines and offload.plan.fits
     assert offload.measured.peak_bytes <= budget
     offload.close()
+
+
+def test_a_plan_that_fits_when_played_is_not_said_to_exceed(tmp_path):
+    """The planner counts all of a block's working set beside what lies outside of the blocks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Sequential(nn.Linear(64, 64), nn.GELU()) for _ in range(3)])
+
+    def loss():
+        return model(torch.ones(512, 64)).square().mean()
+
+    def planned(budget):
+        offload = ActivationOffload(
+            model, tmp_path, policy="auto", memory_budget=budget, min_bytes=0
+        )
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(18):
+                with offload:
+                    loss().backward()
+        offload.close()
+        return offload, [w for w in said if "no plan keeps" in str(w.message)]
+
+    offload, said = planned(1)
+    assert said and not offload.plan.fits
+    enough = offload.forecast.peak_bytes
+    assert enough < offload.plan.peak_bytes + offload._auto.other_bytes
+    offload, said = planned(1.01 * enough)
+    assert not said and offload.plan.fits
 
 
 def test_budget_and_explain_belong_to_auto(tmp_path):
