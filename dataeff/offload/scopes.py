@@ -7,7 +7,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from types import FrameType
+from types import CellType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -115,7 +115,7 @@ class Scopes:
                 if name is not None:
                     return name
             elif frame.f_code is _CHECKPOINT:
-                name = self._name(_module_of(frame.f_locals.get("function")))
+                name = self._checkpointed(frame.f_locals.get("function"))
                 if name is not None:
                     self.checkpointed.add(name)
                     return name
@@ -136,6 +136,23 @@ class Scopes:
         while frame is not None and frame.f_code is not _AGAIN:
             frame = frame.f_back
         return frame is not None
+
+    def _checkpointed(self, function: Any) -> str | None:
+        """Name of the module that a call of `function` runs: it, or the one whose method it is.
+
+        What is often written as `lambda x: block(x)` has the block in a cell, or for a default;
+        where it has all of the model, which part it runs cannot be told.
+        """
+        while isinstance(function, functools.partial):
+            function = function.func
+        if isinstance(function, FunctionType):
+            names = {self._name(held) for held in _held(function)} - {None, ""}
+            return names.pop() if len(names) == 1 else None
+        return self._name(
+            function
+            if isinstance(function, torch.nn.Module)
+            else getattr(function, "__self__", None)
+        )
 
     def _name(self, module: Any) -> str | None:
         known = self._names.get(id(module))
@@ -166,13 +183,11 @@ class Scopes:
             returned()
 
 
-def _module_of(function: Any) -> Any:
-    """The module that a call of `function` runs: it, or the one whose method it is."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return (
-        function if isinstance(function, torch.nn.Module) else getattr(function, "__self__", None)
-    )
+def _held(function: FunctionType) -> Iterator[Any]:
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    # A cell is empty until what it is of has a value.
+    yield from (c.cell_contents for c in function.__closure__ or () if c != CellType())
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

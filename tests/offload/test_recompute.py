@@ -146,6 +146,8 @@ FORMS = {
     "module": lambda block: block,
     "method": lambda block: block.__call__,
     "partial": lambda block: functools.partial(functools.partial(block)),
+    "cell": lambda block: lambda *args: block(*args),
+    "default": lambda block: lambda *args, block=block: block(*args),
 }
 
 
