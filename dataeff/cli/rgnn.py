@@ -54,11 +54,14 @@ def explain(
         raise UserError.of(error) from error
     layer, graph, arguments = load_example(file)
     args, kwargs = ((), arguments) if isinstance(arguments, Mapping) else (arguments, {})
+    from dataeff.rgnn import LayerTypeError
     from dataeff.rgnn.explain import explain as text_of
 
-    typer.echo(
-        text_of(layer, graph, tuple(args), dict(kwargs), None if backend == "auto" else backend)
-    )
+    try:
+        asked = None if backend == "auto" else backend
+        typer.echo(text_of(layer, graph, tuple(args), dict(kwargs), asked))
+    except LayerTypeError as error:
+        raise UserError.of(error) from error
 
 
 @command.command()
@@ -78,9 +81,10 @@ def build(
 ) -> None:
     """Compile a layer's GPU kernels, forward and backward; show registers and spills.
 
-    Needs no GPU. Exits with 1 when a kernel spills registers or takes more shared memory than the
-    target has. Tiles, warps and stages are what rgnn.tune chose where a file's example() calls it,
-    and the cost model's otherwise.
+    Needs no GPU. Exits with 1 when a kernel spills registers or takes more
+    shared memory than the target has. Tiles, warps and stages are what
+    rgnn.tune chose where a file's example() calls it, and the cost model's
+    otherwise.
     """
     import torch
 

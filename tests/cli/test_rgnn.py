@@ -130,6 +130,29 @@ def test_mistakes_are_named(capsys, arguments, message):
     assert code == 2 and message in err
 
 
+ILL_TYPED = """
+import torch
+from dataeff import rgnn
+
+
+@rgnn.layer
+def wrong(g, x):
+    return g.sum(g.src(x) + g.at_dst(x))
+
+
+def example():
+    return wrong, rgnn.Graph(torch.tensor([[0, 1], [1, 0]]), num_nodes=2), (torch.randn(2, 3),)
+"""
+
+
+@pytest.mark.parametrize("typed", [("explain",), ("build", "--layer")])
+def test_a_layer_that_is_refused_is_told_without_the_compilers_own_lines(capsys, tmp_path, typed):
+    path = tmp_path / "wrong.py"
+    path.write_text(ILL_TYPED)
+    code, out, err = run(capsys, *typed, str(path))
+    assert (code, out) == (2, "") and "wrong.py:8: return g.sum(" in err and "Traceback" not in err
+
+
 def test_a_backend_that_does_not_exist_in_the_environment_is_named(capsys, monkeypatch):
     monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "numpy")
     code, out, err = run(capsys, "explain", str(EXAMPLE))
