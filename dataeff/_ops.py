@@ -56,7 +56,11 @@ _core.use_tensors(
 
 
 def row_table(table: Tensor) -> tuple[int, int, int, int]:
-    """Address, number of rows, bytes of a row, bytes from one row to the next."""
+    """Address, number of rows, bytes of a row, bytes from one row to the next.
+
+    Raises:
+        ValueError: the table has no dimension, or rows that are not contiguous.
+    """
     contiguous = table.is_contiguous()
     if contiguous and table.dim() and (num_rows := table.shape[0]):
         row_nbytes = table.nbytes // num_rows

@@ -65,6 +65,9 @@ def hashed_ngrams(
 
     Returns:
         [len(texts), dim], rows of length 1, or 0 for a text without n-grams.
+
+    Raises:
+        ValueError: `dim` is below 1.
     """
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")

@@ -66,7 +66,11 @@ class HostBuffer(_core.HostBuffer):
 
 
 def tensor_over(view: memoryview, dtype: torch.dtype, shape: Sequence[int] | None) -> torch.Tensor:
-    """A tensor over the first bytes of `view`, keeping it alive."""
+    """A tensor over the first bytes of `view`, keeping it alive.
+
+    Raises:
+        ValueError: the shape needs more bytes than there are.
+    """
     if shape is None:
         shape = (view.nbytes // dtype.itemsize,)
     num_elements = 1

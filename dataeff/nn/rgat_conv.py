@@ -218,6 +218,12 @@ class RGATConv(torch.nn.Module):
 
         Returns:
             [num_nodes, heads * dim * out_channels], without heads if they are not concatenated.
+
+        Raises:
+            TypeError: features that are not floating-point; no `edge_type`.
+            ValueError: features of another width or number of rows, or `edge_attr` without
+                `edge_dim`.
+            IndexError: an id of a node or a relation that is out of range.
         """
         left, right = pair_of("RGATConv", x)
         if not left.is_floating_point():

@@ -150,6 +150,12 @@ class RGCNConv(torch.nn.Module):
 
         Returns:
             [num_nodes, out_channels] in the dtype of the features.
+
+        Raises:
+            TypeError: features of a dtype that is neither features nor ids; no `edge_type`.
+            ValueError: features of another width or number of rows; node ids with `edge_weight` or
+                block-diagonal weights.
+            IndexError: an id of a node or a relation that is out of range.
         """
         left, right = pair_of("RGCNConv", x, or_none=True)
         if left is None:
