@@ -22,7 +22,7 @@ from dataeff.integrations.pyg import NeighborLoader
 
 def make_table(x: torch.Tensor, kind: str, folder: Path) -> dataeff.FeatureTable:
     if kind == "disk":
-        path = dataeff.features.convert(x, folder / "x.npy")
+        path = dataeff.convert(x, folder / "x.npy")
         return dataeff.FeatureTable.open(path, cache_bytes=x.nbytes // 10)
     return dataeff.FeatureTable(x, store=None if kind == "plain" else kind)
 
