@@ -1,10 +1,16 @@
-"""A table under concurrent gathers, prefetches, writes and closes, against a plain tensor."""
+"""A table in memory or on disk under concurrent gathers, prefetches, writes and closes.
+
+What it should hold is a plain tensor.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -18,8 +24,10 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from safetensors.torch import save_file
 
 from dataeff import FeatureTable, HotRows
+from dataeff.storage import FaultPlan
 
 NUM_ROWS, WIDTH = 300, 5
 KINDS = {
@@ -29,6 +37,13 @@ KINDS = {
     "hot": {"hot": HotRows(20, torch.arange(300))},
     "adaptive": {"hot": HotRows(20, policy="adaptive", every=1)},
     "small and adaptive": {"store": "fp16", "hot": HotRows(20, policy="adaptive", every=2)},
+}
+# Suffix and options; a cache of 1000 bytes holds a few of the 300 rows. Every fifth read is slow.
+DISK_KINDS = {
+    "npy": (".npy", {}),
+    "npy without a cache": (".npy", {"cache_bytes": 0, "queue_depth": 1}),
+    "safetensors with a small cache": (".safetensors", {"cache_bytes": 1000}),
+    "slow disk": (".npy", {"engine": "threads", "cache_bytes": 1000}),
 }
 INDEX = st.lists(st.integers(-NUM_ROWS, NUM_ROWS - 1), max_size=40).map(
     lambda ids: torch.tensor(ids, dtype=torch.int64)
@@ -42,9 +57,10 @@ class TableMachine(RuleBasedStateMachine):
     prefetches = Bundle("prefetches")
     gathers = Bundle("gathers")
 
-    @initialize(kind=st.sampled_from(list(KINDS)))
+    @initialize(kind=st.sampled_from([*KINDS, *DISK_KINDS]))
     def open(self, kind: str) -> None:
         self.executor = ThreadPoolExecutor(3)
+        self.folder = tempfile.TemporaryDirectory()
         self._make(kind)
 
     def _make(self, kind: str) -> None:
@@ -52,22 +68,33 @@ class TableMachine(RuleBasedStateMachine):
         whole = (torch.arange(NUM_ROWS * WIDTH * 2.0) % 2039).view(NUM_ROWS, -1)
         self.x = whole[:, :WIDTH] if kind == "strided" else whole[:, :WIDTH].contiguous()
         self.model = self.x.clone()
-        self.table = FeatureTable(self.x, **KINDS[kind])
-        self.in_place = "store" not in KINDS[kind]
+        self.on_disk = kind in DISK_KINDS
+        self.in_place = "store" not in KINDS.get(kind, {})
+        self.table = self._open_file(kind) if self.on_disk else FeatureTable(self.x, **KINDS[kind])
         self.closed = False
 
+    def _open_file(self, kind: str) -> FeatureTable:
+        suffix, options = DISK_KINDS[kind]
+        path = Path(self.folder.name) / f"x{suffix}"
+        if suffix == ".npy":
+            np.save(path, self.x.numpy())
+        else:
+            save_file({"x": self.x}, path)
+        slow = FaultPlan().add("read", delay_s=0.003, every=5) if kind == "slow disk" else None
+        return FeatureTable.open(path, faults=slow, **options)
+
     @precondition(lambda self: not self.closed)
-    @rule(index=INDEX)
-    def gather(self, index: torch.Tensor) -> None:
+    @rule(index=INDEX, unique=st.booleans())
+    def gather(self, index: torch.Tensor, unique: bool) -> None:
         out = torch.empty(len(index), WIDTH)
-        self.table.gather(index, out=out)
+        self.table.gather(index, out=out, unique=unique)
         assert torch.equal(out, self.model[index])
         assert torch.equal(self.table[index], self.model[index])
 
     @precondition(lambda self: not self.closed)
-    @rule(target=prefetches, index=INDEX)
-    def prefetch(self, index: torch.Tensor) -> tuple:
-        return self.table, self.table.prefetch(index), self.model[index]
+    @rule(target=prefetches, index=INDEX, unique=st.booleans())
+    def prefetch(self, index: torch.Tensor, unique: bool) -> tuple:
+        return self.table, self.table.prefetch(index, unique=unique), self.model[index]
 
     @precondition(lambda self: not self.closed)
     @rule(target=gathers, index=INDEX)
@@ -97,7 +124,22 @@ class TableMachine(RuleBasedStateMachine):
             return
         assert_old_or_written(rows, before)
 
-    @precondition(lambda self: not self.closed)
+    @precondition(lambda self: not self.closed and self.on_disk)
+    @rule(index=INDEX)
+    def write_to_what_is_read_only(self, index: torch.Tensor) -> None:
+        with pytest.raises(TypeError, match="on disk and read-only"):
+            self.table.scatter_(index, self.model[index] + 1)
+        assert torch.equal(self.table[:], self.x)
+
+    @precondition(lambda self: not self.closed and self.on_disk)
+    @rule()
+    def count(self) -> None:
+        before = self.table.stats()
+        self.table[:]
+        after = self.table.stats()
+        assert after.num_rows >= before.num_rows + NUM_ROWS  # other threads may have gathered too
+
+    @precondition(lambda self: not self.closed and not self.on_disk)
     @rule(index=INDEX, value=VALUES)
     def write(self, index: torch.Tensor, value: int) -> None:
         # What is written is negative and what was there at first is not: readers can tell.
@@ -116,7 +158,7 @@ class TableMachine(RuleBasedStateMachine):
         with pytest.raises(IndexError, match=str(wrong)):
             self.table.prefetch(torch.tensor([wrong])).wait()
 
-    @rule(again=st.booleans(), kind=st.sampled_from(list(KINDS)))
+    @rule(again=st.booleans(), kind=st.sampled_from([*KINDS, *DISK_KINDS]))
     def close(self, again: bool, kind: str) -> None:
         self.table.close()
         self.table.close()
@@ -135,6 +177,7 @@ class TableMachine(RuleBasedStateMachine):
         if hasattr(self, "executor"):
             self.executor.shutdown(wait=True)
             self.table.close()
+            self.folder.cleanup()
 
 
 def assert_old_or_written(rows: torch.Tensor, before: torch.Tensor) -> None:
