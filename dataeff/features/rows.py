@@ -76,7 +76,10 @@ class Rows(ABC):
 
     def share_(self) -> None:
         """Moves the rows into memory that other processes of the machine can map."""
-        raise TypeError(f"{type(self).__name__} are in no host memory that processes could share")
+        raise TypeError(
+            f"{type(self).__name__} are in no host memory that processes could share: send the "
+            "table as it is, which opens its files there"
+        )
 
     def settle(self, account: Account) -> None:
         """Enters what a device has counted since; most rows enter everything as they gather."""

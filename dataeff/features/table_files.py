@@ -218,7 +218,11 @@ def torch_dtype(dtype: np.dtype[Any], whose: str) -> torch.dtype:
     try:
         return torch.from_numpy(np.empty(0, dtype)).dtype
     except TypeError:
-        raise ValueError(f"{whose} holds {dtype}, which no tensor has") from None
+        part = f"array[{dtype.names[0]!r}]" if dtype.names else "array.astype('float32')"
+        raise ValueError(
+            f"{whose} holds {dtype}, which no tensor has: write what is numbers, "
+            f"dataeff.convert({part}, path)"
+        ) from None
 
 
 def _is_shape(shape: Any) -> bool:

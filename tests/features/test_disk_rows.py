@@ -70,6 +70,14 @@ def test_any_shape_dtype_and_index(
             assert torch.equal(table[index], torch.from_numpy(array)[index.long()])
 
 
+def test_rows_on_disk_are_sent_and_not_shared(path):
+    with (
+        dataeff.FeatureTable.open(path) as table,
+        pytest.raises(TypeError, match=r"in no host memory .*send the table as it is"),
+    ):
+        table.share_()
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (5, 0), (1, 1), (3,)])
 def test_empty_tables_and_rows(tmp_path, engine, shape):
     np.save(tmp_path / "x.npy", np.ones(shape, np.float32))
