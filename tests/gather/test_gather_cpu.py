@@ -120,6 +120,22 @@ def test_large_gathers_that_stream_and_run_in_threads(row_nbytes, misaligned, mi
     assert (room[:misaligned] == SENTINEL).all() and (room[misaligned + nbytes :] == SENTINEL).all()
 
 
+@pytest.mark.parametrize("row_nbytes", [64, 128, 192, 256, 1000, 1024])
+@pytest.mark.parametrize("misaligned", [0, 1])
+@pytest.mark.parametrize("mib", [1, 2])  # with 1.5 MiB a table is taken to be in the caches
+def test_rows_of_tables_in_the_caches_and_past_them(row_nbytes, misaligned, mib):
+    num_rows = (mib << 20) // row_nbytes
+    raw = torch.randint(256, (misaligned + num_rows * row_nbytes,), dtype=torch.uint8)
+    table = raw[misaligned:].view(num_rows, row_nbytes)
+    for size, dtype in [(1, torch.int64), (700, torch.int32), (5000, torch.int64)]:
+        index = torch.randint(-num_rows, num_rows, (size,), dtype=dtype)
+        room = torch.full((misaligned + size * row_nbytes + 64,), SENTINEL, dtype=torch.uint8)
+        out = room[misaligned:-64].view(size, row_nbytes)
+        gather(table, index, out=out)
+        assert torch.equal(out, torch.index_select(table, 0, index % num_rows))
+        assert (room[:misaligned] == SENTINEL).all() and (room[-64:] == SENTINEL).all()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_the_last_row_stays_whatever_the_number_of_threads(threads):
     table = torch.zeros(1000, 33)
