@@ -120,7 +120,7 @@ def test_large_gathers_that_stream_and_run_in_threads(row_nbytes, misaligned, mi
     assert (room[:misaligned] == SENTINEL).all() and (room[misaligned + nbytes :] == SENTINEL).all()
 
 
-@pytest.mark.parametrize("row_nbytes", [64, 128, 192, 256, 1000, 1024])
+@pytest.mark.parametrize("row_nbytes", [64, 65, 100, 112, 128, 192, 256, 1000, 1024])
 @pytest.mark.parametrize("misaligned", [0, 1])
 @pytest.mark.parametrize("mib", [1, 2])  # with 1.5 MiB a table is taken to be in the caches
 def test_rows_of_tables_in_the_caches_and_past_them(row_nbytes, misaligned, mib):

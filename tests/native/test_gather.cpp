@@ -103,7 +103,7 @@ TEST(every_width_address_and_stride) {
 
 // Of which later rows are fetched, whole or their first lines.
 TEST(tables_past_the_second_cache) {
-  for (int64_t row_nbytes : {64, 128, 192, 1024, 1000}) {
+  for (int64_t row_nbytes : {64, 65, 100, 128, 192, 1000, 1024}) {
     for (int shift : {0, 1}) {
       Problem problem((2 << 20) / row_nbytes, row_nbytes, shift, 300, shift, 6);
       for (int num_threads : {1, 2}) check_gather(problem, num_threads);
