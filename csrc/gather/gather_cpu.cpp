@@ -18,11 +18,6 @@ constexpr int64_t kStreamRowNbytes = 512;
 // 1.1 to 1.25 times as fast when only their first lines are fetched; an AMD EPYC wants every line.
 constexpr int64_t kHeadRowNbytes = 1024;
 
-bool on_intel() {
-  static const bool intel = __builtin_cpu_is("intel");
-  return intel;
-}
-
 bool heads_suffice(int64_t row_nbytes) {
   return on_intel() && (row_nbytes < kHeadRowNbytes || row_nbytes % kLine);
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -47,6 +48,16 @@ int64_t name_rows(const Id* ids, int64_t size, int64_t num_rows, int64_t padding
   }
   return num_named;
 }
+
+// Fetches nothing: an Intel Xeon was measured to sum rows, which backward has just written, 1.1 to
+// 1.6 times as fast so.
+struct PlainCopy {
+  int64_t nbytes;
+
+  void operator()(std::byte* to, const std::byte* from, const std::byte*) const {
+    std::memcpy(to, from, nbytes);
+  }
+};
 
 // Adds rows to the one that is in place.
 template <typename Out>
@@ -166,6 +177,7 @@ void NamedRows::sum(Element element, const std::byte* rows, int64_t width, std::
                   num_threads, copy);
     };
 #if DATAEFF_HAS_WIDE
+    if (on_intel()) return run(PlainCopy{nbytes});
     if (nbytes >= kLine && wide_vectors()) return run(LineCopy<StoredLine>{nbytes});
 #endif
     run(AnyCopy{nbytes});
