@@ -70,7 +70,7 @@ class EngineLane final : public RunLane {
     if (on_their_way_.empty()) return;
     const UnderWay oldest = std::move(on_their_way_.front());
     on_their_way_.pop_front();
-    while (!oldest.transfer->wait_for(std::chrono::milliseconds{100})) ask(poll);
+    while (!oldest.transfer->wait_for(PollClock::kPeriod)) ask(poll);
     if (clock_.due()) ask(poll);
     if (!failure_) failure_ = failure_of(*oldest.transfer);
     if (!failure_) arrived(oldest.run, oldest.transfer->data);

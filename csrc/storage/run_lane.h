@@ -49,11 +49,12 @@ std::exception_ptr failure_of(const Transfer& transfer);
 // Says, about every 100 ms, that it is time to poll.
 class PollClock {
  public:
+  static constexpr std::chrono::milliseconds kPeriod{100};
+
   bool due();
 
  private:
   std::chrono::steady_clock::time_point next_ = std::chrono::steady_clock::now() + kPeriod;
-  static constexpr std::chrono::milliseconds kPeriod{100};
 };
 
 }  // namespace dataeff

@@ -23,6 +23,16 @@
 namespace dataeff {
 namespace {
 
+// Came with Linux 5.11; older headers do not have them.
+constexpr unsigned kLimited = 1u << 3;      // IORING_ENTER_EXT_ARG
+constexpr unsigned kLimitsWaits = 1u << 8;  // IORING_FEAT_EXT_ARG
+struct WaitArguments {                      // io_uring_getevents_arg
+  uint64_t signals;
+  uint32_t signals_nbytes;
+  uint32_t pad;
+  uint64_t span;
+};
+
 const char* reason(int code) {
   switch (code) {
     case ENOSYS:
@@ -61,6 +71,7 @@ Uring::Uring(unsigned num_entries) {
     ::close(fd_);
     throw OsError(ENOSYS, reason(ENOSYS));
   }
+  limits_waits_ = params.features & kLimitsWaits;
   try {
     map_rings(params);
   } catch (...) {
@@ -104,16 +115,26 @@ io_uring_sqe& Uring::prepare() {
   return sqes_[index];
 }
 
-void Uring::submit_and_wait() {
+void Uring::submit_and_wait(std::optional<std::chrono::nanoseconds> limit) {
+  const bool limited = limit && limits_waits_;
+  const unsigned flags = IORING_ENTER_GETEVENTS | (limited ? kLimited : 0);
+  __kernel_timespec span{};
+  WaitArguments arguments{};
+  if (limit) {
+    span = {limit->count() / 1'000'000'000, limit->count() % 1'000'000'000};
+    arguments.span = reinterpret_cast<uint64_t>(&span);
+  }
   std::atomic_ref(*sq_tail_).store(*sq_tail_ + num_prepared_, std::memory_order_release);
   unsigned num_left = num_prepared_;
   num_prepared_ = 0;
   for (;;) {
-    const long sent =
-        syscall(SYS_io_uring_enter, fd_, num_left, 1, IORING_ENTER_GETEVENTS, nullptr, 0);
+    const long sent = syscall(SYS_io_uring_enter, fd_, num_left, 1, flags,
+                              limited ? &arguments : nullptr, limited ? sizeof(arguments) : 0);
     if (sent >= 0) {
       num_left -= static_cast<unsigned>(sent);
       if (num_left == 0) return;
+    } else if (limited && num_left == 0 && (errno == ETIME || errno == EINTR)) {
+      return;
     } else if (errno != EINTR && errno != EAGAIN && errno != EBUSY) {
       throw OsError(errno, "submitting to io_uring");
     }

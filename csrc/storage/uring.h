@@ -1,7 +1,9 @@
 // A minimal io_uring over raw system calls: one submission and one completion ring, one thread.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <optional>
 
 #if __has_include(<linux/io_uring.h>)
 #include <linux/io_uring.h>
@@ -25,9 +27,10 @@ class Uring {
   // A cleared request to fill in; it is sent by the next `submit_and_wait`.
   io_uring_sqe& prepare();
 
-  // Sends what was prepared and waits until something is complete. Throws OsError when the kernel
+  // Sends what was prepared and waits until something is complete, or until `limit` has passed or a
+  // signal has come, which a kernel before 5.11 does not look for. Throws OsError when the kernel
   // takes no more; `take_back` then says what it did not take.
-  void submit_and_wait();
+  void submit_and_wait(std::optional<std::chrono::nanoseconds> limit);
 
   // The user_data of a request that the kernel has not taken, oldest first, which is then
   // withdrawn; false when there is none.
@@ -41,6 +44,7 @@ class Uring {
   void unmap();
 
   int fd_ = -1;
+  bool limits_waits_ = false;  // whether the kernel does
   unsigned num_prepared_ = 0;
   void* rings_[2] = {nullptr, nullptr};
   uint64_t ring_nbytes_[2] = {0, 0};

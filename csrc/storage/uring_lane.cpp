@@ -35,7 +35,8 @@ class UringLane final : public RunLane, private UringPieces {
         if (lost()) break;  // which has read it: time to poll
       }
       if (idle() && !more) break;
-      if (!idle()) wait();  // else every run so far ended without the kernel
+      // A disk may hang for longer than until the next poll.
+      if (!idle()) wait(PollClock::kPeriod);  // else all runs so far ended without the kernel
       if (clock_.due() && !failure_) ask(poll);
     }
     if (failure_) std::rethrow_exception(failure_);

@@ -31,9 +31,9 @@ void UringPieces::begin(Piece piece) {
   attempt(index);
 }
 
-void UringPieces::wait() {
+void UringPieces::wait(std::optional<std::chrono::nanoseconds> limit) {
   try {
-    uring_->submit_and_wait();
+    uring_->submit_and_wait(limit);
   } catch (const OsError&) {
     go_on_without_ring();
   }

@@ -38,10 +38,10 @@ class UringPieces {
   // Moves the piece in the next slot. In a ring that is lost it has ended when this returns.
   void begin(Piece piece);
 
-  // Sends what was begun and waits until some of it has ended. When the kernel takes no more (its
-  // descriptor was closed by somebody, say) it waits for what the kernel has taken, and moves the
-  // rest, and all that follows, by blocking calls.
-  void wait();
+  // Sends what was begun and waits until some of it has ended, or `limit` has passed. When the
+  // kernel takes no more (its descriptor was closed by somebody, say) it waits for what the kernel
+  // has taken, and moves the rest, and all that follows, by blocking calls.
+  void wait(std::optional<std::chrono::nanoseconds> limit = {});
 
   bool lost() const { return lost_; }
 

@@ -1,6 +1,8 @@
 """The parts of the core's row reader: the plan of reads, and the cache."""
 
 import os
+import signal
+import threading
 from collections import deque
 from itertools import pairwise
 
@@ -197,3 +199,43 @@ def test_a_cache_too_small_for_two_rows_says_what_it_takes():
 def test_a_cache_takes_no_more_than_its_budget_or_its_table():
     assert _core.RowCache(1 << 20, 1024, 10**9).num_slots * 1024 < 1 << 20
     assert _core.RowCache(1 << 20, 1024, 5).num_slots == 5
+
+
+def test_signals_are_heard_while_a_disk_hangs(fds):
+    """A pipe in the place of the file: the read ends when the signal's handler has written."""
+    begun = _core.FaultPlan()  # without a fault: it counts
+    try:
+        reader = _core.RowReader([(64, 64, 0, fds[:1])], 64, 8, 0, None, begun)
+    except OSError as error:
+        pytest.skip(str(error))
+    answer, question = os.pipe()
+    os.dup2(answer, fds[0])
+    index, out, written = np.zeros(1, np.int64), np.empty(64, np.uint8), []
+    ended, page = threading.Event(), bytes(range(64)) * 64
+
+    def heard(number, frame):
+        if not written:
+            written.append("by the handler")
+            os.write(question, page)
+
+    def send():
+        for _ in range(1000):
+            if begun.num_reads:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+            if ended.wait(0.02):
+                return
+        written.append("at last")
+        os.write(question, page)
+
+    before = signal.signal(signal.SIGUSR1, heard)
+    sender = threading.Thread(target=send)
+    try:
+        sender.start()
+        reader.gather(index.ctypes.data, 1, 8, out.ctypes.data, 1)
+    finally:
+        ended.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+        for fd in (answer, question):
+            os.close(fd)
+    assert written == ["by the handler"] and bytes(out) == page[:64]
