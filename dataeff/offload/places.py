@@ -32,6 +32,9 @@ def spill_directories(spill: Sequence[PathLike] | PathLike | None) -> list[Path]
     names: Any = [spill] if isinstance(spill, (str, os.PathLike)) else spill
     if isinstance(names, bytes) or not isinstance(names, Iterable):
         raise TypeError(f"spill={spill!r}: a directory, or a list of them, is needed")
+    for name in names:
+        if not isinstance(name, (str, os.PathLike)):
+            raise TypeError(f"spill={spill!r}: {name!r} is no path")
     return [_directory(os.fspath(name)) for name in names]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from dataeff.offload.exclude import Exclusions, storages_of
@@ -59,7 +60,7 @@ def find_blocks(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
         ValueError: a block is scripted: it takes no hooks, and does not run again.
     """
     sizes: dict[str, tuple[int, torch.nn.Module]] = {
-        name: (sum(p.numel() for p in module.parameters()), module)
+        name: (sum(p.numel() for p in module.parameters() if not is_lazy(p)), module)
         for name, module in outside_compiled(model)
         if isinstance(module, (torch.nn.ModuleList, torch.nn.Sequential))
         and len(module) > 1

@@ -558,6 +558,16 @@ def chain():
     return nn.Sequential(*[nn.Linear(64, 64) for _ in range(4)]), torch.randn(256, 64)
 
 
+def test_a_model_that_learns_its_sizes_from_the_first_step(tmp_path):
+    model = nn.Sequential(*[nn.LazyLinear(64) for _ in range(4)])
+    offload = ActivationOffload(model, tmp_path, policy="auto", min_bytes=0)
+    for _ in range(13):
+        with offload:
+            model(torch.ones(256, 32)).tanh().sum().backward()
+    assert len(offload.plan.profiles) == 4
+    offload.close()
+
+
 def test_steps_in_which_no_block_runs_are_not_measured(tmp_path):
     """Lightning tells of each batch, also of one that a `training_step` passes over."""
     model, x = chain()

@@ -113,7 +113,10 @@ def test_a_place_where_nothing_can_be_spilled_is_named_with_a_remedy(tmp_path, k
     assert refused.value.filename == str(place)
 
 
-@pytest.mark.parametrize(("spill", "error"), [("", ValueError), (5, TypeError), (b"x", TypeError)])
+@pytest.mark.parametrize(
+    ("spill", "error"),
+    [("", ValueError), (5, TypeError), (b"x", TypeError), ([None], TypeError), ([b"x"], TypeError)],
+)
 def test_what_names_no_directory(spill, error):
     with pytest.raises(error, match="spill="):
         ActivationOffload(nn.Linear(4, 4), spill)
