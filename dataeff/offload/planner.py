@@ -15,6 +15,7 @@ from enum import Enum
 import numpy as np
 
 _FEW = 8  # modules, of which the solver may try all orders
+_MANY = 64  # modules, of which each may be treated by itself
 _ALIKE = 1.25  # times the seconds of a module, those of another that is like it may be
 
 
@@ -249,28 +250,31 @@ class _Program:
 
         The solver would try all orders of one plan. Of modules that are equal, what moves earlier
         has longer to be written and to come back, and more so what moves to the slower tier: to
-        put a plan in this order costs it nothing, or a module where two tiers are as fast.
+        put a plan in this order costs it nothing, or a module where two tiers are as fast. Of very
+        many, neighbours are treated alike.
         """
         slowest_first = sorted(self.rates, key=self._seconds_a_byte, reverse=True)
-        for before, after in self._alike() if len(self.profiles) > _FEW else ():
+        num_together = -(-len(self.profiles) // _MANY)
+        for before, after, nth in self._alike() if len(self.profiles) > _FEW else ():
+            least = 0.0 if nth % num_together else -np.inf
             row = self._row()
             for action in (*slowest_first, Action.RECOMPUTE):
                 if (after, action) in self.index:
                     row[self.index[before, action]] = -1.0
                     row[self.index[after, action]] = 1.0
-                self.rows.append((row.copy(), -np.inf, 0.0))
+                self.rows.append((row.copy(), least, 0.0))
 
     def _seconds_a_byte(self, tier: Action) -> float:
         rate = self.rates[tier]
         return 1 / rate.write + 1 / rate.read
 
-    def _alike(self) -> Iterator[tuple[int, int]]:
-        """Each module that is like one before it, behind the last of those."""
+    def _alike(self) -> Iterator[tuple[int, int, int]]:
+        """Each module that is like those before it: the last of these, it, and their number."""
         groups: list[list[int]] = []
         for i, profile in enumerate(self.profiles):
             for group in groups:
                 if profile.is_like(self.profiles[group[0]]):
-                    yield group[-1], i
+                    yield group[-1], i, len(group)
                     group.append(i)
                     break
             else:
@@ -353,9 +357,7 @@ class _Program:
 
     def least_memory(self) -> list[Action]:
         """The least peak, then the least time."""
-        actions = self._solve(self._memory() + 1e-3 * self._time(), [])
-        assert actions is not None  # keeping everything is always possible
-        return actions
+        return self._solve(self._memory() + 1e-3 * self._time(), []) or self._keep_all()
 
     def most_hidden(self) -> list[Action]:
         """The least kept with nothing exposed and nothing recomputed."""
@@ -370,9 +372,11 @@ class _Program:
                 cost[k] = p.saved_bytes / self.byte * (1 + 1e-4 * (len(self.profiles) - i))
             elif action is Action.DISK:
                 cost[k] = 1e-5 * p.moved_bytes / self.byte
-        actions = self._solve(cost, [(still, -np.inf, 0.0)])
-        assert actions is not None
-        return actions
+        return self._solve(cost, [(still, -np.inf, 0.0)]) or self._keep_all()
+
+    def _keep_all(self) -> list[Action]:
+        """What is always possible, where the solver came to nothing in its time."""
+        return [Action.KEEP] * len(self.profiles)
 
     def _solve(
         self, cost: np.ndarray, more: list[tuple[np.ndarray, float, float]]

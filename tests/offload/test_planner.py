@@ -116,6 +116,22 @@ def test_many_equal_modules_are_planned_for_in_one_order():
     assert found.actions == (DISK,) * 7 + (HOST,) * 9 + (RECOMPUTE,) * 6 + (KEEP,) * 10
 
 
+def test_very_many_equal_modules_are_planned_for_as_well_as_a_few():
+    def planned(num_blocks):
+        module = ModuleProfile("m", 0.01, 0.02, 100_000, 8_000, 2_000, recompute_s=0.009)
+        module = replace(module, parts=(16_000,) * 5 + (18_000,), moving_s=0.0009)
+        found = plan(
+            [replace(module, name=f"blocks.{i}") for i in range(num_blocks)],
+            host=TierRate(3e6, 3e6, 30_000 * num_blocks),
+            disk=TierRate(0.9e6, 1.5e6),
+            memory_budget=20_000 * num_blocks,
+        )
+        assert found.fits
+        return found.step_s / found.keep_s
+
+    assert planned(250) <= planned(25) * 1.01
+
+
 def test_modules_that_take_other_times_are_not_alike():
     module = ModuleProfile("m", 1.0, 2.0, 1000, 10)
     slow = replace(module, forward_s=5.0, backward_s=10.0)
