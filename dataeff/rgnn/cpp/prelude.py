@@ -110,25 +110,30 @@ inline void prefetch(const Element* row) {{
 // there is a vector of them. That of no terms is infinite.
 struct Exponents {{
   static constexpr int kBlock = 64 / int(sizeof(T));
-  T top = -kInfinity, sum = T(0), terms[kBlock];
+  T top = -kInfinity, highest = -kInfinity, sum = T(0), terms[kBlock];
   int filled = 0;
-  void add(T x) {{
+  Exponents() {{ clear(); }}
+  void clear() {{
+    filled = 0;
+    for (int k = 0; k < kBlock; ++k) terms[k] = -kInfinity;
+  }}
+  void add(T x) {{  // here, and not of all terms at once, the maximum waits for nothing
+    highest = math::max(highest, x);
     terms[filled++] = x;
     if (filled == kBlock) take();
   }}
   void take() {{
-    for (int k = filled; k < kBlock; ++k) terms[k] = -kInfinity;
-    filled = 0;
-    T highest = top, total = T(0);
-    for (int k = 0; k < kBlock; ++k) highest = math::max(highest, terms[k]);
     if (highest == -kInfinity) {{  // no number among them, or none that counts
       for (int k = 0; k < kBlock; ++k) sum = terms[k] == terms[k] ? sum : terms[k];
-      return;
+      return clear();
     }}
+    T total = T(0);
 #pragma omp simd reduction(+ : total)
     for (int k = 0; k < kBlock; ++k) total += math::exp(terms[k] - highest);
-    sum = sum * math::exp(top - highest) + total;
+    if (top != -kInfinity) sum *= math::exp(top - highest);  // most segments are one vector
+    sum += total;
     top = highest;
+    clear();
   }}
   T log() {{
     if (filled) take();
