@@ -187,7 +187,7 @@ def _bytes_tell_all(tensors: Sequence[Tensor]) -> bool:
         return False
     return all(
         type(t) in (Tensor, Parameter)
-        and t.device.type == "cpu"
+        and t.is_cpu
         and t.dtype in (torch.float32, torch.float64)
         and t.is_contiguous()
         for t in tensors
