@@ -328,6 +328,16 @@ def test_weights_that_are_read_by_columns(widths):
     assert_close(found, typed_gemm_reference(dy, weight, case.seg_ptr), 1.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_wide_weights_are_packed_for_many_rows_and_read_where_they_are_for_few(dtype):
+    case = make_case([400, 5, 0, 97, 16], 20, 512, dtype, gather=True)
+    for _ in range(2):
+        found = typed_gemm(case.x, case.weight, case.seg_ptr, **case.options)
+        want = typed_gemm_reference(case.x, case.weight, case.seg_ptr, **case.options)
+        assert_close(found, want, 1.0)
+        case.weight += 1  # where it is: what was packed of it is not what it holds
+
+
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     case = make_case([4000, 700, 1], 24, 20, torch.float32, gather=True)
     before = torch.get_num_threads()

@@ -65,10 +65,23 @@ constexpr int64_t kTileRows = 192;  // of one piece of the forward loop
 constexpr int64_t kFirstCache = (24 << 10) / sizeof(Value);  // elements of a weight in it
 constexpr int64_t kBlockRows = 96;  // that the weight gradient multiplies from the first cache
 constexpr int64_t kLine = 64 / sizeof(Value);
+// A panel of a weight this wide has a page for every two of its rows: it is packed, unless few rows
+// are multiplied with it.
+constexpr int64_t kWideWeight = 2048 / sizeof(Value);
 
 typedef Value Vector __attribute__((vector_size(kVectorBytes)));
 constexpr int kLanes = kVectorBytes / sizeof(Value);
 constexpr int kPanel = kLanes * kVectors;
+
+// Memory that starts with a line: a vector that two of them share takes two loads.
+struct alignas(64) Line {
+  Value values[kLine];
+};
+struct Lines {
+  std::vector<Line> lines;
+  void resize(int64_t size) { lines.resize((size + kLine - 1) / kLine); }
+  Value* data() { return reinterpret_cast<Value*>(lines.data()); }
+};
 
 static inline Vector load(const Value* from) {
   Vector v;
@@ -159,7 +172,7 @@ static void multiply(const Value* const* x, int64_t num_in, const Value* b, int6
 }
 
 // All columns of a weight, kPanel after kPanel, with zeros beyond the last.
-static void pack(const Arguments& a, const Value* w, std::vector<Value>& panels) {
+static void pack(const Arguments& a, const Value* w, Lines& panels) {
   panels.resize(a.num_in * ((a.num_out + kPanel - 1) / kPanel * kPanel));
   Value* to = panels.data();
   for (int64_t column = 0; column < a.num_out; column += kPanel) {
@@ -179,7 +192,8 @@ static void pack(const Arguments& a, const Value* w, std::vector<Value>& panels)
 // What one thread keeps between tiles: a packed weight, and the rows of a product that overwrites
 // them, [kTileRows, num_in].
 struct Workspace {
-  std::vector<Value> panels, rows;
+  Lines panels;
+  std::vector<Value> rows;
   const Value* packed = nullptr;  // where the panels were read from, in the call number `call`
   int64_t call = 0;
 };
@@ -205,9 +219,12 @@ static void multiply_tile(const Arguments& a, int64_t t, int64_t head, int64_t b
     if (a.row_scale) scale[i] = a.row_scale[(begin + i) * a.s_row + head * a.s_head];
   }
   const Value* const w = a.weight + t * a.w_type + head * a.w_head;
-  const bool in_place = a.w_out == 1 && a.num_out % kLanes == 0;
-  if (!in_place && work.packed != w) pack(a, w, work.panels);
-  work.packed = w;
+  const bool in_place = a.w_out == 1 && a.num_out % kLanes == 0 &&
+                        (a.num_out < kWideWeight || num_rows < kTileRows / 2);
+  if (!in_place && work.packed != w) {
+    pack(a, w, work.panels);
+    work.packed = w;
+  }
   // A weight that the first cache holds is read through for every few rows, which are then read
   // once; else a panel of it is read for all rows of the tile.
   const int64_t group = a.num_in * a.num_out <= kFirstCache ? kRows : num_rows;

@@ -50,8 +50,8 @@ static inline int64_t apart(int64_t size) {
 
 struct Scratch {
   std::vector<Value> sum;  // [one, many], unless the result has this layout
-  std::vector<Value> dy;   // [kBlockRows, apart(padded)], scaled, zeros beyond num_out
-  std::vector<Value> x;    // [kBlockRows, apart(num_in)]
+  Lines dy;                // [kBlockRows, apart(padded)], scaled, zeros beyond num_out
+  Lines x;                 // [kBlockRows, apart(num_in)]
 };
 
 // Meanwhile the rows of the next block, which are those before `end`, are fetched.
@@ -72,7 +72,8 @@ static void add_block(const Arguments& a, int64_t head, int64_t begin, int64_t r
     for (int64_t r = 0; r < rows; ++r) {
       const Value scale =
           a.row_scale ? a.row_scale[(begin + r) * a.s_row + head * a.s_head] : Value(1);
-      for (int64_t n = 0; n < a.num_out; ++n) scratch.dy[r * ld + n] = scale * dy[r * a.w_in + n];
+      Value* const copy = scratch.dy.data() + r * ld;
+      for (int64_t n = 0; n < a.num_out; ++n) copy[n] = scale * dy[r * a.w_in + n];
     }
     dy = scratch.dy.data();
   }
@@ -106,7 +107,8 @@ EXPORT void typed_gemm_dw(const Arguments* arguments) {
     extra_ptr[t + 1] = extra_ptr[t] + std::max<int64_t>(tile_ptr[t + 1] - tile_ptr[t] - 1, 0);
   for_tiles(a, tile_ptr, a.chunk, 1, [&](int64_t t, int64_t begin, int64_t end, int64_t part) {
     static thread_local Scratch scratch;
-    scratch.dy.assign(kBlockRows * apart(sides.padded), Value(0));
+    scratch.dy.resize(kBlockRows * apart(sides.padded));
+    std::fill_n(scratch.dy.data(), kBlockRows * apart(sides.padded), Value(0));
     if (a.num_in >= kWide) scratch.x.resize(kBlockRows * apart(a.num_in));
     Value* to = part ? a.extra + (extra_ptr[t] + part - 1) * size : a.y + t * size;
     const bool in_place = !sides.swapped && sides.padded == a.num_out;
