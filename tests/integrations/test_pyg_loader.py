@@ -576,6 +576,14 @@ def test_edge_indices_of_pyg_s_own_type():
     assert torch.equal(first.n_id, second.n_id) and torch.equal(first.e_id, second.e_id)
 
 
+def test_a_table_of_edges_does_not_tell_the_number_of_nodes():
+    data = make_data()
+    data.pos, data.edge_attr = data.x, dataeff.FeatureTable(data.edge_attr)
+    del data.x
+    [batch] = NeighborLoader(data, [-1], batch_size=NUM_NODES)
+    assert batch.n_id.tolist() == list(range(NUM_NODES))
+
+
 def test_as_many_nodes_as_edges():
     ends = torch.randint(90, (2, 90), generator=torch.Generator().manual_seed(0))
     rows, edge_rows = torch.arange(90.0), torch.arange(90.0) + 1000

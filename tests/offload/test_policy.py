@@ -40,6 +40,14 @@ def test_ends_that_fill_no_block_of_the_disk_are_left(tmp_path):
     assert (tanh.bytes_stored - tanh.bytes_left) % 4096 == 0
 
 
+@pytest.mark.parametrize(("min_bytes", "moves"), [(1 << 16, True), ((1 << 16) + 1, False)])
+def test_a_storage_of_just_min_bytes_is_large_enough(tmp_path, min_bytes, moves):
+    model = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(64, 64), nn.Tanh())])
+    with ActivationOffload(model, tmp_path, min_bytes=min_bytes) as offload:
+        model(torch.randn(256, 64)).sum().backward()
+    assert (offload.report().modules["1"].bytes_stored > 0) == moves
+
+
 def test_callable_sees_shape_device_and_scope(gpt_and_loss, tmp_path):
     model, loss = gpt_and_loss
     seen = []
