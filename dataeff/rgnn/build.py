@@ -79,26 +79,18 @@ def layer_reports(
     ):
         if runner is None or runner.schedule is None:
             continue
-        for report in _traversals(runner.schedule, dtype, target, choice):
+        for report in traversal_reports(runner.schedule, dtype, target, choice):
             yield StepReport(direction, *report)
-        for report in _products(runner.schedule, plan.sizes, dtype, target, precision, choice):
+        for report in product_reports(
+            runner.schedule, plan.sizes, dtype, target, precision, choice
+        ):
             yield StepReport(direction, *report)
 
 
 def traversal_reports(
-    schedule: Schedule,
-    dtype: torch.dtype,
-    target: str = "sm_90",
-    choice: Choice | None = None,
-) -> Iterator[tuple[str, KernelReport]]:
-    """What each generated traversal walks over, and what it uses on `target`."""
-    for work, _, report in _traversals(schedule, dtype, target, choice):
-        yield work, report
-
-
-def _traversals(
-    schedule: Schedule, dtype: torch.dtype, target: str, choice: Choice | None
+    schedule: Schedule, dtype: torch.dtype, target: str = "sm_90", choice: Choice | None = None
 ) -> Iterator[tuple[str, dict[str, int], KernelReport]]:
+    """What each generated traversal walks over, its sizes, and what it uses on `target`."""
     from dataeff.rgnn.triton import backend as triton_backend
 
     module = load_kernels(triton_backend.generate(schedule, dtype, choice))
@@ -153,8 +145,11 @@ def product_reports(
     dtype: torch.dtype,
     target: str = "sm_90",
     precision: str = "ieee",
-) -> list[KernelReport]:
-    """What the typed products of a schedule use on `target`, one report per kind, size and tile.
+    choice: Choice | None = None,
+) -> Iterator[tuple[str, dict[str, int], KernelReport]]:
+    """What the typed products of a schedule are, their tiles, and what they use on `target`.
+
+    One of each kind, size and tile.
 
     Args:
         schedule: a lowered program.
@@ -162,19 +157,9 @@ def product_reports(
         dtype: of its values.
         target: `sm_80`, `sm_90`, `sm_100`, ...
         precision: of float32 products, `ieee` or `tf32`.
+        choice: what `rgnn.tune` chose, or the cost model's tiles if None.
     """
-    found = _products(schedule, sizes, dtype, target, precision, Choice())
-    return [report for _, _, report in found]
-
-
-def _products(
-    schedule: Schedule,
-    sizes: tuple[int, ...],
-    dtype: torch.dtype,
-    target: str,
-    precision: str,
-    choice: Choice,
-) -> Iterator[tuple[str, dict[str, int], KernelReport]]:
+    choice = choice or Choice()
     found: dict[tuple[str, bool, GemmSchedule], Product] = {}
     for step in schedule.steps:
         if not isinstance(step, Gemm):

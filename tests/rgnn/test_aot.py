@@ -146,7 +146,7 @@ def test_products_of_layers_are_reported_as_they_are_launched():
     half = torch.bfloat16
     request = Request(found.layer.id, spec, tuple(shapes.values()), half, "cuda", sizes, 3)
     backward = Plan(request, backend="triton").compiled.backward_runner.schedule
-    reports = product_reports(backward, sizes, half, "sm_80")
+    reports = [report for *_, report in product_reports(backward, sizes, half, "sm_80")]
     assert len(reports) > 1 and all(report.fits for report in reports), reports
 
 
@@ -161,7 +161,8 @@ def test_every_product_of_a_layer_is_reported():
     assert made.backward is not None
     names = []
     for program in (made.forward, made.backward):
-        reports = product_reports(lower(program), plan.sizes, torch.float32, "sm_90")
+        found = product_reports(lower(program), plan.sizes, torch.float32, "sm_90")
+        reports = [report for *_, report in found]
         assert all(report.fits for report in reports), reports
         names += [report.name for report in reports]
     assert {"typed_gemm_kernel", "typed_gemm_dw_kernel"} == set(names)

@@ -36,7 +36,7 @@ def traversals(layer, shapes, statics, dtype=torch.float32, target="sm_90", type
     request = Request(layer.id, spec, tuple(shapes.values()), dtype, "cuda", SIZES, wanted)
     compiled = Plan(request, backend="triton").compiled
     for runner in (compiled.forward_runner, compiled.backward_runner):
-        for _, report in traversal_reports(runner.schedule, dtype, target):
+        for *_, report in traversal_reports(runner.schedule, dtype, target):
             yield report
 
 
@@ -120,7 +120,7 @@ def test_sums_of_a_few_rows_take_no_shared_memory():
     reports = [
         report
         for runner in (compiled.forward_runner, compiled.backward_runner)
-        for work, report in traversal_reports(runner.schedule, torch.float32)
+        for work, _, report in traversal_reports(runner.schedule, torch.float32)
         if not work.endswith(("long rows", "hubs"))
     ]
     assert len(reports) > 2 and [report.shared_bytes for report in reports] == [0] * len(reports)
@@ -138,11 +138,8 @@ def test_loops_of_long_rows_have_loads_under_way_where_a_choice_says_so():
     runner = Plan(request, backend="triton").compiled.forward_runner
     shared = []
     for stages in (1, 3):
-        reports = dict(
-            traversal_reports(
-                *(runner.schedule, torch.float32, "sm_90"), Choice(long_stages=stages)
-            )
-        )
+        found = traversal_reports(runner.schedule, torch.float32, choice=Choice(long_stages=stages))
+        reports = {work: report for work, _, report in found}
         assert all(report.fits for report in reports.values()), reports
         long = [r.shared_bytes for work, r in reports.items() if work.endswith("long rows")]
         shared.append(max(long))
