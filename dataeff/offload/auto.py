@@ -17,7 +17,7 @@ from dataeff.offload.followed import Followed
 from dataeff.offload.forwards import Forwards
 from dataeff.offload.likeness import Likeness
 from dataeff.offload.passes import Budgets, in_backward
-from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate, plan
+from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate, check_solver, plan
 from dataeff.offload.policy import SavedTensorInfo
 from dataeff.offload.profile import BlockProfiler, find_blocks, inside, trials
 from dataeff.offload.recompute import Changes, checkpoint
@@ -66,6 +66,7 @@ class AutoPolicy:
         memory_budget: float | None,
         budgets: Budgets,
     ) -> None:
+        check_solver()
         self._model, self._tiers, self._budget = model, tiers, memory_budget
         self._exclusions, self._given = exclusions, budgets
         self._blocks = find_blocks(model)

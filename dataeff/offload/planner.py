@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -162,6 +163,12 @@ class Plan:
             + ("" if self.fits else "; NO plan fits the budget")
         )
         return "\n".join(lines)
+
+
+def check_solver() -> None:
+    """Raises ImportError without scipy: when an offload is made, and not after 17 steps."""
+    if find_spec("scipy") is None:
+        raise ImportError("policy='auto' needs scipy: pip install 'dataeff[plan]'")
 
 
 def plan(
@@ -381,10 +388,8 @@ class _Program:
     def _solve(
         self, cost: np.ndarray, more: list[tuple[np.ndarray, float, float]]
     ) -> list[Action] | None:
-        try:
-            from scipy.optimize import Bounds, LinearConstraint, milp
-        except ImportError as error:
-            raise ImportError("policy='auto' needs scipy: pip install 'dataeff[plan]'") from error
+        from scipy.optimize import Bounds, LinearConstraint, milp
+
         rows = self.rows + more
         lower, upper = np.zeros(self.size), np.ones(self.size)
         upper[self.exposed :] = np.inf

@@ -4,9 +4,11 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataeff.offload import ActivationOffload, planner
 from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate, plan
 from dataeff.offload.simulate import simulate as play
 
@@ -210,3 +212,9 @@ def test_no_plan_is_better(profiles, host, disk, share):
         # The solver's tolerance, and the weight that prefers moving less.
         total_s = sum(p.forward_s + p.backward_s for p in profiles)
         assert added <= best + 1e-3 * total_s
+
+
+def test_without_scipy_an_offload_is_refused_before_it_measures(monkeypatch, tmp_path):
+    monkeypatch.setattr(planner, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"dataeff\[plan\]"):
+        ActivationOffload(torch.nn.Linear(4, 4), tmp_path, policy="auto")
