@@ -33,9 +33,9 @@ def checkpoint(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     `function`: what it adds to one the caller does not see.
     """
     leaves, spec = tree_flatten((args, kwargs))
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    places = [i for i, leaf in enumerate(leaves) if _is_handed_over(leaf)]
     tensors = [leaves[i] for i in places]
-    others = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    others = [None if _is_handed_over(leaf) else leaf for leaf in leaves]
 
     def run(*given: torch.Tensor) -> T:
         filled = list(others)
@@ -46,6 +46,13 @@ def checkpoint(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
     result: T = torch_checkpoint(run, *tensors, use_reentrant=False)
     return result
+
+
+def _is_handed_over(leaf: Any) -> bool:
+    """A tensor, but no nested one that is not jagged: torch 2.11's checkpoint fails at those."""
+    if not isinstance(leaf, torch.Tensor):
+        return False
+    return not (leaf.is_nested and leaf.layout == torch.strided)
 
 
 class Changes:
