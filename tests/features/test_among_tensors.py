@@ -50,7 +50,6 @@ def test_as_an_array_it_is_all_of_its_rows(table, x):
 @pytest.mark.parametrize(
     ("name", "call"),
     [
-        ("torch.index_select", lambda t, i: torch.index_select(t, 0, i)),
         ("torch.nn.functional.embedding", lambda t, i: F.embedding(i, t)),
         ("torch.nn.functional.linear", lambda t, i: torch.nn.Linear(3, 2)(t)),
         ("torch.cat", lambda t, i: torch.cat([t, t])),
@@ -62,6 +61,12 @@ def test_functions_of_pytorch_take_none_and_say_what_they_take(table, name, call
     words = rf"{re.escape(name)} takes tensors, not a FeatureTable: table\[index\].*unified\(x\)"
     with pytest.raises(TypeError, match=words):
         call(table, torch.tensor([1]))
+
+
+def test_index_select_says_what_to_write(table):
+    """PyTorch Geometric replaces the function, with one that asks for attributes first."""
+    with pytest.raises((TypeError, AttributeError), match=r"table\[index\] gathers rows"):
+        torch.index_select(table, 0, torch.tensor([1]))
 
 
 def test_attributes_of_tensors_are_named_with_where_they_are(table):
