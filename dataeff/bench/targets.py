@@ -172,7 +172,7 @@ TIME = figure("time_ratio")  # over the first provider's, which keeps all
 HELD = share("peak_saved_bytes", "keep")
 GPT = Cases("offload", "GPT of 12 layers, 768 wide", ours="dataeff disk")
 IDLE = Cases("offload", "a small GPT", ours="dataeff with nothing to offload")
-PLANNED = Cases("offload", "planned for a share of the memory", ours="dataeff auto .*")
+PLANNED = Cases("offload", "planned for a share|recompute, offload, keep", ours="dataeff auto .*")
 SSDTRAIN = Cases("offload", r"SSDTrain's \w+$", ours="dataeff host")
 
 OFFLOAD = (
@@ -234,8 +234,8 @@ OFFLOAD = (
 
 STORAGE = (
     Target(
-        Cases("storage", "(write|read) past the page cache", ours="dataeff (threads|io_uring)"),
-        "blocks of 1 MiB and more, written and read past the page cache",
+        Cases("storage", "(write|read) past the page cache", ours="dataeff threads"),
+        "blocks of 1 MiB and more past the page cache, by threads, the default engine",
         "fio, bytes a second",
         figure("share_of_fio"),
         each=0.95,
