@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ class AmongTensors:
     PyTorch takes no table, and is not to go through its rows one by one.
     """
 
-    def __getitem__(self, selection: Any) -> Tensor:
-        raise NotImplementedError
+    if TYPE_CHECKING:  # the table's own
+
+        def __getitem__(self, selection: Any) -> Tensor: ...
 
     def __dlpack__(self, **options: Any) -> Any:
         return self[:].__dlpack__(**options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,6 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from safetensors.torch import save_file
 
 from dataeff import FeatureTable, HotRows
 from dataeff.storage import FaultPlan
@@ -42,9 +42,10 @@ KINDS = {
 DISK_KINDS = {
     "npy": (".npy", {}),
     "npy without a cache": (".npy", {"cache_bytes": 0, "queue_depth": 1}),
-    "safetensors with a small cache": (".safetensors", {"cache_bytes": 1000}),
     "slow disk": (".npy", {"engine": "threads", "cache_bytes": 1000}),
 }
+if find_spec("safetensors") is not None:
+    DISK_KINDS["safetensors with a small cache"] = (".safetensors", {"cache_bytes": 1000})
 INDEX = st.lists(st.integers(-NUM_ROWS, NUM_ROWS - 1), max_size=40).map(
     lambda ids: torch.tensor(ids, dtype=torch.int64)
 )
@@ -79,6 +80,8 @@ class TableMachine(RuleBasedStateMachine):
         if suffix == ".npy":
             np.save(path, self.x.numpy())
         else:
+            from safetensors.torch import save_file
+
             save_file({"x": self.x}, path)
         slow = FaultPlan().add("read", delay_s=0.003, every=5) if kind == "slow disk" else None
         return FeatureTable.open(path, faults=slow, **options)
