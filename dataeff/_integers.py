@@ -9,12 +9,15 @@ def checked_int(name: str, value: Any, least: int | None = None, most: int | Non
     """The value as an int.
 
     Raises:
-        TypeError: it is no integer; a float is none, whatever its value.
+        TypeError: it is no integer; a float is none, whatever its value, nor is True.
         ValueError: it is below `least` or above `most`.
     """
-    if not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name}={value!r} is no integer: int({name})")
-    number = value.__index__()
+    try:
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+            raise TypeError
+        number = value.__index__()  # which arrays have, and refuse unless they are one integer
+    except TypeError:
+        raise TypeError(f"{name}={value!r} is no integer: int({name})") from None
     if least is not None and number < least:
         raise ValueError(f"{name}={number} is too small: at least {least}")
     if most is not None and number > most:

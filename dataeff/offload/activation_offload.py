@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -14,6 +15,9 @@ from typing import Any, NoReturn
 
 import torch
 
+from dataeff._flags import checked_bool
+from dataeff._integers import checked_int
+from dataeff._reals import checked_real
 from dataeff.ledger import Ledger
 from dataeff.memory.cuda import capturing
 from dataeff.offload.auto import AutoPolicy
@@ -22,7 +26,7 @@ from dataeff.offload.disk import SMALLEST_NBYTES
 from dataeff.offload.exclude import Exclusions
 from dataeff.offload.hook_stack import HookStack
 from dataeff.offload.live import LiveView
-from dataeff.offload.opening import check_model, check_sizes, device_of, open_tiers
+from dataeff.offload.opening import check_model, device_of, open_tiers
 from dataeff.offload.passes import Budgets, in_backward
 from dataeff.offload.places import spill_directories
 from dataeff.offload.planner import Plan
@@ -106,7 +110,8 @@ class ActivationOffload:
         streams_of: the streams of a device, for tests.
 
     Raises:
-        TypeError: `model` is no module, a size no number, or a name in `policy` no string.
+        TypeError: `model` is no module, a size no integer, a bound no number, a flag neither True
+            nor False, or a name in `policy` no string.
         ValueError: there is neither `spill` nor `host_bytes`, `policy` is not known, or a size is
             negative; `engine="cufile"` for a model that is on no GPU, or with `checksum`;
             `policy="auto"` for a model of scripted blocks.
@@ -138,21 +143,25 @@ class ActivationOffload:
         streams_of: StreamsOf = cuda_streams,
     ) -> None:
         said_compiled = check_model(model)
-        check_sizes(
-            host_bytes=host_bytes,
-            min_bytes=min_bytes,
-            memory_budget=memory_budget,
-            in_flight_bytes=in_flight_bytes,
-            prefetch_bytes=prefetch_bytes,
-            spill_bytes=spill_bytes,
-            staging_bytes=staging_bytes,
-        )
+        host_bytes = checked_int("host_bytes", host_bytes, least=0)
+        min_bytes = checked_int("min_bytes", min_bytes, least=0)
+        staging_bytes = checked_int("staging_bytes", staging_bytes, least=1)
+        if memory_budget is not None:
+            memory_budget = checked_real("memory_budget", memory_budget)
+        if in_flight_bytes is not None:
+            in_flight_bytes = checked_int("in_flight_bytes", in_flight_bytes, least=0)
+        if prefetch_bytes is not None:
+            prefetch_bytes = checked_int("prefetch_bytes", prefetch_bytes, least=0)
+        if spill_bytes is not None:
+            spill_bytes = checked_int("spill_bytes", spill_bytes, least=1, most=sys.maxsize)
+        checksum, live = checked_bool("checksum", checksum), checked_bool("live", live)
         directories = spill_directories(spill)
-        if memory_budget is not None and policy != "auto":
+        is_auto = isinstance(policy, str) and policy == "auto"  # an array of names has no truth
+        if memory_budget is not None and not is_auto:
             raise ValueError("memory_budget is kept by policy='auto' only")
         endurance = Endurance(endurance_tbw, write_cap_tb)
         asked = Asked(policy) if callable(policy) else None
-        choose = None if policy == "auto" else asked or resolve_policy(policy, model)
+        choose = None if is_auto else asked or resolve_policy(policy, model)
 
         self._model, self._exclusions = model, Exclusions(model)
         self._scopes = Scopes(model, self._exclusions, self._called, self._returned)

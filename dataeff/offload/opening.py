@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import numbers
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from dataeff.storage import FaultPlan, choose_engine, cufile_refusal
 from dataeff.storage.choice import DEFAULT
 from dataeff.storage.engine import KINDS
 from dataeff.storage.spill import FULL
-
-_LEAST = {"spill_bytes": 1, "staging_bytes": 1}  # 0 of the others
 
 
 def check_model(model: Any) -> bool:
@@ -41,24 +38,6 @@ def check_model(model: Any) -> bool:
             stacklevel=3,
         )
     return compiled
-
-
-def check_sizes(**sizes: Any) -> None:
-    """Checks arguments by their names; None is left to whoever chooses.
-
-    Raises:
-        TypeError: a value is no number of bytes; only `memory_budget` may have a fraction.
-        ValueError: it is too small.
-    """
-    for name, value in sizes.items():
-        if value is None:
-            continue
-        kind = numbers.Real if name == "memory_budget" else numbers.Integral
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise TypeError(f"{name}={value!r}: a number of bytes is needed, as an int")
-        least = _LEAST.get(name, 0)
-        if not float(value) >= least:  # nor is it when it is no number
-            raise ValueError(f"{name}={value} must be at least {least}")
 
 
 def open_tiers(
@@ -91,9 +70,14 @@ def open_tiers(
         wear: bounds what is written to disk.
 
     Raises:
+        TypeError: `faults` or `streams_of` is not what it should be.
         ValueError: there is no tier, or `engine` cannot serve this device and these options.
         OSError: a directory cannot be written to, or cuFile does not work there.
     """
+    if not callable(streams_of):
+        raise TypeError(f"streams_of={streams_of!r} cannot be called")
+    if not isinstance(faults, FaultPlan | None):
+        raise TypeError(f"faults={faults!r} is no FaultPlan")
     if not directories and not host_bytes:
         raise ValueError("nowhere to offload to: name a directory in spill=, or give host_bytes")
     spills = None
@@ -132,7 +116,7 @@ def _engine(
     streams_of: StreamsOf,
 ) -> str:
     """The kind of engine to open."""
-    if engine not in ("auto", *KINDS):
+    if not isinstance(engine, str) or engine not in ("auto", *KINDS):
         raise ValueError(f"engine={engine!r} is not one of auto, {', '.join(KINDS)}")
     if engine == "auto":
         # The bytes that cuFile moves can be neither summed nor disturbed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ def spill_directories(spill: Sequence[PathLike] | PathLike | None) -> list[Path]
     """
     if spill is None:
         return []
-    names: Any = [spill] if isinstance(spill, (str, os.PathLike)) else spill
-    if isinstance(names, bytes) or not isinstance(names, Iterable):
-        raise TypeError(f"spill={spill!r}: a directory, or a list of them, is needed")
+    given: Any = [spill] if isinstance(spill, (str, os.PathLike, bytes)) else spill
+    try:
+        names = list(given)
+    except TypeError:
+        raise TypeError(f"spill={spill!r}: a directory, or a list of them, is needed") from None
     for name in names:
         if not isinstance(name, (str, os.PathLike)):
             raise TypeError(f"spill={spill!r}: {name!r} is no path")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,17 +44,20 @@ def resolve_policy(policy: str | Sequence[str] | Policy, model: torch.nn.Module)
         ValueError: a policy, or a module, of that name does not exist, or the module lies in one
             that is compiled, which is told apart as a whole only.
     """
-    if policy == "all":
-        return lambda info: True
     if callable(policy):
         return policy
     if isinstance(policy, str):
+        if policy == "all":
+            return lambda info: True
         raise ValueError(
             f"policy: {policy!r} is neither 'all', 'auto', a list of module names nor a callable"
         )
-    if not isinstance(policy, Iterable):
-        raise TypeError(f"policy: {policy!r} is neither a name, a list of them nor a callable")
-    names = list(policy)
+    try:
+        names = list(policy)
+    except TypeError:
+        raise TypeError(
+            f"policy: {policy!r} is neither a name, a list of them nor a callable"
+        ) from None
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"policy: {name!r} in the list is no name of a module")

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dataeff._reals import checked_real
+
 TB = 1e12
 SECONDS_PER_DAY = 86_400.0
 _WARN_AT = 0.9  # of the endurance
@@ -60,7 +62,7 @@ class Endurance:
 
     def __post_init__(self) -> None:
         for name, value in (("endurance_tbw", self.tbw), ("write_cap_tb", self.write_cap_tb)):
-            if value is not None and not value > 0:
+            if value is not None and not checked_real(name, value):
                 raise ValueError(f"{name}={value} is not positive")
 
 

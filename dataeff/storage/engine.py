@@ -8,12 +8,14 @@ import os
 import weakref
 
 from dataeff import _core
+from dataeff._integers import checked_int
 from dataeff.storage.cufile import cufile_library
 
 _open: weakref.WeakSet[_core.Engine] = weakref.WeakSet()
 
 
 KINDS = ("threads", "io_uring", "cufile")
+_MOST = 2**31 - 1  # that the core's int takes; each engine has a bound of its own
 
 
 def open_engine(
@@ -34,10 +36,13 @@ def open_engine(
         faults: faults to inject, for tests.
 
     Raises:
+        TypeError: a number of threads or requests is no integer.
         ValueError: an unknown kind, or no sensible number of threads or requests.
         OSError: `io_uring` or `cufile` was asked for and is missing or forbidden; the text says
             which.
     """
+    num_threads = checked_int("num_threads", num_threads, most=_MOST)
+    queue_depth = checked_int("queue_depth", queue_depth, most=_MOST)
     if kind == "threads":
         engine = _core.make_threads_engine(num_threads, faults)
     elif kind == "io_uring":
