@@ -33,7 +33,7 @@ _STEPS_OF_A_KIND = 5  # of which the median counts: two that were disturbed do n
 _EXCESS = 1.25  # times the budget, which a prediction is not wrong by
 _LARGE_STEPS = 16  # one after another, after which steps are planned for that are as large
 _MOST_PLANS = 3  # that did not hold, or were for smaller steps; then the last one stays
-_IN_FLIGHT_BLOCKS = 2  # on their way, or whole in memory while they are recomputed
+_IN_FLIGHT_BLOCKS = 2  # on their way; of those recomputed one is whole in memory
 _ACTION_OF = {Tier.HOST: Action.HOST, Tier.DISK: Action.DISK}
 
 
@@ -231,8 +231,12 @@ class AutoPolicy:
         planned, num = self._take(self._samples.largest().modules), len(self._blocks)
         num_kept = num // (2 if self._again else 4)
         if self._budget is not None and planned:
+            assert self._profiler is not None
             block = planned / num
-            room = self._budget - self.other_bytes - _IN_FLIGHT_BLOCKS * block
+            beside = self.other_bytes + _IN_FLIGHT_BLOCKS * block
+            if len(self._again) == num:
+                beside = self.other_bytes + block + self._profiler.inputs_nbytes
+            room = self._budget - beside
             num_kept = max(0, min(num_kept, int(room / block)))
         num_steps = (3 if self._again else 2) * _STEPS_OF_A_KIND
         self._trials = trials(list(self._blocks), num_kept, self._again, num_steps)

@@ -177,6 +177,11 @@ class BlockProfiler:
         """Steps measured so far."""
         return len(self._steps)
 
+    @property
+    def inputs_nbytes(self) -> int:
+        """Bytes of the inputs of all blocks, the most of any step."""
+        return sum(map(max, self._input_bytes.values()))
+
     def profiles(self, saved: Mapping[str, ModuleBytes]) -> list[ModuleProfile]:
         """Medians over the steps, with the bytes that each module saved in one round."""
         moved, again = self._times(Action.DISK), self._times(Action.RECOMPUTE)

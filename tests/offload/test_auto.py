@@ -747,3 +747,32 @@ def test_a_device_s_steps_are_timed_by_its_clock_and_its_peak_is_of_its_own_memo
     assert report.peak_host_bytes > 0
     assert offload.measured.peak_bytes <= report.peak_held_bytes
     offload.close()
+
+
+@pytest.mark.parametrize(("num_blocks", "share"), [(6, 0.5), (6, 0.75), (16, 0.3)])
+def test_what_keeping_takes_is_measured_wherever_a_block_has_room(tmp_path, num_blocks, share):
+    """Beside the inputs of the others, and one that backward has run again."""
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(64, 256), nn.Linear(256, 64)
+
+        def forward(self, x):
+            return x + self.down(F.gelu(self.up(x)))
+
+    model, x = nn.Sequential(*[Block() for _ in range(num_blocks)]), torch.ones(256, 64)
+    nbytes, width = (1 + 4 + 4), 256 * 64 * 4  # of a block: what the three operations save
+    budget = share * num_blocks * nbytes * width
+    offload = ActivationOffload(model, tmp_path, policy="auto", memory_budget=budget, min_bytes=0)
+    kept = []
+    while offload.plan is None:
+        with offload:
+            model(x).square().mean().backward()
+            trial = offload._auto._trial or {}
+        kept.append(sum(action is Action.KEEP for action in trial.values()))
+    offload.close()
+    # An input is a tenth of a block: one that is kept takes nine.
+    assert max(kept) >= 1
+    assert (max(kept) * nbytes + num_blocks + nbytes) * width <= budget
