@@ -89,8 +89,8 @@ class Loop final : private UringPieces {
     if (!queue.closed() && !lost()) listen();
   }
 
-  // Through the page cache the kernel would copy here and now, one request after the other; its
-  // threads copy in parallel.
+  // The kernel would copy through the page cache, or look up and pin the pages of direct I/O, here
+  // and now, one request after the other; its threads do so in parallel.
   bool in_parallel() const override { return true; }
 
   uint64_t num_rings_ = 0;

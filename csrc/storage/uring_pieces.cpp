@@ -102,7 +102,7 @@ void UringPieces::send(int index) {
   sqe.addr = reinterpret_cast<uint64_t>(slot.attempt.data);
   sqe.len = static_cast<uint32_t>(std::min(slot.attempt.nbytes, kMostBytes));
   sqe.off = slot.attempt.offset;
-  if (in_parallel() && !transfer.alignment.direct) sqe.flags = IOSQE_ASYNC;
+  if (in_parallel()) sqe.flags = IOSQE_ASYNC;
   sqe.user_data = index;
 }
 

@@ -48,7 +48,7 @@ class UringPieces {
   // The piece in slot `index` has ended, well or not; the slot is free when this returns.
   virtual void ended(int /*index*/, const Transfer& /*transfer*/) {}
 
-  // Whether buffered requests are left to the kernel's threads.
+  // Whether requests are left to the kernel's threads.
   virtual bool in_parallel() const { return false; }
 
   // A request of user_data `kOther` is complete.
