@@ -39,7 +39,8 @@ class KeepsGraphs(Protocol):
 
 def is_table(value: object) -> bool:
     """Whether `value` is a table of rows rather than a tensor (which has a `gather` of its own)."""
-    return not isinstance(value, Tensor) and isinstance(value, RowTable)
+    # Of the class: Python remembers its answer, where it looks at each instance anew.
+    return not isinstance(value, Tensor) and issubclass(type(value), RowTable)
 
 
 def has_row_per_node(key: str, num_rows: int, data: Any) -> bool:
