@@ -1,4 +1,4 @@
-"""Files that appear under their names when they are whole, and not before."""
+"""Files and folders that appear under their names when they are whole, and not before."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import fcntl
 import glob
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,47 @@ def whole_file(path: Path, nbytes: int, overwrite: bool) -> Iterator[PartialFile
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to write files in, which takes the name `path`, on the disk, when the block ends.
+
+    After an error nothing of it is left. Until its end it is a hidden `.partial` one beside `path`,
+    which is locked while anyone writes it: where one was killed, the next takes its place.
+
+    Raises:
+        FileExistsError: another process is writing it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with _locked_folder(partial):
+        try:
+            for left in partial.iterdir():
+                left.unlink()
+            yield partial
+            partial.rename(path)
+            sync_folder(path.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    """Makes the folder, or has it where it is there and nobody holds it."""
+    there = path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        held = lock(fd) or not there  # some file systems have no locks
+        # Another may have ended meanwhile and given it its name.
+        if not (held and path.exists() and os.path.samestat(os.fstat(fd), path.stat())):
+            raise FileExistsError(
+                errno.EEXIST, "another process is writing here; if none is, remove it", str(path)
+            )
+        yield
     finally:
         os.close(fd)
 

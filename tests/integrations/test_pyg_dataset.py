@@ -1,8 +1,10 @@
 """save_dataset and open_dataset: a PyG graph on disk, sampled and gathered through mapped files."""
 
 import json
+import os
 import re
 import resource
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -233,6 +235,34 @@ def test_a_full_disk_leaves_nothing_and_names_what_did_not_fit(tmp_path, file):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    child = os.fork()
+    if child == 0:
+        save_dataset(make_data(), tmp_path / "set", say=lambda line: _kill_at(line, "edge_attr"))
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert list(left.iterdir())
+    save_dataset(make_data(), tmp_path / "set")
+    assert list(tmp_path.iterdir()) == [tmp_path / "set"]
+    features, _ = open_dataset(tmp_path / "set")
+    assert torch.equal(features.get_tensor("node", "x", None), make_data().x)
+
+
+def _kill_at(line, name):
+    if name in line:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_folder_is_written_by_one_process_at_a_time(tmp_path):
+    def save_too(line):
+        with pytest.raises(FileExistsError, match=r"another process is writing.*\.set\.partial"):
+            save_dataset(make_data(), tmp_path / "set")
+
+    save_dataset(make_data(), tmp_path / "set", say=save_too)
+    assert list(tmp_path.iterdir()) == [tmp_path / "set"]
+    open_dataset(tmp_path / "set")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"tables": [{}], "graphs": []}'])

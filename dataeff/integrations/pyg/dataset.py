@@ -10,7 +10,6 @@ for all other attributes.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch_geometric.data import Data, HeteroData
 from dataeff._flags import checked_bool
 from dataeff.features import FeatureTable, convert
 from dataeff.features.table_files import read_header
-from dataeff.features.whole_files import sync_folder, whole_file
+from dataeff.features.whole_files import whole_file, whole_folder
 from dataeff.integrations.pyg.attributes import (
     Attributes,
     kept_attributes,
@@ -58,8 +57,8 @@ def save_dataset(
     Python (numbers, strings, None; lists, tuples and dicts of them); one warning names the rest.
 
     The folder appears when it is complete and on the disk; after an error (a full disk) nothing of
-    it is left. A `Data` is written with one node type, `node`, and one edge type,
-    `("node", "to", "node")`.
+    it is left, and what a killed process left goes with the next `save_dataset` to it. A `Data` is
+    written with one node type, `node`, and one edge type, `("node", "to", "node")`.
 
     Args:
         data: tensors of any dtype that `.npy` or `.safetensors` holds, or tables.
@@ -67,7 +66,7 @@ def save_dataset(
         say: called with the name of each attribute and graph before it is written.
 
     Raises:
-        FileExistsError: `folder` exists.
+        FileExistsError: `folder` exists, or another process is writing it.
         OSError: the files cannot be written.
         TypeError: `data` is of another class, or an attribute has a dtype that NumPy lacks.
     """
@@ -81,9 +80,7 @@ def save_dataset(
     if folder.exists():
         raise FileExistsError(f"{folder} exists: name a new folder, or remove it")
     others = kept_attributes(_others(data))
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as partial:
         manifest = {
             "tables": _save_tables(data, partial, say),
             "graphs": _save_graphs(data, partial, say),
@@ -92,11 +89,6 @@ def save_dataset(
         text = json.dumps(manifest, indent=1).encode()
         with whole_file(partial / MANIFEST, len(text), overwrite=False) as file:
             file.write(text)
-        partial.rename(folder)
-        sync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
 
 
 def open_dataset(
