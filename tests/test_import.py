@@ -70,3 +70,19 @@ def test_public_names_resolve():
 def test_a_system_is_imported_when_it_is_named(monkeypatch, name):
     monkeypatch.delattr(dataeff, name, raising=False)  # others may have imported it
     assert getattr(dataeff, name) is importlib.import_module(f"dataeff.{name}")
+
+
+WITHOUT = """
+import json, sys
+sys.modules[{missing!r}] = None  # as it is where it is not installed
+try:
+    import dataeff.integrations.pyg
+except ModuleNotFoundError as error:
+    print(json.dumps([str(error), error.name]))
+"""
+
+
+def test_what_to_install_for_pyg_is_said():
+    said, name = probe(WITHOUT.format(missing="torch_geometric"))
+    assert said.endswith("pip install 'dataeff[pyg]'")
+    assert name == "torch_geometric"
