@@ -51,6 +51,20 @@ class AmongTensors:
             "dataeff.unified(x) is a tensor that PyTorch's functions take"
         )
 
+    def _no_operand(self, other: object) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} is no operand: {_ROWS}")
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _no_operand
+    __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = _no_operand
+    __lt__ = __le__ = __gt__ = __ge__ = _no_operand
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Tensor):  # which would be False without a word
+            self._no_operand(other)
+        return self is other
+
+    __hash__ = object.__hash__
+
     def __contains__(self, value: object) -> NoReturn:
         raise TypeError("a table is not searched for a value: (table[:] == value).any()")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 
 import numpy as np
@@ -67,6 +68,17 @@ def test_index_select_says_what_to_write(table):
     """PyTorch Geometric replaces the function, with one that asks for attributes first."""
     with pytest.raises((TypeError, AttributeError), match=r"table\[index\] gathers rows"):
         torch.index_select(table, 0, torch.tensor([1]))
+
+
+@pytest.mark.parametrize("sign", ["add", "sub", "mul", "truediv", "matmul", "eq", "ne", "lt", "ge"])
+def test_as_an_operand_it_says_what_to_write(table, x, sign):
+    apply = getattr(operator, sign)
+    for left, right in ((x, table), (table, x)):
+        with pytest.raises(TypeError, match=r"table\[index\] gathers rows and table\[:\] all"):
+            apply(left, right)
+    with pytest.raises(TypeError, match=r"table\[:\]"):
+        operator.iadd(x.clone(), table)
+    assert table == table and table != 0 and table in {table: 1}
 
 
 def test_attributes_of_tensors_are_named_with_where_they_are(table):
