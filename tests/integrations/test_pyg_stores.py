@@ -124,6 +124,28 @@ def test_stores_that_disagree_are_refused():
         NeighborLoader((features, graphs), [2], input_nodes="paper", weight_attr="w")
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TableFeatureStore({"x": torch.zeros(2, 1)}), "by \\(group, attribute\\).*got 'x'"),
+        (lambda: TableFeatureStore({("a", "x"): [1.0]}), "'x'\\) is a list: a FeatureTable or a"),
+        (lambda: CSCGraphStore({None: torch.zeros(2, 3)}), "are a Tensor: CSCGraph\\(edge_index"),
+    ],
+)
+def test_stores_of_what_is_no_table_and_no_graph_are_refused(make, said):
+    with pytest.raises(TypeError, match=said):
+        make()
+
+
+@pytest.mark.parametrize("Loader", [NeighborLoader, LinkNeighborLoader])
+@pytest.mark.parametrize("kind", ["NoneType", "list", "tuple of CSCGraphStore, TableFeatureStore"])
+def test_data_of_another_kind_is_refused(Loader, kind):
+    swapped = (CSCGraphStore(), TableFeatureStore())
+    data = {"NoneType": None, "list": [Data()]}.get(kind, swapped)
+    with pytest.raises(TypeError, match=rf"not a {kind}; a data set's graph is dataset\[0\]"):
+        Loader(data, [2])
+
+
 def test_layouts_tell_edges_by_their_ids():
     data = make_hetero()
     store = as_stores(data)[1]

@@ -65,9 +65,11 @@ def with_node_counts(data: Any) -> Any:
     PyG infers the number from tensors and cannot see tables; the caller's object is not changed.
 
     Raises:
+        TypeError: `data` is nothing that PyG's loaders take.
         ValueError: labels or masks are of another number of nodes than the table.
     """
     if not isinstance(data, (Data, HeteroData)):
+        _check_stores(data)
         return data
     counted = copy.copy(data)
     for store in counted.node_stores:
@@ -79,6 +81,17 @@ def with_node_counts(data: Any) -> Any:
             store.num_nodes = len(store[name])
             _check_labels(store, name, counted.num_edges)
     return counted
+
+
+def _check_stores(data: Any) -> None:
+    kinds = FeatureStore, GraphStore
+    pair = isinstance(data, (tuple, list)) and len(data) == len(kinds)
+    if not (pair and all(map(isinstance, data, kinds))):
+        parts = f" of {', '.join(type(part).__name__ for part in data)}" if pair else ""
+        raise TypeError(
+            "data is a Data, a HeteroData or a pair (FeatureStore, GraphStore), not a "
+            f"{type(data).__name__}{parts}; a data set's graph is dataset[0]"
+        )
 
 
 def _check_labels(store: Any, name: str, num_edges: int) -> None:

@@ -63,6 +63,7 @@ class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignor
 
     Raises:
         NotImplementedError: an option that has no meaning or no implementation here.
+        TypeError: `data`, or what names its seeds, is of another kind.
         ValueError: options contradict one another or the data.
         RuntimeError: by iteration, a batch did not come within `timeout`.
     """
@@ -135,6 +136,7 @@ class LinkNeighborLoader(PipelinedLoader, pyg_loader.LinkNeighborLoader):  # typ
 
     Raises:
         NotImplementedError: an option that has no meaning or no implementation here.
+        TypeError: `data`, or what names its seeds, is of another kind.
         ValueError: options contradict one another or the data.
         RuntimeError: by iteration, a batch did not come within `timeout`.
     """
@@ -165,9 +167,10 @@ class LinkNeighborLoader(PipelinedLoader, pyg_loader.LinkNeighborLoader):  # typ
         **kwargs: Any,
     ) -> None:
         given = locals()  # all of the arguments, for what both loaders do with them
+        data = with_node_counts(data)
         edges = named_edges(data, edge_label_index)
         check_tensors(edge_label=edge_label, edge_label_time=edge_label_time)
-        shared = self._begin(with_node_counts(data), given)
+        shared = self._begin(data, given)
         super().__init__(
             **shared,
             edge_label_index=edges,

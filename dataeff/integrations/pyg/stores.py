@@ -12,7 +12,7 @@ from torch_geometric.data import EdgeAttr, FeatureStore, GraphStore, TensorAttr
 from torch_geometric.data.graph_store import EdgeLayout
 
 from dataeff.features.index import row_index
-from dataeff.integrations.pyg.graph import RowTable
+from dataeff.integrations.pyg.graph import RowTable, is_table
 from dataeff.sampling import CSCGraph
 from dataeff.sampling.hetero import EdgeType
 
@@ -24,6 +24,9 @@ class TableFeatureStore(FeatureStore):  # type: ignore[misc]
         tables: table or tensor of rows by (group, attribute): `{("paper", "x"): table}`.
         attributes: what is of no row, by group and name; `open_dataset` gives back here what it
             found.
+
+    Raises:
+        TypeError: a table is neither, or not by (group, attribute).
     """
 
     attributes: dict[Any, dict[str, Any]]
@@ -34,6 +37,11 @@ class TableFeatureStore(FeatureStore):  # type: ignore[misc]
         attributes: Mapping[Any, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__()
+        for key, table in (tables or {}).items():
+            if not (isinstance(key, tuple) and len(key) == 2):
+                raise TypeError(f"tables are by (group, attribute), as ('paper', 'x'); got {key!r}")
+            if not (isinstance(table, Tensor) or is_table(table)):
+                raise TypeError(f"{key} is a {type(table).__name__}: a FeatureTable or a tensor")
         self.__dict__["_tables"] = dict(tables or {})
         self.__dict__["attributes"] = dict(attributes or {})
 
@@ -87,10 +95,18 @@ class CSCGraphStore(GraphStore):  # type: ignore[misc]
 
     Args:
         graphs: the edges by (source type, name, target type); of a graph without types by None.
+
+    Raises:
+        TypeError: one is no `CSCGraph`.
     """
 
     def __init__(self, graphs: Mapping[EdgeType | None, CSCGraph] | None = None) -> None:
         super().__init__()
+        for key, graph in (graphs or {}).items():
+            if not isinstance(graph, CSCGraph):
+                raise TypeError(
+                    f"the edges of {key} are a {type(graph).__name__}: CSCGraph(edge_index)"
+                )
         self.__dict__["_graphs"] = dict(graphs or {})
 
     def _put_edge_index(self, edge_index: tuple[Tensor, Tensor], edge_attr: EdgeAttr) -> bool:
