@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dataeff import nn
+from dataeff import nn, rgnn
 
 EDGES = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.tensor([0, 1, 0])
 LAYERS = {
@@ -121,3 +121,17 @@ def test_edges_of_nodes_without_features():
     with pytest.raises(TypeError, match="HGTConv: x of 'b' must be a tensor, got NoneType"):
         conv({"a": x, "b": None}, {key: EDGES[0]})
     assert conv({"a": x}, {key: EDGES[0][:, :0]}) == {}
+
+
+@pytest.mark.parametrize("relations", [2, 3])
+def test_a_graph_of_as_many_relations_as_the_layer_or_fewer(relations):
+    conv, x = nn.RGCNConv(4, 6, 3), torch.randn(3, 4)
+    graph = rgnn.Graph(*EDGES, num_nodes=3, num_relations=relations)
+    torch.testing.assert_close(conv(x, graph), conv(x, *EDGES))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_graph_of_more_relations_than_the_layer(name):
+    graph = rgnn.Graph(*EDGES, num_nodes=3, num_relations=3)
+    with pytest.raises(ValueError, match="the graph has 3 relations, the layer 2"):
+        LAYERS[name]()(torch.randn(3, 4), graph)
