@@ -72,7 +72,8 @@ class ActivationOffload:
     `torch.func.grad` and its kin refuse to run where saved tensors are hooked: call them outside.
 
     With `torch.compile`, compile the blocks of the model one by one: the backward of a compiled
-    region asks for everything that region saved at once. A model compiled as a whole is warned of.
+    region asks for everything that region saved at once, which is warned of. Or compile the whole
+    with `torch.compile(model, backend=dataeff.offload.compile_backend)`.
 
     Args:
         model: the module that is trained.
@@ -142,7 +143,7 @@ class ActivationOffload:
         faults: FaultPlan | None = None,
         streams_of: StreamsOf = cuda_streams,
     ) -> None:
-        said_compiled = check_model(model)
+        check_model(model)
         host_bytes = checked_int("host_bytes", host_bytes, least=0)
         min_bytes = checked_int("min_bytes", min_bytes, least=0)
         staging_bytes = checked_int("staging_bytes", staging_bytes, least=1)
@@ -186,7 +187,6 @@ class ActivationOffload:
                 model, self._tiers, self._exclusions, memory_budget, budgets
             )
         self._build_cache(choose, max(min_bytes, SMALLEST_NBYTES), budgets)
-        self._cache.regions.said |= said_compiled
         self._active, self._thread = False, 0  # and in which thread
         self._said_thread = False
         self._num_moved = 0  # when the step under way began

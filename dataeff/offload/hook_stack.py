@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 _autograd = torch._C._autograd
+_all: weakref.WeakSet[HookStack] = weakref.WeakSet()
 
 
 class HookStack:
@@ -23,15 +25,16 @@ class HookStack:
     """
 
     def __init__(self, pack: Callable[[Any], Any], unpack: Callable[[Any], Any]) -> None:
+        self.pack, self.unpack = pack, unpack
         self._pack, self._unpack = pack, unpack
-        self._plain_unpack = unpack
         self._untraced = False
+        _all.add(self)
 
     @property
     def on_top(self) -> bool:
         """Whether this thread's saved tensors go through these hooks."""
         hooks = _top()
-        return hooks is not None and hooks[1] in (self._unpack, self._plain_unpack)
+        return hooks is not None and hooks[1] in (self._unpack, self.unpack)
 
     def push(self) -> None:
         """From here on this thread's saved tensors go through the hooks."""
@@ -63,6 +66,11 @@ class HookStack:
         finally:
             while above:
                 _autograd._push_saved_tensors_default_hooks(*above.pop())
+
+
+def in_force() -> HookStack | None:
+    """The stack whose hooks this thread's saved tensors go through now, if they go through any."""
+    return next((stack for stack in list(_all) if stack.on_top), None)
 
 
 def _top() -> Any:

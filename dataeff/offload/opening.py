@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from dataeff.offload.disk import SpillSet
-from dataeff.offload.scopes import is_compiled
 from dataeff.offload.tiers import StreamsOf, Tiers
 from dataeff.offload.wear import Wear
 from dataeff.storage import FaultPlan, choose_engine, cufile_refusal
@@ -20,24 +19,10 @@ from dataeff.storage.engine import KINDS
 from dataeff.storage.spill import FULL
 
 
-def check_model(model: Any) -> bool:
-    """Warns where the whole of `model` is compiled; true where it is.
-
-    Raises:
-        TypeError: it is no module.
-    """
+def check_model(model: Any) -> None:
+    """Raises TypeError where `model` is no module."""
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model: a torch.nn.Module is needed, not {type(model).__name__}")
-    compiled = is_compiled(model)
-    if compiled:
-        warnings.warn(
-            "activation offload: the whole model is compiled, so backward asks for everything "
-            "that it saved at once and memory falls in forward only. Compile its blocks one by "
-            "one instead: each then asks for its own.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return compiled
 
 
 def open_tiers(

@@ -2,14 +2,18 @@
 
 A region that saves most of a pass has most of it in memory at once when its backward begins,
 whatever was moved out before. `torch.compile` of the model's blocks one by one makes many small
-regions instead of a large one.
+regions instead of a large one; `dataeff.offload.compile_backend` has a large one ask for each value
+where it uses it.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 import torch
@@ -18,6 +22,18 @@ from dataeff.offload.schedule import Tape
 
 _NODE = "CompiledFunction"  # what torch._functorch calls its autograd function
 _FRAME = "compile_wrapper"  # what dynamo calls the function that it gives for a compiled one
+
+_thread = threading.local()
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """What is asked for in this block, a region asks for where it uses it, not with all else."""
+    _thread.one_by_one = True
+    try:
+        yield
+    finally:
+        _thread.one_by_one = False
 
 
 def in_region() -> bool:
@@ -52,6 +68,8 @@ class CompiledRegions:
         """Backward asks for the storage of `nbytes` at `position` of `tape`."""
         if "torch._dynamo.eval_frame" not in sys.modules:  # nothing was compiled
             return
+        if getattr(_thread, "one_by_one", False):
+            return
         node = torch._C._current_autograd_node()
         if node is None or not node.name().startswith(_NODE):
             return
@@ -62,7 +80,7 @@ class CompiledRegions:
         if position not in self._positions:
             self._positions.add(position)
             self._nbytes += nbytes
-        if self._nbytes > self.largest_nbytes:
+        if len(self._positions) > 1 and self._nbytes > self.largest_nbytes:
             self.largest_nbytes, self.pass_nbytes = self._nbytes, tape.nbytes
 
     def say(self, stacklevel: int) -> None:
@@ -73,7 +91,8 @@ class CompiledRegions:
         warnings.warn(
             f"activation offload: one compiled region asked for {self.largest_nbytes} of the "
             f"{self.pass_nbytes} bytes moved in a pass at once, so memory falls in forward only. "
-            "Compile the blocks of the model one by one instead: each then asks for its own.",
+            "Compile the blocks of the model one by one instead: each then asks for its own. Or "
+            "compile the whole with backend=dataeff.offload.compile_backend.",
             RuntimeWarning,
             stacklevel=stacklevel + 1,
         )

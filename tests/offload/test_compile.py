@@ -58,9 +58,9 @@ def test_model_compiled_whole_is_pointed_out(gpt_and_loss, tmp_path, gradients, 
     assert is_compiled(whole)
     tokens = torch.arange(4 * 64).view(4, 64) % 64
     expected = gradients(whole, lambda: whole(tokens).backward())
-    with pytest.warns(RuntimeWarning, match="blocks one by one"):
-        offload = ActivationOffload(whole, tmp_path, min_bytes=0)
-    _, got = peak_and_gradients(whole, lambda: whole(tokens), gradients, offload)
+    offload = ActivationOffload(whole, tmp_path, min_bytes=0)
+    with pytest.warns(RuntimeWarning, match="blocks of the model one by one"):
+        _, got = peak_and_gradients(whole, lambda: whole(tokens), gradients, offload)
     assert_same(got, expected)
 
 
