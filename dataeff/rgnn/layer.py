@@ -48,7 +48,8 @@ class Layer:
     Calling it takes an `rgnn.Graph`, then the function's own arguments. Floating tensors become
     symbols; everything else (numbers, strings, None) is a constant of the trace. All tensors have
     one floating dtype and the graph's device; under `torch.autocast` they are cast to its dtype.
-    It is differentiable once in every tensor. A layer is found again by its name when it is
+    It is differentiable once in every tensor. Called by another layer, with that one's `g` and
+    values, it becomes a part of it. A layer is found again by its name when it is
     pickled, and a copy of it is itself.
     """
 
@@ -96,6 +97,8 @@ class Layer:
             TypeError: dtypes differ; an argument is missing, unknown, or no tensor nor constant.
             ValueError: a tensor has the wrong number of rows, or stands on another device.
         """
+        if isinstance(graph, GraphSymbol):
+            return self.function(graph, *args, **kwargs)
         transformed = is_transformed()
         if transformed and _must_leave_compiler():
             from dataeff.rgnn.uncompiled import call_outside

@@ -8,6 +8,7 @@ torch) is refused with the line of the layer's source.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ _INSTEAD = {name: f"rgnn.{name}" for name in (*_SAME, "sqrt", "tanh")} | {
     "concat": "rgnn.concat",
     "matmul": "rgnn.linear",
     "softmax": "rgnn.edge_softmax",
+    "view": "rgnn.reshape",
 }
 
 
@@ -73,9 +75,8 @@ class Symbol:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_") or name in ("tracer", "id", "name"):  # or not a symbol yet
             raise AttributeError(name)
-        raise self.tracer.error(
-            f"{self!r} has no attribute {name!r}: use the functions of rgnn and arithmetic"
-        )
+        instead = _INSTEAD.get(name, "the functions of rgnn and arithmetic")
+        raise self.tracer.error(f"{self!r} has no attribute {name!r}: use {instead}")
 
     @classmethod
     def __torch_function__(
@@ -189,6 +190,10 @@ _METHODS = {
     "take parts of a symbol by numbers": (
         "rgnn.split cuts the last axis",
         ("__getitem__", "__iter__", "__len__"),
+    ),
+    "change a symbol in place": (
+        "write what it becomes as a new value",
+        ("__setitem__", "__delitem__"),
     ),
     "multiply symbols by @": ("use rgnn.linear or rgnn.dot", ("__matmul__", "__rmatmul__")),
     "make a number of a symbol": (
@@ -318,7 +323,7 @@ def _operand(tracer: Tracer, symbol: Any) -> Value:
     if isinstance(symbol, Argument):
         known = tracer.known(symbol.name)
         return Value(tracer, symbol.at("one") if known is None else known)
-    if isinstance(symbol, int | float) and not isinstance(symbol, bool):
+    if not isinstance(symbol, bool) and isinstance(symbol, numbers.Real):
         if not math.isfinite(symbol):
             raise tracer.error(f"cannot compute with {symbol!r}: constants are finite")
         return Value(tracer, tracer.const(float(symbol)))

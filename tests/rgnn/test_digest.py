@@ -39,6 +39,10 @@ def kept():
 def widen(z):
     return z * HEADS * bend(kept())
 
+@rgnn.layer
+def other(g, z):
+    return g.dst(z) * 13
+
 def named(z):
     return z * NAMED["a"][0]
 
@@ -66,7 +70,7 @@ def make(factor):
         x = scaled(chosen(x)) * getattr(chosen, "wid" + "th") + last(range(30))
         rows = [widen(value) for value in (x,)]
         z = rgnn.linear(g.src(rows[0]), W[g.etype])
-        return g.sum(named(z) * factor) + settings.slope
+        return g.sum(named(z) * factor + other(g, x)) + settings.slope
     return f
 
 f = make(3)
@@ -114,6 +118,7 @@ def test_the_same_code_has_the_same_digest_in_every_process():
         ("by=7", "by=8"),  # what a function is given ahead
         ("itemgetter(11)", "itemgetter(12)"),  # what only pickling tells
         ("(x,)", "(x, x)"),  # a constant
+        ("g.dst(z) * 13", "g.dst(z) * 14"),  # a layer that it calls
     ],
 )
 def test_another_code_has_another_digest(old, new):

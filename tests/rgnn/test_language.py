@@ -109,7 +109,12 @@ REFUSED = [
     ),
     (lambda g, x, **_: g.sum(abs(g.src(x))), r"edge\[4\]: .*cannot use this operator"),
     (lambda g, x, **_: g.sum(2 ** g.src(x)), r"edge\[4\] and 2: .*cannot use this operator"),
-    (lambda g, x, **_: g.src(x).view(2, 2), r"edge\[4\] has no attribute 'view'"),
+    (lambda g, x, **_: g.src(x).view(2, 2), r"edge\[4\] has no attribute 'view': use rgnn.reshape"),
+    (lambda g, x, **_: g.src(x).relu(), r"edge\[4\] has no attribute 'relu': use rgnn.relu"),
+    (
+        lambda g, x, **_: g.src(x).__setitem__(0, 1),
+        r"edge\[4\] and 0 and 1: .*change a symbol in pl",
+    ),
     (lambda g, x, **_: x.shape, r"argument x has no attribute 'shape'"),
     (lambda g, x, **_: g.min(g.src(x)), r"there is no g\.min; there are .*degree_norm, .*max, "),
     (lambda g, x, **_: g.per_relation.min(x), r"no g\.per_relation\.min; there are max, mean, sum"),

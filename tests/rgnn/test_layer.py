@@ -174,6 +174,38 @@ def scaled(g, x, factor, how=None):
     return g.sum(g.src(x)) * factor
 
 
+def test_a_layer_called_by_a_layer_is_a_part_of_it(small):
+    @rgnn.layer
+    def message(g, z, factor=1.0):
+        return g.src(z) * factor
+
+    @rgnn.layer
+    def outer(g, x, W):
+        return g.sum(rgnn.linear(message(g, x, factor=2.0) + message(g, x), W[g.etype]))
+
+    @rgnn.layer
+    def at_once(g, x, W):
+        return g.sum(rgnn.linear(g.src(x) * 2.0 + g.src(x), W[g.etype]))
+
+    x, W = leaf(20, 3), leaf(4, 3, 4)
+    got, expected = outer(small, x, W), at_once(small, x, W)
+    torch.testing.assert_close(got, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(got.square().sum(), (x, W)),
+        torch.autograd.grad(expected.square().sum(), (x, W)),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("number", [np.float32(1.5), np.int64(2)])
+def test_numbers_of_numpy_are_numbers(small, number):
+    x = leaf(20, 3)
+    layer = rgnn.layer(lambda g, x: g.sum(g.src(x) * number))
+    plainly = rgnn.layer(lambda g, x: g.sum(g.src(x) * number.item()))
+    assert torch.equal(layer(small, x), plainly(small, x))
+
+
 @pytest.mark.parametrize("factor", [2, 2.0, np.float32(2), np.float64(2), np.int64(2)], ids=repr)
 def test_numbers_are_constants(small, factor):
     x = torch.randn(20, 3)
