@@ -14,7 +14,7 @@ ROWS = [
     {"integrations", "data"},
     {"features", "sampling", "rgnn", "nn", "offload"},
     {"memory", "storage", "ledger", "_ops", "_threads"},
-    {"kernels", "_core", "_version", "_integers", "_flags", "_worker"},
+    {"kernels", "_core", "_version", "_integers", "_reals", "_flags", "_worker"},
 ]
 SYSTEMS = [{"features", "sampling"}, {"rgnn", "nn"}, {"offload"}]
 SAME_ROW = [
