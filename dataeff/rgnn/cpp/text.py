@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 
 Shape = tuple[int, ...]
 
+# GCC unrolls loops of up to 16 before it vectorises them, and then, where each element is a choice,
+# does not: maxima of rows of 16 took 19 ms so, and 1.9 ms as a loop. Shorter ones fill no vector.
+_KEPT = range(4, 17)
+_KEEP = '_Pragma("GCC unroll 1") '
+
 
 @dataclass(frozen=True)
 class Row:
@@ -50,6 +55,7 @@ def loops(shape: Shape, stem: str = "j") -> tuple[list[str], str, str]:
             continue
         name = f"{stem}{axis}"
         index.append(name)
+        head += _KEEP if size in _KEPT else ""
         head += f"for (int {name} = 0; {name} < {size}; ++{name}) "
     return index, head, ""
 
