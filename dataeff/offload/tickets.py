@@ -10,6 +10,7 @@ none is. It lives as long as the ticket's memory does, whoever holds that: autog
 from __future__ import annotations
 
 import ctypes
+import itertools
 import weakref
 from typing import Any
 
@@ -23,6 +24,7 @@ from dataeff.offload.hook_stack import in_force
 from dataeff.offload.regions import one_by_one
 
 _NBYTES = 8
+_numbers = itertools.count(1)  # which threads draw from without a lock
 
 library.define("leave(Tensor x) -> Tensor", tags=(*NO_REPLAY, torch.Tag.needs_exact_strides))
 library.define(
@@ -43,10 +45,7 @@ class _Left:
         self._hooks = in_force()
         # An alias: with autograd away, as it is in a graph, others of `x` do not share its version.
         self._packed = x if self._hooks is None else self._hooks.pack(x.detach())
-        _Left.last += 1
-        self.number = ctypes.c_int64(_Left.last)
-
-    last = 0
+        self.number = ctypes.c_int64(next(_numbers))
 
     def back(self) -> torch.Tensor:
         """The value, as often as it is asked for."""
@@ -79,8 +78,8 @@ def _come_back(ticket: torch.Tensor, *layout: Any) -> torch.Tensor:
     if left is None:
         raise RuntimeError(
             "a value that a compiled graph has given away is lost: other hooks on saved tensors "
-            "copied its ticket. Run what compile_backend has compiled under an "
-            "ActivationOffload, or under no hooks"
+            "copied its ticket. Run what compile_backend has compiled under an ActivationOffload, "
+            "or under no hooks"
         )
     return left.back()
 
