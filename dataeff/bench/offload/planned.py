@@ -56,14 +56,13 @@ def cases(options: Options) -> Iterator[Case]:
         )
 
 
-def provider(share: float, num_plans: int = NUM_PLANS) -> Provider:
+def provider(share: float) -> Provider:
     """The plan for `share` of the memory that keeping holds."""
-    make = partial(auto, share=share, num_plans=num_plans)
-    return Provider(f"dataeff auto {share:.0%}", make, role="ours")
+    return Provider(f"dataeff auto {share:.0%}", partial(auto, share=share), role="ours")
 
 
-def auto(inputs: Inputs, share: float, num_plans: int = NUM_PLANS) -> Step:
-    """Follows the last of `num_plans` plans whose peak is `share` of that of keeping."""
+def auto(inputs: Inputs, share: float) -> Step:
+    """Follows the last of `NUM_PLANS` plans whose peak is `share` of that of keeping."""
     try:
         import scipy.optimize  # noqa: F401  (the planner's solver)
     except ImportError as error:
@@ -74,12 +73,12 @@ def auto(inputs: Inputs, share: float, num_plans: int = NUM_PLANS) -> Step:
 
     def first(training: Training, offload: ActivationOffload) -> None:
         plans = []
-        for _ in range(num_plans - 1):
+        for _ in range(NUM_PLANS - 1):
             other = ActivationOffload(training.model, inputs.directory, **options)
             plans.append(_against(training, other))
             other.close()
         plans.append(_against(training, offload))
-        found.update(sorted(plans, key=lambda plan: plan["step_error"])[num_plans // 2])
+        found.update(sorted(plans, key=lambda plan: plan["step_error"])[NUM_PLANS // 2])
 
     return offloaded(inputs, first=first, more=lambda offload: found, **options)
 
