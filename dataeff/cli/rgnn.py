@@ -161,7 +161,7 @@ def _what_to_build(
         tensors, statics = layer.bind(graph, tuple(args), dict(kwargs))
         shapes = {n: tuple(t.shape) for n, t in tensors.items()}
         typed = graph.layout is not None
-        choice = layer.choice_for(graph, next(iter(tensors.values())))
+        choice = layer.choice_for(graph, list(tensors.values()))
         published = Published(layer, lambda *_: shapes, dict(statics), typed)
         return published, graph.sizes, shapes, choice
     if name not in PUBLISHED:

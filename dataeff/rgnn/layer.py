@@ -8,9 +8,10 @@ import itertools
 import reprlib
 import sys
 from ast import literal_eval
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,14 +33,38 @@ from dataeff.rgnn.verify import verify
 
 _numbers = itertools.count()
 
-# Row counts; relations, node types and whether edges came by type; dtype; device.
-ChoiceKey = tuple[str, int, int, bool, str, str]
+# Row counts; relations, node types and whether edges came by type; widths; dtype; device.
+ChoiceKey = tuple[str, int, int, bool, tuple[tuple[int, ...], ...], str, str]
 
 
-def choice_key(graph: Graph, statistics: str, like: Tensor) -> ChoiceKey:
-    """What a choice of `rgnn.tune` holds for: graphs of these statistics, tensors like this one."""
+def choice_key(graph: Graph, statistics: str, inputs: Sequence[Tensor]) -> ChoiceKey:
+    """What a choice of `rgnn.tune` holds for: graphs of these statistics, tensors like these."""
     types = graph.num_relations, graph.num_node_types, graph.layout is not None
-    return (statistics, *types, str(like.dtype), like.device.type)
+    widths = tuple(tuple(map(int, tensor.shape[1:])) for tensor in inputs)
+    return (statistics, *types, widths, str(inputs[0].dtype), inputs[0].device.type)
+
+
+class Call(NamedTuple):
+    """A call of a layer: its tensors by name, under autocast already cast, and its constants."""
+
+    layer: Layer
+    graph: Graph
+    tensors: dict[str, Tensor]
+    statics: tuple[tuple[str, Any], ...]
+
+
+_heard: list[Call] | None = None
+
+
+@contextmanager
+def hear_calls() -> Iterator[list[Call]]:
+    """Lists the calls of layers, on any thread, while the block runs."""
+    global _heard
+    before, _heard = _heard, []
+    try:
+        yield _heard
+    finally:
+        _heard = before
 
 
 class Layer:
@@ -110,6 +135,8 @@ class Layer:
         self, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any], transformed: bool
     ) -> Any:
         tensors, statics = self.bind(graph, args, kwargs)
+        if _heard is not None:
+            _heard.append(Call(self, graph, tensors, statics))
         names = tuple(tensors)
         inputs = list(tensors.values())
         wanted = _wanted(inputs, transformed) if torch.is_grad_enabled() else 0
@@ -118,7 +145,7 @@ class Layer:
             profile, code = graph.profile, self.code()
         else:
             graph.sorted_for(*inputs)
-        choice = self.choice_for(graph, inputs[0]) if self.choices else None
+        choice = self.choice_for(graph, inputs) if self.choices else None
         spec = spec_of(names, statics, profile, graph.layout is not None, choice, code)
         sizes = list(graph.sizes)
         forward_mode = _in_forward_mode()
@@ -134,11 +161,11 @@ class Layer:
             _keep_until_backward(outputs[0], graph, self)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def choice_for(self, graph: Graph, like: Tensor) -> Choice | None:
-        """What `rgnn.tune` chose for graphs like this one and tensors like this one, if it did."""
+    def choice_for(self, graph: Graph, inputs: Sequence[Tensor]) -> Choice | None:
+        """What `rgnn.tune` chose for graphs like this one and tensors like these, if it did."""
         compiling = torch.compiler.is_compiling()
         statistics = graph.profile if compiling else statistics_of(graph.sizes)
-        return self.choices.get(choice_key(graph, statistics, like))
+        return self.choices.get(choice_key(graph, statistics, inputs))
 
     def __reduce__(self) -> str:
         return str(self.__qualname__)  # type: ignore[attr-defined]
@@ -188,7 +215,7 @@ class Layer:
     def plan(self, graph: Graph, *args: Any, **kwargs: Any) -> Plan:
         """The compiled plan of a call with these arguments, with gradients of every tensor."""
         tensors, statics = self.bind(graph, args, kwargs)
-        choice = self.choice_for(graph, next(iter(tensors.values())))
+        choice = self.choice_for(graph, list(tensors.values()))
         spec = spec_of(tuple(tensors), statics, None, graph.layout is not None, choice)
         wanted = (1 << len(tensors)) - 1
         return plan_for(

@@ -20,16 +20,17 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
+from torch import nn
 
 from dataeff._version import __version__
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.cost import product_of, step_cost, tile_of
 from dataeff.rgnn.cpp.toolchain import cache_dir, cpu_name
 from dataeff.rgnn.kernels_ir import Gemm
-from dataeff.rgnn.layer import Layer, choice_key
+from dataeff.rgnn.layer import Call, Layer, choice_key, hear_calls
 from dataeff.rgnn.plan import Plan, Request, spec_of
 from dataeff.rgnn.profile import statistics_of
 from dataeff.rgnn.schedule import Choice
@@ -82,9 +83,16 @@ class Tuning:
     path: Path
 
 
+@overload
+def tune(layer: Layer, *args: Any, **kwargs: Any) -> Tuning: ...
+
+
+@overload
+def tune(layer: nn.Module, *args: Any, **kwargs: Any) -> list[Tuning]: ...
+
+
 def tune(
-    layer: Layer,
-    graph: Graph,
+    layer: Layer | nn.Module,
     *args: Any,
     measure: bool = True,
     candidates: int = 4,
@@ -92,23 +100,30 @@ def tune(
     refresh: bool = False,
     timer: Timer | None = None,
     **kwargs: Any,
-) -> Tuning:
+) -> Tuning | list[Tuning]:
     """Choose passes and sizes for a layer on graphs of this one's statistics.
+
+    ```python
+    rgnn.tune(rgat, graph, x, W, a_src, a_dst)  # a layer function
+    rgnn.tune(model, x, edge_index, edge_type)  # all layers that a model calls
+    ```
 
     First the passes, then, with the fastest so far, one kind of size after the other: for Triton
     the blocks and warps of traversals, the degree above which rows are long, and for graphs that
     have such rows the degree of hubs and the stages of their loops, the tiles, warps and stages of
     products and of weight gradients; for C++ the parts per thread.
 
-    What is chosen holds for later calls of `layer` with this dtype, on this kind of device, on
-    graphs with as many relations whose row counts round to the same sizes. Results do not change
-    but in their rounding. Interrupting it leaves the layer and the files as they were. A choice
-    that takes more shared memory, registers or memory than the device has is passed over.
+    What is chosen holds for later calls of `layer` with this dtype and these widths, on this kind
+    of device, on graphs with as many relations whose row counts round to the same sizes. Results do
+    not change but in their rounding. Interrupting it leaves the layer and the files as they were. A
+    choice that takes more shared memory, registers or memory than the device has is passed over.
 
     Args:
-        layer: a function decorated with `rgnn.layer`.
-        graph: a graph like those it will run on.
-        *args: the layer's arguments.
+        layer: a function decorated with `rgnn.layer`; or a module, a layer of `dataeff.nn` say or
+            a model of them. A module is called once, without gradients, as it is (in training mode
+            it updates its running statistics): the layers that it calls are tuned one by one.
+        *args: what it is called with; of a layer function, a graph like those it will run on
+            and the layer's arguments.
         measure: run the best candidates, forward and backward; else the cost model decides alone.
         candidates: how many sets of passes to run, and then of each kind of size at most, those
             first that the cost model ranks first.
@@ -118,42 +133,66 @@ def tune(
             function that takes one step, and returns seconds. The median of some steps if None.
         **kwargs: more arguments of the layer.
 
+    Returns:
+        What was found; of a module, for each different call of a layer, in their order.
+
     Raises:
-        TypeError: `layer` is none, or does not take these arguments.
-        ValueError: `candidates` is less than one.
+        TypeError: `layer` is neither, or does not take these arguments.
+        ValueError: `candidates` is less than one; the module calls no compiled layer.
         torch.OutOfMemoryError, triton.runtime.errors.OutOfResources: no set of passes fits.
     """
-    if not isinstance(layer, Layer):
-        raise TypeError(
-            f"rgnn.tune takes a function decorated with rgnn.layer, got {type(layer).__name__}"
-        )
     if candidates < 1:
         raise ValueError(f"candidates is {candidates}; it must be at least 1")
-    search = _Search(layer, graph, args, kwargs)
+    how = partial(_tune, measure, candidates, progress, refresh, timer or median_s)
+    if isinstance(layer, Layer):
+        return how(_Search(_call_of(layer, *args, **kwargs)))
+    if not isinstance(layer, nn.Module):
+        raise TypeError(
+            "rgnn.tune takes a function decorated with rgnn.layer or a torch.nn.Module, got "
+            + type(layer).__name__
+        )
+    stance: Any = torch.compiler.set_stance("force_eager")
+    with stance, torch.no_grad(), hear_calls() as calls:
+        layer(*args, **kwargs)
+    if not calls:
+        raise ValueError(
+            f"{type(layer).__name__} called no compiled layer: dataeff.nn.convert(model) swaps "
+            "PyG's for those"
+        )
+    searches = {(search.layer.id, search.key): search for search in map(_Search, calls)}
+    found = []
+    for search in searches.values():
+        found.append(how(search))
+    return found
+
+
+def _call_of(layer: Layer, graph: Graph, *args: Any, **kwargs: Any) -> Call:
+    return Call(layer, graph, *layer.bind(graph, args, kwargs))
+
+
+def _tune(
+    measure: bool, candidates: int, progress: bool, refresh: bool, timer: Timer, search: _Search
+) -> Tuning:
     path = cache_dir().parent / "tune" / f"{search.key}.json"
     found = None if refresh else _read(path, measure)
     if found is None:
         ranked = search.rank()
         if measure:
-            best = search.measure(ranked[:candidates], candidates, timer or median_s, progress)
+            best = search.measure(ranked[:candidates], candidates, timer, progress)
             ranked = best + ranked[candidates:]
         found = Tuning(ranked[0].choice, tuple(ranked), False, path)
         _write(found, measure)
-    first = search.inputs[0]
-    statistic = statistics_of(graph.sizes)
-    for name in {statistic, graph.prepare().profile}:
-        layer.choices[choice_key(graph, name, first)] = found.choice
+    graph = search.graph
+    for name in {statistics_of(graph.sizes), graph.prepare().profile}:
+        search.layer.choices[choice_key(graph, name, search.inputs)] = found.choice
     return found
 
 
 class _Search:
     """One call of a layer, compiled as each candidate says."""
 
-    def __init__(
-        self, layer: Layer, graph: Graph, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        tensors, self.statics = layer.bind(graph, args, kwargs)
-        self.layer, self.graph = layer, graph
+    def __init__(self, call: Call) -> None:
+        self.layer, self.graph, tensors, self.statics = call
         self.names, self.inputs = tuple(tensors), [t.detach() for t in tensors.values()]
         plain = self.plan(Choice())
         self.backend = plain.compiled.forward_runner.name
@@ -166,7 +205,7 @@ class _Search:
             self.backend,
             float32_precision(),
             render(plain.traced),
-            repr(choice_key(graph, statistics_of(graph.sizes), self.inputs[0])),
+            repr(choice_key(self.graph, statistics_of(self.graph.sizes), self.inputs)),
         )
         self.key = hashlib.sha256("\0".join(what).encode()).hexdigest()[:24]
 
@@ -396,7 +435,7 @@ def _write(found: Tuning, measured: bool) -> None:
             f"the choice holds for this process only: {found.path} was not written ({error}); "
             "set DATAEFF_CACHE_DIR to a folder with space to write in",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     finally:
         if folder.is_dir():

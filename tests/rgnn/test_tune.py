@@ -9,6 +9,7 @@ import torch
 from rgnn_layers import rgat, rgcn_mean
 
 from dataeff import rgnn
+from dataeff.nn import RGCNConv, rgcn_conv
 from dataeff.rgnn.layer import choice_key
 from dataeff.rgnn.plan import watched_plans
 from dataeff.rgnn.profile import statistics_of
@@ -100,6 +101,50 @@ def test_other_sizes_and_dtypes_are_not_affected(small, args):
         rgat(larger, torch.randn(90, 8), *args[1:])
         rgat(small, *(a.double() for a in args))
     assert [p.request.choice.parts_per_thread for p in plans] == [4, 16, 16]
+
+
+def test_other_widths_are_not_affected(small, args):
+    timer = slow_unless(lambda c: c.parts_per_thread == 4)
+    rgnn.tune(rgat, small, *args, candidates=1, timer=timer)
+    x, _, *a = args
+    with watched_plans() as plans:
+        rgat(small, *args)
+        rgat(small, x, torch.randn(4, 8, 3), *(each[:, :3] for each in a))
+    assert [p.request.choice.parts_per_thread for p in plans] == [4, 16]
+
+
+class Two(torch.nn.Module):
+    """Two layers of one width, and a last one of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = torch.nn.ModuleList(RGCNConv(8, width, 4) for width in (8, 8, 3))
+
+    def forward(self, x, edge_index, edge_type):
+        for conv in self.convs:
+            x = conv(x, edge_index, edge_type).relu()
+        return x
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_model_has_each_of_its_layers_tuned(small, compiled, monkeypatch):
+    monkeypatch.setattr(rgcn_conv.rgcn, "choices", {})
+    model, x = Two(), torch.randn(20, 8)
+    called = torch.compile(model) if compiled else model
+    timer = slow_unless(lambda c: c.parts_per_thread == 4)
+    found = rgnn.tune(called, x, small.edge_index, small.edge_type, candidates=1, timer=timer)
+    assert [each.choice.parts_per_thread for each in found] == [4, 4]
+    assert not any(each.cached for each in found)
+    with watched_plans() as plans:
+        model(x, small.edge_index, edge_type=small.edge_type)
+    assert [p.request.choice.parts_per_thread for p in plans] == [4, 4, 4]
+    again = rgnn.tune(model, x, small.edge_index, edge_type=small.edge_type)
+    assert [each.cached for each in again] == [True, True]
+
+
+def test_a_model_without_compiled_layers_is_refused():
+    with pytest.raises(ValueError, match=r"Linear called no compiled layer: dataeff\.nn\.convert"):
+        rgnn.tune(torch.nn.Linear(8, 8), torch.randn(20, 8))
 
 
 def test_a_graph_of_more_relations_is_tuned_anew(small, args):
@@ -222,7 +267,7 @@ def test_bad_arguments(small, args):
         rgnn.tune(rgat, small, *args, candidates=0)
     with pytest.raises(TypeError, match="misses argument"):
         rgnn.tune(rgat, small, args[0])
-    with pytest.raises(TypeError, match=r"decorated with rgnn\.layer, got function"):
+    with pytest.raises(TypeError, match=r"rgnn\.layer or a torch\.nn\.Module, got function"):
         rgnn.tune(rgat.function, small, *args)
 
 
@@ -261,7 +306,7 @@ def test_tiles_are_searched_kept_and_shown(interpreted, monkeypatch):
     order, values = [], []
 
     def timer(choice, step):
-        rgat.choices[choice_key(small, statistics_of(small.sizes), leaves[0])] = choice
+        rgat.choices[choice_key(small, statistics_of(small.sizes), leaves)] = choice
         inputs = [t.clone().requires_grad_() for t in leaves]
         y = rgat(small, *inputs)
         values.append([y, *torch.autograd.grad(y.sin().sum(), inputs)])
