@@ -97,8 +97,9 @@ def suggest_hot_rows(
         score: [num_rows], expected accesses, up to a factor; not negative.
         row_nbytes: bytes of a row as kept (`store=` makes them fewer, so more rows fit).
         budget_nbytes: GPU memory to spend.
-        link_gbs: bandwidth from host memory, GB/s; `dataeff bench gather` measures it.
-        device_gbs: bandwidth of GPU memory, GB/s.
+        link_gbs: bandwidth from host memory, GB/s; the ceiling `host_to_device` of
+            `dataeff bench gather`.
+        device_gbs: bandwidth of GPU memory, GB/s; the ceiling `device_copy` of `dataeff bench rgnn`.
         num_accesses: rows gathered in the whole run; None for "very many".
 
     Raises:
