@@ -99,7 +99,8 @@ def suggest_hot_rows(
         budget_nbytes: GPU memory to spend.
         link_gbs: bandwidth from host memory, GB/s; the ceiling `host_to_device` of
             `dataeff bench gather`.
-        device_gbs: bandwidth of GPU memory, GB/s; the ceiling `device_copy` of `dataeff bench rgnn`.
+        device_gbs: bandwidth of GPU memory, GB/s; the ceiling `device_copy` of
+            `dataeff bench rgnn`.
         num_accesses: rows gathered in the whole run; None for "very many".
 
     Raises:
