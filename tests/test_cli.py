@@ -47,7 +47,7 @@ def test_without_the_extra_one_sentence_says_what_to_install(monkeypatch, capsys
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", no_typer)
     code, _, _ = run(capsys, "--help")
-    assert "typer" in code and "pip install 'dataeff[demo]'" in code and "\n" not in code
+    assert "typer" in code and "pip install 'dataeff[cli]'" in code and "\n" not in code
 
 
 def test_help_imports_no_heavy_package():

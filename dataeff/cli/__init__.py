@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         sys.exit(
             f"The dataeff command needs the package {missing.name}, which is not installed: "
-            "pip install 'dataeff[demo]', or in a clone pip install '.[demo]'"
+            "pip install 'dataeff[cli]', or in a clone pip install '.[cli]'"
         )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without a sign for ✓

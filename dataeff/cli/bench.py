@@ -82,7 +82,7 @@ def _plot_paths(plot: Path | None, chosen: list[str]) -> dict[str, Path]:
     if plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot: {plot} ends in none of .png, .svg, .pdf")
     if find_spec("matplotlib") is None:
-        raise UserError("--plot needs matplotlib: pip install 'dataeff[demo]'")
+        raise UserError("--plot needs matplotlib: pip install 'dataeff[report]'")
     if len(chosen) == 1:
         return {chosen[0]: plot}
     return {one: plot.with_name(f"{plot.stem}-{one}{plot.suffix}") for one in chosen}

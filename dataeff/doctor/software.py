@@ -45,7 +45,7 @@ def findings() -> list[Finding]:
         package(
             "torch-geometric", "dataeff.integrations.pyg and PyG as a peer in benchmarks", "pyg"
         ),
-        package("matplotlib", "plots in `dataeff bench --plot` and in the demo's report", "demo"),
+        package("matplotlib", "plots in `dataeff bench --plot` and in the demo's report", "report"),
         package("scipy", 'plans of ActivationOffload(policy="auto")', "plan"),
         compiler(),
         nvcc(),
