@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, SupportsIndex
 
+import torch
+from torch import Tensor
+
 
 def checked_int(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """The value as an int.
@@ -26,3 +29,15 @@ def checked_int(name: str, value: Any, least: int | None = None, most: int | Non
     if most is not None and number > most:
         raise ValueError(f"{name}={number} is too large: at most {most}")
     return number
+
+
+def check_id_dtype(name: str, ids: Tensor) -> None:
+    """Refuses ids that are neither int32 nor int64.
+
+    Raises:
+        TypeError: names the dtype, and what makes ids of such a tensor.
+    """
+    if ids.dtype not in (torch.int32, torch.int64):
+        # .long() of a mask would be nodes 0 and 1.
+        remedy = ".nonzero().view(-1) of a mask" if ids.dtype == torch.bool else ".long()"
+        raise TypeError(f"{name} must be int32 or int64, not {ids.dtype}: use {remedy}")

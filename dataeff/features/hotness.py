@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from dataeff._integers import checked_int
+from dataeff._integers import check_id_dtype, checked_int
 
 EDGES_PER_PIECE = 1 << 24
 
@@ -154,8 +154,7 @@ def _check_tensor(ids: Tensor, name: str) -> None:
 
 
 def _check_ids(ids: Tensor, num_rows: int, name: str, low: int = 0) -> None:
-    if ids.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64, not {ids.dtype}")
+    check_id_dtype(name, ids)
     if not ids.numel():
         return
     smallest, largest = (int(value) for value in ids.aminmax())

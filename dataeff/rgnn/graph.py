@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataeff._integers import checked_int
 from dataeff.rgnn.id_range import IdColumn, as_edge_index, as_ids, check_ids, refuse_meta
 from dataeff.rgnn.indexed import Indexed
 from dataeff.rgnn.typed import EdgeType, hetero_parts, merge_edges, typed_layout
@@ -59,8 +59,8 @@ class Graph(Indexed):
         validate: bool = True,
     ) -> None:
         edge_index = as_edge_index("edge_index", edge_index)
-        self.num_src_nodes = _first_given(num_src_nodes, num_nodes, "num_src_nodes or num_nodes")
-        self.num_dst_nodes = _first_given(num_dst_nodes, num_nodes, "num_dst_nodes or num_nodes")
+        self.num_src_nodes = _first_given("num_src_nodes", num_src_nodes, num_nodes)
+        self.num_dst_nodes = _first_given("num_dst_nodes", num_dst_nodes, num_nodes)
         self.num_edges = int(edge_index.shape[1])
         self.device = edge_index.device
         refuse_meta("edge_index", edge_index)
@@ -69,12 +69,12 @@ class Graph(Indexed):
             num_relations = num_relations or 1
         edge_type = self._one_each("edge_type", edge_type, self.num_edges, " like the edges")
         relations = num_relations if num_relations is not None else _count(edge_type)
-        self.num_relations = _size("num_relations", relations)
+        self.num_relations = checked_int("num_relations", relations, least=0)
         self.num_node_types = 0
         if node_type is not None:
             node_type = self._one_each("node_type", node_type, self.num_src_nodes)
             types = num_node_types if num_node_types is not None else _count(node_type)
-            self.num_node_types = _size("num_node_types", types)
+            self.num_node_types = checked_int("num_node_types", types, least=0)
         self._ids: tuple[Tensor, Tensor] | None = (edge_index, edge_type)
         self._by_type: Mapping[EdgeType, Tensor] | None = None  # what ids are merged of again
         self.node_type = node_type
@@ -308,21 +308,11 @@ def graph_of(token: Tensor) -> Graph:
     return graph
 
 
-def _first_given(first: int | None, second: int | None, what: str) -> int:
-    value = first if first is not None else second
+def _first_given(which: str, first: int | None, num_nodes: int | None) -> int:
+    name, value = (which, first) if first is not None else ("num_nodes", num_nodes)
     if value is None:
-        raise ValueError(f"the graph needs {what}")
-    return _size(what, value)
-
-
-def _size(what: str, given: Any) -> int:
-    try:
-        value = operator.index(given)
-    except TypeError:
-        raise TypeError(f"{what} is a whole number, got {given!r}") from None
-    if value < 0:
-        raise ValueError(f"{what} is {value}, which is negative")
-    return value
+        raise ValueError(f"the graph needs {which} or num_nodes")
+    return checked_int(name, value, least=0)
 
 
 def _count(ids: Tensor) -> int:

@@ -76,7 +76,7 @@ def as_ids(name: str, ids: Any) -> Tensor:
     if ids.layout != torch.strided:
         raise TypeError(f"{name} must be dense, got {ids.layout}: turn sparse adjacencies into ids")
     if ids.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be int32 or int64, got {ids.dtype}")
+        raise TypeError(f"{name} must be int32 or int64, not {ids.dtype}: use .long()")
     return with_memory(ids, name)
 
 

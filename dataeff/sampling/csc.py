@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataeff import _core
-from dataeff._integers import checked_int
+from dataeff._integers import check_id_dtype, checked_int
 from dataeff._ops import with_memory
 from dataeff.memory import SharedTensor
 
@@ -29,10 +29,7 @@ def id_tensor(name: str, ids: Tensor, ndim: int = 1, on_host: bool = True) -> Te
     ids = with_memory(ids, name)
     if ids.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, not {ids.layout}: use .to_dense()")
-    if ids.dtype not in (torch.int32, torch.int64):
-        # .long() of a mask would be nodes 0 and 1.
-        remedy = ".nonzero().view(-1) of a mask" if ids.dtype == torch.bool else ".long()"
-        raise TypeError(f"{name} must be int32 or int64, not {ids.dtype}: use {remedy}")
+    check_id_dtype(name, ids)
     if ids.dim() != ndim:
         raise ValueError(f"{name} must have {ndim} dimension(s), not shape {tuple(ids.shape)}")
     if on_host and ids.device.type != "cpu":
@@ -278,6 +275,8 @@ class CSCGraph:
         num_edges = self.num_edges
         if edge_type is not None:
             edge_type = _edge_values("edge_type", edge_type, num_edges, torch.int64)
+            if num_relations is not None:
+                num_relations = checked_int("num_relations", num_relations, least=0)
             low, high = (int(v) for v in edge_type.aminmax()) if num_edges else (0, -1)
             num_relations = high + 1 if num_relations is None else num_relations
             if low < 0 or high >= num_relations:

@@ -80,7 +80,7 @@ def test_access_counts():
     assert hotness.access_counts(batches, 4).tolist() == [1, 0, 2, 1]
     with pytest.raises(IndexError, match="holds 4"):
         hotness.access_counts([torch.tensor([4])], 4)
-    with pytest.raises(TypeError, match="float32"):
+    with pytest.raises(TypeError, match=r"int64, not torch.float32: use \.long\(\)"):
         hotness.access_counts([torch.tensor([4.0])], 4)
 
 

@@ -211,7 +211,8 @@ def test_the_first_wrong_node_is_named_sources_before_destinations():
 
 
 def test_edges_by_type_that_are_no_ids_are_named():
-    with pytest.raises(TypeError, match=r"edges of \('n', 'r', 'n'\) must be int32 or int64"):
+    remedy = r"edges of \('n', 'r', 'n'\) must be int32 or int64, not torch.float32: use .long"
+    with pytest.raises(TypeError, match=remedy):
         rgnn.Graph.from_typed({("n", "r", "n"): torch.zeros(2, 3)}, {"n": 7})
 
 
