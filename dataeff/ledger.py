@@ -63,15 +63,15 @@ class Ledger:
         # Of each way: bytes and transfers.
         self._moved: defaultdict[tuple[Tier, Tier], list[int]] = defaultdict(lambda: [0, 0])
 
-    def transfer(self, source: Tier, target: Tier, nbytes: int, count: int = 1) -> None:
-        """Enters `count` finished transfers of `nbytes` in all."""
+    def transfer(self, source: Tier, target: Tier, nbytes: int) -> None:
+        """Enters a finished transfer of `nbytes`."""
         with self._lock:
-            self._enter(source, target, nbytes, count)
+            self._enter(source, target, nbytes)
 
-    def _enter(self, source: Tier, target: Tier, nbytes: int, count: int) -> None:
+    def _enter(self, source: Tier, target: Tier, nbytes: int) -> None:
         moved = self._moved[source, target]
         moved[0] += nbytes
-        moved[1] += count
+        moved[1] += 1
 
     def nbytes(self, source: Tier, target: Tier) -> int:
         """Bytes moved from `source` to `target` so far."""
@@ -94,13 +94,13 @@ class Ledger:
                 self.num_dropped_spans += 1
 
     @contextmanager
-    def timed(self, track: str, name: str, nbytes: int = 0) -> Iterator[None]:
+    def timed(self, track: str, name: str) -> Iterator[None]:
         """Draws the time its block takes (host clock: asynchronous device work is not awaited)."""
         start_ns = time.perf_counter_ns()
         try:
             yield
         finally:
-            self.span(track, name, start_ns, time.perf_counter_ns(), nbytes)
+            self.span(track, name, start_ns, time.perf_counter_ns())
 
     def chrome_trace(self, path: str | Path) -> None:
         """Writes the timeline in Chrome's trace-event format (`chrome://tracing`, Perfetto).

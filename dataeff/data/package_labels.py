@@ -30,13 +30,13 @@ class PackageLabels:
     class_names: list[str]
 
 
-def package_of(module: str, split_packages: frozenset[str] = frozenset({"torch"})) -> str:
-    """The package that stands for a module: its first name, or two inside a large package.
+def package_of(module: str) -> str:
+    """The package that stands for a module: its first name, or two inside torch, which is large.
 
     `asyncio.events` is `asyncio`, `torch.nn.functional` is `torch.nn`.
     """
     parts = module.split(".")
-    return ".".join(parts[: 2 if parts[0] in split_packages else 1])
+    return ".".join(parts[: 2 if parts[0] == "torch" else 1])
 
 
 def label_packages(table: SymbolTable, min_files: int, seed: int) -> PackageLabels:

@@ -74,8 +74,9 @@ def accuracy_plot(gnn: dict[str, Any]) -> str:
         return _svg(figure)
 
 
-def _smooth(values: list[float], keep: float = 0.9) -> list[float]:
+def _smooth(values: list[float]) -> list[float]:
     """Exponential moving average, corrected for its start."""
+    keep = 0.9
     smooth, total, weight = [], 0.0, 0.0
     for value in values:
         total, weight = keep * total + value, keep * weight + 1

@@ -67,7 +67,7 @@ class Account(Ledger):
     def gathered(self, num_rows: int, source: Tier, target: Tier, nbytes: int) -> None:
         """Enters one gather."""
         with self._lock:
-            self._enter(source, target, nbytes, 1)
+            self._enter(source, target, nbytes)
             self._num_gathers += 1
             self._num_rows += num_rows
 

@@ -256,7 +256,6 @@ def plan_capacity(
     only_layer_inputs: bool = False,
     gpu: Gpu | None = None,
     disks: Disks | None = None,
-    relaxation: Relaxation | None = None,
 ) -> CapacityPlan:
     """Plans for one GPU of `num_gpus` that shard parameters and optimizer states among them all.
 
@@ -269,7 +268,6 @@ def plan_capacity(
         only_layer_inputs: recompute blocks and offload only their inputs.
         gpu: one GPU.
         disks: the disks of one GPU.
-        relaxation: the factors of the relaxed life.
 
     Raises:
         ValueError: `num_gpus` is no multiple of `tensor_parallel`, a size is not positive, or the
@@ -295,20 +293,17 @@ def plan_capacity(
     flops = step_flops(shape, tokens, sequence, recompute=only_layer_inputs) / tensor_parallel
     states = 16 * shape.num_parameters / num_gpus
     step_s = flops / (gpu.flops * gpu.utilization)
-    return _plan(activations, kept, step_s, states, gpu, disks, relaxation)
+    return _plan(activations, kept, step_s, states, gpu.memory, disks)
 
 
 def plan_from_measurement(
     bytes_per_step: float,
     step_s: float,
     *,
-    gpu: Gpu | None = None,
     disks: Disks | None = None,
-    relaxation: Relaxation | None = None,
 ) -> CapacityPlan:
     """The same with what a run measured: all of `bytes_per_step` is offloaded every `step_s`."""
-    gpu = Gpu(memory=0.0) if gpu is None else gpu
-    return _plan(bytes_per_step, 0.0, step_s, 0.0, gpu, disks or Disks(), relaxation)
+    return _plan(bytes_per_step, 0.0, step_s, 0.0, 0.0, disks or Disks())
 
 
 def _plan(
@@ -316,17 +311,16 @@ def _plan(
     kept: float,
     step_s: float,
     states: float,
-    gpu: Gpu,
+    memory: float,
     disks: Disks,
-    relaxation: Relaxation | None,
 ) -> CapacityPlan:
-    excess = max(0.0, min(activations, activations + kept + states - gpu.memory))
+    excess = max(0.0, min(activations, activations + kept + states - memory))
     daily = bytes_per_day(excess, step_s)
     return CapacityPlan(
         activations=activations,
         kept=kept,
         states=states,
-        memory=gpu.memory,
+        memory=memory,
         step_s=step_s,
         write_bandwidth=required_write_bandwidth(excess, step_s),
         disk_bandwidth=disks.count * min(disks.write_bandwidth, disks.read_bandwidth),
@@ -334,5 +328,5 @@ def _plan(
         excess=excess,
         disk_capacity=disks.count * disks.capacity,
         rated_life_days=life_days(disks, daily),
-        relaxed_life_days=life_days(disks, daily, relaxation or Relaxation()),
+        relaxed_life_days=life_days(disks, daily, Relaxation()),
     )

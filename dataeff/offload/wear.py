@@ -117,12 +117,12 @@ class Wear:
         )
         return False
 
-    def foresee(self, nbytes: float, days: float = 30.0) -> None:
-        """Warns once when the endurance will be spent within `days` at the rate so far."""
+    def foresee(self, nbytes: float) -> None:
+        """Warns once when the endurance will be spent within 30 days at the rate so far."""
         if self._now_s() - self._start_s < _SETTLED_S or self.endurance.tbw is None:
             return
         left = self.days_left(nbytes)
-        if left < days:
+        if left < 30:
             rate = self.written_tb_per_day(nbytes)
             self._warn(
                 "rate",

@@ -252,11 +252,12 @@ class _Prefix:
         return self.peak, self.alive, self.order
 
 
-def reorder_steps(schedule: Schedule, sizes: tuple[int, ...], item_size: int = 4) -> Schedule:
+def reorder_steps(schedule: Schedule, sizes: tuple[int, ...]) -> Schedule:
     """The schedule with its steps in the order of the lowest peak found by a beam search.
 
     Where no order is better by a hundredth, the steps stay as they are.
     """
+    item_size = 4  # of any dtype: peaks are held against one another
     prints = Footprints(schedule, sizes, item_size)
     before = peak(schedule, sizes, item_size)
     if before is None:
