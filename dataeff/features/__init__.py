@@ -7,7 +7,7 @@ from dataeff.features.conversion import convert
 from dataeff.features.embedding import HostEmbedding
 from dataeff.features.gather import gather, gather_reference, scatter_, scatter_reference
 from dataeff.features.hot import HotRows
-from dataeff.features.hot_cost import HotSuggestion, suggest_hot_rows
+from dataeff.features.hot_cost import HotSuggestion
 from dataeff.features.loader import FeatureLoader
 from dataeff.features.prefetch import Prefetch
 from dataeff.features.quantised import dequantise, quantise, quantise_reference
@@ -32,6 +32,5 @@ __all__ = [
     "quantise_reference",
     "scatter_",
     "scatter_reference",
-    "suggest_hot_rows",
     "unified",
 ]
