@@ -69,7 +69,23 @@ def rgat(  # type: ignore[no-untyped-def]  # noqa: ANN201, D103
 
 
 class RGATConv(torch.nn.Module):
-    """Relational graph attention.
+    r"""Relational graph attention.
+
+    For each head, with r the relation of the edge from j to i,
+
+    .. math::
+        \alpha_{ij} = \mathrm{softmax}_j\; \mathrm{LeakyReLU}\big(q^T W_r x_i + k^T W_r x_j\big),
+        \qquad x'_i = \sum_j \alpha_{ij} W_r x_j + b
+
+    The softmax runs over all edges that enter i ("across-relation"), or over those of one relation
+    ("within-relation"). Edge features add a third score, :math:`e^T W_e e_{ij}`. Multiplicative
+    attention takes the product of the scores, `dim` of them a head, and no leaky ReLU. With
+    :math:`d_i` the number of edges that enter i, `mod` makes of an edge's message, elementwise,
+
+    - "additive": :math:`(\alpha_{ij} + w)\, W_r x_j`;
+    - "scaled": :math:`\alpha_{ij}\, W_r x_j\, (\mathrm{ReLU}(d_i l_1 + b_1)\, l_2 + b_2)`;
+    - "f-additive": :math:`(\alpha_{ij} + 1)\, W_r x_j`, where :math:`\alpha_{ij} > 0`;
+    - "f-scaled": :math:`d_i\, \alpha_{ij}\, W_r x_j`.
 
     Args:
         in_channels: input width.
@@ -132,9 +148,11 @@ class RGATConv(torch.nn.Module):
         if self.aggr not in AGGREGATIONS:
             raise ValueError(f"aggr must be one of {AGGREGATIONS}, got {self.aggr!r}")
         if self.attention_mechanism not in MECHANISMS:
-            raise ValueError(f"attention_mechanism must be one of {MECHANISMS}")
+            raise ValueError(
+                f"attention_mechanism must be one of {MECHANISMS}, got {self.attention_mechanism!r}"
+            )
         if self.attention_mode not in MODES:
-            raise ValueError(f"attention_mode must be one of {MODES}")
+            raise ValueError(f"attention_mode must be one of {MODES}, got {self.attention_mode!r}")
         if self.attention_mode == MODES[0] and self.dim > 1:
             raise ValueError("additive attention has dim 1; use multiplicative-self-attention")
         if self.mod not in (None, *MODS):

@@ -183,8 +183,10 @@ def test_one_graph_in_training_and_no_warning(edges):
 def test_refusals(edges):
     with pytest.raises(ValueError, match="additive attention"):
         nn.RGATConv(4, 4, 2, dim=2)
-    with pytest.raises(ValueError, match="attention_mode"):
+    with pytest.raises(ValueError, match=r"attention_mode must be one of .*, got 'dot'"):
         nn.RGATConv(4, 4, 2, attention_mode="dot")
+    with pytest.raises(ValueError, match=r"attention_mechanism must be one of .*, got 'all'"):
+        nn.RGATConv(4, 4, 2, attention_mechanism="all")
     with pytest.raises(ValueError, match="dropout"):
         nn.RGATConv(4, 4, 2, dropout=0.1, mod="scaled")
     conv = nn.RGATConv(6, 4, 5)
