@@ -17,9 +17,9 @@ from collections.abc import Iterator
 
 import torch
 
+from dataeff.nn.published import PUBLISHED
 from dataeff.rgnn.aot import KernelReport, capability_of
 from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, layer_reports
-from dataeff.rgnn.published import PUBLISHED
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.triton.tiles import Product, ranked_tiles
 
@@ -59,7 +59,8 @@ def kernels(
     found = PUBLISHED[name]
     shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, heads, width // heads)
     how = {"dtype": dtype, "target": target, "precision": precision, "typed": found.typed}
-    for report in layer_reports(found.layer, shapes, SIZES, found.statics, choice=choice, **how):
+    statics = found.statics(heads)
+    for report in layer_reports(found.layer, shapes, SIZES, statics, choice=choice, **how):
         yield f"{report.direction} {report.work}", report.kernel
 
 

@@ -15,9 +15,9 @@ from dataeff.cli import UserError
 from dataeff.cli.arguments import check_writable
 
 if TYPE_CHECKING:
+    from dataeff.nn.published import Published
     from dataeff.rgnn import Graph, Layer
     from dataeff.rgnn.build import StepReport
-    from dataeff.rgnn.published import Published
     from dataeff.rgnn.schedule import Choice
 
 BACKENDS = ("auto", "reference", "cpp", "triton")
@@ -107,7 +107,7 @@ def build(
                 published.layer,
                 shapes,
                 sizes,
-                published.statics,
+                published.statics(heads),
                 dtype=getattr(torch, dtype),
                 target=one,
                 precision="tf32" if tf32 else "ieee",
@@ -153,7 +153,7 @@ def _what_to_build(
     name: str, num_in: int, num_out: int, heads: int
 ) -> tuple[Published, tuple[int, ...], _Shapes, Choice | None]:
     """The layer, the rows of each domain, the shapes of its arguments, and what was tuned."""
-    from dataeff.rgnn.published import PUBLISHED, Published
+    from dataeff.nn.published import PUBLISHED, Published
 
     if name.endswith(".py"):
         layer, graph, arguments = load_example(Path(name))
@@ -162,7 +162,7 @@ def _what_to_build(
         shapes = {n: tuple(t.shape) for n, t in tensors.items()}
         typed = graph.layout is not None
         choice = layer.choice_for(graph, list(tensors.values()))
-        published = Published(layer, lambda *_: shapes, dict(statics), typed)
+        published = Published(layer, lambda *_: shapes, lambda _: dict(statics), typed)
         return published, graph.sizes, shapes, choice
     if name not in PUBLISHED:
         raise UserError(f"--layer: {name!r} is none of {', '.join(PUBLISHED)}, nor a Python file")

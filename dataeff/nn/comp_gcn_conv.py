@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from dataeff import rgnn
-from dataeff.nn.arguments import check_features, check_width, optional
+from dataeff.nn.arguments import check_features, check_tensor, check_width, optional
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
-from dataeff.rgnn.published import comp_gcn
+from dataeff.rgnn.graph_symbol import GraphSymbol
+from dataeff.rgnn.symbols import Argument, Value
 
 COMPOSITIONS = ("sub", "mult", "corr")
+
+
+@rgnn.layer
+def comp_gcn(
+    g: GraphSymbol,
+    x: Argument,
+    relation: Argument,
+    weight: Argument,
+    loop: Argument,
+    loop_weight: Argument,
+    edge_weight: Argument | None = None,
+    bias: Argument | None = None,
+    *,
+    composition: str,
+    norm: bool,
+) -> Value:
+    """Nodes composed with relations (Vashishth et al., ICLR 2020, arXiv 1911.03082)."""
+
+    def compose(rows: Any, relation: Any) -> Value:
+        if composition == "corr":  # relation: its circulant matrix
+            return rgnn.linear(rows, relation)
+        made: Value = rows * relation if composition == "mult" else rows - relation
+        return made
+
+    message = rgnn.linear(compose(g.src(x), relation[g.etype]), weight[g.etype])
+    message = message * g.degree_norm() if norm else message
+    message = message if edge_weight is None else message * g.edge(edge_weight)
+    out = g.sum(message) + rgnn.linear(compose(g.at_dst(x), loop), loop_weight)
+    return out if bias is None else out + bias
 
 
 class CompGCNConv(torch.nn.Module):
@@ -89,8 +121,12 @@ class CompGCNConv(torch.nn.Module):
             Nodes [num_nodes, out_channels] and relations [2 * num_relations, out_channels].
 
         Raises:
-            ValueError: embeddings of another number of relations.
+            TypeError: features that are no tensor or not floating-point; no `edge_type`.
+            ValueError: features of another width, embeddings of another number of relations, or
+                `edge_weight` of another number of edges.
+            IndexError: an id of a node or a relation that is out of range.
         """
+        check_tensor("CompGCNConv", relation, "relation")
         count = 2 * self.num_relations
         if relation.shape != (count, self.in_channels):
             raise ValueError(

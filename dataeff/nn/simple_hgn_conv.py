@@ -13,7 +13,38 @@ from dataeff import rgnn
 from dataeff.nn.arguments import check_features, check_width, optional
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
-from dataeff.rgnn.published import simple_hgn
+from dataeff.rgnn.graph_symbol import GraphSymbol
+from dataeff.rgnn.symbols import Argument, Value
+
+
+@rgnn.layer
+def simple_hgn(
+    g: GraphSymbol,
+    x: Argument,
+    weight: Argument,
+    relation: Argument,
+    rel_weight: Argument,
+    a_src: Argument,
+    a_dst: Argument,
+    a_rel: Argument,
+    previous: Argument | None = None,
+    keep: Argument | None = None,
+    residual: Argument | None = None,
+    *,
+    slope: float,
+    beta: float,
+) -> tuple[Value, Value]:
+    """Attention with relations in its scores (Lv et al., KDD 2021, arXiv 2112.14936)."""
+    z = rgnn.linear(g.node(x), weight)
+    along = rgnn.dot(rgnn.linear(relation[g.etype], rel_weight), a_rel)
+    score = g.dst(rgnn.dot(z, a_dst)) + g.src(rgnn.dot(z, a_src)) + along
+    alpha = rgnn.edge_softmax(rgnn.leaky_relu(score, slope))
+    if previous is not None:
+        alpha = (1 - beta) * alpha + beta * g.edge(previous)
+    out = g.sum(g.src(z) * (alpha if keep is None else alpha * g.edge(keep)))
+    if residual is not None:
+        out = out + rgnn.linear(g.at_dst(x), residual)
+    return out, alpha
 
 
 class SimpleHGNConv(torch.nn.Module):
@@ -105,6 +136,11 @@ class SimpleHGNConv(torch.nn.Module):
         Returns:
             [num_nodes, heads * out_channels] (without heads if they are not concatenated), and the
             attention [num_edges, heads], for the next layer.
+
+        Raises:
+            TypeError: features that are no tensor or not floating-point; no `edge_type`.
+            ValueError: features of another width, or `previous` of another shape.
+            IndexError: an id of a node or a relation that is out of range.
         """
         check_features("SimpleHGNConv", x, self.in_channels)
         graph = graph_for(edge_index, edge_type, x.shape[0], x.shape[0], self.num_relations)

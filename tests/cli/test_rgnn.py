@@ -45,7 +45,7 @@ def test_build_reports_every_kernel(capsys, tmp_path):
     )
     assert code == 0 and "0 spill" in out
     report = json.loads(path.read_text())
-    assert report["layer"] == "rgat" and report["shapes"]["W"] == [64, 64, 2, 32]
+    assert report["layer"] == "rgat" and report["shapes"]["weight"] == [64, 64, 64]
     kernels = report["kernels"]
     assert {k["direction"] for k in kernels} == {"forward", "backward"}
     assert {k["work"].split()[0].rstrip(",") for k in kernels} == {"traversal", "product", "weight"}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dataeff import nn, rgnn
-from dataeff.rgnn.published import PUBLISHED
+from dataeff.nn.published import PUBLISHED
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -112,7 +112,7 @@ def test_awkward_graphs_equal_the_reference(device, case, name, monkeypatch):
             node_type=(torch.arange(nodes) % 2).to(place), num_node_types=2,
         )  # fmt: skip
         args = {k: v.to(place).requires_grad_() for k, v in values.items()}
-        y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics)
+        y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics(2))
         y = y[0] if isinstance(y, tuple) else y
         return [y, *torch.autograd.grad(y.square().sum(), list(args.values()), allow_unused=True)]
 
@@ -191,13 +191,13 @@ def test_tuning_keeps_the_values(device, monkeypatch, tmp_path):
     found = PUBLISHED["rgat"]
     shapes = found.shapes(NODES, 2, RELATIONS, 32, 2, 16)
     args = {k: torch.randn(*s, device=device) * 0.2 for k, s in shapes.items()}
-    before = found.layer(graph, **args, **found.statics)
+    before = found.layer(graph, **args, **found.statics(2))
     choices = dict(found.layer.choices)
     try:
-        tuning = rgnn.tune(found.layer, graph, **args, **found.statics, progress=False)
+        tuning = rgnn.tune(found.layer, graph, **args, **found.statics(2), progress=False)
         measured = [c for c in tuning.candidates if c.measured_s is not None]
         assert len(measured) >= 2
-        after = found.layer(graph, **args, **found.statics)
+        after = found.layer(graph, **args, **found.statics(2))
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     finally:
         found.layer.choices.clear()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dataeff import ActivationOffload, FeatureTable, HostEmbedding, HotRows, _core, rgnn
-from dataeff.rgnn.published import PUBLISHED
+from dataeff.nn.published import PUBLISHED
 from dataeff.sampling import CSCGraph, NeighborSampler
 
 pytestmark = pytest.mark.skipif(
@@ -44,7 +44,7 @@ def make_arguments(name):
 
 
 def step(name, graph, args):
-    y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics)
+    y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics(2))
     y = y[0] if isinstance(y, tuple) else y
     return [y, *torch.autograd.grad(y.square().sum(), list(args.values()))]
 

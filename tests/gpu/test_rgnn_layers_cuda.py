@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dataeff import rgnn
-from dataeff.rgnn.published import PUBLISHED
+from dataeff.nn.published import PUBLISHED
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 NODES, EDGES, RELATIONS, NODE_TYPES, WIDTH = 500, 6000, 7, 3, 32
@@ -33,7 +33,7 @@ def make_arguments(name, device, dtype=torch.float32, heads=2):
 
 def step(name, graph, args):
     """Output and gradients."""
-    y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics)
+    y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics(2))
     y = y[0] if isinstance(y, tuple) else y  # the others are attention
     return [y, *torch.autograd.grad(y.float().square().sum(), list(args.values()))]
 

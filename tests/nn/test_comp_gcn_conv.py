@@ -80,5 +80,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="'conv'"):
         nn.CompGCNConv(4, 4, 2, composition="conv")
     conv = nn.CompGCNConv(4, 4, 2)
+    with pytest.raises(TypeError, match="CompGCNConv: relation must be a tensor, got list"):
+        conv(torch.zeros(3, 4), [0.0], torch.zeros(2, 0, dtype=torch.long), None)
     with pytest.raises(ValueError, match=r"\[4, 4\], relations and their inverses"):
         conv(torch.zeros(3, 4), torch.zeros(2, 4), torch.zeros(2, 0, dtype=torch.long), None)

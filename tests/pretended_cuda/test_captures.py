@@ -16,7 +16,7 @@ from torch import nn
 import dataeff
 from dataeff import ActivationOffload, FeatureTable, HostEmbedding, HotRows, _core, rgnn
 from dataeff.features.adaptive import AdaptivePlacement
-from dataeff.rgnn.published import PUBLISHED
+from dataeff.nn.published import PUBLISHED
 from dataeff.sampling import CSCGraph, NeighborSampler
 
 ROWS, WIDTH = 600, 16
@@ -126,7 +126,7 @@ def test_graphs_of_several_streams_collected_during_a_capture(late, thread):
     streams = torch.cuda.Stream(), torch.cuda.Stream()
     for stream in streams:
         with torch.cuda.stream(stream):
-            layer.layer(graphs[0], **args, **layer.statics)
+            layer.layer(graphs[0], **args, **layer.statics(1))
     torch.cuda.synchronize()
 
     def collect():

@@ -14,7 +14,7 @@ from torch import nn
 
 import dataeff
 from dataeff import ActivationOffload, FeatureLoader, FeatureTable, HostEmbedding, HotRows, rgnn
-from dataeff.rgnn.published import PUBLISHED
+from dataeff.nn.published import PUBLISHED
 from dataeff.sampling import CSCGraph, NeighborSampler
 
 SEEDS = (0, *range(1, 1 + int(os.environ.get("PRETENDED_CUDA_SEEDS", "4"))))
@@ -168,7 +168,7 @@ def test_layers_there(late):
         edges = ids.to(device)
         graph = rgnn.Graph(edges, edges[0] % 2, num_nodes=12, num_relations=2)
         args = {name: value.to(device).requires_grad_() for name, value in values.items()}
-        y = layer.layer(graph, **args, **layer.statics)
+        y = layer.layer(graph, **args, **layer.statics(1))
         return [y, *torch.autograd.grad(y.square().sum(), list(args.values()))]
 
     late(SEEDS[-1])

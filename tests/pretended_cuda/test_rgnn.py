@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dataeff import nn, rgnn
-from dataeff.rgnn.published import PUBLISHED
+from dataeff.nn.published import PUBLISHED
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.filterwarnings(
@@ -57,7 +57,7 @@ def make_arguments(name, device, dtype=torch.float32, width=WIDTH):
 
 def step(name, graph, args):
     """Output and gradients."""
-    y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics)
+    y = PUBLISHED[name].layer(graph, **args, **PUBLISHED[name].statics(2))
     y = y[0] if isinstance(y, tuple) else y
     return [y, *torch.autograd.grad(y.float().square().sum(), list(args.values()))]
 

@@ -7,8 +7,11 @@ import torch
 from hypothesis import strategies as st
 
 from dataeff import rgnn
+from dataeff.nn.comp_gcn_conv import comp_gcn
+from dataeff.nn.hgt_conv import hgt
+from dataeff.nn.published import PUBLISHED
+from dataeff.nn.simple_hgn_conv import simple_hgn
 from dataeff.rgnn import sorting, structure
-from dataeff.rgnn.published import PUBLISHED, comp_gcn, hgt, simple_hgn
 
 
 @st.composite
@@ -108,7 +111,7 @@ def heads(g, x, W, K, a):
 
 
 NODE_TYPES = 2
-STATICS = {found.layer: found.statics for found in PUBLISHED.values()}
+STATICS = {found.layer: found.statics(2) for found in PUBLISHED.values()}
 
 
 def tensors(layer, nodes, edges, relations, dtype, width=5, out=6, scale=0.4):

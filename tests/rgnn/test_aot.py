@@ -5,12 +5,12 @@ import torch
 from dataeff import rgnn
 from dataeff.kernels import interpreter
 from dataeff.kernels import typed_gemm as kernels
+from dataeff.nn.published import PUBLISHED
 from dataeff.rgnn import aot
 from dataeff.rgnn.aot import compile_kernel, load_kernels
 from dataeff.rgnn.build import TARGETS, dw_report, gemm_report, product_reports
 from dataeff.rgnn.lower import lower
 from dataeff.rgnn.plan import Plan, Request, spec_of
-from dataeff.rgnn.published import PUBLISHED
 from dataeff.rgnn.triton.tiles import GemmSchedule, Product, ranked_tiles
 
 # Every feature size, dtype and target at least once, square and not, without the full product;
@@ -142,7 +142,7 @@ def test_products_of_layers_are_reported_as_they_are_launched():
     found, width = PUBLISHED["rgcn"], 256
     sizes = (100_000, 100_000, 1_000_000, 400_000, 400_000, 64, 4)
     shapes = found.shapes(sizes[0], sizes[6], sizes[5], width, 1, width)
-    spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+    spec = spec_of(tuple(shapes), tuple(found.statics(1).items()), typed=found.typed)
     half = torch.bfloat16
     request = Request(found.layer.id, spec, tuple(shapes.values()), half, "cuda", sizes, 3)
     backward = Plan(request, backend="triton").compiled.backward_runner.schedule

@@ -5,7 +5,9 @@ import torch
 from rgnn_layers import STATICS, rgat, rgcn_mean, tensors, typed_graph
 from test_backends import compare
 
-from dataeff.rgnn.published import comp_gcn, hgt, simple_hgn
+from dataeff.nn.comp_gcn_conv import comp_gcn
+from dataeff.nn.hgt_conv import hgt
+from dataeff.nn.simple_hgn_conv import simple_hgn
 from dataeff.rgnn.view import View
 
 pytest.importorskip("triton")

@@ -18,9 +18,11 @@ from rgnn_layers import (
 )
 
 from dataeff import rgnn
+from dataeff.nn.comp_gcn_conv import comp_gcn
+from dataeff.nn.hgt_conv import hgt
+from dataeff.nn.simple_hgn_conv import simple_hgn
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.interpret import interpret
-from dataeff.rgnn.published import comp_gcn, hgt, simple_hgn
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.view import View
 

@@ -96,8 +96,8 @@ def test_it_folds_for_one_head_and_not_where_heads_widen_the_product():
 
 
 def test_kernels_built_ahead_of_time_are_those_of_typed_edges():
+    from dataeff.nn.published import PUBLISHED
     from dataeff.rgnn.plan import Plan, Request, spec_of
-    from dataeff.rgnn.published import PUBLISHED
 
     found = PUBLISHED["hgt"]
     shapes = found.shapes(100_000, 4, 64, 64, 1, 64)

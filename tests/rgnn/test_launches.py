@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dataeff import rgnn
-from dataeff.rgnn.published import PUBLISHED
+from dataeff.nn.published import PUBLISHED
 
 pytest.importorskip("triton")
 from launches import launching
@@ -37,7 +37,7 @@ def step(found, graph, dtype=torch.float32):
     nodes = graph.num_src_nodes
     shapes = found.shapes(nodes, NODE_TYPES, RELATIONS, WIDTH, HEADS, WIDTH // HEADS)
     args = {k: torch.zeros(s, dtype=dtype, requires_grad=True) for k, s in shapes.items()}
-    y = found.layer(graph, **args, **found.statics)
+    y = found.layer(graph, **args, **found.statics(HEADS))
     y = y[0] if isinstance(y, tuple) else y
     y.sum().backward()
 

@@ -6,12 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rgnn_layers import STATICS, gated, graphs, heads, rgat, rgcn_mean, tensors, typed_graph
 
+from dataeff.nn.comp_gcn_conv import comp_gcn
+from dataeff.nn.hgt_conv import hgt
+from dataeff.nn.simple_hgn_conv import simple_hgn
 from dataeff.rgnn.backend import Runner
 from dataeff.rgnn.kernels_ir import Traversal
 from dataeff.rgnn.memory_plan import peak
 from dataeff.rgnn.passes.pipeline import OPTIONAL, PASSES
 from dataeff.rgnn.plan import Plan, Request, spec_of
-from dataeff.rgnn.published import comp_gcn, hgt, simple_hgn
 from dataeff.rgnn.view import View
 
 SIZES = (1000, 1000, 20000, 9000, 8000, 4, 2)  # nodes, destinations, edges, pairs, types

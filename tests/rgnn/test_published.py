@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dataeff import nn
-from dataeff.rgnn.published import PUBLISHED
+from dataeff import nn, rgnn
+from dataeff.nn.published import PUBLISHED
+from dataeff.rgnn import Layer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -22,11 +23,9 @@ def example(name):
     return module.example()
 
 
-@pytest.mark.parametrize("where", ["examples", "published"])
-def test_three_layers_take_at_most_51_lines(where):
+def test_three_layers_take_at_most_51_lines():
     """As many as Hector's (arXiv 2301.06284, section 1)."""
-    names = ("rgcn", "rgat", "hgt")
-    layers = [example(n)[0] if where == "examples" else PUBLISHED[n].layer for n in names]
+    layers = [example(name)[0] for name in ("rgcn", "rgat", "hgt")]
     lines = [len(inspect.getsource(layer.function).splitlines()) for layer in layers]
     assert len(lines) == 3 and sum(lines) <= 51
 
@@ -71,3 +70,45 @@ def test_hgt_is_the_drop_in():
         share = conv.skip[name].sigmoid()
         want = share * want + (1 - share) * layout.split(x)[name]
         torch.testing.assert_close(got[name], want, rtol=1e-4, atol=1e-4)
+
+
+def convs():
+    """A module for each published layer, 32 wide with 2 heads, and its arguments but the graph."""
+    types, relations = ["a", "b"], [("a", "r", "b"), ("b", "s", "a"), ("b", "t", "b")]
+    typed = nn.HGTConv(32, 32, (types, relations), heads=2)
+    ends = {r: torch.randint(10, (2, 30)) for r in relations}
+    by_type = rgnn.Graph.from_typed(ends, dict.fromkeys(types, 10))
+    graph = rgnn.Graph(torch.randint(20, (2, 90)), torch.arange(90) % 4, num_nodes=20)
+    x = torch.randn(20, 32)
+    return {
+        "rgcn": (nn.RGCNConv(32, 32, 4), x, graph),
+        "rgat": (nn.RGATConv(32, 16, 4, heads=2), x, graph),
+        "hgt": (typed, by_type.layout.split(x), by_type),
+        "simple_hgn": (nn.SimpleHGNConv(32, 16, 4, 16, heads=2, bias=False), x, graph),
+        "comp_gcn": (nn.CompGCNConv(32, 32, 2, "mult", norm=True), x, torch.randn(4, 32), graph),
+    }
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_compiled_ahead_of_time_is_what_the_module_runs(name, monkeypatch):
+    conv, *given, graph = convs()[name]
+    found, run = PUBLISHED[name], []
+    call = Layer.__call__
+
+    def recorded(self, *args, **kwargs):
+        run.append((self, *self.bind(args[0], args[1:], kwargs)))
+        return call(self, *args, **kwargs)
+
+    monkeypatch.setattr(Layer, "__call__", recorded)
+    conv(*given, graph)
+    ((layer, tensors, statics),) = run
+    assert layer is found.layer
+    relations, types = graph.num_relations, graph.num_node_types
+    shapes = found.shapes(20, types, relations, 32, 2, 16)
+    assert {k: tuple(t.shape) for k, t in tensors.items()} == shapes
+    random = torch.Generator().manual_seed(0)
+    made = {k: torch.randn(s, generator=random) for k, s in shapes.items()}
+    want = layer(graph, **made, **dict(statics))
+    got = layer(graph, **made, **found.statics(2))
+    for a, b in zip(*(y if isinstance(y, tuple) else (y,) for y in (got, want)), strict=True):
+        assert torch.equal(a, b)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from rgnn_layers import gated, heads
 
+from dataeff.nn.published import PUBLISHED
 from dataeff.rgnn.aot import load_kernels
 from dataeff.rgnn.build import TARGETS, traversal_reports
 from dataeff.rgnn.plan import Plan, Request, spec_of
-from dataeff.rgnn.published import PUBLISHED
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.triton import backend as triton_backend
 
@@ -44,7 +44,9 @@ def traversals(layer, shapes, statics, dtype=torch.float32, target="sm_90", type
 def test_published_layers_fit(name, target, dtype, width, num_heads):
     found = PUBLISHED[name]
     shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, num_heads, width // num_heads)
-    reports = list(traversals(found.layer, shapes, found.statics, dtype, target, found.typed))
+    reports = list(
+        traversals(found.layer, shapes, found.statics(num_heads), dtype, target, found.typed)
+    )
     assert len(reports) > 3 and all(report.fits for report in reports), reports
 
 
@@ -63,7 +65,7 @@ def test_layers_in_no_paper_fit(layer):
 def runners(found, width):
     """Of a published layer with two heads, forward and backward."""
     shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], width, 2, width // 2)
-    spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+    spec = spec_of(tuple(shapes), tuple(found.statics(2).items()), typed=found.typed)
     request = Request(
         *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
         (1 << len(shapes)) - 1,
@@ -111,7 +113,7 @@ def test_sums_of_a_few_rows_take_no_shared_memory():
     """Each thread adds up what it has read: no row of a sum crosses to another thread or warp."""
     found = PUBLISHED["rgcn"]
     shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], 64, 1, 64)
-    spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+    spec = spec_of(tuple(shapes), tuple(found.statics(1).items()), typed=found.typed)
     request = Request(
         *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
         (1 << len(shapes)) - 1,
@@ -130,7 +132,7 @@ def test_loops_of_long_rows_have_loads_under_way_where_a_choice_says_so():
     """Blocks that are fetched ahead stand in shared memory; nothing spills for them."""
     found = PUBLISHED["rgat"]
     shapes = found.shapes(SIZES[0], SIZES[6], SIZES[5], 64, 1, 64)
-    spec = spec_of(tuple(shapes), tuple(found.statics.items()), typed=found.typed)
+    spec = spec_of(tuple(shapes), tuple(found.statics(1).items()), typed=found.typed)
     request = Request(
         *(found.layer.id, spec, tuple(shapes.values()), torch.float32, "cuda", SIZES),
         (1 << len(shapes)) - 1,
