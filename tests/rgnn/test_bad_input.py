@@ -137,7 +137,7 @@ def test_what_is_no_graph_or_no_tensor_is_named(small):
         rgcn(small.edge_index, torch.randn(20, 8), torch.randn(4, 8, 6))
     with pytest.raises(TypeError, match="edge_index must be a tensor, got list"):
         rgnn.Graph([[0, 1], [1, 0]], num_nodes=2)
-    with pytest.raises(ValueError, match="num_relations is -1"):
+    with pytest.raises(ValueError, match="num_relations=-1 is too small"):
         rgnn.Graph(torch.zeros(2, 0, dtype=torch.long), num_nodes=2, num_relations=-1)
 
 
