@@ -74,21 +74,22 @@ def sort_ids(key: Tensor, num_keys: int, first: Tensor | None = None) -> Sorted:
     return found
 
 
-def rank_ids(key: Tensor, num_keys: int) -> Tensor:
-    """Each row's position in `sort_ids(key, num_keys).order`, [rows]."""
+def rank_ids(key: Tensor, num_keys: int) -> tuple[Sorted, Tensor]:
+    """`sort_ids(key, num_keys)`, and each row's position in its order, [rows]."""
     rank = torch.empty_like(key)
     if by_torch(key):
-        order = torch.sort(key, stable=True).indices
-        rank[order] = torch.arange(order.numel(), device=key.device, dtype=rank.dtype)
-    else:
-        _core_sort(key, num_keys, rank=rank)
-    return rank
+        found = sort_ids(key, num_keys)
+        rank[found.order] = torch.arange(rank.numel(), device=key.device, dtype=rank.dtype)
+        return found, rank
+    found = Sorted(torch.empty_like(key), key.new_empty(num_keys + 1))
+    _core_sort(key, num_keys, order=found.order, rank=rank, ptr=found.ptr)
+    return found, rank
 
 
 def count_ids(key: Tensor, num_keys: int) -> Tensor:
-    """The `ptr` of `sort_ids(key, num_keys)`, [num_keys + 1]."""
+    """The `ptr` of `sort_ids(key, num_keys)` of keys that ascend already, [num_keys + 1]."""
     if by_torch(key):
-        return _pointers(key.sort().values, num_keys)
+        return _pointers(key, num_keys)
     ptr = key.new_empty(num_keys + 1)
     _core_sort(key, num_keys, ptr=ptr)
     return ptr

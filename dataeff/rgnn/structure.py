@@ -166,8 +166,8 @@ class Structure:
         """Pairs are runs of the sorted edges; they are renumbered by (relation, destination)."""
         runs = find_runs(dst, etype)
         self.num_dst_pairs = runs.a.numel()
-        by_type = sort_ids(runs.b, self.graph.num_relations)
-        number, order = rank_ids(runs.b, self.graph.num_relations), by_type.order
+        by_type, number = rank_ids(runs.b, self.graph.num_relations)
+        order = by_type.order
         self._index["dst_pair.dst"] = runs.a.index_select(0, order)
         begin, end = (p.index_select(0, order) for p in (runs.ptr[:-1], runs.ptr[1:]))
         self._segments["edge.dst_pair"] = Segments(begin, end, None)

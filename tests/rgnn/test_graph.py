@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rgnn_layers import built_as_on_a_gpu, gated, graphs, rgat
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataeff import rgnn
 from dataeff.rgnn import structure
@@ -58,6 +59,19 @@ def test_a_gpu_builds_the_same_structures(case, wide):
         assert (host.items is None) == (device.items is None)
         assert host.items is None or torch.equal(host.items, device.items)
     assert made[0].sizes == made[1].sizes
+
+
+def test_a_gpu_sorts_no_column_twice(small):
+    graph, sorts = rgnn.Graph(small.edge_index, small.edge_type, num_nodes=20), []
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            sorts.extend([func] * (func.overloadpacket == torch.ops.aten.sort))
+            return func(*args, **(kwargs or {}))
+
+    with built_as_on_a_gpu(), Counted():
+        graph.prepare()
+    assert len(sorts) == 5  # edges by both columns, from either end, and pairs of destinations
 
 
 @given(graphs())
