@@ -109,6 +109,7 @@ class Structure:
         )
         self.dtype = torch.int32 if largest <= MOST_IN_INT32 else torch.int64
         self._index: dict[str, Tensor] = {}
+        self._asked: set[str] = set()  # whose index somebody was given
         self._segments: dict[str, Segments] = {}
         self._longest: dict[str, int] = {}
         self._long_rows: dict[str, Tensor] = {}
@@ -191,12 +192,19 @@ class Structure:
 
     def index(self, name: str) -> Tensor:
         """For each row of the map's source, the row it leads to."""
+        self._asked.add(name)
+        return self._index_of(name)
+
+    def _index_of(self, name: str) -> Tensor:
+        """`index`, for maps that are made of this one."""
         if name not in self._index:
             found = self._build_index(name)
             self._order.made()
             self._index[name] = found
-            # A caller on another stream may have it in hand, for a kernel that is yet to be queued.
-            if name == "edge.src" and not self._order.is_shared:
+            # Kept where somebody was given it: replays of a captured CUDA graph may read it. And
+            # another stream may still read it for a map that it has composed.
+            given = "edge.src_pair" in self._asked or self._order.is_shared
+            if name == "edge.src" and not given:
                 self._index.pop("edge.src_pair", None)
         self._order.read()
         return self._index[name]
@@ -205,7 +213,7 @@ class Structure:
         device = self.graph.device
         if name in _COMPOSED:
             refuse_capture(device, f"the index of {name}")
-            first, second = (self.index(part) for part in _COMPOSED[name])
+            first, second = (self._index_of(part) for part in _COMPOSED[name])
             return second.index_select(0, first)
         if name in _NUMBERED:
             refuse_capture(device, f"the index of {name}")

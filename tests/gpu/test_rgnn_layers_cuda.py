@@ -83,6 +83,21 @@ def test_forward_and_backward_are_captured_in_a_cuda_graph(name):
         assert torch.equal(a, b)
 
 
+def test_a_capture_keeps_the_indices_that_it_reads():
+    """Those of edges to pairs of sources, beside which another layer has sources composed."""
+    graph, args = make_graph("cuda"), make_arguments("rgat", "cuda")
+    want = step("rgat", graph, args)
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = step("rgat", graph, args)
+    graph.index("edge.src")
+    torch.cuda.synchronize()
+    rubbish = [torch.full((EDGES,), 1 << 30, dtype=torch.int32, device="cuda") for _ in range(99)]
+    captured.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True)) and rubbish
+
+
 def test_autocast_computes_in_half_precision_and_float32_follows_the_tf32_flag():
     graph, args = make_graph("cuda"), make_arguments("rgcn", "cuda")
     with torch.autocast("cuda", dtype=torch.bfloat16):

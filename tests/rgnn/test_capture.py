@@ -56,6 +56,18 @@ def test_lazily_built_structures_are_refused_and_built_ones_are_found(capturing)
         assert get() is kept
 
 
+def test_what_a_capture_has_read_stays(capturing):
+    """Its replays read the memory: no other layer's call may let it go."""
+    case = CASES["one relation, isolated nodes"]
+    structure = Structure(typed_graph(case))
+    structure.graph = OnCuda(structure.graph)
+    capturing[0] = True
+    read = structure.index("edge.src_pair")
+    capturing[0] = False
+    structure.index("edge.src")
+    assert structure.index("edge.src_pair") is read
+
+
 def test_a_graph_that_was_never_used_is_refused(capturing, small):
     capturing[0] = True
     with pytest.raises(RuntimeError, match="the sorted edges of a graph would be built inside"):

@@ -127,11 +127,19 @@ def test_a_compacted_layer_builds_no_map_that_it_does_not_read(small):
     assert graph.nbytes == built + 60 * 4
     assert torch.equal(graph.index("edge.etype").long(), graph.edge_type[order])
     assert graph.nbytes == built + 2 * 60 * 4
-    pairs = graph.index("edge.src_pair")
     assert torch.equal(graph.index("edge.src").long(), graph.edge_index[0][order])
-    assert graph.nbytes == built + 2 * 60 * 4  # in the place of the numbers of pairs
-    assert torch.equal(graph.index("edge.src_pair"), pairs)
-    assert graph.nbytes == built + 3 * 60 * 4
+    assert graph.nbytes == built + 3 * 60 * 4  # beside the numbers of pairs, which the layer reads
+
+
+def test_sources_of_edges_stand_in_the_place_of_numbers_of_pairs_that_nobody_reads(small):
+    graph = rgnn.Graph(small.edge_index, small.edge_type, num_nodes=20).prepare()
+    built, order = graph.nbytes, graph.index("edge.given").long()
+    sorted_once = graph.nbytes
+    assert torch.equal(graph.index("edge.src").long(), graph.edge_index[0][order])
+    assert graph.nbytes == sorted_once > built
+    again = rgnn.Graph(small.edge_index, small.edge_type, num_nodes=20)
+    assert torch.equal(graph.index("edge.src_pair"), again.index("edge.src_pair"))
+    assert graph.nbytes == sorted_once + 60 * 4
 
 
 def test_a_wrong_id_is_named():
