@@ -9,26 +9,32 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from dataeff.rgnn import Graph
+from dataeff.rgnn.capture import refuse_capture
 from dataeff.rgnn.typed import EdgeType
 
 FROM_SPARSE_TENSOR = (
     "a torch_sparse SparseTensor becomes one by to_torch_sparse_coo_tensor(), its values the types"
     " of edges by storage.value()"
 )
-_KEPT = 8  # of edges that are still there: graphs of others are let go with them
+_KEPT = 8  # of what is still there: graphs of edges that are gone are let go with them
 
 
 class _Known(NamedTuple):
     """A graph, what it was made of, and copies of that where writes to it are not counted."""
 
     graph: Graph
-    made_of: list[weakref.ref[Tensor]]
+    made_of: list[weakref.ref[Any]]
     copies: list[Tensor]
 
 
-_graphs: OrderedDict[tuple[Any, ...], _Known] = OrderedDict()
+_Store = OrderedDict[tuple[Any, ...], _Known]
+_graphs: _Store = OrderedDict()
+_tables: _Store = OrderedDict()  # made of other graphs
+# Graphs that replays of captured CUDA graphs read: they stay as long as what they were made of.
+_captured: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def graph_for(
@@ -75,7 +81,7 @@ def graph_for(
             num_relations=num_relations,
         )
 
-    return _remembered((edge_index, edge_type), sizes, build)
+    return _remembered(_graphs, (edge_index, edge_type), sizes, build)
 
 
 def typed_graph_for(
@@ -127,7 +133,15 @@ def typed_graph_for(
         device = next((x.device for x in x_dict.values()), None) if not indices else None
         return Graph.from_typed(indices, counts, edge_types=edge_types, device=device)
 
-    return _remembered(tuple(edges.values()), (*edges, *counts.items(), *edge_types), build)
+    sizes = (*edges, *counts.items(), *edge_types)
+    return _remembered(_graphs, tuple(edges.values()), sizes, build)
+
+
+def remembered_table(
+    graph: Graph, ids: tuple[Tensor, ...], sizes: tuple[Any, ...], build: Callable[[], Graph]
+) -> Graph:
+    """What `build` makes of a graph and ids, from an earlier call with the same if possible."""
+    return _remembered(_tables, (graph, *ids), sizes, build)
 
 
 def _check_ends(indices: Mapping[EdgeType, Tensor], x_dict: Mapping[str, Tensor]) -> None:
@@ -155,32 +169,40 @@ def _indices(edges: Tensor) -> Tensor:
 
 
 def _remembered(
-    tensors: tuple[Tensor, ...], sizes: tuple[Any, ...], build: Callable[[], Graph]
+    store: _Store,
+    parts: tuple[Tensor | Graph, ...],
+    sizes: tuple[Any, ...],
+    build: Callable[[], Graph],
 ) -> Graph:
-    """The graph made of these very tensors before, if they hold what they held.
+    """The graph made of these very tensors, and graph, before, if they hold what they held.
 
     Writes are counted, but not to tensors made in inference mode: copies of these are compared.
     """
+    tensors = [part for part in parts if isinstance(part, Tensor)]
     versions = [-1 if t.is_inference() else t._version for t in tensors]
     uncounted = [t for t, version in zip(tensors, versions, strict=True) if version < 0]
-    key = (*map(id, tensors), *versions, *sizes)
-    found = _graphs.get(key)
+    key = (*map(id, parts), *versions, *sizes)
+    found = store.get(key)
     if (
         found is not None
-        and all(r() is t for r, t in zip(found.made_of, tensors, strict=True))
+        and all(r() is part for r, part in zip(found.made_of, parts, strict=True))
         and all(map(_equal, uncounted, found.copies))
     ):
-        _graphs.move_to_end(key)
+        store.move_to_end(key)
+        if parts and parts[0].device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            _captured.setdefault(parts[0], set()).add(found.graph)
         return found.graph
+    if parts:
+        refuse_capture(parts[0].device, "the graph of these edges")
     graph = build()
 
     def forget(_: object) -> None:  # ids that are gone make no graph again
-        _graphs.pop(key, None)
+        store.pop(key, None)
 
-    made_of = [weakref.ref(t, forget) for t in tensors]
-    _graphs[key] = _Known(graph, made_of, [t.clone() for t in uncounted])
-    while len(_graphs) > _KEPT:
-        _graphs.popitem(last=False)
+    made_of = [weakref.ref(part, forget) for part in parts]
+    store[key] = _Known(graph, made_of, [t.clone() for t in uncounted])
+    while len(store) > _KEPT:
+        store.popitem(last=False)
     return graph
 
 

@@ -18,7 +18,7 @@ from dataeff.nn.arguments import (
 )
 from dataeff.nn.graphs import graph_for
 from dataeff.nn.initialise import glorot, zeros
-from dataeff.rgnn.id_range import IdColumn, check_ids
+from dataeff.nn.table_graph import table_graph_for
 
 
 @rgnn.layer
@@ -46,9 +46,6 @@ def rgcn_table(g, table, *, aggr):  # type: ignore[no-untyped-def]  # noqa: ANN0
     if aggr == "max":
         return g.sum(g.per_relation.max(rows))
     return g.mean_per_relation(rows) if aggr == "mean" else g.sum(rows)
-
-
-ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class RGCNConv(torch.nn.Module):
@@ -158,19 +155,18 @@ class RGCNConv(torch.nn.Module):
             IndexError: an id of a node or a relation that is out of range.
         """
         left, right = pair_of("RGCNConv", x, or_none=True)
-        if left is None:
-            left = torch.arange(self.in_channels_l, device=self.weight.device)
         right = left if right is None else right
         weight: Tensor = self.weight
         if self.comp is not None:
             flat = self.comp @ weight.reshape(weight.shape[0], -1)
             weight = flat.view(self.num_relations, *weight.shape[1:])
-        sizes = (left.shape[0], right.shape[0], self.num_relations)
-        graph = graph_for(edge_index, edge_type, *sizes)
-        if not left.is_floating_point():
+        num_src = self.in_channels_l if left is None else left.shape[0]
+        num_dst = num_src if right is None else right.shape[0]
+        graph = graph_for(edge_index, edge_type, num_src, num_dst, self.num_relations)
+        if left is None or not left.is_floating_point():
             if edge_weight is not None:
                 raise ValueError("edge_weight needs floating-point features, not node ids")
-            return self._embed(graph, left, right, weight)
+            return self._embed(graph, left, right, num_dst, weight)
         check_features("RGCNConv", left, self.in_channels_l)
         own = None if right is left or self.root is None else right
         if own is not None and self.root is not None:
@@ -181,34 +177,28 @@ class RGCNConv(torch.nn.Module):
         )  # fmt: skip
         return out
 
-    def _embed(self, graph: rgnn.Graph, left: Tensor, right: Tensor, weight: Tensor) -> Tensor:
+    def _embed(
+        self,
+        graph: rgnn.Graph,
+        left: Tensor | None,
+        right: Tensor | None,
+        num_dst: int,
+        weight: Tensor,
+    ) -> Tensor:
         """Integer features: the message of node n along relation r is row n of weight r."""
         if self.num_blocks is not None:
             raise ValueError("block-diagonal weights need floating-point features, not node ids")
-        for x in (left,) if right.is_floating_point() else (left, right):
-            if x.dtype not in ID_DTYPES:
-                raise TypeError(
-                    "RGCNConv needs floating-point features, or integers that are node ids,"
-                    f" got {x.dtype}"
-                )
         relations, width, out_channels = weight.shape
-        own = width if self.root is None else self.root.shape[0]
-        columns = [_node_ids("x", left, width)]
-        if right is not left and not right.is_floating_point():
-            columns.append(_node_ids("x of the destinations", right, own))
-        check_ids(columns)
-        rows = graph.edge_type.long() * width + left[graph.edge_index[0]].long()
-        table = rgnn.Graph(
-            torch.stack([rows, graph.edge_index[1].long()]),
-            graph.edge_type,
-            num_src_nodes=relations * width,
-            num_dst_nodes=right.shape[0],
-            num_relations=relations,
-        )
+        has_features = right is not None and right.is_floating_point()
+        own = width if self.root is None or has_features else self.root.shape[0]
+        others = None if has_features or right is left else right
+        table = table_graph_for(graph, left, others, num_dst, relations, width, own)
         out: Tensor = rgcn_table(table, weight.reshape(-1, out_channels), aggr=self.aggr)
         if self.root is not None:
-            rows = right @ self.root if right.is_floating_point() else self.root[right.long()]
-            out = out + rows
+            if right is None:
+                out = out + self.root[:num_dst]
+            else:
+                out = out + (right @ self.root if has_features else self.root[right.long()])
         return out if self.bias is None else out + self.bias
 
     def __repr__(self) -> str:
@@ -216,13 +206,3 @@ class RGCNConv(torch.nn.Module):
             f"{type(self).__name__}({self.in_channels}, {self.out_channels},"
             f" num_relations={self.num_relations})"
         )
-
-
-def _node_ids(name: str, ids: Tensor, limit: int) -> IdColumn:
-    def complaint(wrong: int, row: int) -> str:
-        return (
-            f"RGCNConv: node id {wrong} at row {row} of {name} is out of range: in_channels is"
-            f" {limit}"
-        )
-
-    return IdColumn(ids, limit, complaint)

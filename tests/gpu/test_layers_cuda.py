@@ -1,5 +1,6 @@
 """PyG's layers beside ours, awkward graphs, blocks, compilation and tuning, on each device."""
 
+import gc
 import warnings
 
 import pytest
@@ -163,6 +164,40 @@ def test_a_compiled_model_is_one_graph(device):
         backend = "aot_eager" if device.type == "cpu" else "inductor"
         found = torch.compile(model, fullgraph=fullgraph, backend=backend)(*given)
         torch.testing.assert_close(found, model(*given), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("embedded", [False, True], ids=["features", "node ids"])
+def test_a_capture_outlives_calls_on_other_edges(embedded):
+    """What layers remember of edges that are still there is not let go for others."""
+    device = torch.device("cuda")
+    conv = nn.RGCNConv(NODES if embedded else 16, 16, RELATIONS).to(device)
+    x = None if embedded else torch.randn(NODES, 16, device=device)
+    given = make_edges(device)
+
+    @torch.no_grad()
+    def call(index, etype):
+        return conv(x, index, etype)
+
+    want = call(*given)  # on the stream whose memory is filled with rubbish below
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = call(*given)
+    others = [make_edges(device, EDGES + n) for n in range(12)]
+    for other in others:
+        call(*other)
+    del other, others
+    gc.collect()
+    torch.cuda.synchronize()
+    sizes = (NODES, EDGES, 2 * EDGES)
+    rubbish = [
+        torch.full((n,), 1 << 30, dtype=torch.int32, device=device)
+        for n in sizes
+        for _ in range(99)
+    ]
+    captured.replay()
+    assert torch.equal(found, want) and rubbish
 
 
 def test_training_on_sampled_blocks(device):

@@ -34,6 +34,23 @@ class Typed(torch.nn.Module):
         return torch.cat(list(self.conv(x, edges).values()))
 
 
+class Embedded(torch.nn.Module):
+    """Node ids as features, as in PyG's example of RGCN."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.RGCNConv(100, 5, 4, num_bases=2)
+
+    def forward(self, ids, edge_index, edge_type):
+        own = self.conv(ids, edge_index, edge_type)
+        return own[: len(ids)] + self.conv(None, edge_index, edge_type)[: len(ids)]
+
+
+def embedded(step):
+    e = 380 + 5 * step
+    return torch.randperm(100), torch.randint(100, (2, e)), torch.randint(4, (e,))
+
+
 def homogeneous(step):
     n, e = 100 + 3 * step, 380 + 5 * step
     return torch.randn(n, 6), torch.randint(n, (2, e)), torch.randint(4, (e,))
@@ -47,7 +64,9 @@ def typed(step):
     return {t: torch.randn(n, 6) for t, n in counts.items()}, edges
 
 
-@pytest.mark.parametrize(("model", "inputs"), [(Homogeneous, homogeneous), (Typed, typed)])
+@pytest.mark.parametrize(
+    ("model", "inputs"), [(Homogeneous, homogeneous), (Typed, typed), (Embedded, embedded)]
+)
 def test_compiled_models_take_plain_edges(model, inputs):
     made = []
 
@@ -83,6 +102,15 @@ def test_one_graph_without_a_break_asks_for_a_prepared_graph(model, inputs):
     compiled = torch.compile(model(), fullgraph=True, backend="eager")
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"rgnn\.Graph\(\.\.\.\)\.prepare"):
         compiled(*inputs(0))
+
+
+def test_one_graph_of_node_ids_without_a_break_asks_for_features():
+    torch._dynamo.reset()
+    ids, index, etype = embedded(0)
+    graph = rgnn.Graph(index, etype, num_nodes=100, num_relations=4).prepare()
+    compiled = torch.compile(nn.RGCNConv(100, 5, 4), fullgraph=True, backend="eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"torch\.nn\.Embedding"):
+        compiled(ids, graph)
 
 
 def test_numbers_of_a_layer_are_constants_where_every_size_is_dynamic():

@@ -1,3 +1,6 @@
+import gc
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -6,6 +9,8 @@ from nn_graphs import compare as compare_tensors
 from nn_graphs import many_relations, relational
 
 from dataeff import nn, rgnn
+from dataeff.nn import graphs
+from dataeff.rgnn import indexed
 
 pyg = pytest.importorskip("torch_geometric.nn")
 
@@ -137,6 +142,71 @@ def test_node_ids_out_of_range_are_named():
         both((torch.arange(12), torch.arange(12)), index, etype)
 
 
+@pytest.mark.parametrize("kind", ["none", "counted", "inference"])
+@pytest.mark.parametrize("prepared", [False, True])
+@torch.no_grad()
+def test_the_graph_of_node_ids_is_made_once(kind, prepared):
+    """For every layer of such sizes, until the ids are written to."""
+    with torch.inference_mode(kind == "inference"):
+        ids = None if kind == "none" else torch.arange(12)
+    given = index, etype = edges(12, 3, 40)
+    if prepared:
+        given = (rgnn.Graph(*given, num_nodes=12, num_relations=3),)
+    pairs = [pair("RGCNConv", torch.float32, 12, 5, 3, aggr=aggr) for aggr in ("mean", "add")]
+    with mock.patch.object(indexed, "Structure", side_effect=indexed.Structure) as built:
+        for _ in range(2):
+            for ours, theirs in pairs:
+                torch.testing.assert_close(ours(ids, *given), theirs(ids, index, etype))
+        assert built.call_count == 1
+        if ids is not None:
+            with torch.inference_mode(kind == "inference"):
+                ids.copy_(ids.flip(0))
+            ours, theirs = pairs[0]
+            torch.testing.assert_close(ours(ids, *given), theirs(ids, index, etype))
+            assert built.call_count == 2
+            with torch.inference_mode(kind == "inference"):
+                ids[3] = 12
+            with pytest.raises(IndexError, match="node id 12 at row 3 of x is out of range"):
+                ours(ids, *given)
+
+
+def test_graphs_of_node_ids_go_with_the_edges_and_with_the_ids():
+    conv = nn.RGCNConv(12, 5, 3)
+    index, etype = edges(12, 3, 40)
+    graphs._tables.clear()
+    ids = torch.arange(12)
+    with torch.no_grad():  # autograd keeps the ids
+        conv(ids, index, etype)
+    assert len(graphs._tables) == 1
+    del ids
+    assert not graphs._tables
+    given = [rgnn.Graph(index, etype, num_nodes=12, num_relations=3) for _ in range(12)]
+    for graph in given:
+        y = conv(None, graph)
+    assert len(graphs._tables) == graphs._KEPT
+    del graph
+    given.clear()
+    gc.collect()
+    assert not graphs._tables
+    y.sum().backward()
+
+
+def test_ids_of_a_graph_that_nobody_has_checked_are_named_before_they_look_up_others():
+    index, etype = edges(12, 3, 40)
+    index[0, 7] = 12
+    graph = rgnn.Graph(index, etype, num_nodes=12, num_relations=3, validate=False)
+    for ids in (None, torch.arange(12)):
+        with pytest.raises(IndexError, match="source node 12 at edge 7"):
+            nn.RGCNConv(12, 5, 3)(ids, graph)
+
+
+def test_more_nodes_than_destinations_have_ids_are_named():
+    index, etype = edges(12, 3, 40)
+    for ids in (None, torch.arange(12)):
+        with pytest.raises(IndexError, match=r"node id (7|11) at row \1 of x is out of range"):
+            nn.RGCNConv((12, 7), 5, 3)(ids, index, etype)
+
+
 def test_embeddings_of_sources_beside_features_of_destinations():
     """PyG's layer fails at such a pair; the formula is the same."""
     index, etype = torch.tensor([[8, 2, 8], [0, 1, 1]]), torch.tensor([0, 1, 1])
@@ -198,8 +268,6 @@ def test_edges_of_inference_mode_may_be_written_to():
 
 @pytest.mark.parametrize("typed", [False, True])
 def test_the_graph_of_edges_that_are_gone_is_let_go(typed):
-    from dataeff.nn import graphs
-
     index, etype = edges(30, 5, 120)
     conv = nn.HGTConv(6, 6, (["n"], [("n", "to", "n")])) if typed else nn.RGCNConv(6, 4, 5)
     x = torch.randn(30, 6).requires_grad_()
