@@ -112,7 +112,7 @@ def traversal_reports(
         sizes = {"block_rows": kernel.long_block, "num_warps": kernel.long_warps}
         sizes["num_stages"] = kernel.long_stages
         sums = "*fp64" if dtype == torch.float64 else "*fp32"
-        others = {f"{kernel.name}_long": ("long rows", kernel.long_row, ["*i32"])}
+        others = {f"{kernel.name}_long": ("long rows", kernel.long_row, ["*i32", "*i32"])}
         for name in kernel.hubs.names:
             others[name] = "hubs", kernel.hub, ["*i32", "*i32", sums]
         for name, (which, longer_than, before) in others.items():

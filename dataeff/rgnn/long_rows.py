@@ -13,6 +13,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class LongRows:
+    """Rows that many lead to.
+
+    Attributes:
+        rows: their numbers, ascending, then -1, [at most so many].
+        count: how many they are, [1].
+    """
+
+    rows: Tensor
+    count: Tensor
+
+
+@dataclass(frozen=True)
 class Pieces:
     """Hubs cut into pieces of `hub` of their rows and a rest, hub after hub, then -1.
 
@@ -25,8 +38,8 @@ class Pieces:
     first: Tensor
 
 
-def list_long_rows(counts: Tensor, longer_than: int, at_most: int, items: int) -> Tensor:
-    """Numbers of the rows with a count in (`longer_than`, `at_most`], ascending, then -1.
+def list_long_rows(counts: Tensor, longer_than: int, at_most: int, items: int) -> LongRows:
+    """The rows with a count in (`longer_than`, `at_most`].
 
     Args:
         counts: rows that lead to each row, [rows].
@@ -38,7 +51,8 @@ def list_long_rows(counts: Tensor, longer_than: int, at_most: int, items: int) -
     upto = ((counts > longer_than) & (counts <= at_most)).cumsum(0)
     slots = torch.arange(1, bound + 1, device=counts.device)
     rows = torch.searchsorted(upto, slots, out_int32=counts.dtype == torch.int32)
-    return rows.masked_fill_(slots > upto[-1], -1)
+    count = upto[-1:].to(counts.dtype, copy=True)  # without what it is the end of
+    return LongRows(rows.masked_fill_(slots > count, -1), count)
 
 
 def cut_hubs(counts: Tensor, hub: int, items: int) -> Pieces:

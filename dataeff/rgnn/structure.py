@@ -22,7 +22,7 @@ from torch import Tensor
 from dataeff.memory.stream_order import StreamOrder
 from dataeff.rgnn import domains
 from dataeff.rgnn.capture import refuse_capture
-from dataeff.rgnn.long_rows import Pieces, cut_hubs, list_long_rows
+from dataeff.rgnn.long_rows import LongRows, Pieces, cut_hubs, list_long_rows
 from dataeff.rgnn.sorting import Sorted, by_torch, count_ids, find_runs, rank_ids, sort_ids
 from dataeff.rgnn.tilemap import TileMaps
 
@@ -112,7 +112,7 @@ class Structure:
         self._asked: set[str] = set()  # whose index somebody was given
         self._segments: dict[str, Segments] = {}
         self._longest: dict[str, int] = {}
-        self._long_rows: dict[str, Tensor] = {}
+        self._long_rows: dict[str, LongRows] = {}
         self._hubs: dict[str, Pieces] = {}
         self._typed_rows: dict[tuple[str, int, str, int], TypedRows] = {}
         self._order = StreamOrder(graph.device)
@@ -274,10 +274,10 @@ class Structure:
             return min(self.graph.num_relations, self._longest[_BY_RELATION[name]])
         return self.graph.num_rows(domains.map_source(name))
 
-    def long_rows(self, name: str, longer_than: int, at_most: int) -> Tensor | None:
-        """Rows of the map's target that more than so many rows lead to, then -1; None without any.
+    def long_rows(self, name: str, longer_than: int, at_most: int) -> LongRows | None:
+        """Rows of the map's target that more than so many rows lead to.
 
-        Those that more than `at_most` lead to are left to `hubs`.
+        Those that more than `at_most` lead to are left to `hubs`. None without any.
         """
         if self.longest(name) <= longer_than:
             return None
@@ -338,7 +338,8 @@ class Structure:
     @property
     def nbytes(self) -> int:
         """Bytes of everything built so far."""
-        parts = [*self._index.values(), *self._long_rows.values()]
+        parts = [*self._index.values()]
+        parts += [part for long in self._long_rows.values() for part in (long.rows, long.count)]
         parts += [part for hubs in self._hubs.values() for part in (hubs.rows, hubs.first)]
         for s in self._segments.values():
             parts += [s.begin, s.end] if s.items is None else [s.begin, s.end, s.items]

@@ -159,6 +159,18 @@ def test_long_rows_have_a_kernel_of_their_own(layer, monkeypatch):
     check("triton", monkeypatch, layer, case, torch.float32, 2e-5, choice=Choice(long_row=8))
 
 
+@pytest.mark.parametrize("programs", [1, 2])
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda f: f.name)
+def test_a_few_programs_share_the_long_rows_out(layer, programs, monkeypatch):
+    """One takes rows of other lengths one after another, some times a block and less than one."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("dataeff.rgnn.triton.backend.MOST_PROGRAMS", programs)
+    dst = torch.repeat_interleave(torch.arange(7), torch.tensor([20, 3, 9, 0, 2, 7, 19]))
+    case = (torch.stack([dst.flip(0), dst]), torch.arange(60) % 2, 8, 2)
+    choice = Choice(long_row=2, block_elements=32)
+    check("triton", monkeypatch, layer, case, torch.float32, 2e-5, choice=choice)
+
+
 @given(case=graphs(), bound=st.integers(0, 6))
 @settings(max_examples=50, deadline=None)
 def test_long_rows_are_listed_once(case, bound):
@@ -169,10 +181,12 @@ def test_long_rows_are_listed_once(case, bound):
     if listed is None:
         assert degree.max() <= bound
         return
-    assert listed.numel() <= etype.numel() // (bound + 1) and listed.dtype == torch.int32
-    found = listed[listed >= 0]
+    rows = listed.rows
+    assert rows.numel() <= etype.numel() // (bound + 1)
+    assert rows.dtype == listed.count.dtype == torch.int32
+    found = rows[: listed.count]
     assert found.tolist() == (degree > bound).nonzero().squeeze(1).tolist()
-    assert (listed[found.numel() :] == -1).all()
+    assert (rows[found.numel() :] == -1).all()
 
 
 @rgnn.layer

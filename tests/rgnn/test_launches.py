@@ -5,6 +5,7 @@ import torch
 
 from dataeff import rgnn
 from dataeff.nn.published import PUBLISHED
+from dataeff.rgnn.triton import backend as triton_backend
 
 pytest.importorskip("triton")
 from launches import launching
@@ -91,6 +92,15 @@ def test_long_rows_are_launched_where_a_graph_has_some(name, monkeypatch):
             assert (
                 bool(hubs) == any(name.endswith("_hubs") for name in hubs) == (ends[1].max() == 1)
             )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_however_many_rows_may_be_long_some_programs_share_them_out(name, monkeypatch):
+    """Half a million edges leave room for 3,875 rows of more than 128."""
+    with launching(monkeypatch, compiles=False) as driver:
+        step(PUBLISHED[name], block(10_000, 500_000))
+    grids = [grid[0] for kernel, grid in driver.launched if kernel.endswith("_long")]
+    assert grids and max(grids) == triton_backend.MOST_PROGRAMS
 
 
 @pytest.mark.slow

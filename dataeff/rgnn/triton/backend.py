@@ -23,6 +23,11 @@ from dataeff.rgnn.view import View
 # Values whose rows change shape are stored and viewed, since a padded block cannot be reshaped.
 DENSE_KINDS = ("reshape", "concat", "slice", "embed")
 
+# Programs that long rows are shared out to. Only the device knows how many rows are long: as many
+# programs as there may be (130 thousand for 17 million edges) would mostly start and end. So many
+# are some times what the largest GPUs run at once, which evens out rows of different lengths.
+MOST_PROGRAMS = 2048
+
 
 def kernels(
     schedule: Schedule, dtype: torch.dtype, choice: Choice | None = None
@@ -72,7 +77,8 @@ class TritonTraversals:
             long = structure.long_rows(generated.map, generated.long_row, generated.hub)
             if long is not None:
                 launch = getattr(self.module, f"{generated.name}_long")
-                launch[long.shape](long, *tensors, rows, **options)
+                programs = min(long.rows.numel(), MOST_PROGRAMS)
+                launch[(programs,)](long.rows, long.count, *tensors, rows, **options)
             pieces = structure.hubs(generated.map, generated.hub)
             if pieces is not None:
                 parts = self._parts(pieces, generated.hubs)

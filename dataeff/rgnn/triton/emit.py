@@ -64,6 +64,7 @@ class Emitter:
         sizes: tuple[int, int],
         kind: str = "",
         stages: int = 1,
+        each: str = "",
     ) -> str:
         """The kernel of the lines so far.
 
@@ -74,7 +75,11 @@ class Emitter:
             sizes: center rows, and inner rows of each that it reads at a time.
             kind: says in its comment which rows it is for.
             stages: blocks of inner rows that are under way at a time.
+            each: a loop that all lines are the body of.
         """
+        lines = [*(f"    {line}" for line in head), *self.outer.lines]
+        if each:
+            lines = [f"    {each}", *(f"    {line}" for line in lines)]
         rows, block = sizes
         names = first + ", ".join([*self.arguments.values(), "rows"])
         along = f" along {self.kernel.map}" if self.kernel.map else ""
@@ -85,8 +90,7 @@ class Emitter:
                 # How many rows there are changes with each sampled block: one program for all.
                 '@triton.jit(do_not_specialize=["rows"])',
                 f"def {name}({names}):",
-                *(f"    {line}" for line in head),
-                *self.outer.lines,
+                *lines,
                 "",
             ]
         )

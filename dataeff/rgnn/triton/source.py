@@ -1,10 +1,10 @@
 """Triton for one traversal: a program per few center rows, their inner rows a block at a time.
 
 A traversal with inner rows is a kernel for center rows of at most `Choice.long_row` inner rows,
-several to a program, and one, of twice the warps, for longer ones, which a list names: a program
-for each. Those of more than `Choice.hub` are left to the kernels of `hubs`, which share them
-out to many. Every row belongs to one of these, so sums keep their order. They are taken in float32
-(float64 for float64).
+several to a program, and one, of twice the warps, for longer ones, which a list names and
+some programs share out, one at a time. Those of more than `Choice.hub` are left to the kernels of
+`hubs`, of which each is many programs'. Every row belongs to one of these, so sums keep their
+order. They are taken in float32 (float64 for float64).
 
 Inner rows of several center rows lie side by side, the center rows innermost. So laid over threads,
 a warp reads whole rows, and what a thread sums for one center row it has read itself: most graphs
@@ -30,10 +30,11 @@ LONG_BLOCK = 64
 MAX_REGISTERS, FP_FUSION = 255, False
 
 _SHORT_ROWS = ["i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)", "i_mask = i < rows"]
+# What is the same for all rows is not held in registers, of which there are none to spare.
+_SHARE = "tl.program_id(0), tl.load(num_long), tl.num_programs(0), disable_licm=True"
+_EACH_LONG_ROW = f"for n in tl.range({_SHARE}):"
 _LONG_ROW = [
-    "row = tl.load(long_rows + tl.program_id(0)).to(tl.int64)",
-    "if row < 0:  # the host launches an upper bound of the number of long rows",
-    "    return",
+    "row = tl.load(long_rows + n).to(tl.int64)",
     "i = row + tl.arange(0, 1)",
     "i_mask = i < rows",
 ]
@@ -45,9 +46,10 @@ class TritonKernel:
 
     `block` is the number of inner rows that it reads at a time for each of `rows_per_program`
     center rows. With `map`, the text holds `<name>_long` beside it: it takes the list of rows that
-    have more than `long_row` inner rows along the map, and at most `hub`, then what the kernel
-    takes, and has `long_warps`, a block of `long_block`, and `long_stages` of them under way. So do
-    the kernels of `hubs`, which take the pieces of longer rows and a buffer before that.
+    have more than `long_row` inner rows along the map, and at most `hub`, and how many they are,
+    then what the kernel takes, for any number of programs. It has `long_warps`, a block of
+    `long_block`, and `long_stages` of them under way. So do the kernels of `hubs`, which take the
+    pieces of longer rows and a buffer before that.
     """
 
     name: str
@@ -117,8 +119,8 @@ class _Writer(Emitter):
         texts = [
             self.function(self.name, "", short_head, (rows, block)),
             self.function(
-                *(f"{self.name}_long", "long_rows, ", long_head, (1, long), ", long rows"),
-                stages=choice.long_stages,
+                *(f"{self.name}_long", "long_rows, num_long, ", long_head, (1, long)),
+                *(", long rows", choice.long_stages, _EACH_LONG_ROW),
             ),
         ]
         hub = max(choice.hub, choice.long_row)
