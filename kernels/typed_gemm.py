@@ -178,10 +178,13 @@ def reduce_partials_kernel(
     ExtraPtr,
     SIZE: tl.constexpr,
     IN_PLACE: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Adds a type's extra partial sums to its first, in chunk order; types with no rows get zeros.
+    """Adds a type's extra partial sums to its first; types with no rows get zeros.
 
+    Every PARTS-th chunk is added up in order, and what that leaves once more, so that loads of
+    PARTS chunks are under way together: one after another, each sum would wait for its own.
     SIZE = heads * IN * OUT elements per type. IN_PLACE: `Out` is `First`.
     """
     num_blocks: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
@@ -193,10 +196,14 @@ def reduce_partials_kernel(
     has_rows = tl.load(SegPtr + row_type) < tl.load(SegPtr + row_type + 1)
     if IN_PLACE and (has_rows & (begin == end)):
         return
+    part = tl.arange(0, PARTS)
+    extra_ptr = Extra + (begin + part).to(tl.int64)[:, None] * SIZE + at[None, :]
+    sums = tl.zeros((PARTS, BLOCK), dtype=Extra.dtype.element_ty)
+    for start in range(begin, end, PARTS):
+        inside = (start + part < end)[:, None] & mask[None, :]
+        sums += tl.load(extra_ptr, mask=inside, other=0.0)
+        extra_ptr += PARTS * SIZE
     # `First` holds nothing for a type without rows: it was never written.
     acc = tl.load(First + row_type * SIZE + at, mask=at < tl.where(has_rows, SIZE, 0), other=0.0)
-    extra_ptr = Extra + begin.to(tl.int64) * SIZE + at
-    for _ in range(begin, end):
-        acc += tl.load(extra_ptr, mask=mask, other=0.0)
-        extra_ptr += SIZE
+    acc += tl.sum(sums, 0)
     tl.store(Out + row_type * SIZE + at, acc.to(Out.dtype.element_ty), mask=mask)

@@ -88,13 +88,17 @@ def test_half_products_of_few_rows_compile_without_spills():
     assert gemm_report(torch.bfloat16, 256, 64, tile=tile, scaled=False).fits
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("block", [128, 1024])
 @pytest.mark.parametrize("in_place", [True, False])
-def test_reduction_compiles(in_place):
+def test_reduction_compiles(in_place, block, target):
     pointers = {"First": "*fp32", "Extra": "*fp32", "Out": "*fp32" if in_place else "*bf16"}
     report = compile_kernel(
         kernels.reduce_partials_kernel,
         pointers | {"SegPtr": "*i32", "ExtraPtr": "*i32"},
-        {"SIZE": 4096, "IN_PLACE": in_place, "BLOCK": 1024},
+        {"SIZE": 4096, "IN_PLACE": in_place, "PARTS": 4096 // block, "BLOCK": block},
+        target,
+        num_warps=8,
     )
     assert report.fits
 

@@ -203,6 +203,30 @@ def test_split_relations_and_kept_maps(block):
     assert_close(y, typed_gemm_reference(case.x, case.weight, case.seg_ptr, **case.options), 4)
 
 
+def test_more_chunks_than_a_reduction_reads_at_a_time():
+    """32 at a time of 128 elements: 66 beyond the first of a type, exactly 32, one, none."""
+    case = make_case([1060, 528, 0, 20, 7], 20, 17, torch.float32)
+    chunks = build_tile_map(case.seg_ptr, 1615, 16)
+    assert gemm_triton.REDUCED // 128 == 32 and chunks.extra_ptr.diff().tolist() == [
+        66,
+        32,
+        0,
+        1,
+        0,
+    ]
+    with backend("triton"):
+        dw = typed_gemm_dw(case.x, case.dy, case.seg_ptr, chunk_map=chunks)
+    assert_close(dw, typed_gemm_dw_reference(case.x, case.dy, case.seg_ptr), 50)
+
+
+@pytest.mark.parametrize(
+    ("num_types", "width", "block"), [(1, 64, 128), (128, 64, 128), (535, 64, 1024), (535, 3, 16)]
+)
+def test_few_types_are_reduced_by_many_programs_each(num_types, width, block):
+    """One type of 64 x 64 by 32 programs; not 17,120 for 535, of which most have one chunk."""
+    assert gemm_triton._reduction_block(width * width, num_types) == block
+
+
 @pytest.mark.parametrize("gradient", [False, True], ids=["product", "gradient"])
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float32, "ieee"), (torch.float32, "tf32"), (torch.half, "ieee")]

@@ -12,6 +12,8 @@ from dataeff.rgnn.tilemap import TileMap, TileMaps, choose_tile_map, max_extra_t
 from dataeff.rgnn.triton.tiles import GemmSchedule, Product, schedule_of
 
 INT32_MAX = 2**31 - 1
+# Elements that a program of the reduction of partial sums reads at a time: 16 a thread.
+REDUCED = 4096
 
 
 def interpreting() -> bool:
@@ -95,7 +97,7 @@ def weight_gradient(
     first = dw if dw.dtype == sums else torch.empty_like(dw, dtype=sums)
     extra = dw.new_empty(max(max_extra_tiles(num_rows, chunks.block), 1), size, dtype=sums)
     blocks = -(-num_in // schedule.block_m) * -(-num_out // schedule.block_n)
-    block = min(1024, 1 << (size - 1).bit_length())
+    block = _reduction_block(size, num_types)
     with current_device(x.device):
         typed_gemm_dw_kernel[(chunks.num_tiles * blocks, num_heads)](
             x, dy, first, extra, seg_ptr, chunks.types, chunks.rows, chunks.extra_ptr,
@@ -108,9 +110,22 @@ def weight_gradient(
         # All on the grid's first axis: the others have no more than 65,535 programs.
         reduce_partials_kernel[(num_types * -(-size // block),)](
             first, extra, dw, seg_ptr, chunks.extra_ptr,
-            SIZE=size, IN_PLACE=first is dw, BLOCK=block, num_warps=4, enable_fp_fusion=True,
+            SIZE=size, IN_PLACE=first is dw, PARTS=REDUCED // block, BLOCK=block,
+            num_warps=8, enable_fp_fusion=True,
         )  # fmt: skip
     return dw
+
+
+def _reduction_block(size: int, num_types: int) -> int:
+    """Elements of a weight that one program adds up, and so how many programs do.
+
+    A few types of many chunks want many programs of many chunks at a time each; of many types most
+    have one chunk, and nothing to add up.
+    """
+    block = 128
+    while block < 1024 and num_types * -(-size // block) > 4096:
+        block *= 2
+    return min(block, 1 << (size - 1).bit_length())
 
 
 def capability(device: torch.device) -> int:
