@@ -100,6 +100,15 @@ bool pinned_at(uintptr_t address) {
          reinterpret_cast<uintptr_t>(attributes.devicePointer) == address;
 }
 
+// Torch's pin_memory pins a block as a whole: it is pinned if both its ends are. Of an end that we
+// have pinned ourselves nothing follows: two tables may own the ends of a third, and nobody what is
+// between them.
+bool pinned_by_its_allocator(uintptr_t data, int64_t nbytes) {
+  for (const uintptr_t end : {data, data + nbytes - 1})
+    if (registry().covers(end, 1) || !pinned_at(end)) return false;
+  return true;
+}
+
 void require_device() {
   int num_devices = 0;
   const cudaError_t error = cudaGetDeviceCount(&num_devices);
@@ -116,8 +125,7 @@ void require_device() {
 HostRegistration::HostRegistration(uintptr_t data, int64_t nbytes) : owner_pid_(getpid()) {
   require_device();
   if (nbytes <= 0) return;
-  // Memory that its allocator has pinned is its allocator's to release.
-  if (is_registered(data, nbytes) && !registry().covers(data, nbytes)) return;
+  if (pinned_by_its_allocator(data, nbytes)) return;  // and its allocator's to release
   if (!attribute(cudaDevAttrCanUseHostPointerForRegisteredMem))
     throw std::runtime_error(
         "this CUDA device cannot read registered memory at its host address: give the table pinned "
@@ -132,9 +140,7 @@ void HostRegistration::close() noexcept {
 }
 
 bool is_registered(uintptr_t data, int64_t nbytes) {
-  if (nbytes <= 0 || registry().covers(data, nbytes)) return true;
-  // Pinned by its allocator (torch's pin_memory) as one block, if both ends are.
-  return pinned_at(data) && pinned_at(data + nbytes - 1);
+  return nbytes <= 0 || registry().covers(data, nbytes) || pinned_by_its_allocator(data, nbytes);
 }
 
 }  // namespace dataeff

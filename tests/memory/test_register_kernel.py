@@ -1,6 +1,7 @@
 """register.cu itself, compiled for the host, over a runtime that writes down what it is asked."""
 
 import ctypes
+import itertools
 import mmap
 import resource
 
@@ -99,6 +100,26 @@ def test_memory_of_its_allocator_is_left_to_it(cuda):
     with pytest.raises(RuntimeError, match="registered by other code"):
         cuda.open(FREE, 2 * PAGE)
     cuda.gone_elsewhere(FREE)
+
+
+def test_memory_between_two_tables_is_registered_when_a_third_begins_and_ends_in_theirs(cuda):
+    first, last = cuda.open(FREE, 2 * PAGE), cuda.open(FREE + 10 * PAGE, 2 * PAGE)
+    assert not cuda.knows(FREE, 12 * PAGE)
+    whole = cuda.open(FREE, 12 * PAGE)
+    assert cuda.knows(FREE + 5 * PAGE, 1) and cuda.knows(FREE, 12 * PAGE)
+    cuda.close(first), cuda.close(last)
+    assert cuda.knows(FREE, 12 * PAGE)
+    cuda.close(whole)
+
+
+def test_arrays_that_lie_back_to_back_are_all_registered(cuda):
+    """As those of a file: the middle one begins and ends in pages of its neighbours."""
+    bounds = [FREE + 40 + i * (9 * PAGE + 16) for i in range(4)]
+    spans = [(begin, end - begin) for begin, end in itertools.pairwise(bounds)]
+    tables = [cuda.open(*spans[i]) for i in (0, 2, 1)]
+    assert [cuda.knows(begin + 5 * PAGE, 1) for begin, _ in spans] == [True] * 3
+    for table in tables:
+        cuda.close(table)
 
 
 def test_a_registration_that_went_with_its_context_is_no_error(cuda):
