@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dataeff._integers import checked_int
 from dataeff.features.adaptive import AdaptivePlacement
+from dataeff.features.bits import as_bits
 from dataeff.features.gather_stored import Source, gather_stored
 from dataeff.features.hot_cost import check_score, suggest_hot_rows
 from dataeff.memory import SharedTensor, share_
@@ -188,7 +189,7 @@ class HotTier:
             # Rows that stay are read from their own place: no traffic on the bus.
             source = Source(self._source.table, None, self.rows, self.slots)
             fetched = gather_stored(source, move.rows, self.rows.dtype)
-            self.rows.index_copy_(0, move.slots, fetched)
+            as_bits(self.rows).index_copy_(0, move.slots, as_bits(fetched))
         self.placement.commit(move)
         return move.slots.numel()
 
@@ -200,15 +201,36 @@ class HotTier:
         """Rows found in the hot tier so far; waits for the device."""
         return int(self.hits)
 
-    def refresh(self, ids: Tensor) -> None:
-        """Copies rows that were written in the table, [n] on the host, into their places."""
+    def copier(self, ids: Tensor) -> Callable[[], None]:
+        """What copies rows of the table, [n], on the host, into their places once they are written.
+
+        All memory that it needs is taken here, so that it does not fail between the two.
+        """
         if self.rows is None or not self.num_hot:
-            return
-        ids = ids.reshape(-1).long() % self._source.table.shape[0]
+            return lambda: None
         found = ids if self.slots is None else self.slots[ids.to(self.slots.device)].cpu().long()
         here = (found >= 0) & (found < self.num_hot)
-        fresh = self._source.table[ids[here]].to(self.rows.device)
-        self.rows[found[here].to(self.rows.device)] = fresh
+        return copier(self._source.table, ids[here], self.rows, found[here].to(self.rows.device))
+
+
+def copier(table: Tensor, ids: Tensor, copies: Tensor, places: Tensor) -> Callable[[], None]:
+    """`copies[places] = table[ids]` for later, its memory on the device taken now.
+
+    Args:
+        table: [num_rows, ...], host memory.
+        ids: [n], int64, on the host, none negative.
+        copies: [num_copies, ...], on a device, its dtype the table's.
+        places: [n], int64, on the device; rows of equal places are the same.
+    """
+    # As integers: torch indexes no tensor of float8 on a GPU, and writes none of uint16 anywhere.
+    table, copies = as_bits(table), as_bits(copies)
+    room = copies.new_empty((len(ids), *copies.shape[1:]))
+
+    def copy() -> None:
+        room.copy_(table[ids])
+        copies.index_copy_(0, places, room)
+
+    return copy
 
 
 def _capturing(index: Tensor) -> bool:

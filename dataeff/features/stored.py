@@ -14,7 +14,7 @@ from dataeff import _core
 from dataeff.features.bits import pickled, unpickled
 from dataeff.features.gather import scatter_
 from dataeff.features.gather_stored import Source, deliveries, gather_stored
-from dataeff.features.hot import HotRows, HotTier
+from dataeff.features.hot import HotRows, HotTier, copier
 from dataeff.features.quantised import ELEMENTS, FORMATS, STORED_DTYPES, Store, quantise
 from dataeff.features.registration import RegisteredMemory
 from dataeff.features.rows import HostRows, Rows, check_source, shared_rows, storages
@@ -261,24 +261,31 @@ class StoredRows(Rows):
             flat = rows.reshape(index.numel(), *self.shape[1:])
             codes, scales = quantise(flat.contiguous(), self._store)
         with self._memory.written():  # nobody may see half a row
+            copiers = self._copiers(index)  # what a device refuses, it refuses before all writes
             scatter_(self._memory.x, index, codes.view(shape))
             if scales is not None:
                 assert self._scales is not None
                 scatter_(self._scales, index, scales.view(index.shape))
-            self._refresh_devices(index)
+            for copy in copiers:
+                copy()
+            for device in self._sources if copiers else ():
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
 
-    def _refresh_devices(self, index: Tensor) -> None:
-        if not index.numel():
-            return
-        ids = index.reshape(-1).long()
+    def _copiers(self, index: Tensor) -> list[Callable[[], None]]:
+        """What brings scales and hot rows of the devices up to date once the rows are written."""
+        if not index.numel() or not len(self._memory.x):
+            return []
+        copiers = []
+        # An index out of range is refused by the write.
+        ids = index.reshape(-1).long() % len(self._memory.x)
         for device, source in self._sources.items():
             if source.scales is not None and source.scales is not self._scales:
                 assert self._scales is not None
-                source.scales[ids.to(device)] = self._scales[ids].to(device)
+                copiers.append(copier(self._scales, ids, source.scales, ids.to(device)))
             if device in self._tiers:
-                self._tiers[device].refresh(ids)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+                copiers.append(self._tiers[device].copier(ids))
+        return copiers
 
     # --- the account --------------------------------------------------------------------------
 

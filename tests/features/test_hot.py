@@ -308,7 +308,7 @@ def test_the_memory_of_a_device_holds_the_rows_it_says(x):
         assert torch.equal(tier.rows, x[tier.placement.held])
     assert tier.num_moved() > 0
     x[25] = 7.0
-    tier.refresh(torch.tensor([25, -1]))
+    tier.copier(torch.tensor([25, ROWS - 1]))()
     assert torch.equal(tier.rows, x[tier.placement.held])
 
 

@@ -39,6 +39,7 @@ TABLES = {
     "sorted": {"sort": True},
     "hot": {"hot": HotRows(300)},
     "adaptive": {"hot": HotRows(300, policy="adaptive", every=1)},
+    "adaptive fp8": {"store": "fp8", "hot": HotRows(300, policy="adaptive", every=1)},
 }
 
 
@@ -109,6 +110,24 @@ def test_the_first_gather_on_one_stream_serves_the_next_on_another(x, kind):
         pending = table.prefetch(index)
         rows = table[index]
         assert torch.equal(rows.cpu(), expected) and torch.equal(pending.wait().cpu(), expected)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn])
+@pytest.mark.parametrize("kind", ["hot", "adaptive"])
+def test_hot_rows_of_dtypes_that_torch_does_little_with(kind, dtype):
+    """They move, and what is written reaches them."""
+    bits = torch.randint(100, (NODES, WIDTH * dtype.itemsize), dtype=torch.uint8)
+    with FeatureTable(bits.view(dtype), **TABLES[kind]) as table:
+        for _ in range(6):
+            index = torch.randint(NODES, (700,))
+            assert torch.equal(table[index.cuda()].cpu().view(torch.uint8), bits[index])
+        written = torch.arange(0, NODES, 3)
+        rows = torch.full((len(written), WIDTH * dtype.itemsize), 101, dtype=torch.uint8)
+        table.scatter_(written.cuda(), rows.cuda().view(dtype))
+        everything = torch.arange(NODES, device="cuda")
+        assert torch.equal(table[everything].cpu().view(torch.uint8), bits)
+        assert (bits[written] == 101).all()
 
 
 @needs_cuda

@@ -109,10 +109,10 @@ def test_pinned_shared_and_read_only_memory():
 
 def test_a_table_whose_ends_are_registered_for_others_is_read_to_its_middle():
     x = torch.rand(3000, 900)
-    with dataeff.FeatureTable(x[:500]).register(), dataeff.FeatureTable(x[2500:]).register():
-        with dataeff.FeatureTable(x) as table:
-            index = torch.randint(3000, (5000,), device="cuda")
-            assert torch.equal(table[index].cpu(), x[index.cpu()])
+    first, last = (dataeff.FeatureTable(part).register() for part in (x[:500], x[2500:]))
+    with first, last, dataeff.FeatureTable(x) as table:
+        index = torch.randint(3000, (5000,), device="cuda")
+        assert torch.equal(table[index].cpu(), x[index.cpu()])
 
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")

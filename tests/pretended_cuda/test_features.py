@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dataeff
 from dataeff import FeatureLoader, FeatureTable, HostEmbedding, HotRows, _core
@@ -35,7 +36,9 @@ TABLES = {
     "static": {"hot": HotRows(NUM_HOT, torch.arange(ROWS))},
     "adaptive": {"hot": HotRows(NUM_HOT, policy="adaptive", every=1)},
     "adaptive int8": {"store": "int8", "hot": HotRows(NUM_HOT, policy="adaptive", every=2)},
+    "adaptive fp8": {"store": "fp8", "hot": HotRows(NUM_HOT, policy="adaptive", every=1)},
 }
+UNSIGNED = [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn]
 
 
 @pytest.fixture
@@ -187,6 +190,61 @@ def test_rows_written_reach_every_stream_and_no_gather_under_way(late, x):
                     new = table[index]
                     assert torch.equal(old.cpu(), before) and torch.equal(new.cpu(), x)
                 assert (x[written] == 5).all()
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+@pytest.mark.parametrize("kind", ["static", "adaptive"])
+def test_hot_rows_of_dtypes_that_torch_does_little_with(late, kind, dtype):
+    """They move, and what is written reaches them."""
+    late(SEEDS[-1])
+    bits = torch.randint(100, (ROWS, WIDTH * dtype.itemsize), dtype=torch.uint8)
+    with FeatureTable(bits.view(dtype), **TABLES[kind]) as table:
+        for index in make_indices(12):
+            assert torch.equal(table[index.cuda()].cpu().view(torch.uint8), bits[index])
+        written = torch.arange(ROWS - 1, -1, -3)
+        rows = torch.full((len(written), WIDTH * dtype.itemsize), 101, dtype=torch.uint8)
+        table.scatter_(written.cuda(), rows.cuda().view(dtype))
+        everything = torch.arange(ROWS).cuda()
+        assert torch.equal(table[everything].cpu().view(torch.uint8), bits)
+        assert (bits[written] == 101).all()
+
+
+class Refuses(TorchDispatchMode):
+    """Of new tensors on the device all but the first `granted`."""
+
+    def __init__(self, granted):
+        super().__init__()
+        self.granted = granted
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        found = function(*arguments, **(options or {}))
+        made = isinstance(found, torch.Tensor) and found.is_cuda
+        if made and not (function.is_view or function._schema.is_mutable):
+            self.granted -= 1
+            if self.granted < 0:
+                raise torch.OutOfMemoryError("refused")
+        return found
+
+
+@pytest.mark.parametrize("kind", ["int8", "static", "adaptive", "adaptive fp8"])
+def test_a_write_that_the_device_has_no_memory_for_writes_nothing(late, x, kind):
+    late(0)
+    everything = torch.arange(ROWS).cuda()
+    written = torch.arange(-ROWS, ROWS, 5)
+    with FeatureTable(x, **TABLES[kind]) as table:
+        before, refused = table[everything].cpu(), 0
+        while True:
+            try:
+                with Refuses(refused):
+                    table.scatter_(written, torch.full((len(written), WIDTH), 2.0))
+                break
+            except torch.OutOfMemoryError:
+                refused += 1
+            assert torch.equal(table[everything.cpu()], before)
+            assert torch.equal(table[everything].cpu(), before)
+        assert refused > 1
+        assert torch.equal(table[everything].cpu(), table[everything.cpu()])
+        assert (table[written] == 2).all()
 
 
 # --- prefetches -----------------------------------------------------------------------------------
