@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from dataeff._integers import checked_int
+from dataeff.features.delivery import Delivery
 from dataeff.features.pipeline import pipelined
 from dataeff.features.prefetch import Prefetch
 from dataeff.features.table import FeatureTable
@@ -18,7 +20,6 @@ from dataeff.features.table import FeatureTable
 Tables: TypeAlias = FeatureTable | Mapping[str, FeatureTable]
 Index: TypeAlias = Tensor | Mapping[str, Tensor]
 Fetched: TypeAlias = Tensor | dict[str, Tensor]
-_END = object()
 
 
 class FeatureLoader:
@@ -30,12 +31,14 @@ class FeatureLoader:
             batch = sample(item)
             yield batch, table[batch.n_id.to(device)]
 
-    Samples are drawn in threads, up to `depth` of them ahead. The rows of one further batch are on
-    their way by `table.prefetch`: on the CPU in the table's thread, on CUDA on its stream, begun
-    from the caller's thread so that the caller's stream orders the reuse of memory. At most
-    `depth` sampled batches and two batches of rows exist besides the one in use. An exception is
-    raised where its batch would have come; leaving the loop at any moment cancels samples that have
-    not begun and waits for those that have, and rows on their way arrive unseen.
+    Samples are drawn in threads, up to `depth` of them ahead; what they do on a GPU, that of
+    `device` or the current one, on a stream beside the caller's, behind what made their items. The
+    rows of one further batch are on their way by `table.prefetch`: on the CPU in the table's
+    thread, on CUDA on its stream, begun from the caller's thread so that the caller's stream orders
+    the reuse of memory. At most `depth` sampled batches and two batches of rows exist besides the
+    one in use. An exception is raised where its batch would have come; leaving the loop at any
+    moment cancels samples that have not begun and waits for those that have, and rows on their way
+    arrive unseen.
 
     Args:
         items: what to sample from, drawn in the caller's thread, so that what they take from
@@ -84,15 +87,15 @@ class FeatureLoader:
         return len(self.items)  # type: ignore[arg-type]
 
     def __iter__(self) -> Generator[tuple[Any, Fetched], None, None]:
-        under_way: deque[tuple[Any, _Fetch]] = deque()
+        under_way: deque[tuple[Callable[[], Any], _Fetch]] = deque()
         error: Exception | None = None
         with closing(self._sampled()) as batches:
             while error is None:
                 try:
-                    batch = next(batches, _END)
-                    if batch is _END:
+                    batch = next(batches, None)
+                    if batch is None:
                         break
-                    under_way.append((batch, self._fetch(batch)))
+                    under_way.append((batch, self._fetch(batch())))
                 except Exception as failed:  # raised below, in its batch's place
                     error = failed
                 if len(under_way) > 1:
@@ -102,13 +105,28 @@ class FeatureLoader:
         if error is not None:
             raise error
 
-    def _sampled(self) -> Generator[Any, None, None]:
+    def _sampled(self) -> Generator[Callable[[], Any], None, None]:
+        """What gives each batch to the stream that is current then, as often as it is called."""
         if self.sample is None:
-            yield from iter(self.items)
+            for item in self.items:
+                yield partial(_itself, item)
             return
-        yield from pipelined(
-            self.items, self.sample, num_threads=self.num_threads, depth=self.depth
-        )
+        items, sample, delivery = self.items, self.sample, self._delivery()
+        if delivery is not None:
+            items, sample = delivery.drawn(items), partial(delivery.run, sample)
+        take = _itself if delivery is None else delivery.take
+        with closing(
+            pipelined(items, sample, num_threads=self.num_threads, depth=self.depth)
+        ) as batches:
+            for batch in batches:
+                yield partial(take, batch)
+
+    def _delivery(self) -> Delivery | None:
+        """For threads whose samples may be on a GPU: that of the rows, or the current one."""
+        of_rows = self.device is not None and self.device.type == "cuda"
+        if self.num_threads and (of_rows or torch.cuda.is_initialized()):
+            return Delivery(self.device if of_rows and self.device else torch.device("cuda"))
+        return None
 
     def _fetch(self, batch: Any) -> _Fetch:
         index = self.index(batch)
@@ -134,10 +152,14 @@ class FeatureLoader:
 _Fetch: TypeAlias = Prefetch | dict[str, Prefetch]
 
 
-def _arrived(batch: Any, fetch: _Fetch) -> tuple[Any, Fetched]:
+def _itself(batch: Any) -> Any:
+    return batch
+
+
+def _arrived(batch: Callable[[], Any], fetch: _Fetch) -> tuple[Any, Fetched]:
     if isinstance(fetch, Prefetch):
-        return batch, fetch.wait()
-    return batch, {kind: prefetch.wait() for kind, prefetch in fetch.items()}
+        return batch(), fetch.wait()
+    return batch(), {kind: prefetch.wait() for kind, prefetch in fetch.items()}
 
 
 def node_ids(batch: Any) -> Index:

@@ -196,6 +196,30 @@ def test_a_loader_brings_what_the_plain_loop_brings(x, device, num_threads):
             break
 
 
+@needs_cuda
+def test_threads_of_a_loader_sample_on_the_gpu_beside_the_reader(x):
+    sampler = NeighborSampler(CSCGraph(random_graph(), num_nodes=NODES), [5, 3])
+    ids = [torch.randperm(NODES)[:64] for _ in range(12)]
+
+    def draw():
+        for i, seeds in enumerate(ids):
+            torch.cuda._sleep(5_000_000)  # the seeds are late
+            yield seeds.cuda() + 0, i
+
+    def sample(item):
+        return sampler.sample(item[0], seed=item[1])
+
+    with FeatureTable(x) as table, torch.cuda.stream(torch.cuda.Stream()):
+        found = []
+        for batch, rows in FeatureLoader(draw(), table, sample, num_threads=2):
+            torch.cuda._sleep(5_000_000)
+            found.append((batch.n_id + 0, rows * 1))
+            del batch, rows
+        for i, (n_id, rows) in enumerate(found):
+            right = sampler.sample(ids[i], seed=i).n_id
+            assert torch.equal(n_id.cpu(), right) and torch.equal(rows.cpu(), x[right])
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("kind", ["plain", "int8", "adaptive"])
 def test_pyg_s_loader_delivers_where_it_is_told_to(x, device, num_workers, kind):

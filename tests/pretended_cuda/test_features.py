@@ -569,6 +569,43 @@ def test_a_loader_brings_what_the_plain_loop_brings(late, x, tmp_path, kind, num
                     assert torch.equal(rows.cpu(), right), seed
 
 
+@pytest.mark.parametrize("moved", ["by the reader", "by the sampler"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_threads_of_a_loader_sample_on_the_reader_s_device(late, x, moved, rank):
+    """On a stream of theirs: behind what made the seeds, before whoever reads the sample."""
+    sampler = NeighborSampler(make_graph(), [4, 3])
+    ids = [torch.arange(40) + 20 * i for i in range(8)]
+    expected = [sampler.sample(seeds, seed=i) for i, seeds in enumerate(ids)]
+
+    def draw():
+        for i, seeds in enumerate(ids):
+            if moved == "by the reader":
+                hold()
+                seeds = seeds.cuda() + 0
+                dirty(torch.empty(40, dtype=torch.long, device="cuda"), 1 << 40)
+            yield seeds, i
+
+    def sample(item):
+        return sampler.sample(item[0].cuda(), seed=item[1])
+
+    for seed in (0, *SEEDS):
+        late(seed)
+        with torch.cuda.device(rank), FeatureTable(x) as table:
+            found = []
+            with torch.cuda.stream(torch.cuda.Stream()):
+                for batch, rows in FeatureLoader(draw(), table, sample, num_threads=2):
+                    hold()
+                    found.append((batch.n_id + 0, batch.edge_index + 0, rows * 1))
+                    del batch, rows
+                torch.cuda.synchronize()
+            assert len(found) == len(expected)
+            for (n_id, edge_index, rows), right in zip(found, expected, strict=True):
+                assert n_id.device == rows.device == torch.device("cuda", rank)
+                assert torch.equal(n_id.cpu(), right.n_id), seed
+                assert torch.equal(edge_index.cpu(), right.edge_index), seed
+                assert torch.equal(rows.cpu(), x[right.n_id]), seed
+
+
 @pytest.mark.parametrize("kind", ["plain", "adaptive"])
 def test_a_loader_that_is_left_or_fails_leaves_the_next_one_right(late, x, kind):
     indices = make_indices(8)

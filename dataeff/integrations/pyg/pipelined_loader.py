@@ -13,8 +13,8 @@ from torch_geometric.data import Data, HeteroData
 
 from dataeff._flags import checked_bool
 from dataeff._integers import checked_int
+from dataeff.features.delivery import Delivery
 from dataeff.features.pipeline import pipelined
-from dataeff.integrations.pyg.delivery import Delivery
 from dataeff.integrations.pyg.graph import RowTable, has_row_per_node, is_table, node_counts
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
 from dataeff.integrations.pyg.worker_start import WorkerStart

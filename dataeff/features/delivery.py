@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import is_dataclass
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -29,10 +32,17 @@ class Delivery:
         self._reader = torch.cuda.current_stream(device)
         self._stream = torch.cuda.Stream(self._reader.device)
 
+    def drawn(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """The tasks, for `run`: behind what the stream that is current where each is drawn does."""
+        for task in tasks:
+            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+            yield task
+
     def run(self, work: Callable[[Task], Result], task: Task) -> tuple[Result, torch.cuda.Event]:
         """`work(task)` on the stream, and the event after it; in any thread."""
         with torch.cuda.stream(self._stream):
             self._stream.wait_stream(self._reader)
+            _each_tensor(task, partial(_stays_for, self._stream))
             result = work(task)
             done: torch.cuda.Event = self._stream.record_event()
         return result, done
@@ -42,18 +52,21 @@ class Delivery:
         result, done = delivered
         self._reader = torch.cuda.current_stream(self._stream.device)
         self._reader.wait_event(done)
-        _each_tensor(result, self._stays_for_reader)
+        _each_tensor(result, partial(_stays_for, self._reader))
         return result
 
-    def _stays_for_reader(self, tensor: Any) -> None:
-        if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
-            tensor.record_stream(self._reader)
+
+def _stays_for(stream: torch.cuda.Stream, tensor: Any) -> None:
+    if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+        tensor.record_stream(stream)
 
 
 def _each_tensor(result: Any, visit: Callable[[Any], None]) -> None:
-    """`visit` for the tensors of a batch of PyG's, or of any tree of them and of others."""
+    """`visit` for the tensors of a sample, of a batch of PyG's, or of any tree of such."""
     for part in tree_leaves(result):
-        if hasattr(part, "apply_") and not isinstance(part, torch.Tensor):
-            part.apply_(visit)  # Data, HeteroData
-        else:
+        if isinstance(part, torch.Tensor):
             visit(part)
+        elif hasattr(part, "apply_"):
+            part.apply_(visit)  # Data, HeteroData
+        elif is_dataclass(part) or isinstance(part, SimpleNamespace):
+            _each_tensor(vars(part), visit)
