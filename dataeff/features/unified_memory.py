@@ -50,7 +50,9 @@ class UnifiedMemory:
         self._written: dict[torch.cuda.Stream, torch.cuda.Event] = {}
         # Where a captured graph uses it, and whether one writes: nobody tells of its replays.
         self._captured: dict[torch.device, bool] = {}
-        self._lock = threading.Lock()  # no event may go that another thread has just recorded
+        # No event may go that another thread has just recorded. Taken again by the thread that has
+        # it, where the collector falls into its allocations and lets a loan go.
+        self._lock = threading.RLock()
         self._lent: weakref.WeakKeyDictionary[_Loan, Tensor] = weakref.WeakKeyDictionary()
 
     def covers(self, x: Tensor) -> bool:
@@ -107,12 +109,13 @@ class UnifiedMemory:
             torch.cuda.synchronize(device)
         for events in (self._written, self._read) if to_write else (self._written,):
             with self._lock:
-                recorded = list(events.items())
+                recorded = [(stream, events[stream]) for stream in list(events)]
             for stream, event in recorded:
                 event.synchronize()
-                with self._lock:  # kept where a thread has recorded it anew meanwhile
-                    if event.query() and events.get(stream) is event:
-                        del events[stream]
+                with self._lock:  # kept where it has been recorded anew meanwhile
+                    last = events.pop(stream, None)
+                    if last is not None and not last.query():
+                        events.setdefault(stream, last)
 
     def overwritten(self) -> None:
         """Lets autograd refuse to use what it has saved of the memory, as of any tensor."""

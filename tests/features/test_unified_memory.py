@@ -1,5 +1,7 @@
 """Aliases of host memory, which keep its owner."""
 
+import gc
+import threading
 import weakref
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataeff.features import unified_memory
-from dataeff.features.unified_memory import DLPACK_CPU, byte_alias
+from dataeff.features.unified_memory import DLPACK_CPU, UnifiedMemory, _Loan, byte_alias
 
 
 @given(
@@ -49,3 +51,96 @@ def test_an_alias_keeps_its_owner_until_it_is_gone():
     assert alive() is not None
     del view
     assert alive() is None
+
+
+# --- the collector, which may come at any allocation ---------------------------------------------
+
+GPU = torch.device("cuda", 0)
+
+
+class Cycle:
+    """Garbage that only the collector finds, with a loan in it."""
+
+    def __init__(self, memory):
+        self.me, self.loan = self, _Loan(memory, GPU)
+
+
+class CollectingEvent:
+    """An event of a device that is done at once; each use of it runs the collector."""
+
+    num_recorded = 0
+
+    def __init__(self):
+        gc.collect()
+
+    def record(self, stream):
+        gc.collect()
+        self.num_recorded += 1
+
+    def synchronize(self):
+        self.num_waited = self.num_recorded
+
+    def query(self):
+        gc.collect()
+        return self.num_waited == self.num_recorded
+
+
+class CollectingStream:
+    """A stream whose hash, as that of torch's, allocates."""
+
+    def __hash__(self):
+        gc.collect()
+        return 7
+
+    def __eq__(self, other):
+        return self is other
+
+
+@pytest.fixture
+def collecting(monkeypatch):
+    stream = CollectingStream()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+    monkeypatch.setattr(torch.cuda, "Event", CollectingEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return stream
+
+
+def ends(work):
+    """Whether the work ends, in a thread that may hang."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("what", ["used", "wait"])
+def test_a_loan_that_the_collector_finds_meanwhile_harms_nobody(collecting, what):
+    memory = UnifiedMemory(torch.zeros(100))
+    memory.used(GPU, wrote=False)
+    Cycle(memory)
+    if what == "used":
+        assert ends(lambda: memory.used(GPU, wrote=True))
+    else:
+        assert ends(lambda: memory.wait(to_write=True))
+
+
+def test_what_is_recorded_while_an_event_is_dropped_is_waited_for(collecting, monkeypatch):
+    """The collector comes when the event is known to be done, and before it is gone."""
+    memory = UnifiedMemory(torch.zeros(100))
+    memory.used(GPU, wrote=False)
+    query, found = CollectingEvent.query, []
+
+    def query_and_leave_garbage(event):
+        done = query(event)
+        if not found:
+            Cycle(memory)
+            found.append(done)
+        return done
+
+    monkeypatch.setattr(CollectingEvent, "query", query_and_leave_garbage)
+    assert ends(lambda: memory.wait(to_write=True))
+    gc.collect()
+    assert found == [True]
+    (event,) = memory._read.values()
+    assert event.num_recorded > getattr(event, "num_waited", 0)
