@@ -30,6 +30,7 @@ VARIABLES = {
     "DATAEFF_COMMIT": r".*",
     "DATAEFF_CUDA": r"auto|0|1",
     "DATAEFF_CUDA_ARCHS": r"\d+[a-z]?([;, ]\d+[a-z]?)*",
+    "DATAEFF_GATHER_BLOCKS": r"[1-9]\d*|",
     "DATAEFF_RGNN_BACKEND": r"auto|reference|cpp|triton",
     "DATAEFF_UPDATE_GOLDEN": r".*",
 }

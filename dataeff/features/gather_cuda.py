@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 from dataeff import _core
 from dataeff._ops import check_index, check_rows, library, new_rows, row_span, row_table
 from dataeff.memory.cuda import capturing_anywhere, current_device, refuse_in_capture
+
+BLOCKS = "DATAEFF_GATHER_BLOCKS"
+MOST_BLOCKS = 1 << 16  # of 512 threads; a GPU runs some hundreds at once
 
 
 class BadIndices:
@@ -119,10 +123,20 @@ def launch_gather(table: Tensor, index: Tensor, out: Tensor, **options: int) -> 
 
 
 def _num_blocks(table: Tensor) -> int:
-    """Blocks of a gather: 0 takes as few as fill the bus, which the device's own memory outruns."""
-    if not table.is_cuda:
-        return 0
-    return int(torch.cuda.get_device_properties(table.device).multi_processor_count)
+    """Blocks of a gather: 0 takes as few as fill the bus, which the device's own memory outruns.
+
+    Raises:
+        ValueError: DATAEFF_GATHER_BLOCKS, which is for gathers over the bus, is no number of them.
+    """
+    if table.is_cuda:
+        return int(torch.cuda.get_device_properties(table.device).multi_processor_count)
+    asked = os.environ.get(BLOCKS, "")
+    if asked and not (asked.isascii() and asked.isdigit() and 0 < int(asked) <= MOST_BLOCKS):
+        raise ValueError(
+            f"{BLOCKS}={asked!r} is no number of blocks from 1 to {MOST_BLOCKS}: unset it for as "
+            "few as fill the bus"
+        )
+    return int(asked or 0)
 
 
 def _gather(table: Tensor, index: Tensor) -> Tensor:

@@ -109,6 +109,28 @@ def test_memory_of_the_device_is_read_by_all_of_it(x, monkeypatch):
     table.close()
 
 
+@pytest.mark.parametrize("kind", ["plain", "int8"])
+def test_blocks_over_the_bus_are_those_that_are_asked_for(x, kind, monkeypatch):
+    blocks = []
+
+    def launch(*arguments, **options):
+        blocks.append(options["num_blocks"])
+        real(*arguments, **options)
+
+    real = _core.gather_cuda
+    monkeypatch.setattr(_core, "gather_cuda", launch)
+    index = torch.tensor([3, 0, 3], device="cuda")
+    with FeatureTable(x, **TABLES[kind]) as table:
+        for asked in ("3", "", "65536"):
+            monkeypatch.setenv("DATAEFF_GATHER_BLOCKS", asked)
+            assert torch.equal(table[index].cpu(), table[index.cpu()])
+        assert blocks == [3, 0, 65536]
+        for asked in ("0", "-1", "2.5", "many", "65537"):
+            monkeypatch.setenv("DATAEFF_GATHER_BLOCKS", asked)
+            with pytest.raises(ValueError, match=f"DATAEFF_GATHER_BLOCKS='{asked}' is no number"):
+                table[index]
+
+
 def test_hot_rows_move_as_they_would_without_streams(late, x):
     """Whoever gathers next sees all moves of whoever gathered before, and nobody half of one."""
     indices = make_indices(20)
