@@ -10,7 +10,9 @@ void bind_registration(py::module_& m) {
       .def(py::init<uintptr_t, int64_t>(), py::arg("data"), py::arg("nbytes"),
            py::call_guard<py::gil_scoped_release>())
       .def("close", &HostRegistration::close, py::call_guard<py::gil_scoped_release>());
-  m.def("is_registered", &is_registered, py::arg("data"), py::arg("nbytes"));
+  // Which waits while another thread registers: a second for ten gigabytes.
+  m.def("is_registered", &is_registered, py::arg("data"), py::arg("nbytes"),
+        py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace dataeff
