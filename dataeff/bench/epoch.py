@@ -94,6 +94,7 @@ def _case(
             Provider("PyG NeighborLoader + PrefetchLoader", partial(_pyg, run)),
             Provider("dataeff", partial(_ours, run, 0.0), role="ours"),
             Provider("dataeff 10 % hot", partial(_ours, run, HOT_SHARE), role="ours"),
+            Provider("dataeff, sampled on the GPU", partial(_on_gpu, run), role="ours"),
         ),
         same=same,
         budget_s=BUDGET_S,
@@ -197,14 +198,16 @@ def _data(inputs: Inputs, x: Any) -> Any:
     return Data(x=x, y=inputs.y, edge_index=inputs.edge_index, num_nodes=len(inputs.x))
 
 
-def _our_loader(inputs: Inputs, x: Any, device: torch.device | None) -> Any:
+def _our_loader(
+    inputs: Inputs, x: Any, device: torch.device | None, seeds: Tensor | None = None
+) -> Any:
     from dataeff.integrations.pyg import NeighborLoader
 
     return NeighborLoader(
         _data(inputs, x),
         num_neighbors=FANOUTS,
         batch_size=BATCH,
-        input_nodes=inputs.seeds,
+        input_nodes=inputs.seeds if seeds is None else seeds,
         shuffle=True,
         num_workers=NUM_WORKERS,
         device=device,
@@ -248,3 +251,13 @@ def _ours(run: Run, hot_share: float, inputs: Inputs) -> Step:
         hot = dataeff.HotRows(int(hot_share * len(inputs.x)), score)
     table = dataeff.FeatureTable(inputs.x, hot=hot)
     return run(inputs, _our_loader(inputs, table, inputs.device), table.close)
+
+
+def _on_gpu(run: Run, inputs: Inputs) -> Step:
+    """Kernels sample, reading the graph in host memory, where the others' threads do."""
+    _require_pyg()
+    if inputs.device.type != "cuda":
+        raise Unavailable("there is no GPU to sample on")
+    table = dataeff.FeatureTable(inputs.x)
+    loader = _our_loader(inputs, table, inputs.device, inputs.seeds.to(inputs.device))
+    return run(inputs, loader, table.close)

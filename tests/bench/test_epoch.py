@@ -30,6 +30,7 @@ def results(case, inputs):
         if step.close is not None:
             step.close()
     assert "no GPU" in refused["dataeff 10 % hot"]
+    assert "no GPU" in refused["dataeff, sampled on the GPU"]
     return [found[name] for name in NAMES]
 
 

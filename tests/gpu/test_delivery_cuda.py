@@ -15,6 +15,7 @@ import torch
 
 from dataeff import FeatureLoader, FeatureTable, HotRows, _core
 from dataeff.sampling import CSCGraph, HeteroNeighborSampler, NeighborSampler
+from dataeff.sampling.on_device import DeviceSampler
 
 needs_cuda = pytest.mark.skipif(
     not (torch.cuda.is_available() and _core.cuda_built), reason="needs a CUDA GPU and CUDA build"
@@ -242,6 +243,78 @@ def test_pyg_s_loader_delivers_where_it_is_told_to(x, device, num_workers, kind)
             right &= (batch.x == expected[batch.n_id]).all() & (batch.y == batch.n_id).all()
             batch.x.fill_(float("nan"))
         assert right
+
+
+@needs_cuda
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("per_worker", [True, False])
+@pytest.mark.parametrize("what", ["nodes", "mask", "timed", "typed", "links", "bidirectional"])
+def test_pyg_s_loader_samples_on_the_gpu_that_its_seeds_are_on(
+    x, monkeypatch, per_worker, num_workers, what
+):
+    """Batches are those of seeds on the host."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data_module = pytest.importorskip("torch_geometric.data")
+        from dataeff.integrations.pyg import LinkNeighborLoader, NeighborLoader
+    edges, options = torch.randint(NODES, (2, 4000)), {}
+    ids = torch.randperm(NODES)[:90]
+    drawn = []
+
+    def sample_there(self, *arguments):
+        drawn.append(self.device)
+        return real(self, *arguments)
+
+    real = DeviceSampler.sample
+    monkeypatch.setattr(DeviceSampler, "sample", sample_there)
+
+    def batches(where):
+        torch.manual_seed(0)
+        seeds, make = ids.to(where), NeighborLoader
+        data = data_module.Data(x=table, edge_index=edges, y=torch.arange(NODES))
+        data.num_nodes, data.edge_attr = NODES, torch.arange(4000)
+        if what == "mask":
+            seeds = (torch.arange(NODES) < 80).to(where)
+        elif what == "timed":
+            options.update(time_attr="y", input_time=torch.full((90,), 400))
+        elif what == "typed":
+            data = data_module.HeteroData(a={"x": table}, b={"num_nodes": NODES})
+            data["a", "to", "b"].edge_index = data["b", "to", "a"].edge_index = edges
+            seeds = ("b", seeds)
+        elif what == "links":
+            make, seeds = LinkNeighborLoader, edges[:, :90].to(where)
+            options.update(neg_sampling="binary")
+        elif what == "bidirectional":
+            options.update(subgraph_type="bidirectional")
+        name = "edge_label_index" if what == "links" else "input_nodes"
+        loader = make(
+            data,
+            [4, 3],
+            **{name: seeds},
+            batch_size=30,
+            num_workers=num_workers,
+            filter_per_worker=per_worker,
+            device="cuda",
+            **options,
+        )
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found = [batch.clone() for batch in loader]
+            torch.cuda.synchronize()
+        return found
+
+    with FeatureTable(x) as table:
+        expected = batches("cpu")
+        assert not drawn
+        found = batches("cuda")
+        assert len(drawn) == len(found) == len(expected) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for store, right in zip(one.stores, other.stores, strict=True):
+            for key, value in store.items():
+                if isinstance(value, torch.Tensor):
+                    assert value.is_cuda and torch.equal(value, right[key]), key
+                else:
+                    assert value == right[key], key
 
 
 @pytest.mark.parametrize("engine", ["auto", "threads"])

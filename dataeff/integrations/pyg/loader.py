@@ -38,6 +38,10 @@ class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignor
     - An attribute of `data` may be a `dataeff.FeatureTable`: its rows are gathered for each batch,
       on `device` when that is given. On a GPU the threads do so, and run `transform`, on a stream
       of their own beside the caller's.
+    - Seeds that are given on a GPU are sampled on the GPU of `device` (theirs, the current one, by
+      default), by kernels that read the graph in host memory; the samples are those of the host.
+      Others are sampled on the host, as are those of stores, and of graphs that CUDA cannot
+      register.
     - `filter_per_worker=False` gathers features in the caller's thread, not in those ahead.
     - `is_sorted` is not needed: sorted edges are recognised.
 
@@ -58,7 +62,7 @@ class NeighborLoader(PipelinedLoader, pyg_loader.NeighborLoader):  # type: ignor
         filter_per_worker: False gathers features in the caller's thread.
         neighbor_sampler: a `PyGNeighborSampler` to share between loaders.
         directed: False is PyG's older form of `subgraph_type="induced"`.
-        device: where batches are delivered; by default where `data` is.
+        device: where batches are delivered; by default where `data` is, or the seeds on a GPU.
         **kwargs: those of `torch.utils.data.DataLoader`, such as `batch_size` or `shuffle`.
 
     Raises:

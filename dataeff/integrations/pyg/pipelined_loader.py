@@ -17,6 +17,7 @@ from dataeff.features.delivery import Delivery
 from dataeff.features.pipeline import pipelined
 from dataeff.integrations.pyg.graph import RowTable, has_row_per_node, is_table, node_counts
 from dataeff.integrations.pyg.sampler import PyGNeighborSampler
+from dataeff.integrations.pyg.seeds import on_gpu
 from dataeff.integrations.pyg.worker_start import WorkerStart
 
 _SAMPLER_OPTIONS = (
@@ -29,6 +30,7 @@ class PipelinedLoader:
     """What both loaders add to PyG's: threads that work ahead, and rows out of tables."""
 
     device: torch.device | None
+    _sampled_on: torch.device | None
     _user_transform: Any
     _user_output_transform: Any
 
@@ -44,12 +46,27 @@ class PipelinedLoader:
         self._user_output_transform = given["transform_sampler_output"]
         if given["filter_per_worker"] is not None:
             checked_bool("filter_per_worker", given["filter_per_worker"])
+        sampler = _make_sampler(data, given)
+        self._sampled_on = self._where_sampled(data, sampler, given)
         return {
             "data": data,
-            "neighbor_sampler": _make_sampler(data, given),
+            "neighbor_sampler": sampler,
             **{name: given[name] for name in ("num_neighbors", "time_attr", "filter_per_worker")},
             **self._thread_options(given["kwargs"]),
         }
+
+    def _where_sampled(
+        self, data: Any, sampler: PyGNeighborSampler, given: Mapping[str, Any]
+    ) -> torch.device | None:
+        """The GPU of the batches, where the seeds were given on one; None: the host."""
+        seeds = given.get("input_nodes", given.get("edge_label_index"))
+        if not on_gpu(seeds):
+            return None
+        if self.device is None:
+            self.device = torch.device("cuda")
+        # Features of stores are asked for by the host.
+        there = self.device.type == "cuda" and isinstance(data, (Data, HeteroData))
+        return self.device if there and sampler.samples_on(self.device) else None
 
     def _thread_options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Takes out of `kwargs` what concerns threads; the rest is for PyG's loader."""
@@ -72,7 +89,7 @@ class PipelinedLoader:
 
     def _work(self, task: tuple[Any, int]) -> Any:
         index, seed = task
-        self._sampler.prepare(seed)
+        self._sampler.prepare(seed, self._sampled_on)
         return self.collate_fn(index)  # type: ignore[attr-defined]
 
     def _base_seed(self) -> int:
@@ -98,17 +115,17 @@ class PipelinedLoader:
         )
 
     def __iter__(self) -> Iterator[Any]:
-        if not self.filter_per_worker:  # type: ignore[attr-defined]
-            for drawn in self._pipelined(self._work):
-                yield self.filter_fn(drawn)
-        elif self._num_threads and self.device is not None and self.device.type == "cuda":
-            delivery = Delivery(self.device)
-            work = partial(delivery.run, self._work)
-            with closing(self._pipelined(work)) as batches:
-                for delivered in batches:
-                    yield delivery.take(delivered)
-        else:
-            yield from self._pipelined(self._work)
+        finish = _itself if self.filter_per_worker else self.filter_fn  # type: ignore[attr-defined]
+        there = self.device is not None and self.device.type == "cuda"
+        if not (self._num_threads and there and (finish is _itself or self._sampled_on)):
+            for batch in self._pipelined(self._work):
+                yield finish(batch)
+            return
+        assert self.device is not None
+        delivery = Delivery(self.device)
+        with closing(self._pipelined(partial(delivery.run, self._work))) as batches:
+            for delivered in batches:
+                yield finish(delivery.take(delivered))
 
     @property
     def _sampler(self) -> PyGNeighborSampler:
@@ -172,6 +189,10 @@ class PipelinedLoader:
     def enable_cpu_affinity(self, loader_cores: Any = None) -> Any:
         """Not supported: threads of one process run where the process may (`taskset`)."""
         raise NotImplementedError("use taskset or numactl: this loader works in threads")
+
+
+def _itself(batch: Any) -> Any:
+    return batch
 
 
 def _check_timeout(timeout: object) -> None:

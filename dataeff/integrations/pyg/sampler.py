@@ -104,13 +104,16 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         self.__dict__.update(state)
         self._own = threading.local()
 
-    def prepare(self, seed: int) -> None:
-        """Sets the random seed of the calling thread's next sample."""
-        self._own.next = seed
+    def prepare(self, seed: int, device: torch.device | None = None) -> None:
+        """Sets the random seed of the calling thread's next sample, and where it is drawn.
 
-    def _random_seed(self) -> int:
-        prepared: int | None = self._own.__dict__.pop("next", None)
-        return int(torch.randint(_LARGEST_SEED, (), device="cpu")) if prepared is None else prepared
+        By default that is where its seeds are; the sample is the same everywhere.
+        """
+        self._own.next = seed, device
+
+    def _prepared(self) -> tuple[int, torch.device | None]:
+        prepared: tuple[int, torch.device | None] | None = self._own.__dict__.pop("next", None)
+        return prepared or (int(torch.randint(_LARGEST_SEED, (), device="cpu")), None)
 
     @property
     def edge_permutation(self) -> None:
@@ -130,14 +133,22 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         self, inputs: EdgeSamplerInput, neg_sampling: NegativeSampling | None = None
     ) -> SamplerOutput | HeteroSamplerOutput:
         """Samples the neighbourhoods of both ends of edges, and of negative samples."""
-        random_seed = self._random_seed()
-        self.prepare(random_seed)
+        random_seed, device = self._prepared()
+        self.prepare(random_seed, device)
         if neg_sampling is not None:
             neg_sampling = _SeededNegativeSampling(neg_sampling, random_seed)
         drawn = edge_sample(
             inputs, self._sample, self.num_nodes, self.disjoint, self.node_time, neg_sampling
         )
         return self._directed(drawn)
+
+    def samples_on(self, device: torch.device) -> bool:
+        """Whether kernels of the GPU can read the graph, which is registered for them."""
+        try:
+            self.sampler.on_device(torch.empty(0, device=device).device)
+        except RuntimeError:  # as where the core or the system has no registration
+            return False
+        return True
 
     def _directed(
         self, drawn: SamplerOutput | HeteroSamplerOutput
@@ -155,10 +166,11 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         self, sampler: NeighborSampler, seed: Tensor, seed_time: Tensor | None
     ) -> SamplerOutput:
         if seed_time is None and isinstance(self.node_time, Tensor):
-            seed_time = self.node_time[seed]
+            seed_time = self.node_time[seed.to(self.node_time.device)]
         if seed_time is None and sampler.graph.edge_time is not None:
             raise ValueError(_NO_TIMES.format("seeds"))
-        drawn = sampler.sample(seed, seed=self._random_seed(), seed_time=seed_time)
+        random_seed, device = self._prepared()
+        drawn = sampler.sample(seed.to(device), seed=random_seed, seed_time=seed_time)
         return SamplerOutput(
             node=drawn.n_id,
             row=drawn.edge_index[0],
@@ -180,8 +192,10 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
             times = self.node_time if isinstance(self.node_time, Mapping) else {}
             if lacking := sorted(set(seed) - set(times)):
                 raise ValueError(_NO_TIMES.format(f"seeds of type {lacking[0]!r}"))
-            seed_time = {key: times[key][ids] for key, ids in seed.items()}
-        drawn = sampler.sample(seed, seed=self._random_seed(), seed_time=seed_time)
+            seed_time = {key: times[key][ids.to(times[key].device)] for key, ids in seed.items()}
+        random_seed, device = self._prepared()
+        seed = {key: ids.to(device) for key, ids in seed.items()}
+        drawn = sampler.sample(seed, seed=random_seed, seed_time=seed_time)
         return HeteroSamplerOutput(
             node=drawn.n_id,
             row={key: edge_index[0] for key, edge_index in drawn.edge_index.items()},

@@ -12,6 +12,12 @@ from torch_geometric.data import Data, HeteroData
 from dataeff.integrations.pyg.graph import node_counts
 
 
+def on_gpu(seeds: Any) -> bool:
+    """Whether seeds, or edges to start from, were given in a tensor on a GPU."""
+    parts = seeds if isinstance(seeds, (tuple, list)) and len(seeds) == 2 else (seeds,)
+    return any(isinstance(part, Tensor) and part.is_cuda for part in parts)
+
+
 def named_seeds(data: Any, input_nodes: Any) -> Any:
     """`input_nodes` as PyG takes it, its ids or mask in a tensor.
 
