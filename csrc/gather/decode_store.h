@@ -17,14 +17,18 @@ struct StoreDecoded {
   std::byte* out;
   const float* scales;
 
+  // To be asked for beside the word, whose way is the longer: after it each would be waited for.
+  DATAEFF_HOST_DEVICE float scale_of(const WordCopy& copy) const {
+    // A wrong index has no row to ask for a scale; its word is zero and stays zero.
+    return Rows::kScaled && copy.begin < copy.end && copy.readable ? scales[copy.row] : 1.0f;
+  }
+
   // A whole word of codes becomes two to eight whole words of values where the output is aligned;
   // otherwise the values are stored one by one.
   template <typename StoreWord>
-  DATAEFF_HOST_DEVICE void operator()(const WordCopy& copy, const Word& word,
+  DATAEFF_HOST_DEVICE void operator()(const WordCopy& copy, const Word& word, float scale,
                                       const StoreWord& store_word) const {
     if (copy.begin == copy.end) return;
-    // A wrong index has no row to ask for a scale; its word is zero and stays zero.
-    const float scale = Rows::kScaled && copy.readable ? scales[copy.row] : 1.0f;
     const uintptr_t to =
         reinterpret_cast<uintptr_t>(out) + copy.offset / sizeof(Code) * sizeof(Value);
     if (copy.end - copy.begin == kWordNbytes && to % kWordNbytes == 0) {

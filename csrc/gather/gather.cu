@@ -19,7 +19,8 @@ constexpr int kUnroll = 4;
 // A bus of 55 GB/s with 2 us from request to answer holds 110 KB at any moment; four times that
 // leaves room for lanes without work and for warps that are storing. More blocks would only take
 // multiprocessors from the work that the gather overlaps with. A machine with a faster link (or a
-// slower answer) needs more: GatherOptions::num_blocks overrides it call by call.
+// slower answer) needs more: GatherOptions::num_blocks overrides it call by call, which Python sets
+// from DATAEFF_GATHER_BLOCKS.
 constexpr int64_t kBytesInFlight = 448 << 10;
 constexpr int64_t kBlockBytesInFlight = int64_t{kBlockThreads} * kUnroll * kWordNbytes;
 // Where hot rows are found on the device, the bus carries only the rest of what is in flight: a
@@ -68,6 +69,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     int64_t slots[kUnroll];
     WordCopy copies[kUnroll];
     Word words[kUnroll];
+    float scales[kUnroll];
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
       places[i] = walk.next();
@@ -81,10 +83,11 @@ __global__ void __launch_bounds__(kBlockThreads)
       words[i] = {0, 0};
       if (copies[i].begin < copies[i].end && copies[i].readable)
         words[i] = load_word(copies[i].word);
+      scales[i] = store.scale_of(copies[i]);
     }
 #pragma unroll
     for (int i = 0; i < kUnroll; ++i) {
-      store(copies[i], words[i], store_word);
+      store(copies[i], words[i], scales[i], store_word);
       found += copies[i].first_lane && copies[i].hot;
       if (copies[i].first_lane && !copies[i].readable)
         report_bad(report, task.ids[copies[i].position], task.table.num_rows);

@@ -205,9 +205,12 @@ DATAEFF_HOST_DEVICE void store_units(const WordCopy& copy, const Word& word, uin
 struct StoreBytes {
   std::byte* out;
 
+  // Rows that are copied have none.
+  DATAEFF_HOST_DEVICE float scale_of(const WordCopy&) const { return 1.0f; }
+
   // `store_word` writes a whole aligned word.
   template <typename StoreWord>
-  DATAEFF_HOST_DEVICE void operator()(const WordCopy& copy, const Word& word,
+  DATAEFF_HOST_DEVICE void operator()(const WordCopy& copy, const Word& word, float /*scale*/,
                                       const StoreWord& store_word) const {
     if (copy.begin == copy.end) return;
     const uintptr_t to = reinterpret_cast<uintptr_t>(out) + copy.offset;

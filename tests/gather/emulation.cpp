@@ -52,7 +52,7 @@ static Counts emulate(const GatherTask<Id>& task, const Store& store) {
         ++counts.words;
         counts.stray_words += !(copy.hot ? hot_span : cold_span).has(copy.word);
       }
-      store(copy, word, store_word);
+      store(copy, word, store.scale_of(copy), store_word);
       counts.bad += copy.first_lane && !copy.readable;
       counts.hits += copy.first_lane && copy.hot;
     }
