@@ -158,6 +158,8 @@ class TensorCache:
             tensor = handle.rebuild(self._bring(saved))
             if saved.see(handle):
                 self.held.reached(saved)
+                if saved.writing:
+                    self._outgoing.used(saved)
             return tensor
 
     # ---- deciding --------------------------------------------------------------------------

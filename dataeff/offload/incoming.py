@@ -87,14 +87,16 @@ class Incoming:
         limit = self._passes.limit(self.budget, tape)
         for saved in tape.upcoming():
             if saved.storage is not None or saved.load is not None:
-                # What is wanted this soon need not be written: the disk is free for reads.
-                if saved.writing and not self._outgoing.cancel(saved):
+                # What is wanted this soon need not be written: the disk is free for reads. A copy
+                # to host memory goes on, and is in the way of none that comes back.
+                if saved.writing and not self._outgoing.cancel(saved) and not saved.to_host:
                     break
                 tape.fetched(saved.position)
                 continue
-            # What forward has left in memory, or is about to, is as good as brought back.
-            ahead = self._held.cached_nbytes + self._held.last_nbytes + self._outgoing.nbytes
-            if ahead + saved.nbytes > limit:
+            while over_limit := self._ahead_nbytes + saved.nbytes > limit:
+                if not self._outgoing.give_up_used():
+                    break
+            if over_limit:
                 break
             if revive(saved.weak, saved.shift + saved.nbytes) is None:
                 try:
@@ -102,6 +104,11 @@ class Incoming:
                 except torch.OutOfMemoryError:
                     break  # it is not wanted yet; when it is, more will have been given up
             tape.fetched(saved.position)
+
+    @property
+    def _ahead_nbytes(self) -> int:
+        """What was brought back, or is as good: forward has left it, or is about to store it."""
+        return self._held.cached_nbytes + self._held.last_nbytes + self._outgoing.nbytes
 
     def settle(self) -> None:
         """Settles the loads that have ended."""

@@ -11,7 +11,7 @@ import torch
 from dataeff.ledger import Tier
 from dataeff.offload.account import Account
 from dataeff.offload.held import HeldBytes
-from dataeff.offload.passes import Passes
+from dataeff.offload.passes import Passes, in_backward
 from dataeff.offload.saved import SavedStorage
 from dataeff.offload.transfer import Tiers, WriteCapError, over
 from dataeff.storage.spill import FULL
@@ -34,6 +34,7 @@ class Outgoing:
         self._tiers, self._held, self._passes = tiers, held, passes
         self.budget, self._account = budget, account
         self._queue: OrderedDict[SavedStorage, None] = OrderedDict()
+        self._used: OrderedDict[SavedStorage, None] = OrderedDict()  # see `used`
         self.nbytes = 0  # of the stores under way
         self._warned: set[str] = set()
 
@@ -69,6 +70,25 @@ class Outgoing:
         self._held.stay(saved)
         return True
 
+    def used(self, saved: SavedStorage) -> None:
+        """Notes that what is being stored is not needed in memory: backward has done with it.
+
+        A host that is ahead of a device does not see the store end, and would hold the memory.
+        """
+        assert saved.copy is not None
+        if saved.copy.tier is Tier.HOST and saved in self._queue:
+            self._used[saved] = None
+
+    def give_up_used(self) -> bool:
+        """Frees memory that backward has used, in the order of the device; false if there is none.
+
+        Compute waits for the store, if that has not ended by then; the host does not.
+        """
+        if not self._used:
+            return False
+        self._end(next(reversed(self._used)))  # of what was used in backward's order, stored first
+        return True
+
     def _sent(self, saved: SavedStorage) -> None:
         """Notes that `saved.copy` is under way."""
         assert saved.copy is not None
@@ -80,6 +100,7 @@ class Outgoing:
     def _take_off(self, saved: SavedStorage) -> None:
         """Takes what is written no more off the queue."""
         self._queue.pop(saved, None)
+        self._used.pop(saved, None)
         saved.writing = False
         self.nbytes -= saved.nbytes
 
@@ -91,6 +112,9 @@ class Outgoing:
                 self._account.counters.bytes_cancelled += nbytes
             else:
                 self._failed(nbytes, error)
+        # Before forward came on, compute has done a backward since: it waits for none of these.
+        while self._used and not in_backward():
+            self.give_up_used()
         for saved in over(self._queue, _is_over) if self._queue else ():
             if saved.copy is not None and saved.copy.done():
                 self._end(saved)
@@ -171,6 +195,6 @@ class Outgoing:
 
 
 def _is_over(saved: SavedStorage) -> bool:
-    """Whether the store has ended, or nobody wants what it stores."""
+    """Whether the store has ended, or nobody wants what it stores and it may be stopped."""
     assert saved.copy is not None
-    return saved.copy.done() or not saved.wanted
+    return saved.copy.done() or not (saved.wanted or saved.to_host)

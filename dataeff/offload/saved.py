@@ -137,6 +137,11 @@ class SavedStorage:
         self._remains.copy = copy
 
     @property
+    def to_host(self) -> bool:
+        """Whether the bytes are in the host tier, or on their way there."""
+        return self.copy is not None and self.copy.tier is Tier.HOST
+
+    @property
     def cached(self) -> bool:
         """Whether the bytes are in memory although a complete copy exists."""
         return self._remains.cached_nbytes > 0
