@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -40,7 +41,7 @@ class PinnedPool:
         self._cooling: OrderedDict[PooledBuffer, tuple[Event, torch.UntypedStorage | None]] = (
             OrderedDict()
         )
-        self._copying: deque[tuple[Event, PooledBuffer]] = deque()
+        self._copying: deque[tuple[Event, object]] = deque()
         self._lock = threading.RLock()
         self._pageable: weakref.WeakSet[BufferPool] = weakref.WeakSet()
         self.peak_nbytes = 0
@@ -53,20 +54,43 @@ class PinnedPool:
         return used + sum(pool.used_nbytes for pool in self._pageable) if self._pageable else used
 
     def acquire(self, nbytes: int) -> PooledBuffer:
-        """A buffer, at once. Raises OSError(ENOSPC) when there is none."""
+        """A buffer to copy out to, at once. Raises OSError(ENOSPC) when there is none.
+
+        Where the rest of the pool is taken it is one that the device has not done with: what is
+        copied out from now on is queued behind that.
+        """
+        return self._acquire(nbytes, self._streams.reuse_after)
+
+    def _acquire(self, nbytes: int, end: Callable[[Event], None]) -> PooledBuffer:
+        """A buffer, perhaps after the `end` of copies that others were handed in with."""
         self.sweep()
         padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
-        try:
-            buffer = self._pool.acquire(padded, timeout_s=0)
-        except (TimeoutError, ValueError) as error:
-            raise OSError(errno.ENOSPC, f"the host pool has no room: {error}") from error
-        self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
-        return buffer
+        while True:
+            try:
+                buffer = self._pool.acquire(padded, timeout_s=0)
+            except (TimeoutError, ValueError) as error:
+                if padded <= self._pool.budget_nbytes and self._end_oldest(end):
+                    continue
+                raise OSError(errno.ENOSPC, f"the host pool has no room: {error}") from error
+            self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
+            return buffer
 
-    def hold(self, event: Event, buffer: PooledBuffer) -> None:
-        """Keeps the memory of a buffer until `event`, though an interrupt loses who has it."""
+    def _end_oldest(self, end: Callable[[Event], None]) -> bool:
+        """Takes back the buffer that was handed in first; false if there is none."""
         with self._lock:
-            self._copying.append((event, buffer))
+            if not self._cooling:
+                return False
+            buffer, (event, source) = next(iter(self._cooling.items()))
+            end(event)
+            self.hold(event, source)
+            del self._cooling[buffer]
+        self.release(buffer)
+        return True
+
+    def hold(self, event: Event, memory: object) -> None:
+        """Keeps memory until `event`, though an interrupt loses who has it."""
+        with self._lock:
+            self._copying.append((event, memory))
             while self._copying and self._copying[0][0].query():
                 self._copying.popleft()
 
@@ -92,9 +116,12 @@ class PinnedPool:
         entries.clear()  # the sources go after the lock is given back
 
     def acquire_anyway(self, nbytes: int) -> PooledBuffer:
-        """A buffer of the pool, or of pageable memory: a load must not fail for want of room."""
+        """A buffer of the pool, or of pageable memory: a load must not fail for want of room.
+
+        Waits for the device where it still copies from what was handed in.
+        """
         try:
-            return self.acquire(nbytes)
+            return self._acquire(nbytes, lambda event: event.synchronize())
         except OSError:
             padded = -(-nbytes // ALIGNMENT) * ALIGNMENT
             pool = BufferPool(padded)

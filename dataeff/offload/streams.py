@@ -61,6 +61,9 @@ class Streams(Protocol):
     def order_after(self, event: Event) -> None:
         """What the caller queues from now on runs after `event`; the host does not wait."""
 
+    def reuse_after(self, event: Event) -> None:
+        """What is copied out from now on is copied after `event`; the host does not wait."""
+
     def beside(self, event: Event) -> AbstractContextManager[object]:
         """In the block, the stream that was current when `event` was made is current again."""
 
@@ -152,6 +155,11 @@ class CudaStreams:
         assert isinstance(event, CudaCopy)
         for stream in {torch.cuda.current_stream(self._device), event.stream}:
             stream.wait_event(event.end.event)
+
+    def reuse_after(self, event: Event) -> None:
+        """Lets the outgoing stream wait for a copy whose host memory is written next."""
+        assert isinstance(event, CudaCopy)
+        self._out.wait_event(event.end.event)
 
     def beside(self, event: Event) -> AbstractContextManager[object]:
         """In the block, allocations and copies belong to the stream of `event`."""

@@ -153,6 +153,8 @@ class LateStreams:
     def order_after(self, event):
         event.synchronize()
 
+    reuse_after = order_after
+
     def beside(self, event):
         return contextlib.nullcontext()
 

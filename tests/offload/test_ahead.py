@@ -5,6 +5,7 @@ import torch
 from virtual_device import Chain, VirtualDevice
 
 from dataeff.offload import ActivationOffload
+from dataeff.offload.staging import PinnedPool
 
 MIB = 1 << 20
 LAYER_S = 0.010
@@ -57,6 +58,15 @@ def test_memory_stays_within_what_may_be_in_flight(run):
     assert report.peak_held_bytes <= 5 * MIB
 
 
+@pytest.mark.parametrize("forwards", [1, 3])
+def test_a_host_tier_as_large_as_a_step_holds_every_step(run, forwards):
+    """What the last step had there is written again in the order of the streams."""
+    nbytes = run(2 * MIB / LAYER_S, 1, forwards=1)[1].report().bytes_host
+    device, offload, _ = run(2 * MIB / LAYER_S, 4, False, forwards, host_bytes=nbytes)
+    assert offload.report().bytes_host == 4 * forwards * nbytes
+    assert offload.report().bytes_failed == 0 and device.num_waits == 0
+
+
 def test_loads_begin_when_backward_is_announced(run):
     """Before compute comes to it, and past what is still on its way out."""
     device, offload, _ = run(
@@ -70,3 +80,19 @@ def test_loads_begin_when_backward_is_announced(run):
         began_s = device.compute_s
         loss.backward()
     assert [begin_s < began_s for begin_s in device.loads if begin_s >= said_s].count(True) == 4
+
+
+def test_memory_that_the_device_still_copies_is_used_again_behind_that():
+    device = VirtualDevice(MIB)
+    pool = PinnedPool(MIB, device)
+    memory = torch.zeros(MIB, dtype=torch.uint8)
+    buffer = pool.acquire(MIB)
+    load = device.copy_in(buffer.tensor(), memory)
+    pool.release_after(load, buffer)
+    again = pool.acquire(MIB)
+    store = device.copy_out(memory.clone(), again.tensor())
+    assert store.begin_s >= load.end_s and device.num_waits == 0
+    pool.release_after(store, again)
+    with pytest.raises(OSError, match="no room"):
+        pool.acquire(2 * MIB)
+    pool.close()

@@ -56,6 +56,8 @@ class Extreme:
     def order_after(self, event):
         event.synchronize()
 
+    reuse_after = order_after
+
     def beside(self, event):
         return warnings.catch_warnings()
 
