@@ -70,11 +70,12 @@ void bind_idle_blocks(py::module_& m) {
 void bind_memory(py::module_& m) {
   bind_idle_blocks(m);
   py::class_<HostBuffer>(m, "HostBuffer", py::custom_type_setup(set_buffer_slots))
-      .def(py::init([](int64_t nbytes, bool shared, std::optional<int> fd) {
+      .def(py::init([](int64_t nbytes, bool shared, std::optional<int> fd, bool inherited) {
              return HostBuffer{fd ? HostMapping::attach(*fd, nbytes)
-                                  : HostMapping::create(nbytes, shared)};
+                                  : HostMapping::create(nbytes, shared, inherited)};
            }),
-           py::arg("nbytes"), py::arg("shared") = false, py::kw_only(), py::arg("fd") = py::none())
+           py::arg("nbytes"), py::arg("shared") = false, py::kw_only(), py::arg("fd") = py::none(),
+           py::arg("inherited") = true)
       .def_property_readonly(
           "data_ptr",
           [](const HostBuffer& self) { return reinterpret_cast<uintptr_t>(self.get().data()); })

@@ -41,7 +41,7 @@ char* map_on_huge_boundary(int64_t capacity) {
 
 }  // namespace
 
-std::shared_ptr<HostMapping> HostMapping::create(int64_t nbytes, bool shared) {
+std::shared_ptr<HostMapping> HostMapping::create(int64_t nbytes, bool shared, bool inherited) {
   const int64_t capacity = checked_capacity(nbytes);
   if (shared) {
     const int fd = memfd_create("dataeff", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -72,7 +72,9 @@ std::shared_ptr<HostMapping> HostMapping::create(int64_t nbytes, bool shared) {
     }
     data = static_cast<char*>(base);
   }
-  return std::shared_ptr<HostMapping>(new HostMapping(data, nbytes, capacity, -1));
+  std::shared_ptr<HostMapping> mapping(new HostMapping(data, nbytes, capacity, -1));
+  if (!inherited && madvise(data, capacity, MADV_DONTFORK) == 0) mapping->owner_pid_ = getpid();
+  return mapping;
 }
 
 std::shared_ptr<HostMapping> HostMapping::attach(int fd, int64_t nbytes) {
@@ -103,6 +105,8 @@ std::shared_ptr<HostMapping> HostMapping::map_fd(int fd, int64_t nbytes) {
 }
 
 HostMapping::~HostMapping() {
+  // In a forked child other memory may lie there by now.
+  if (owner_pid_ != 0 && owner_pid_ != getpid()) return;
   munmap(data_, capacity_);
   if (fd_ >= 0) ::close(fd_);
 }

@@ -1,6 +1,8 @@
 // Page-aligned host memory of an exact size, private to the process or shareable through a memfd.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <memory>
 
@@ -18,8 +20,9 @@ inline int64_t round_up(int64_t value, int64_t multiple) {
 class HostMapping {
  public:
   // Throws OsError(ENOMEM ...) when the kernel refuses. Anonymous memory of 2 MiB or more starts on
-  // a huge-page boundary and asks for huge pages.
-  static std::shared_ptr<HostMapping> create(int64_t nbytes, bool shared);
+  // a huge-page boundary and asks for huge pages. What is not `inherited`, forked children do not
+  // have at all: of pinned pages each of them would get a copy at the fork.
+  static std::shared_ptr<HostMapping> create(int64_t nbytes, bool shared, bool inherited = true);
 
   // Maps the memory behind another process's memfd. `fd` is duplicated, not taken.
   static std::shared_ptr<HostMapping> attach(int fd, int64_t nbytes);
@@ -42,6 +45,7 @@ class HostMapping {
   const int64_t nbytes_;
   const int64_t capacity_;
   const int fd_;
+  pid_t owner_pid_ = 0;  // of memory that a child of that process does not have
 };
 
 }  // namespace dataeff

@@ -21,6 +21,8 @@ class HostBuffer(_core.HostBuffer):
         nbytes: how many bytes.
         shared: a memfd that other processes can map (`fd`, `attach`) and forked children share;
             anonymous memory otherwise.
+        inherited: whether forked children have anonymous memory, as it is at the fork. A child
+            that touches what it has not dies of SIGSEGV.
 
     Raises:
         OSError: the kernel has no such memory.

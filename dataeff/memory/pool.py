@@ -66,14 +66,16 @@ class BufferPool:
     Args:
         budget_nbytes: size of the slab: the most that can be out at one time.
         shared: whether forked children and other processes share the memory.
+        inherited: whether forked children have memory that is not shared. Of what is pinned each
+            of them gets a copy at the fork.
 
     Attributes:
         buffer: the slab, for example to register it with CUDA as a whole.
         num_waits: calls of `acquire` that had to wait for memory.
     """
 
-    def __init__(self, budget_nbytes: int, shared: bool = False) -> None:
-        self.buffer = HostBuffer(budget_nbytes, shared=shared)
+    def __init__(self, budget_nbytes: int, shared: bool = False, inherited: bool = True) -> None:
+        self.buffer = HostBuffer(budget_nbytes, shared=shared, inherited=inherited)
         self.budget_nbytes = self.buffer.capacity_nbytes
         self.num_waits = 0
         self._slab = _core.Slab(self.buffer)
@@ -123,6 +125,11 @@ class BufferPool:
     def used_nbytes(self) -> int:
         """Bytes that are out now, in whole pages."""
         return self._slab.used
+
+    @property
+    def largest_free_nbytes(self) -> int:
+        """The largest buffer that `acquire` would have at once."""
+        return self._slab.largest_free
 
     @property
     def peak_nbytes(self) -> int:

@@ -36,7 +36,7 @@ class PinnedPool:
     """
 
     def __init__(self, nbytes: int, streams: Streams) -> None:
-        self._pool = BufferPool(nbytes)
+        self._pool = BufferPool(nbytes, inherited=False)  # children are refused: see `Process`
         self._streams = streams
         self._cooling: OrderedDict[PooledBuffer, tuple[Event, torch.UntypedStorage | None]] = (
             OrderedDict()

@@ -1,3 +1,4 @@
+import ctypes
 import mmap
 import os
 import resource
@@ -118,3 +119,46 @@ def test_impossible_sizes():
     with pytest.raises(OSError, match="bytes of host memory") as error:
         HostBuffer(1 << 60)
     assert error.value.errno is not None
+
+
+@pytest.mark.parametrize("nbytes", [8192, 4 << 20])
+@pytest.mark.parametrize("inherited", [True, False])
+def test_what_children_do_not_inherit_they_leave_alone(nbytes, inherited):
+    """Where it was, a child may have other memory by the time it gives up the buffer."""
+    buffer = HostBuffer(nbytes, inherited=inherited)
+    address, capacity = buffer.data_ptr, buffer.capacity_nbytes
+    with open("/proc/self/smaps") as smaps:
+        assert ("dc" in _flags(smaps, address)) != inherited
+    pid = os.fork()
+    if pid == 0:
+        if not inherited:
+            mapped = _mmap_at(address, capacity)
+            buffer.close()
+            ctypes.memset(mapped, 1, capacity)  # SIGSEGV if `close` has unmapped it
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    memoryview(buffer)[nbytes - 1] = 1
+
+
+def _flags(smaps, address):
+    within = False
+    for line in smaps:
+        head = line.split()[0]
+        if "-" in head and not head.endswith(":"):
+            first, last = (int(part, 16) for part in head.split("-"))
+            within = first <= address < last
+        elif within and head == "VmFlags:":
+            return line.split()[1:]
+    raise AssertionError(f"nothing is mapped at {address:#x}")
+
+
+def _mmap_at(address, nbytes):
+    """Anonymous memory where nothing is mapped."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    fixed = 0x100000  # MAP_FIXED_NOREPLACE
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | fixed
+    mapped = libc.mmap(address, nbytes, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    assert mapped == address
+    return mapped
