@@ -102,7 +102,8 @@ class ActivationOffload:
             TBW, less what is spent. A warning comes before; beyond it, tensors stay in memory.
         write_cap_tb: the same per day of running.
         live: show what moves in a table on the terminal, from the first step on.
-        staging_bytes: pinned memory through which a GPU's tensors go to disk and come back.
+        staging_bytes: pinned memory through which a GPU's tensors go to disk and come back. A
+            storage that is larger takes twice its own size besides, from then on.
         engine: what reads and writes the spill files: `"threads"`, `"io_uring"`, `"cufile"`: for a
             model on a GPU, straight between its memory and the files (GPUDirect Storage), or
             `"auto"`: the one that a short measurement in the first directory shows to be faster.

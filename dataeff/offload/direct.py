@@ -8,7 +8,7 @@ that no transfer has to go through a buffer of cuFile's own for them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -71,6 +71,7 @@ class DirectCopy:
     """
 
     tier = Tier.DISK
+    queue: Hashable = None
 
     def __init__(self, storage: torch.UntypedStorage, path: DirectPath, streams: Streams) -> None:
         self.device, self.nbytes = storage.device, storage.nbytes()
@@ -110,6 +111,10 @@ class DirectCopy:
         self._source = None
         return True
 
+    def has_room(self) -> bool:
+        """It takes no host memory."""
+        return True
+
     def load(self) -> DirectLoad:
         """Begins to read the bytes into new device memory."""
         assert self.written is not None
@@ -125,6 +130,7 @@ class DirectLoad:
     """The way back of a `DirectCopy`."""
 
     shift = 0
+    queue: Hashable = None
     arrival = None  # the read begins when the tail is there, and has ended after `finish`
 
     def __init__(self, copy: DirectCopy, written: Written) -> None:

@@ -12,7 +12,7 @@ import ctypes
 import errno
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
@@ -166,6 +166,7 @@ class DiskCopy:
     """A host storage on disk: the aligned middle in a spill file, the ends in memory."""
 
     tier = Tier.DISK
+    queue: Hashable = None
 
     def __init__(self, spills: SpillSet, storage: torch.UntypedStorage, checksum: bool) -> None:
         address, nbytes = storage.data_ptr(), storage.nbytes()
@@ -189,6 +190,10 @@ class DiskCopy:
         """Stops the write if it has not begun."""
         return self._written.cancel()
 
+    def has_room(self) -> bool:
+        """There is no other memory than that of the device."""
+        return True
+
     def load(self) -> DiskLoad:
         """Begins to read the bytes into a new storage."""
         return DiskLoad(self._written, self._head, self._tail, self._crc, self._memory)
@@ -201,6 +206,7 @@ class DiskCopy:
 class DiskLoad:
     """The way back of a `DiskCopy`."""
 
+    queue: Hashable = None
     arrival = None  # host memory has no streams: `finish` is all
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 
 import torch
 
@@ -99,6 +100,8 @@ class Incoming:
             if over_limit:
                 break
             if revive(saved.weak, saved.shift + saved.nbytes) is None:
+                if saved.copy is not None and not saved.copy.has_room():
+                    break  # it would wait for what is wanted before
                 try:
                     self.begin(saved)
                 except torch.OutOfMemoryError:
@@ -112,7 +115,7 @@ class Incoming:
 
     def settle(self) -> None:
         """Settles the loads that have ended."""
-        for saved in over(self._loading, _is_over):
+        for saved in over(self._loading, _is_over, _queue_of):
             self._settle(saved)
 
     def drain(self) -> None:
@@ -154,3 +157,7 @@ class Incoming:
 def _is_over(saved: SavedStorage) -> bool:
     assert saved.load is not None
     return saved.load.done()
+
+
+def _queue_of(saved: SavedStorage) -> Hashable:
+    return None if saved.load is None else saved.load.queue

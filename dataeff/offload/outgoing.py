@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import warnings
 from collections import OrderedDict
+from collections.abc import Hashable
 
 import torch
 
@@ -115,7 +116,7 @@ class Outgoing:
         # Before forward came on, compute has done a backward since: it waits for none of these.
         while self._used and not in_backward():
             self.give_up_used()
-        for saved in over(self._queue, _is_over) if self._queue else ():
+        for saved in over(self._queue, _is_over, _queue_of) if self._queue else ():
             if saved.copy is not None and saved.copy.done():
                 self._end(saved)
             else:
@@ -198,3 +199,7 @@ def _is_over(saved: SavedStorage) -> bool:
     """Whether the store has ended, or nobody wants what it stores and it may be stopped."""
     assert saved.copy is not None
     return saved.copy.done() or not (saved.wanted or saved.to_host)
+
+
+def _queue_of(saved: SavedStorage) -> Hashable:
+    return None if saved.copy is None else saved.copy.queue

@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -48,6 +48,16 @@ class PinnedPool:
         streams.pin(self._pool.buffer)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the whole pool."""
+        return self._pool.budget_nbytes
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether there is a buffer that waits for nothing."""
+        self.sweep()
+        return nbytes <= self._pool.largest_free_nbytes
+
+    @property
     def used_nbytes(self) -> int:
         """Bytes of the buffers that are out, which the pools know: an interrupt loses none."""
         used = self._pool.used_nbytes
@@ -69,7 +79,7 @@ class PinnedPool:
             try:
                 buffer = self._pool.acquire(padded, timeout_s=0)
             except (TimeoutError, ValueError) as error:
-                if padded <= self._pool.budget_nbytes and self._end_oldest(end):
+                if padded <= self.nbytes and self._end_oldest(end):
                     continue
                 raise OSError(errno.ENOSPC, f"the host pool has no room: {error}") from error
             self.peak_nbytes = max(self.peak_nbytes, self.used_nbytes)
@@ -109,7 +119,9 @@ class PinnedPool:
     def sweep(self) -> None:
         """Takes back the buffers whose copies have ended."""
         with self._lock:
-            cold = over(self._cooling, lambda buffer: self._cooling[buffer][0].query())
+            cold = over(
+                self._cooling, lambda buffer: self._cooling[buffer][0].query(), lambda buffer: self
+            )
             entries = [self._cooling.pop(buffer) for buffer in cold]
         for buffer in cold:
             self.release(buffer)
@@ -172,6 +184,7 @@ class DeviceCopy:
         self.doomed = self.stayed = False
         self.tier = Tier.HOST if spill is None else Tier.DISK
         self._pool, self._streams, self._checksum = pool, streams, checksum
+        self.queue: Hashable = streams, self.tier
         self._crc: int | None = None
         self._write_end_ns: int | None = None
         self._source: torch.UntypedStorage | None = storage  # until no stream reads it unordered
@@ -264,6 +277,10 @@ class DeviceCopy:
         self._spilled = None
         self.stayed = True
 
+    def has_room(self) -> bool:
+        """Whether what is on disk finds staging memory at once."""
+        return self._buffer is not None or self._pool.has_room(self.nbytes)
+
     def load(self) -> DeviceLoad:
         """Begins to bring the bytes back into new device memory."""
         load = DeviceLoad(self, self._buffer)
@@ -300,6 +317,7 @@ class DeviceLoad:
 
     def __init__(self, copy: DeviceCopy, buffer: PooledBuffer | None) -> None:
         self._copy = copy
+        self.queue = None if buffer is None else copy.queue
         self._begin_ns = time.perf_counter_ns() if buffer is None else None
         with copy._streams.beside(copy._copied):
             self._target = torch.empty(copy.nbytes, dtype=torch.uint8, device=copy.device)

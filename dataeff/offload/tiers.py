@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -43,7 +44,8 @@ class Tiers:
     Args:
         spills: the disk tier.
         host_bytes: size of the host tier, pinned at first use; 0 for none.
-        staging_bytes: pinned memory through which a device's bytes go to disk and come back.
+        staging_bytes: pinned memory through which a device's bytes go to disk and come back; a
+            storage that is larger takes twice its own size.
         checksum: keep a CRC-32C of what goes to disk.
         streams_of: the streams of a device, or None where tensors are in host memory already.
         wear: bounds what is written to disk.
@@ -70,6 +72,8 @@ class Tiers:
         self._movable: dict[torch.device, bool] = {}
         self._host: PinnedPool | None = None
         self._staging: PinnedPool | None = None
+        self._outgrown: list[PinnedPool] = []  # what went to disk through them comes back through
+        self._refused_nbytes = sys.maxsize  # of the smallest storage that there was no staging for
         self._writer: ThreadPoolExecutor | None = None
         self._trailing: OrderedDict[DeviceCopy, None] = OrderedDict()
         self._unwritten: list[tuple[int, OSError | None]] = []
@@ -80,6 +84,8 @@ class Tiers:
         """Host memory that copies take now."""
         host, staging = self._host, self._staging  # asked at every hook: no list is made
         used = 0 if host is None else host.used_nbytes
+        for pool in self._outgrown:
+            used += pool.used_nbytes
         return used if staging is None else used + staging.used_nbytes
 
     @property
@@ -281,26 +287,52 @@ class Tiers:
     ) -> Copy:
         if self._writer is None:
             self._writer = worker("dataeff-offload", kept=True)
-        if self._staging is None:
-            self._staging = PinnedPool(self._staging_bytes, streams)
+        staging = self._staging_for(storage.nbytes(), streams)
         assert self._spills is not None and self._writer is not None
         while True:
             try:
                 spill = (self._spills, self._writer)
-                copy = DeviceCopy(storage, self._staging, streams, spill, self._checksum)
+                copy = DeviceCopy(storage, staging, streams, spill, self._checksum)
             except OSError:
                 # Every copy that has staging memory and is on its way to disk gives it back soon.
                 if not self._trailing:
                     raise
                 with exposed("wait for store", storage.device):
                     self._settle(next(iter(self._trailing)), wait=True)
-                    self._staging.wait_for_copies()
                 continue
             self._trailing[copy] = None
             return copy
 
+    def _staging_for(self, nbytes: int, streams: Streams) -> PinnedPool:
+        """Staging memory with room for `nbytes`, twice as much where the present one has none.
+
+        Raises OSError(ENOSPC) when no more memory can be had, or pinned.
+        """
+        if self._staging is not None and nbytes <= self._staging.nbytes:
+            return self._staging
+        if nbytes <= self._staging_bytes:
+            self._staging = PinnedPool(self._staging_bytes, streams)
+            return self._staging
+        cause: Exception | None = None
+        if nbytes < self._refused_nbytes:
+            try:
+                larger = PinnedPool(2 * nbytes, streams)
+            except (OSError, RuntimeError) as error:
+                self._refused_nbytes, cause = nbytes, error
+            else:
+                if self._staging is not None:
+                    self._outgrown.append(self._staging)
+                self._staging = larger
+                return larger
+        raise OSError(
+            errno.ENOSPC,
+            f"{nbytes} bytes go to disk through twice as many of pinned memory, more than "
+            f"staging_bytes={self._staging_bytes}, and these cannot be had",
+        ) from cause
+
     def _pools(self) -> list[PinnedPool]:
-        return [pool for pool in (self._host, self._staging) if pool is not None]
+        pools = (self._host, self._staging, *self._outgrown)
+        return [pool for pool in pools if pool is not None]
 
     def _host_pool(self, streams: Streams) -> PinnedPool:
         if self._host is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
@@ -17,17 +17,32 @@ T = TypeVar("T")
 _MOST_UNDER_WAY = 16
 
 
-def over(transfers: Iterable[T], is_over: Callable[[T], bool]) -> list[T]:
+def over(
+    transfers: Iterable[T],
+    is_over: Callable[[T], bool],
+    queue_of: Callable[[T], Hashable] = lambda transfer: None,
+) -> list[T]:
     """Those of `transfers`, oldest first, that are over, up to the 16th that is not.
 
     They end in nearly the order in which they began. Looking at all of them at every hook would
     take a pass of many small storages time that grows with the square of their number.
+
+    Args:
+        transfers: oldest first.
+        is_over: asks, which of a device takes microseconds.
+        queue_of: what else a transfer is in order with: behind one that is not over, none is, nor
+            is it asked. None for what is in order with nothing.
     """
-    found, num_under_way = list[T](), 0
+    found, num_under_way, waiting = list[T](), 0, set[Hashable]()
     for transfer in transfers:
-        if is_over(transfer):
-            found.append(transfer)
-        elif (num_under_way := num_under_way + 1) == _MOST_UNDER_WAY:
+        if not waiting or queue_of(transfer) not in waiting:
+            if is_over(transfer):
+                found.append(transfer)
+                continue
+            if (queue := queue_of(transfer)) is not None:
+                waiting.add(queue)
+        num_under_way += 1
+        if num_under_way == _MOST_UNDER_WAY:
             break
     return found
 
@@ -41,6 +56,7 @@ class Load(Protocol):
 
     storage: torch.UntypedStorage
     shift: int  # where in `storage` the first byte of the saved one is
+    queue: Hashable  # of those with the same one, `done` is true in the order of begin; or None
 
     def done(self) -> bool:
         """Whether `finish` would return without waiting."""
@@ -65,6 +81,7 @@ class Copy(Protocol):
 
     tier: Tier
     host_nbytes: int  # host memory that the copy takes
+    queue: Hashable  # of those with the same one, `done` is true in the order of begin; or None
 
     def done(self) -> bool:
         """Whether `finish` would return without waiting."""
@@ -77,6 +94,9 @@ class Copy(Protocol):
 
     def cancel(self) -> bool:
         """Stops a transfer that has not begun; true when there will be no copy."""
+
+    def has_room(self) -> bool:
+        """Whether there is the host memory that `load` takes, so that it need not wait for it."""
 
     def load(self) -> Load:
         """Begins to bring the bytes back. The copy stays."""

@@ -96,3 +96,13 @@ def test_memory_that_the_device_still_copies_is_used_again_behind_that():
     with pytest.raises(OSError, match="no room"):
         pool.acquire(2 * MIB)
     pool.close()
+
+
+def test_a_hook_asks_for_one_transfer_of_each_stream(run):
+    """What was queued behind it has not ended either, and to ask takes microseconds."""
+    device, offload, _ = run(
+        2 * MIB / LAYER_S, 3, False, in_flight_bytes=64 * MIB, prefetch_bytes=64 * MIB
+    )
+    num_hooks = 3 * 2 * (NUM_LAYERS + 1)
+    assert offload.report().bytes_forwarded > 0
+    assert device.num_queries <= 4 * num_hooks

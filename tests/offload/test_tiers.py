@@ -2,7 +2,10 @@
 
 import errno
 import gc
+import multiprocessing
+import sys
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -539,3 +542,94 @@ def test_memory_that_may_not_be_locked_is_said_and_the_rest_goes_on(
     offload._cache.drain()
     report = offload.report()
     assert report.bytes_offloaded > 0 and report.saved_bytes == 0
+
+
+@pytest.mark.parametrize("staging_bytes", [MIB // 4, 2 * MIB])
+def test_a_storage_larger_than_staging_goes_to_disk_through_twice_its_size(
+    offload_of, gradients, assert_same, staging_bytes
+):
+    model = nn.Sequential(*[nn.Linear(256, 256) for _ in range(3)], nn.Linear(256, 768), nn.Tanh())
+    x = torch.randn(1024, 256)  # of the storages the last is of 3 MiB, the others of 1
+    expected = gradients(model, lambda: model(x).sum().backward())
+    offload = offload_of(model, staging_bytes=staging_bytes, in_flight_bytes=64 * MIB)
+
+    def step():
+        with offload:
+            loss = model(x).sum()
+            offload._cache.drain()
+            loss.backward()
+
+    assert_same(gradients(model, step), expected)
+    report = offload.report()
+    assert report.bytes_written == 6 * MIB and report.bytes_failed == 0
+    assert offload._tiers._staging.nbytes == 6 * MIB
+
+
+@pytest.mark.timeout(60)  # nothing ends while it waits
+def test_staging_that_cannot_grow_is_said_and_nothing_waits_for_it(
+    offload_of, late_streams, monkeypatch
+):
+    tiers = offload_of(nn.Identity(), staging_bytes=MIB)._tiers
+    small, large = (torch.zeros(n, dtype=torch.uint8).untyped_storage() for n in (MIB, 2 * MIB))
+    late_streams.open.clear()
+    try:
+        copy, tried = tiers.store(small), []
+        monkeypatch.setattr(late_streams, "pin", _refuse(tried))
+        for _ in range(2):
+            with pytest.raises(OSError, match=f"staging_bytes={MIB}"):
+                tiers.store(large)
+        assert len(tried) == 1 and copy.trailing
+    finally:
+        late_streams.open.set()
+    tiers.drain()
+    copy.release()
+
+
+def _refuse(tried):
+    def pin(buffer):
+        tried.append(buffer)
+        raise RuntimeError("raise the limit (ulimit -l)")
+
+    return pin
+
+
+def test_a_prefetch_takes_no_more_than_staging_has(offload_of, monkeypatch):
+    model, x = make_chain()
+    offload = offload_of(model, staging_bytes=2 * MIB, prefetch_bytes=16 * MIB)
+    with offload:
+        loss = model(x).sum()
+        offload._cache.drain()
+        gc.collect()
+        offload._tiers._staging.wait_for_copies()
+        offload.expect_backward()
+        assert len(offload._cache._incoming) == 2
+        loss.backward()
+        assert not offload._tiers._staging._pageable
+    assert offload.report().bytes_read > 2 * MIB
+
+
+def _exit_without(address):
+    gc.collect()
+    with open("/proc/self/maps") as maps:
+        spans = [[int(part, 16) for part in line.split()[0].split("-")] for line in maps]
+    sys.exit(any(first <= address < last for first, last in spans))
+
+
+@pytest.mark.parametrize("kind", ["host", "disk"])
+def test_a_forked_child_has_no_copy_of_pinned_memory_and_exits(offload_of, kind):
+    """Linux copies pinned pages at the fork: each worker of a loader would have all of them."""
+    model, x = make_chain()
+    offload = offload_of(model, **KINDS[kind])
+    with offload:
+        loss = model(x).sum()
+        pool = offload._tiers._pools()[0]._pool
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads
+            child = multiprocessing.get_context("fork").Process(
+                target=_exit_without, args=(pool.buffer.data_ptr,)
+            )
+            child.start()
+        child.join(60)
+        assert child.exitcode == 0
+        loss.backward()
+    assert offload.report().bytes_offloaded > 0
