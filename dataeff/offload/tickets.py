@@ -24,6 +24,7 @@ from dataeff.offload.hook_stack import in_force
 from dataeff.offload.regions import one_by_one
 
 _NBYTES = 8
+_ALIGNMENT = 16  # bytes, of which Inductor takes what an operator returns to begin at a multiple
 _numbers = itertools.count(1)  # which threads draw from without a lock
 
 library.define("leave(Tensor x) -> Tensor", tags=(*NO_REPLAY, torch.Tag.needs_exact_strides))
@@ -43,6 +44,7 @@ class _Left:
 
     def __init__(self, x: torch.Tensor) -> None:
         self._hooks = in_force()
+        x = _aligned(x)
         # An alias: with autograd away, as it is in a graph, others of `x` do not share its version.
         self._packed = x if self._hooks is None else self._hooks.pack(x.detach())
         self.number = ctypes.c_int64(next(_numbers))
@@ -55,6 +57,14 @@ class _Left:
         with one_by_one():
             back: torch.Tensor = self._hooks.unpack(self._packed)
         return back
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """`x`, or where it begins within a row of another value, a copy with the same gaps."""
+    if x.data_ptr() % _ALIGNMENT == 0:
+        return x
+    reach = 1 + sum((n - 1) * step for n, step in zip(x.size(), x.stride(), strict=True))
+    return x.as_strided((reach,), (1,)).clone().as_strided(x.size(), x.stride(), 0)
 
 
 _left: weakref.WeakValueDictionary[int, _Left] = weakref.WeakValueDictionary()

@@ -44,9 +44,9 @@ def compiled_anew():
 
 
 @pytest.fixture
-def chain():
+def chain(device):
     torch.manual_seed(0)
-    return Chain(), torch.randn(512, 64)
+    return Chain().to(device), torch.randn(512, 64).to(device)
 
 
 def step(model, x, offload=None):
@@ -61,6 +61,11 @@ def step(model, x, offload=None):
     return [p.grad.clone() for p in model.parameters()]
 
 
+def held_at_once(report, x):
+    """Where the model is; of a CPU also what goes to disk has no other place."""
+    return report.peak_saved_bytes if x.device.type == "cpu" else report.peak_held_bytes
+
+
 def test_a_whole_model_has_one_value_in_memory_at_a_time(chain, tmp_path, assert_same):
     model, x = chain
     whole = torch.compile(model, backend=eager)
@@ -72,7 +77,7 @@ def test_a_whole_model_has_one_value_in_memory_at_a_time(chain, tmp_path, assert
         assert_same(step(whole, x, offload), expected)
     report = offload.report()
     assert report.bytes_written >= 3 * 5 * NBYTES
-    assert report.peak_saved_bytes <= 3 * NBYTES
+    assert held_at_once(report, x) <= 3 * NBYTES
     assert report.saved_bytes == 0
     offload.close()
     assert_same(step(whole, x), expected)  # without an offload they are kept
@@ -91,16 +96,43 @@ def test_inductor_compiles_the_whole_with_the_same_bits(chain, tmp_path, assert_
     for _ in range(2):
         assert_same(step(whole, x, offload), expected)
     report = offload.report()
-    assert report.bytes_written >= 2 * 5 * NBYTES and report.peak_saved_bytes <= 3 * NBYTES
+    assert report.bytes_written >= 2 * 5 * NBYTES and held_at_once(report, x) <= 3 * NBYTES
+    offload.close()
+
+
+class Sliced(nn.Module):
+    """Saves what begins in the middle of a row of another value, as wide as `gaps` says."""
+
+    def __init__(self, gaps):
+        super().__init__()
+        self.gaps, self.up, self.down = gaps, nn.Linear(64, 257), nn.Linear(256, 64)
+
+    def forward(self, x):
+        h = self.up(x)
+        h = h[:, 1:] if self.gaps else h.flatten()[1 : 1 + 512 * 256].unflatten(0, (512, 256))
+        return self.down(h.sin()).square().mean()
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_a_value_that_begins_at_an_odd_address_is_moved_too(tmp_path, device, assert_same, gaps):
+    torch.manual_seed(0)
+    model, x = Sliced(gaps).to(device), torch.randn(512, 64).to(device)
+    expected = step(torch.compile(model), x)
+    torch._dynamo.reset()
+    whole = torch.compile(model, backend=compile_backend)
+    assert_same(step(whole, x), expected)
+    offload = ActivationOffload(whole, tmp_path, min_bytes=0)
+    assert_same(step(whole, x, offload), expected)
+    assert offload.report().bytes_written >= 512 * 256 * 4
     offload.close()
 
 
 def test_inputs_of_another_length_are_moved_too(chain, tmp_path, assert_same):
-    model, _ = chain
+    model, like = chain
     whole = torch.compile(model, backend=eager, dynamic=True)
     offload = ActivationOffload(whole, tmp_path, min_bytes=0)
     for length in (512, 384, 640):
-        x = torch.randn(2, length, 64)
+        x = torch.randn(2, length, 64).to(like.device)
         before = offload.report().bytes_packed
         assert_same(step(whole, x, offload), step(model, x))
         assert offload.report().bytes_packed - before >= 5 * x.nbytes
@@ -125,7 +157,7 @@ def test_a_graph_is_gone_back_twice_and_let_go(chain, tmp_path, assert_same):
     offload.close()
 
 
-def test_results_and_inputs_are_left_alone(tmp_path):
+def test_results_and_inputs_are_left_alone(tmp_path, device):
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -135,10 +167,10 @@ def test_results_and_inputs_are_left_alone(tmp_path):
             y = x @ self.weight
             return y, y.sin()
 
-    model = Two()
+    model = Two().to(device)
     whole = torch.compile(model, backend=eager)
     with ActivationOffload(whole, tmp_path, min_bytes=0) as offload:
-        y, z = whole(torch.randn(512, 64, requires_grad=True))
+        y, z = whole(torch.randn(512, 64, device=device, requires_grad=True))
         assert not tickets._left
         y.zero_()  # the caller's own, as autograd sees when it goes back
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
