@@ -97,8 +97,8 @@ class BlockProfiler:
     """Notes when each block's forward begins and ends and when its backward begins.
 
     The backward of a block is taken to last until the next thing noted: in a chain of blocks, the
-    backward of the one before it. Waits for transfers (`exposed_s`) are taken off. The device is
-    synchronised at each note, so profiled steps are slower, and only those.
+    backward of the one before it. Waits for transfers (`exposed_s`) are taken off. At each note the
+    host waits for the compute stream, so profiled steps are slower, and only those.
 
     Each step is told what was done with each block in it (`Trial`): what moving and recomputing
     add to a block is measured and not assumed.
@@ -281,7 +281,8 @@ class BlockProfiler:
 
     def _note(self, kind: str, name: str) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            # Not the device: what is copied beside the block is no part of it, until compute waits.
+            torch.cuda.current_stream(self._device).synchronize()
         self._notes.append((time.perf_counter(), self._exposed_s(), kind, name))
 
     def _on_enter(self, name: str) -> Any:

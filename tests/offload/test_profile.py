@@ -1,5 +1,7 @@
 """What the planner is told of the blocks: every action is measured by itself."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -141,6 +143,27 @@ def test_inputs_are_those_of_a_step_of_the_usual_size():
     profiler.remove()
     (profile,) = profiler.profiles({})
     assert profile.input_bytes == 48 * 4 * 4
+
+
+def test_a_block_lasts_until_its_stream_is_done_and_not_the_copies_beside_it(monkeypatch):
+    waited = []
+
+    def current_stream(device):
+        return SimpleNamespace(synchronize=lambda: waited.append(device))
+
+    def whole_device(device=None):
+        raise AssertionError("waits for the copies too")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", whole_device)
+    device, block = torch.device("cuda", 1), nn.Linear(4, 4)
+    profiler = BlockProfiler({"": block}, device, Exclusions(block))
+    profiler.install(lambda: 0.0)
+    profiler.begin()
+    block(torch.randn(2, 4)).sum().backward()
+    profiler.end({"": DISK})
+    profiler.remove()
+    assert waited == [device] * 5  # the step, forward, between, backward, the end
 
 
 @pytest.mark.parametrize(("peak", "told"), [(90, "+0 %"), (110, "+10 %"), (60, "-25 %")])
