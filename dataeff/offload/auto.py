@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import warnings
-from collections.abc import Container, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from dataeff.offload.followed import Followed
 from dataeff.offload.forwards import Forwards
 from dataeff.offload.likeness import Likeness
 from dataeff.offload.passes import Budgets, in_backward
-from dataeff.offload.planner import Action, ModuleProfile, Plan, TierRate, check_solver, plan
+from dataeff.offload.planner import Action, Plan, TierRate, check_solver
 from dataeff.offload.policy import SavedTensorInfo
 from dataeff.offload.profile import BlockProfiler, find_blocks, inside, trials
 from dataeff.offload.recompute import Changes, checkpoint
@@ -25,8 +26,9 @@ from dataeff.offload.report import ModuleBytes
 from dataeff.offload.rounds import Rounds
 from dataeff.offload.samples import Samples
 from dataeff.offload.scopes import is_compiled
-from dataeff.offload.simulate import Forecast, simulate
+from dataeff.offload.simulate import Forecast, Room
 from dataeff.offload.tiers import Tiers
+from dataeff.offload.windows import Setting, Windowed, plan_in
 
 _WARM_UP_STEPS = 2
 _STEPS_OF_A_KIND = 5  # of which the median counts: two that were disturbed do no harm
@@ -82,6 +84,7 @@ class AutoPolicy:
         self._said_larger = False
         self._num_plans = 0  # that were given up
         self.other_bytes = 0
+        self._cache: Callable[[], Any] = lambda: None
         self._start(0)
 
     def _start(self, num_steps: int) -> None:
@@ -97,6 +100,9 @@ class AutoPolicy:
         self.again_bytes = 0  # what backward saves, outside of the blocks
         self.plan: Plan | None = None
         self.forecast: Forecast | None = None
+        self._room: Room | None = None
+        self._behind = 0  # bytes that blocks keep since something was moved
+        self._before: int | None = None  # bytes held when the first block of the step saves
         self._num_large = 0  # steps too large for the plan, one after another
         self._followed: Followed | None = None  # since there is a plan
 
@@ -112,12 +118,27 @@ class AutoPolicy:
         if self.plan is not None:
             action = self.plan.action_of(info.scope)
             tier = {Action.HOST: Tier.HOST, Action.DISK: Tier.DISK}.get(action)
-            return tier or (self._too_large and _block_of(info.scope, self._blocks) is not None)
+            if tier is None and _block_of(info.scope, self._blocks) is None:
+                return False
+            if action is not Action.RECOMPUTE and not in_backward():
+                self._make_room(info.storage_nbytes, info.device, tier is not None)
+            return tier or self._too_large
         if self._samples.taking and not in_backward():
             name = _block_of(info.scope, self._blocks)
             if name is not None:
                 self._samples.note(name, info.storage_nbytes)
         return self._trial is None or _treated(self._trial, info.scope) is Action.DISK
+
+    def _make_room(self, nbytes: int, device: torch.device, moves: bool) -> None:
+        """A block saves a storage: others that are on their way out may have to leave before."""
+        room, cache = self._room, self._cache()
+        if room is None or cache is None:
+            return
+        if self._before is None:
+            self._before = cache.held.here_nbytes
+        self._behind = 0 if moves else self._behind + nbytes
+        most = room.most_bytes if moves else room.before_next(self._behind)
+        cache.make_room(int(self._before + most) - nbytes, device)
 
     @property
     def _too_large(self) -> bool:
@@ -142,6 +163,8 @@ class AutoPolicy:
         self.leave()  # what an interrupt in the middle of a beginning left on
         self._changes.forget()
         cache.poll()
+        self._cache = weakref.ref(cache)  # which has this policy
+        self._before = None
         if self._num_steps == _WARM_UP_STEPS and self._profiler is None and not self._blind:
             self._begin_trials(cache)
         if self._profiler is not None and self.plan is None:
@@ -304,45 +327,31 @@ class AutoPolicy:
             profiles[i] = replace(profile, parts=sample.parts.get(profile.name, ()))
             if profile.name in self._changed:
                 profiles[i] = replace(profiles[i], input_bytes=None)
-        budget = self._budget
-        if budget is not None:
-            budget = max(0.0, budget - self.other_bytes - self.again_bytes)
         rates = self._tiers.measure(self._device())
-        self.plan = plan(
-            profiles,
-            host=rates.get(Tier.HOST),
-            disk=rates.get(Tier.DISK),
-            memory_budget=budget,
-        )
         self._followed = Followed(cache.exposed_wait_s())
-        self._foresee(self.plan, rates, profiler.other_s(), cache)
+        self._follow(plan_in(self._setting(rates, profiler.other_s()), profiles), cache)
+        assert self.plan is not None
         if self.plan.keep_bytes and not profiler.saw_backward:
             self._warn(plan_warnings.of_no_backward())
         if not self.plan.fits:
             assert self._budget is not None and self.forecast is not None
-            if self.forecast.peak_bytes <= self._budget:  # played storage by storage, it does
-                self.plan = replace(self.plan, fits=True)
-                return
             self._warn(plan_warnings.of_no_plan(self._budget, self.forecast.peak_bytes))
 
-    def _foresee(self, plan: Plan, rates: dict[Tier, TierRate], other_s: float, cache: Any) -> None:
-        """Bounds what is in flight by the plan's working set, and simulates a step of it."""
-        moved = [
-            profile
-            for profile, action in zip(plan.profiles, plan.actions, strict=True)
-            if action in (Action.HOST, Action.DISK)
-        ]
-        budgets = self._bounded(moved)
-        cache.set_budgets(budgets)
-        of_round = simulate(
-            plan.profiles,
-            plan.actions,
+    def _setting(self, rates: dict[Tier, TierRate], other_s: float) -> Setting:
+        """What the plan of one round is made for."""
+        return Setting(
             {_ACTION_OF[tier]: rate for tier, rate in rates.items()},
-            in_flight=budgets.in_flight or 0,
-            prefetch=budgets.prefetch or 0,
-            other_s=other_s,
-            other_bytes=self.other_bytes,
+            None if self._budget is None else max(0.0, self._budget - self.again_bytes),
+            self._given,
+            other_s,
+            self.other_bytes,
         )
+
+    def _follow(self, made: Windowed, cache: Any) -> None:
+        """Sets what may be on its way, and foresees a step of all its rounds."""
+        self.plan, of_round = made.plan, made.forecast
+        self._room = made.room
+        cache.set_budgets(made.budgets)
         self.forecast = replace(
             of_round,
             step_s=of_round.step_s * self._num_rounds,
@@ -350,28 +359,6 @@ class AutoPolicy:
             peak_bytes=of_round.peak_bytes + self.again_bytes,
             seen_bytes=of_round.seen_bytes + self.again_bytes,
             prompt_bytes=of_round.prompt_bytes + self.again_bytes,
-        )
-
-    def _bounded(self, moved: Sequence[ModuleProfile]) -> Budgets:
-        """What may be in flight: as given, or the working set of a plan that moves `moved`.
-
-        That is the largest of them, but at least two storages, so that one is on its way while
-        another is in use. On the way out the storage that forward has just made comes on top, so
-        that one less may be on its way: the peak is the same then, whether the stores end in time
-        or as late as they may.
-
-        Within `memory_budget` the plan has room for no more than that, whatever is given.
-        """
-        largest = max((profile.largest_part for profile in moved), default=0)
-        working = max((profile.ahead_bytes for profile in moved), default=0)
-        given = (self._given.in_flight, self._given.prefetch)
-        if not working:
-            return Budgets(*given)
-        return Budgets(
-            *(
-                own if nbytes is None else nbytes if self._budget is None else min(nbytes, own)
-                for nbytes, own in zip(given, (working - largest, working), strict=True)
-            )
         )
 
     def _device(self) -> torch.device:

@@ -339,6 +339,14 @@ class TensorCache:
         with self._lock:
             self._outgoing.budget, self._incoming.budget = budgets.in_flight, budgets.prefetch
 
+    def make_room(self, most_nbytes: int, device: torch.device) -> None:
+        """Waits for the oldest stores of `device` while more than `most_nbytes` are held."""
+        with self._lock:
+            self._kept.settle()
+            while len(self._outgoing) and self.held.here_nbytes > most_nbytes:
+                with self.account.exposed("wait for store", device):
+                    self._outgoing._end_oldest()
+
     # ---- housekeeping ----------------------------------------------------------------------
 
     def poll(self) -> None:

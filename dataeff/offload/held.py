@@ -31,6 +31,11 @@ class HeldBytes:
         """Bytes of memory held for backward now, host memory of the tiers included."""
         return self._nbytes + self._tiers.used_nbytes
 
+    @property
+    def here_nbytes(self) -> int:
+        """The same without that of the tiers: what is held where the model is."""
+        return self._nbytes
+
     def add(self, nbytes: int) -> None:
         """Notes that `nbytes` more (fewer, when negative) are held."""
         self._nbytes += nbytes

@@ -38,6 +38,27 @@ class Forecast:
     prompt_bytes: float
 
 
+@dataclass(frozen=True)
+class Room:
+    """What forward may hold when it has made the modules that are kept behind all that are moved.
+
+    They take the room of what was on its way before, which has to have left by then.
+
+    Attributes:
+        most_bytes: that may be held.
+        behind_bytes: of these, bytes of those modules.
+        largest_bytes: of their storages.
+    """
+
+    most_bytes: float
+    behind_bytes: float
+    largest_bytes: float
+
+    def before_next(self, nbytes: float) -> float:
+        """The most that may be held when `nbytes` behind what moved are kept: more will come."""
+        return self.most_bytes - min(self.largest_bytes, max(0.0, self.behind_bytes - nbytes))
+
+
 @dataclass(eq=False)
 class _Part:
     """A stretch of one module's bytes on its way out and back."""
@@ -57,6 +78,7 @@ class _Step:
     in_flight: float
     prefetch: float
     late: bool  # whether no store ends before somebody waits for it
+    room: Room | None = None
     now_s: float = 0.0
     exposed_s: float = 0.0
     held: float = 0.0
@@ -65,12 +87,22 @@ class _Step:
     unseen: float = 0.0
     free_s: dict[Action, float] = field(default_factory=dict)
     leaving: deque[_Part] = field(default_factory=deque)
+    behind: float = 0.0  # bytes that were kept since something was moved
     coming: float = 0.0  # bytes that are in memory, or on their way to it, ahead of backward
 
     def hold(self, nbytes: float) -> None:
         self.held += nbytes
         self.peak = max(self.peak, self.held)
         self.seen = max(self.seen, self.held - self.unseen)
+
+    def keep(self, nbytes: float) -> None:
+        """A module that is kept saves so much; the oldest stores end, if need be."""
+        self.hold(nbytes)
+        if self.room is not None:
+            self.behind += nbytes
+            most = self.room.before_next(self.behind)
+            while self.leaving and self.held > most:
+                self._end_oldest()
 
     def wait_until(self, when_s: float) -> None:
         if when_s > self.now_s:
@@ -86,16 +118,20 @@ class _Step:
             if part.stored_s <= self.now_s:
                 self._gone(part)
 
+    def _end_oldest(self) -> None:
+        oldest = self.leaving[0]
+        self.wait_until(oldest.stored_s)
+        self._gone(oldest)
+
     def _gone(self, part: _Part) -> None:
         self.leaving.remove(part)
         self.held -= part.nbytes
 
     def store(self, part: _Part) -> None:
         """The part exists now; waits while more would be in flight than allowed."""
+        self.behind = 0.0
         while self.leaving and sum(p.nbytes for p in self.leaving) + part.nbytes > self.in_flight:
-            oldest = self.leaving[0]
-            self.wait_until(oldest.stored_s)
-            self._gone(oldest)
+            self._end_oldest()
         part.started_s = max(self.now_s, self.free_s.get(part.tier, 0.0))
         part.stored_s = part.started_s + part.nbytes / self.rates[part.tier].write
         self.free_s[part.tier] = part.stored_s
@@ -148,6 +184,7 @@ def simulate(
     *,
     in_flight: float,
     prefetch: float,
+    room: Room | None = None,
     other_s: float = 0.0,
     other_bytes: float = 0.0,
 ) -> Forecast:
@@ -159,11 +196,18 @@ def simulate(
         rates: of the tiers that take part.
         in_flight: bytes that may wait for their store to end.
         prefetch: bytes that may be brought back ahead of backward.
+        room: what is kept behind all that is moved waits for stores that leave too little of it.
         other_s: seconds of the step outside the modules.
         other_bytes: bytes that what lies outside the modules holds for backward.
     """
     prompt, late = (
-        _play(_Step(rates, in_flight, prefetch, late), profiles, actions, other_s, other_bytes)
+        _play(
+            _Step(rates, in_flight, prefetch, late, room),
+            profiles,
+            actions,
+            other_s,
+            other_bytes,
+        )
         for late in (False, True)
     )
     return Forecast(
@@ -200,8 +244,15 @@ def _play(
 
 
 def _forward(step: _Step, profile: ModuleProfile, action: Action) -> list[_Part]:
+    if action is Action.KEEP:
+        sizes = _sizes(profile)
+        step.hold(profile.saved_bytes - sum(sizes))
+        for nbytes in sizes:
+            step.compute(profile.forward_s * _share(nbytes, profile))
+            step.keep(nbytes)
+        return []
     step.hold(profile.kept_bytes(action))
-    if action in (Action.RECOMPUTE, Action.KEEP):
+    if action is Action.RECOMPUTE:
         step.compute(profile.forward_s)
         return []
     made = []
