@@ -208,7 +208,8 @@ def _planned(inputs: Inputs | None) -> Step:
     if find_spec("scipy") is None:
         raise Unavailable("the package scipy is not installed")
     kept = _kept_bytes(model, tokens, inputs.directory)
-    host_bytes = min(int(1.5 * (1 - SHARE_LEFT) * kept), available_bytes() // 4)
+    # What is on its way is in both places: more than the share that is not left is moved.
+    host_bytes = min(int(1.5 * kept), available_bytes() // 4)
     offload = dataeff.ActivationOffload(
         model, None, host_bytes, policy="auto", memory_budget=SHARE_LEFT * kept
     )
