@@ -13,6 +13,7 @@ from dataeff.rgnn.arena import Places, lives, passing_values, place
 from dataeff.rgnn.constants import ConstantSteps
 from dataeff.rgnn.gemm import typed_gemm, typed_gemm_dw, typed_gemm_sum, typed_sum
 from dataeff.rgnn.interpret import run_op
+from dataeff.rgnn.ir import Op
 from dataeff.rgnn.kernels_ir import Gemm, Schedule, Step, Traversal
 from dataeff.rgnn.memory_plan import last_uses, makes, overwritten, passing
 from dataeff.rgnn.products import NativeProducts
@@ -167,12 +168,20 @@ class Executor:
                 values[step.op] = args[here].add_(args[1 - here])
                 return
             types = [self.program[a].type for a in op.args]
-            if op.kind == "sum" and op.map.endswith("type") and not op.map.startswith("etype"):
+            if op.kind == "sum" and op.map.endswith("type") and not self._adds_by_index(op):
                 values[step.op] = _sum_by_type(args[0], op.map, view)
             elif op.kind == "einsum":
                 values[step.op] = weight_product(str(op.attrs[0]), *args)
             else:
                 values[step.op] = run_op(op, args, types, view, {}, like).contiguous()
+
+    def _adds_by_index(self, op: Op) -> bool:
+        """Whether a sum of rows of relations, which are few, is plain PyTorch's `index_add`.
+
+        A CPU takes it in one order and rounds once. A GPU takes it by atomic additions, in any
+        order, and rounds after each.
+        """
+        return op.map.startswith("etype.") and self.products is not None
 
     def _memory_of(self, value: int, view: View, memory: Memory, like: Tensor) -> Tensor:
         kind = self.program[value].type

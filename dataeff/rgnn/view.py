@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dataeff.rgnn import domains
+from dataeff.rgnn.sorting import sort_ids
 from dataeff.rgnn.structure import Segments, TypedRows
 from dataeff.rgnn.tilemap import TileMaps
 
@@ -53,6 +54,10 @@ class View:
 
     def segments(self, name: str) -> Segments:
         """For each row of the map's target, the rows that lead to it."""
+        if name.startswith("etype."):
+            types = self.index(name).to(self.graph.structure.dtype)
+            by_type = sort_ids(types, self._rows["ntype"])
+            return Segments(by_type.ptr[:-1], by_type.ptr[1:], by_type.order)
         found = self.graph.structure.segments(name)
         target, source = domains.map_target(name), domains.map_source(name)
         missing = self._rows[target] - found.begin.numel()
@@ -89,8 +94,14 @@ class View:
         return name == "dst.ntype" or (name == "node.ntype" and layout.whole)
 
     def typed_rows(self, domain: str, types: str) -> TypedRows:
-        """The rows of a domain by the types of another; kept by the graph for every layer."""
-        key = (domain, self._rows[domain], types, self._rows[types])
+        """The rows of a domain as a map leads them to types; kept by the graph for every layer.
+
+        Args:
+            domain: the map's source.
+            types: the rest of its name: a type domain, or the end of a relation whose type it is.
+        """
+        num_types = self._rows[domains.map_target(f"{domain}.{types}")]
+        key = (domain, self._rows[domain], types, num_types)
         return self.graph.structure.typed_rows(key, lambda: self._split_by_type(domain, types))
 
     def _split_by_type(self, domain: str, types: str) -> TypedRows:

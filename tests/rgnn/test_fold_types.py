@@ -1,18 +1,35 @@
 """Weights of node types times weights of relations: HGT's reordering."""
 
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataeff import rgnn
+from dataeff.rgnn.backend import Runner
+from dataeff.rgnn.ir import Builder, Type
 from dataeff.rgnn.passes.pipeline import OPTIONAL
-from dataeff.rgnn.plan import disabled_passes
+from dataeff.rgnn.plan import Plan, disabled_passes
 from dataeff.rgnn.text import render
+from dataeff.rgnn.view import View
 
 RELATIONS = [("a", "r", "b"), ("b", "s", "a"), ("b", "t", "b"), ("c", "u", "a"), ("a", "v", "c")]
 NODES = {"a": 300, "b": 500, "c": 40}
+
+
+@contextlib.contextmanager
+def running_on(name):
+    """Layers run on this backend, Triton's kernels in its interpreter."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setenv("DATAEFF_RGNN_BACKEND", name)
+        if name == "triton":
+            from dataeff.kernels import interpreter, typed_gemm
+
+            stack.enter_context(interpreter.interpreted(typed_gemm))
+        yield
 
 
 @rgnn.layer
@@ -97,7 +114,7 @@ def test_it_folds_for_one_head_and_not_where_heads_widen_the_product():
 
 def test_kernels_built_ahead_of_time_are_those_of_typed_edges():
     from dataeff.nn.published import PUBLISHED
-    from dataeff.rgnn.plan import Plan, Request, spec_of
+    from dataeff.rgnn.plan import Request, spec_of
 
     found = PUBLISHED["hgt"]
     shapes = found.shapes(100_000, 4, 64, 64, 1, 64)
@@ -110,6 +127,80 @@ def test_kernels_built_ahead_of_time_are_those_of_typed_edges():
         )
         ran.append("fold_types" in [n for n, _ in Plan(request, backend="triton").compiled.stages])
     assert ran == [False, True] and found.typed
+
+
+class AddedUpByIndex(TorchDispatchMode):
+    """Notes operators that a GPU carries out by atomic additions, in the order that they come."""
+
+    NAMES = ("index_add", "index_reduce", "scatter_add", "scatter_reduce", "bincount", "put")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.__name__.partition(".")[0].strip("_") in self.NAMES:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def many_relations(num_relations=40, edges=6):
+    """Relations from and to two types, as `Graph.from_typed` takes them."""
+    g = torch.Generator().manual_seed(0)
+    nodes = {"a": 900, "b": 700}
+    ends = [("a", "b") if k % 3 else ("b", "a") for k in range(num_relations)]
+    typed = {
+        (s, f"r{k}", d): torch.stack(
+            [torch.randint(nodes[n], (edges,), generator=g) for n in (s, d)]
+        )
+        for k, (s, d) in enumerate(ends)
+    }
+    return rgnn.Graph.from_typed(typed, nodes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("more_relations", [0, 3])
+@pytest.mark.parametrize("backend", ["cpp", "triton"])
+def test_relations_of_a_node_type_are_added_up_and_rounded_once(backend, more_relations, dtype):
+    if backend == "triton":
+        pytest.importorskip("triton")
+    graph = many_relations()
+    relations = 40 + more_relations
+    builder = Builder()
+    rows = builder.emit("input", attrs=("rows",), type=Type("etype", (3, 2)))
+    sums = [builder.emit("sum", rows, attrs=(f"etype.{end}_ntype",)) for end in ("src", "dst")]
+    x = torch.rand(relations, 3, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+    runner = Runner(builder.program(sums), dtype, "cpu", backend)
+    with running_on(backend):
+        got = runner(View(graph, (*graph.sizes[:5], relations, 2)), {"rows": x})
+    for found, ends in zip(got, graph.relation_ends, strict=True):
+        ends = torch.nn.functional.pad(ends, (0, more_relations))
+        want = x.new_zeros(2, 3, 2, dtype=torch.float64).index_add(0, ends, x.double())
+        # Half an ulp, and what float32 loses on the way. Triton's interpreter cuts bfloat16 off.
+        rtol = torch.finfo(dtype).eps * (1.01 if dtype.itemsize == 2 else 8)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), want, rtol=rtol, atol=0)
+
+
+def test_gradients_of_node_types_with_many_relations_in_half_precision():
+    pytest.importorskip("triton")
+    graph = many_relations()
+    g = torch.Generator().manual_seed(2)
+    projection, relation = (2, 4, 1, 4), (40, 1, 4, 4)
+    shapes = [(1600, 4), projection, (2, 1, 4), projection, projection, relation, relation]
+    half = [(torch.randn(s, generator=g) * 0.5).to(torch.bfloat16).requires_grad_() for s in shapes]
+    exact = [t.detach().double().requires_grad_() for t in half]
+    plan = Plan(hgt.plan(graph, *half).request, backend="triton")
+    assert "fold_types" in [name for name, _ in plan.compiled.stages]
+    view, args = View(graph, plan.sizes), [t.detach() for t in half]
+    with running_on("triton"), AddedUpByIndex() as added_up:
+        (y,), saved = plan.run_forward(view, args)
+        given = torch.randn(y.shape, generator=g).to(y)
+        have = plan.run_backward(view, [given], args, [y], saved)
+    assert not added_up.found
+    want = torch.autograd.grad(hgt(graph, *exact), exact, given.double())
+    for a, b in zip(have, want, strict=True):
+        assert (a - b).norm() < 2e-2 * b.norm()
 
 
 def test_it_takes_the_type_of_the_end_that_is_read():
@@ -144,8 +235,6 @@ def test_a_graph_of_mixed_relations_is_left_alone():
 def test_triton_kernels_of_the_folded_program(monkeypatch):
     pytest.importorskip("triton")
     from dataeff.rgnn.interpret import interpret
-    from dataeff.rgnn.plan import Plan
-    from dataeff.rgnn.view import View
 
     graph, args = problem(nodes={"a": 18, "b": 20, "c": 4}, edges=8)
     args = [a.detach().float() for a in args]
