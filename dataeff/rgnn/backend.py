@@ -24,6 +24,7 @@ from dataeff.rgnn.lower import lower
 from dataeff.rgnn.products import NativeProducts
 from dataeff.rgnn.schedule import Choice
 from dataeff.rgnn.view import View
+from dataeff.rgnn.wide_scores import dtype_in, wide_scores
 
 Run = Callable[[View, dict[str, Tensor]], list[Tensor]]
 BACKENDS = ("auto", "reference", "cpp", "triton")
@@ -55,6 +56,7 @@ class Runner:
         self.choice = choice or Choice()
         self.program = program
         self.dtype = dtype
+        self.wide = wide_scores(program)
         self.name = backend or choose(device)
         self.schedule: Schedule | None = None
         if self.name != "reference":
@@ -71,11 +73,17 @@ class Runner:
         return DENSE_KINDS
 
     def __call__(self, view: View, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """Outputs of the program, in the dtype of the inputs."""
+        """Outputs of the program, each in its dtype."""
         index = view.graph.structure.dtype
         if index not in self._compiled:
             self._compiled[index] = self._compile(index)
-        return self._compiled[index](view, inputs)
+        found = self._compiled[index](view, inputs)
+        outputs = self.program.outputs
+        return [v.to(self.dtype_of(o)) for v, o in zip(found, outputs, strict=True)]
+
+    def dtype_of(self, value: int) -> torch.dtype:
+        """The dtype of a value: that of the program, but for scores of a softmax."""
+        return dtype_in(self.dtype, value in self.wide)
 
     def _compile(self, index: torch.dtype) -> Run:
         if self.schedule is None:
@@ -91,7 +99,7 @@ class Runner:
             traversals = cpp_backend.CppTraversals(self.schedule, dtype, index, parts)
             products = NativeProducts(self.schedule, dtype, index)
             run = Executor(self.schedule, traversals, self.choice, products)
-            return run if native else partial(_in_float32, run, self.dtype)
+            return run if native else partial(_in_float32, run)
         except CompilerMissing as error:
             _warn_once(str(error))
             return partial(interpret, self.program)
@@ -118,12 +126,9 @@ def choose(device: str) -> str:
     return {"cpu": "cpp", "cuda": "triton"}.get(device, "reference")
 
 
-def _in_float32(
-    run: Run, dtype: torch.dtype, view: View, inputs: dict[str, Tensor]
-) -> list[Tensor]:
+def _in_float32(run: Run, view: View, inputs: dict[str, Tensor]) -> list[Tensor]:
     """Half precision on CPU: rows are widened once, and every sum is in float32."""
-    wide = {name: tensor.float() for name, tensor in inputs.items()}
-    return [value.to(dtype) for value in run(view, wide)]
+    return run(view, {name: tensor.float() for name, tensor in inputs.items()})
 
 
 @cache

@@ -72,14 +72,19 @@ def layer_reports(
     spec = spec_of(tuple(shapes), tuple((statics or {}).items()), typed=typed, choice=choice)
     wanted = (1 << len(shapes)) - 1
     request = Request(layer.id, spec, tuple(shapes.values()), dtype, "cuda", sizes, wanted)
-    plan = Plan(request, backend="triton")
-    for direction, runner in (
-        ("forward", plan.compiled.forward_runner),
-        ("backward", plan.compiled.backward_runner),
-    ):
+    plan = Plan(request, backend="triton").compiled
+    forward = plan.forward_runner
+    saved = {
+        f"saved:{k}": forward.dtype_of(value)
+        for k, value in enumerate(plan.forward.outputs[plan.num_outputs :])
+    }
+    for direction, runner in (("forward", forward), ("backward", plan.backward_runner)):
         if runner is None or runner.schedule is None:
             continue
-        for report in traversal_reports(runner.schedule, dtype, target, choice):
+        inputs = {str(op.attrs[0]): op.id for op in runner.program.inputs}
+        dtypes = {value: runner.dtype_of(value) for value in runner.wide}
+        dtypes |= {inputs[name]: kept for name, kept in saved.items() if name in inputs}
+        for report in traversal_reports(runner.schedule, dtype, target, choice, dtypes):
             yield StepReport(direction, *report)
         for report in product_reports(
             runner.schedule, plan.sizes, dtype, target, precision, choice
@@ -88,9 +93,16 @@ def layer_reports(
 
 
 def traversal_reports(
-    schedule: Schedule, dtype: torch.dtype, target: str = "sm_90", choice: Choice | None = None
+    schedule: Schedule,
+    dtype: torch.dtype,
+    target: str = "sm_90",
+    choice: Choice | None = None,
+    dtypes: Mapping[int, torch.dtype] | None = None,
 ) -> Iterator[tuple[str, dict[str, int], KernelReport]]:
-    """What each generated traversal walks over, its sizes, and what it uses on `target`."""
+    """What each generated traversal walks over, its sizes, and what it uses on `target`.
+
+    `dtypes` are those of values that are not of `dtype`.
+    """
     from dataeff.rgnn.triton import backend as triton_backend
 
     module = load_kernels(triton_backend.generate(schedule, dtype, choice))
@@ -98,7 +110,8 @@ def traversal_reports(
         step = schedule.steps[number]
         assert isinstance(step, Traversal)
         kinds = [
-            f"*{TRITON_NAMES[dtype]}" if kind == "value" else "*i32" for kind, _ in kernel.arguments
+            f"*{TRITON_NAMES[(dtypes or {}).get(what, dtype)]}" if isinstance(what, int) else "*i32"
+            for _, what in kernel.arguments
         ]
         work = f"traversal over {step.center}" + (f" along {step.map}" if step.map else "")
         short = {"block_rows": kernel.block, "num_warps": kernel.num_warps}

@@ -22,6 +22,7 @@ from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.triton.tiles import GemmSchedule
 from dataeff.rgnn.view import View
 from dataeff.rgnn.weight_products import weight_product
+from dataeff.rgnn.wide_scores import dtype_in, wide_scores
 
 NO_PLACES = Places({}, 0)
 KEPT_PLACES = 64  # plans of memory, one for each size of graphs that a program has run on
@@ -89,6 +90,7 @@ class Executor:
             for n, step in enumerate(schedule.steps)
             if isinstance(step, Traversal)
         }
+        self.wide = wide_scores(schedule.program)
         self.overwrites = overwritten(schedule)
         self.passing = passing(schedule)
         self.passing_values = passing_values(schedule)
@@ -152,8 +154,9 @@ class Executor:
     ) -> None:
         if isinstance(step, Traversal):
             for sink in self.kept[number]:
-                if number in self.overwrites:
-                    values[sink] = values[self.overwrites[number]]
+                over = values.get(self.overwrites.get(number, -1))
+                if over is not None and over.dtype == dtype_in(like.dtype, sink in self.wide):
+                    values[sink] = over
                     continue
                 values[sink] = self._memory_of(sink, view, memory, like)
             self.run_traversal(number, step, view, values)
@@ -186,6 +189,9 @@ class Executor:
     def _memory_of(self, value: int, view: View, memory: Memory, like: Tensor) -> Tensor:
         kind = self.program[value].type
         shape = (view.num_rows(kind.domain), *kind.shape)
+        dtype = dtype_in(like.dtype, value in self.wide)
+        if dtype != like.dtype:
+            like = like.new_empty(0, dtype=dtype)
         return memory.tensor(value, shape, like, stays=value not in self.passing)
 
     def _operand(self, value: int, values: dict[int, Tensor], like: Tensor) -> Tensor:

@@ -136,11 +136,13 @@ def _example(size: Any) -> int:
 
 
 def _empty(plan: Plan, position: int, like: Tensor, sizes: Sequence[int]) -> Tensor:
-    kind = plan.compiled.forward[plan.compiled.forward.outputs[position]].type
+    value = plan.compiled.forward.outputs[position]
+    kind = plan.compiled.forward[value].type
     if kind.domain == "one":
         return like.new_empty(kind.shape)
     known = (*sizes[:NUM_COUNTS], *plan.sizes[NUM_COUNTS:])
-    return like.new_empty((View.rows_of(known, kind.domain), *kind.shape))
+    dtype = plan.compiled.forward_runner.dtype_of(value)
+    return like.new_empty((View.rows_of(known, kind.domain), *kind.shape), dtype=dtype)
 
 
 def _distinct(values: Sequence[Tensor], others: Sequence[Tensor | None]) -> list[Tensor]:

@@ -123,3 +123,41 @@ def test_a_score_that_is_no_number_spoils_its_whole_destination(backend):
         score[spoilt] = torch.nan
         y = weights(graph, score)
         assert y[:32].isnan().all() and torch.equal(y[32:], torch.full((8,), 1 / 8))
+
+
+@rgnn.layer
+def attend_by_products(g, query, key, value):
+    score = rgnn.dot(g.src(key), g.dst(query))
+    return g.sum(rgnn.edge_softmax(score) * g.src(value))
+
+
+@pytest.mark.parametrize("backend", ["cpp", "triton"], indirect=True)
+@pytest.mark.parametrize("off", [(), ("fuse",)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("products", [False, True])
+def test_backward_has_the_weights_of_forward_in_half_precision(
+    backend, products, dtype, off, small, monkeypatch
+):
+    """A largest score of 200 that is rounded puts all weights of its destination off by 60 %."""
+    value = torch.randn(NODES, 2)
+    if products:
+        near = [(5 + torch.randn(NODES, 8) / 16).to(dtype) for _ in range(2)]
+        layer, args = attend_by_products, [*near, value.to(dtype)]
+    else:
+        layer, args = attend, [(200 + 4 * torch.randn(EDGES)).to(dtype), value.to(dtype)]
+    y, *got = _results(layer, small, args, off)
+    monkeypatch.setenv("DATAEFF_RGNN_BACKEND", "reference")
+    z, *want = _results(layer, small, [t.double() for t in args], off)
+    # Not the query's gradient: terms that cancel are left of it, and half precision rounds them.
+    first = 1 if products else 0
+    for a, b in zip([y, *got[first:]], [z, *want[first:]], strict=True):
+        assert a.dtype == dtype
+        assert (a.double() - b).norm() < 0.03 * b.norm()
+
+
+def _results(layer, graph, args, off):
+    args = [t.clone().requires_grad_() for t in args]
+    with disabled_passes(*off):
+        y = layer(graph, *args)
+        given = torch.randn(y.shape, generator=torch.Generator().manual_seed(2)).to(y)
+        return [y, *torch.autograd.grad(y, args, given)]
