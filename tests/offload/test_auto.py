@@ -430,7 +430,7 @@ def test_a_bus_is_rated_by_the_device_s_clock(tmp_path):
         def pin(self, buffer):
             pass
 
-        unpin = pin
+        unpin = reuse_after = pin
 
     tiers = Tiers(None, 1 << 20, 1 << 20, False, lambda device: Stamped())
     rate = tiers.measure(torch.device("cpu"))[Tier.HOST]

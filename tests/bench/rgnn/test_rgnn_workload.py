@@ -70,7 +70,8 @@ def test_sums_agree_by_their_largest_element():
     case = rgnn._case(Options(quick=True), "RGATConv", SMALL, 16, training=True)
     y, k = torch.ones(3), torch.tensor([20.0, 0.01])
     case.assert_same({"y": y, "k": k}, {"y": y, "k": k + 1e-3})
-    for wrong in ({"y": y + 3e-3, "k": k}, {"y": y, "k": k + torch.tensor([0.0, 3e-3])}):
+    case.assert_same({"y": y, "k": k}, {"y": y, "k": k + torch.tensor([0.0, 0.03])})  # a kink
+    for wrong in ({"y": y + 3e-3, "k": k}, {"y": y, "k": k + torch.tensor([0.0, 0.06])}):
         with pytest.raises(AssertionError, match=r"^[yk]: "):
             case.assert_same({"y": y, "k": k}, wrong)
     with pytest.raises(AssertionError, match="instead of"):
