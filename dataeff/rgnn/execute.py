@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 
+import torch
 from torch import Tensor
 
 from dataeff.memory.huge_pages import on_huge_pages
@@ -22,7 +23,7 @@ from dataeff.rgnn.structure import TypedRows
 from dataeff.rgnn.triton.tiles import GemmSchedule
 from dataeff.rgnn.view import View
 from dataeff.rgnn.weight_products import weight_product
-from dataeff.rgnn.wide_scores import dtype_in, wide_scores
+from dataeff.rgnn.wide_scores import HALF, dtype_in, wide_scores
 
 NO_PLACES = Places({}, 0)
 KEPT_PLACES = 64  # plans of memory, one for each size of graphs that a program has run on
@@ -99,7 +100,8 @@ class Executor:
 
     def _places(self, view: View, like: Tensor) -> Places:
         """Where large values that pass stand in one block of host memory."""
-        if like.device.type != "cpu":
+        # In half precision some values are in float32, which only Triton's interpreter meets here.
+        if like.device.type != "cpu" or like.dtype in HALF:
             return NO_PLACES
         item_size = like.element_size()
         key = view.sizes, item_size
@@ -155,14 +157,16 @@ class Executor:
         if isinstance(step, Traversal):
             for sink in self.kept[number]:
                 over = values.get(self.overwrites.get(number, -1))
-                if over is not None and over.dtype == dtype_in(like.dtype, sink in self.wide):
+                dtype = dtype_in(like.dtype, sink in self.wide)
+                if over is not None and over.dtype == dtype:
                     values[sink] = over
                     continue
-                values[sink] = self._memory_of(sink, view, memory, like)
+                alike = like if dtype == like.dtype else like.new_empty(0, dtype=dtype)
+                values[sink] = self._memory_of(sink, view, memory, alike)
             self.run_traversal(number, step, view, values)
         elif isinstance(step, Gemm):
             run = self._gemm if step.scatter is None else self._added_up
-            values[step.op] = run(number, step, view, values, memory)
+            values[step.op] = run(number, step, view, self._as(like.dtype, step, values), memory)
         else:
             op = self.program[step.op]
             args = [self._operand(a, values, like) for a in op.args]
@@ -186,12 +190,14 @@ class Executor:
         """
         return op.map.startswith("etype.") and self.products is not None
 
+    def _as(self, dtype: torch.dtype, step: Gemm, values: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The values, with what a product reads in its dtype: scores may be wider."""
+        read = [v for v in self.schedule.reads(step) if v in values and values[v].dtype != dtype]
+        return values | {v: values[v].to(dtype) for v in read} if read else values
+
     def _memory_of(self, value: int, view: View, memory: Memory, like: Tensor) -> Tensor:
         kind = self.program[value].type
         shape = (view.num_rows(kind.domain), *kind.shape)
-        dtype = dtype_in(like.dtype, value in self.wide)
-        if dtype != like.dtype:
-            like = like.new_empty(0, dtype=dtype)
         return memory.tensor(value, shape, like, stays=value not in self.passing)
 
     def _operand(self, value: int, values: dict[int, Tensor], like: Tensor) -> Tensor:

@@ -14,25 +14,31 @@ from __future__ import annotations
 import torch
 
 from dataeff.rgnn.ir import Program
+from dataeff.rgnn.lower import SMALL_PRODUCT
 from dataeff.rgnn.memory_plan import ELEMENTWISE
 
 HALF = (torch.bfloat16, torch.float16)
 _TOTALS = ("top", "logsum")
+_ALIKE = ("gather", "reshape")
+_PRODUCTS = ("reduce", "linear", "sum")
 
 
 def wide_scores(program: Program) -> frozenset[int]:
     """The largest scores and logsumexps, and what exponentials and they are taken of.
 
-    Of the latter the edges' values, back to the inner product or whatever else is no elementwise
-    operation: what that reads is rounded, or not, in forward and in backward alike.
+    Of the latter all small values, back to the products: what these read is rounded, or not, in
+    forward and in backward alike. A product itself is as wide as its backend makes it.
     """
     found = {op.id for op in program.ops if op.kind in _TOTALS}
     stack = [a for op in program.ops if op.kind in (*_TOTALS, "exp") for a in op.args]
     while stack:
         op = program[stack.pop()]
-        if op.type.domain == "edge" and op.kind in (*ELEMENTWISE, "reduce") and op.id not in found:
+        goes_on = op.kind in (*ELEMENTWISE, *_ALIKE)
+        if op.id in found or op.type.numel > SMALL_PRODUCT:
+            continue
+        if goes_on or op.kind in _PRODUCTS:
             found.add(op.id)
-            stack += op.args if op.kind != "reduce" else ()
+            stack += op.args if goes_on else ()
     return frozenset(found)
 
 
