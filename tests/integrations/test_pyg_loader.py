@@ -16,6 +16,7 @@ from torch_geometric.sampler import NumNeighbors
 
 import dataeff
 from dataeff.integrations.pyg import LinkNeighborLoader, NeighborLoader
+from dataeff.integrations.pyg.sampler import PyGNeighborSampler
 
 NUM_NODES, NUM_EDGES = 200, 1500
 
@@ -708,3 +709,15 @@ def test_flags_are_bools(flag):
     data = Data(x=torch.randn(4, 2), edge_index=torch.tensor([[0, 1], [1, 2]]))
     with pytest.raises(TypeError, match=f"{flag}='no' is neither True nor False"):
         NeighborLoader(data, [2], **{flag: "no"})
+
+
+def test_a_graph_that_no_gpu_can_read_is_sampled_on_the_host_with_the_reason(monkeypatch):
+    data = Data(edge_index=torch.randint(20, (2, 60)), num_nodes=20)
+    sampler = PyGNeighborSampler(data, [2])
+
+    def refuse(device):
+        raise RuntimeError("the locked-memory limit is 64 KiB")
+
+    monkeypatch.setattr(sampler.sampler, "on_device", refuse)
+    with pytest.warns(RuntimeWarning, match="sampled on the host.*locked-memory limit is 64 KiB"):
+        assert not sampler.samples_on(torch.device("cpu"))

@@ -26,7 +26,6 @@ from dataeff.features.adaptive import AdaptivePlacement
 from dataeff.features.gather import gather
 from dataeff.features.hot import HotTier
 from dataeff.sampling import CSCGraph, NeighborSampler
-from dataeff.sampling.on_device import DeviceSampler
 
 SEEDS = range(1, 1 + int(os.environ.get("PRETENDED_CUDA_SEEDS", "4")))
 ROWS, WIDTH, NUM_HOT = 900, 24, 96
@@ -691,78 +690,6 @@ def test_threads_of_a_loader_deliver_to_whoever_takes_the_batches(late, x, kind,
                     assert torch.equal(rows.cpu(), x[n_id.cpu()]), seed
                     assert edge_index.max() < len(n_id)
             table.check()
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("per_worker", [True, False])
-@pytest.mark.parametrize("what", ["nodes", "mask", "timed", "typed", "links", "bidirectional"])
-def test_pyg_s_loader_samples_on_the_gpu_that_its_seeds_are_on(
-    late, x, monkeypatch, per_worker, num_workers, what
-):
-    """Batches are those of seeds on the host."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        data_module = pytest.importorskip("torch_geometric.data")
-        from dataeff.integrations.pyg import LinkNeighborLoader, NeighborLoader
-    late(SEEDS[-1])
-    edges, options = torch.randint(ROWS, (2, 4000)), {}
-    ids = torch.randperm(ROWS)[:90]
-    drawn = []
-
-    def sample_there(self, *arguments):
-        drawn.append(self.device)
-        return real(self, *arguments)
-
-    real = DeviceSampler.sample
-    monkeypatch.setattr(DeviceSampler, "sample", sample_there)
-
-    def batches(where):
-        torch.manual_seed(0)
-        seeds, make = ids.to(where), NeighborLoader
-        data = data_module.Data(x=table, edge_index=edges, y=torch.arange(ROWS))
-        data.num_nodes, data.edge_attr = ROWS, torch.arange(4000)
-        if what == "mask":
-            seeds = (torch.arange(ROWS) < 80).to(where)
-        elif what == "timed":
-            options.update(time_attr="y", input_time=torch.full((90,), 400))
-        elif what == "typed":
-            data = data_module.HeteroData(a={"x": table}, b={"num_nodes": ROWS})
-            data["a", "to", "b"].edge_index = data["b", "to", "a"].edge_index = edges
-            seeds = ("b", seeds)
-        elif what == "links":
-            make, seeds = LinkNeighborLoader, edges[:, :90].to(where)
-            options.update(neg_sampling="binary")
-        elif what == "bidirectional":
-            options.update(subgraph_type="bidirectional")
-        name = "edge_label_index" if what == "links" else "input_nodes"
-        loader = make(
-            data,
-            [4, 3],
-            **{name: seeds},
-            batch_size=30,
-            num_workers=num_workers,
-            filter_per_worker=per_worker,
-            device="cuda",
-            **options,
-        )
-        with torch.cuda.stream(torch.cuda.Stream()):
-            found = [batch.clone() for batch in loader]
-            torch.cuda.synchronize()
-        return found
-
-    with FeatureTable(x) as table:
-        expected = batches("cpu")
-        assert not drawn
-        found = batches("cuda")
-        assert len(drawn) == len(found) == len(expected) == 3
-    for one, other in zip(found, expected, strict=True):
-        assert one.keys() == other.keys()
-        for store, right in zip(one.stores, other.stores, strict=True):
-            for key, value in store.items():
-                if isinstance(value, torch.Tensor):
-                    assert value.is_cuda and torch.equal(value, right[key]), key
-                else:
-                    assert value == right[key], key
 
 
 # --- rows that learn ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,10 +144,19 @@ class PyGNeighborSampler(BaseSampler):  # type: ignore[misc]
         return self._directed(drawn)
 
     def samples_on(self, device: torch.device) -> bool:
-        """Whether kernels of the GPU can read the graph, which is registered for them."""
+        """Whether kernels of the GPU can read the graph, which is registered for them.
+
+        Warns, with the reason, where they cannot.
+        """
         try:
             self.sampler.on_device(torch.empty(0, device=device).device)
-        except RuntimeError:  # as where the core or the system has no registration
+        except RuntimeError as error:
+            warnings.warn(
+                f"seeds on {device} are sampled on the host, since the graph cannot be read from "
+                f"there: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return False
         return True
 
